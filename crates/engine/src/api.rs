@@ -1,0 +1,212 @@
+//! What faces ask of the engine, and what it answers.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use portolan_model::{
+    Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Link, Mac, Name, Network, NetworkMode, ProcessId,
+    Publication, PublishSpec,
+};
+use portolan_plan::{Element, Step};
+
+/// A network to be made.
+#[derive(Debug, Clone)]
+pub struct NetworkRequest {
+    /// Its name.
+    pub name: Name,
+    /// What carries it.
+    pub driver: Driver,
+    /// Subnets asked for, of any family; a family without one is given one, if enabled.
+    pub subnets: Vec<IpNet>,
+    /// Gateways, each inside one of the subnets.
+    pub gateways: Vec<IpAddr>,
+    /// Where leases come from, each inside one of the subnets.
+    pub ranges: Vec<IpNet>,
+    /// Addresses never leased.
+    pub aux: BTreeMap<String, IpAddr>,
+    /// No way out.
+    pub internal: bool,
+    /// Whether it speaks IPv4.
+    pub ipv4: bool,
+    /// Whether it speaks IPv6.
+    pub ipv6: bool,
+    /// Options as given.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NetworkRequest {
+    /// A bridge network of both families with all defaults.
+    pub fn new(name: Name) -> Self {
+        Self {
+            name,
+            driver: Driver::Bridge,
+            subnets: Vec::new(),
+            gateways: Vec::new(),
+            ranges: Vec::new(),
+            aux: BTreeMap::new(),
+            internal: false,
+            ipv4: true,
+            ipv6: true,
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// An endpoint to be made.
+#[derive(Debug, Clone)]
+pub struct EndpointRequest {
+    /// The network's name, id or unique start of its id.
+    pub network: String,
+    /// The IPv4 address asked for.
+    pub ip: Option<Ipv4Addr>,
+    /// The IPv6 address asked for.
+    pub ip6: Option<Ipv6Addr>,
+    /// The MAC asked for.
+    pub mac: Option<Mac>,
+    /// The interface name asked for.
+    pub ifname: Option<IfName>,
+    /// Names on this network besides the container's own.
+    pub aliases: Vec<Name>,
+    /// Names for others that only this container sees.
+    pub links: Vec<Link>,
+    /// Which endpoint gives the default route: the highest number.
+    pub gateway_priority: i32,
+}
+
+impl EndpointRequest {
+    /// An endpoint on `network` with all defaults.
+    pub fn new(network: impl Into<String>) -> Self {
+        Self {
+            network: network.into(),
+            ip: None,
+            ip6: None,
+            mac: None,
+            ifname: None,
+            aliases: Vec::new(),
+            links: Vec::new(),
+            gateway_priority: 0,
+        }
+    }
+}
+
+/// A container to be made known, with its sandbox, endpoints and ports, all or nothing.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// The name; one made of the id when none is given.
+    pub name: Option<Name>,
+    /// The identity, for faces whose callers bring one.
+    pub id: Option<Id>,
+    /// Who made the namespace.
+    pub kind: ContainerKind,
+    /// Whose network stack; endpoints only with [`NetworkMode::Own`].
+    pub mode: NetworkMode,
+    /// Where the namespace is (`/run/netns/x`, `/proc/PID/ns/net`); none for a mode without one of its own.
+    pub netns: Option<PathBuf>,
+    /// The container's first process, if known.
+    pub process: Option<ProcessId>,
+    /// Endpoints, in order.
+    pub endpoints: Vec<EndpointRequest>,
+    /// Ports to publish.
+    pub publish: Vec<PublishSpec>,
+    /// Publish all exposed ports on free host ports.
+    pub publish_all: bool,
+    /// Declared ports.
+    pub exposed: Vec<ExposedPort>,
+    /// Its host name.
+    pub hostname: Option<HostName>,
+    /// What runs in it.
+    pub command: Vec<String>,
+    /// Its resolver configuration.
+    pub dns: DnsConfig,
+    /// Extra lines of its hosts file.
+    pub hosts: Vec<HostEntry>,
+    /// Sysctls `net.*` inside it.
+    pub sysctls: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Removed as soon as its process ends.
+    pub auto_remove: bool,
+}
+
+impl AttachRequest {
+    /// A namespace that somebody else made, on `networks`.
+    pub fn namespace(netns: impl Into<PathBuf>) -> Self {
+        Self {
+            name: None,
+            id: None,
+            kind: ContainerKind::Attached,
+            mode: NetworkMode::Own,
+            netns: Some(netns.into()),
+            process: None,
+            endpoints: Vec::new(),
+            publish: Vec::new(),
+            publish_all: false,
+            exposed: Vec::new(),
+            hostname: None,
+            command: Vec::new(),
+            dns: DnsConfig::default(),
+            hosts: Vec::new(),
+            sysctls: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            auto_remove: false,
+        }
+    }
+}
+
+/// A container with everything that belongs to it.
+#[derive(Debug, Clone)]
+pub struct ContainerInfo {
+    /// The container.
+    pub container: Container,
+    /// Its endpoints with their networks, in the order they were made.
+    pub endpoints: Vec<(Endpoint, Network)>,
+    /// Its published ports.
+    pub publications: Vec<Publication>,
+    /// Whether its namespace (or, for a mode without one, its process) is there.
+    pub alive: bool,
+}
+
+/// A network with who is on it.
+#[derive(Debug, Clone)]
+pub struct NetworkInfo {
+    /// The network.
+    pub network: Network,
+    /// Its endpoints with the names of their containers.
+    pub endpoints: Vec<(Endpoint, Name)>,
+}
+
+/// What `gc`, `reconcile` and the like did.
+#[derive(Debug, Clone, Default)]
+pub struct Repaired {
+    /// Containers whose namespace was gone.
+    pub containers: Vec<Name>,
+    /// Half-made or half-removed rows that were taken down.
+    pub rows: usize,
+    /// What was changed in the kernel.
+    pub steps: Vec<Step>,
+    /// What could not be.
+    pub failures: Vec<String>,
+}
+
+/// Which rules to explain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RulesOf {
+    /// All of them.
+    Everything,
+    /// A network's or a container's, by name or id.
+    Named(String),
+}
+
+/// Elements of the ruleset as the kernel holds them, with the table's name.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The name of our tables.
+    pub table: String,
+    /// The elements, by set.
+    pub elements: Vec<Element>,
+}

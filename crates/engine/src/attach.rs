@@ -1,0 +1,431 @@
+//! Endpoints: attach and detach a container, connect it to and disconnect it from single networks.
+
+use std::net::IpAddr;
+
+use portolan_model::{
+    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Name, Network, NetworkMode, Phase, Sandbox,
+};
+use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
+
+use crate::api::{AttachRequest, ContainerInfo, EndpointRequest};
+use crate::engine::{Engine, meta};
+use crate::error::{Error, Result};
+use crate::ipam;
+use crate::kernel::Kernel;
+use crate::store::{Durability, PublicationRow, Store, Tx};
+
+/// A Linux bridge has at most this many ports (`BR_MAX_PORTS`, net/bridge/br_private.h: 10 bits, port 0 unused).
+const BRIDGE_PORTS: usize = 1023;
+
+impl<S: Store, K: Kernel> Engine<S, K> {
+    /// Makes a container known and gives its namespace endpoints and published ports, all or nothing.
+    ///
+    /// When this returns, the addresses answer and the ports are open.
+    ///
+    /// # Errors
+    /// Whatever is malformed, taken, exhausted or refused by the kernel; nothing has changed then.
+    pub fn attach(&self, request: &AttachRequest) -> Result<ContainerInfo> {
+        let sandbox = match &request.netns {
+            Some(path) => Some(self.kernel.sandbox(path).map_err(|source| Error::Kernel { doing: "attach".to_owned(), source })?),
+            None => None,
+        };
+        let guard = self.begin()?;
+        self.ensure_store(&guard)?;
+        let id = request.id.unwrap_or_else(|| self.random_id());
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => id.short().parse().expect("hexadecimal digits are a name"),
+        };
+        self.free_name(&guard, &name, sandbox.as_ref())?;
+        let container = Container {
+            id,
+            name,
+            kind: request.kind,
+            mode: request.mode.clone(),
+            process: request.process,
+            supervisor: None,
+            state: if request.kind == ContainerKind::Attached { ContainerState::Running } else { ContainerState::Created },
+            sandbox,
+            hostname: request.hostname.clone(),
+            command: request.command.clone(),
+            exposed: request.exposed.clone(),
+            dns: request.dns.clone(),
+            hosts: request.hosts.clone(),
+            sysctls: request.sysctls.clone(),
+            labels: request.labels.clone(),
+            auto_remove: request.auto_remove,
+            boot: self.kernel.boot(),
+            created: self.kernel.now(),
+            phase: self.owner(),
+        };
+        if request.mode != NetworkMode::Own && (!request.endpoints.is_empty() || !request.publish.is_empty()) {
+            let why = "has no network of its own: it can neither be connected nor publish ports";
+            return Err(Error::WrongMode { container: container.name.to_string(), why });
+        }
+
+        let tx = self.store.write(&guard)?;
+        if tx.container(id)?.is_some() {
+            return Err(Error::NameTaken { what: "container", name: id.to_string() });
+        }
+        let before = self.base(&tx)?;
+        tx.put_container(&container)?;
+        let mut networks: Vec<Network> = Vec::new();
+        let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
+        let mut around = before;
+        for wanted in &request.endpoints {
+            let network = self.plan_endpoint(&tx, &mut view, wanted)?;
+            // Somebody is on it already: its objects are there. Ours is the first otherwise, and brings them.
+            if network.is_predefined() && tx.endpoint_count(network.id, 2)? > 1 {
+                around.extend(self.network_objects(&network));
+            } else if !network.is_predefined() {
+                around.extend(self.network_objects(&network));
+            }
+            networks.push(network);
+        }
+        let publications = self.plan_publications(&tx, &view, &request.publish, request.publish_all.then_some(&request.exposed[..]))?;
+        for publication in &publications {
+            tx.put_publication(&PublicationRow { container: view.container.id, publication: *publication, phase: self.owner() })?;
+        }
+        view.publications = publications;
+        let mut after = self.surroundings(&tx, &networks)?;
+        after.extend(self.container_objects(&view));
+        tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
+        tx.commit(Durability::Process)?;
+
+        let steps = diff(&after, &around);
+        let doing = || match networks.as_slice() {
+            [] => format!("attach `{}`", view.container.name),
+            networks => format!("attach `{}` to `{}`", view.container.name, networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("`, `")),
+        };
+        if let Err(error) = self.apply(&guard, &steps, doing) {
+            let tx = self.store.write(&guard)?;
+            self.delete_rows(&tx, &view)?;
+            tx.commit(Durability::Process)?;
+            return Err(explain_full_bridge(error, &networks));
+        }
+        self.forget_flows(&view.publications);
+        self.settle(&guard, &mut view)?;
+        Ok(ContainerInfo { container: view.container, endpoints: view.endpoints, publications: view.publications, alive: true })
+    }
+
+    /// Marks a container, its endpoints and its ports as settled.
+    pub(crate) fn settle(&self, guard: &S::Guard<'_>, view: &mut ContainerView) -> Result<()> {
+        let tx = self.store.write(guard)?;
+        if !view.container.phase.is_settled() {
+            view.container.phase = Phase::Settled;
+            tx.put_container(&view.container)?;
+        }
+        for (endpoint, _) in view.endpoints.iter_mut().filter(|(endpoint, _)| !endpoint.phase.is_settled()) {
+            endpoint.phase = Phase::Settled;
+            tx.put_endpoint(endpoint)?;
+        }
+        for row in tx.publications_of(view.container.id)?.into_iter().filter(|row| !row.phase.is_settled()) {
+            tx.put_publication(&PublicationRow { phase: Phase::Settled, ..row })?;
+        }
+        Ok(tx.commit(Durability::Process)?)
+    }
+
+    /// Removes a container's rows, and what was recorded about the host if nothing needs it any more.
+    pub(crate) fn delete_rows(&self, tx: &S::Tx<'_>, view: &ContainerView) -> Result<()> {
+        self.delete_network_rows(tx, view)?;
+        tx.delete_container(view.container.id)?;
+        Ok(())
+    }
+
+    /// Removes a container's endpoints and ports, and what was recorded about the host if nothing needs it any more.
+    pub(crate) fn delete_network_rows(&self, tx: &S::Tx<'_>, view: &ContainerView) -> Result<()> {
+        for publication in &view.publications {
+            tx.delete_publication(view.container.id, publication)?;
+        }
+        for (endpoint, _) in &view.endpoints {
+            tx.delete_endpoint(endpoint.id)?;
+        }
+        if !self.is_base_needed(tx)? {
+            self.forget_base(tx)?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that no container has this name or namespace; one whose namespace is gone gives way.
+    fn free_name(&self, guard: &S::Guard<'_>, name: &Name, sandbox: Option<&Sandbox>) -> Result<()> {
+        let tx = self.store.read()?;
+        let named = tx.container_named(name.as_str())?;
+        let inside = match sandbox {
+            Some(sandbox) => tx.container_in(sandbox.device, sandbox.inode)?,
+            None => None,
+        };
+        drop(tx);
+        if let Some(holder) = named {
+            let finished = matches!(holder.state, ContainerState::Exited(_));
+            if finished || self.is_alive(&holder) {
+                return Err(Error::NameTaken { what: "container", name: name.to_string() });
+            }
+            self.reap(guard, holder)?;
+        }
+        if let (Some(holder), Some(sandbox)) = (inside, sandbox) {
+            if self.is_alive(&holder) {
+                return Err(Error::SandboxTaken { path: sandbox.path.display().to_string(), container: holder.name.to_string() });
+            }
+            self.reap(guard, holder)?;
+        }
+        Ok(())
+    }
+
+    /// Decides an endpoint, takes its leases and adds it to `view`; answers its network.
+    fn plan_endpoint(&self, tx: &S::Tx<'_>, view: &mut ContainerView, wanted: &EndpointRequest) -> Result<Network> {
+        let network = self.find_network(tx, &wanted.network)?;
+        if network.driver != Driver::Bridge {
+            return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
+        }
+        if view.endpoints.iter().any(|(_, other)| other.id == network.id) {
+            return Err(Error::AlreadyConnected { container: view.container.name.to_string(), network: network.name.to_string() });
+        }
+        if tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
+            return Err(Error::BridgeFull { network: network.name.to_string() });
+        }
+        let id = self.random_id();
+        let mut found = Vec::new();
+        let asked = [wanted.ip.map(IpAddr::V4), wanted.ip6.map(IpAddr::V6)];
+        for address in asked.into_iter().flatten() {
+            let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
+            found.push((ipam::request(tx, &network, address, holder)?, true));
+        }
+        for family in Family::ALL {
+            if found.iter().any(|(found, _)| Family::of(found.address.addr()) == family) || !network.has(family) {
+                continue;
+            }
+            let mut subnets = network.subnets_of(family).peekable();
+            while let Some(subnet) = subnets.next() {
+                match ipam::allocate(tx, &network, subnet) {
+                    Ok(address) => {
+                        found.push((address, false));
+                        break;
+                    }
+                    Err(Error::AddressesExhausted { .. }) if subnets.peek().is_some() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        found.sort_by_key(|(found, _)| Family::of(found.address.addr()));
+        let first = found.first().map_or(IpAddr::from([0, 0, 0, 0]), |(found, _)| found.address.addr());
+        let mac = wanted.mac.unwrap_or_else(|| generated_mac(network.id, first));
+        if let Some(holder) = tx.mac_holder(network.id, mac)? {
+            return Err(Error::MacTaken { mac, network: network.name.to_string(), holder: self.name_of_endpoint(tx, holder)? });
+        }
+        let ifname = match &wanted.ifname {
+            Some(name) => name.clone(),
+            None => free_ifname(view, &network.options.interface_prefix),
+        };
+        if view.endpoints.iter().any(|(endpoint, _)| endpoint.ifname == ifname) {
+            return Err(Error::NameTaken { what: "interface", name: ifname.to_string() });
+        }
+        let mut host_end = host_end_name(network.id, view.container.id, &ifname, 0);
+        for salt in 1..=u8::MAX {
+            if !tx.host_end_taken(host_end.as_str())? {
+                break;
+            }
+            host_end = host_end_name(network.id, view.container.id, &ifname, salt);
+        }
+        let endpoint = Endpoint {
+            id,
+            network: network.id,
+            container: view.container.id,
+            ifname,
+            host_end,
+            mac,
+            mac_configured: wanted.mac.is_some(),
+            addresses: found.iter().map(|(found, configured)| EndpointAddress { address: found.address, configured: *configured }).collect(),
+            gateway_priority: wanted.gateway_priority,
+            aliases: wanted.aliases.clone(),
+            links: wanted.links.clone(),
+            announce: found.iter().any(|(found, _)| found.previous.is_some_and(|previous| previous != mac)),
+            phase: self.owner(),
+        };
+        tx.put_endpoint(&endpoint)?;
+        for (found, _) in &found {
+            tx.take_lease(network.id, found.address.addr(), id, mac)?;
+        }
+        view.endpoints.push((endpoint, network.clone()));
+        Ok(network)
+    }
+
+    fn name_of_endpoint(&self, tx: &S::Tx<'_>, endpoint: Id) -> Result<String> {
+        let Some(endpoint) = tx.endpoint(endpoint)? else { return Ok("?".to_owned()) };
+        Ok(tx.container(endpoint.container)?.map_or_else(|| endpoint.container.short(), |container| container.name.to_string()))
+    }
+
+    /// Connects a container to one more network.
+    ///
+    /// # Errors
+    /// As for [`Engine::attach`]; [`Error::AlreadyConnected`], [`Error::WrongMode`], [`Error::NotRunning`].
+    pub fn connect(&self, container: &str, wanted: &EndpointRequest) -> Result<ContainerInfo> {
+        let guard = self.begin()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.write(&guard)?;
+        let container = self.find_container(&tx, container)?;
+        self.check_own_stack(&container)?;
+        let mut view = self.view(&tx, container)?;
+        let mut before = self.base(&tx)?;
+        before.extend(self.container_objects(&view));
+        let first = {
+            let network = self.find_network(&tx, &wanted.network)?;
+            if self.is_materialised(&tx, &network)? {
+                before.extend(self.network_objects(&network));
+            }
+            network
+        };
+        let network = self.plan_endpoint(&tx, &mut view, wanted)?;
+        debug_assert_eq!(first.id, network.id);
+        let mut after = self.surroundings(&tx, std::slice::from_ref(&network))?;
+        after.extend(self.container_objects(&view));
+        tx.commit(Durability::Process)?;
+
+        let doing = || format!("connect `{}` to `{}`", view.container.name, network.name);
+        if let Err(error) = self.apply(&guard, &diff(&after, &before), doing) {
+            let tx = self.store.write(&guard)?;
+            let (endpoint, _) = view.endpoints.pop().expect("the endpoint was added");
+            tx.delete_endpoint(endpoint.id)?;
+            if !self.is_base_needed(&tx)? {
+                self.forget_base(&tx)?;
+            }
+            tx.commit(Durability::Process)?;
+            return Err(explain_full_bridge(error, &[network]));
+        }
+        self.forget_flows(&view.publications);
+        self.settle(&guard, &mut view)?;
+        Ok(ContainerInfo { container: view.container, endpoints: view.endpoints, publications: view.publications, alive: true })
+    }
+
+    /// Refuses containers without a live network stack of their own.
+    pub(crate) fn check_own_stack(&self, container: &Container) -> Result<()> {
+        let wrong = |why| Err(Error::WrongMode { container: container.name.to_string(), why });
+        match container.mode {
+            NetworkMode::Own | NetworkMode::None => {}
+            NetworkMode::Host => return wrong("uses the host's network stack"),
+            NetworkMode::Container(_) => return wrong("uses another container's network stack"),
+        }
+        if !self.is_alive(container) {
+            return Err(Error::NotRunning { container: container.name.to_string() });
+        }
+        Ok(())
+    }
+
+    /// Disconnects a container from one of its networks.
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`], [`Error::NotFound`].
+    pub fn disconnect(&self, container: &str, network: &str) -> Result<ContainerInfo> {
+        let guard = self.begin()?;
+        self.disconnect_under(&guard, container, network)
+    }
+
+    /// [`Engine::disconnect`] for who holds the lock.
+    pub(crate) fn disconnect_under(&self, guard: &S::Guard<'_>, container: &str, network: &str) -> Result<ContainerInfo> {
+        let tx = self.store.write(guard)?;
+        let container = self.find_container(&tx, container)?;
+        let network = self.find_network(&tx, network)?;
+        let mut view = self.view(&tx, container)?;
+        let Some(position) = view.endpoints.iter().position(|(endpoint, _)| endpoint.network == network.id) else {
+            return Err(Error::NotConnected { container: view.container.name.to_string(), network: network.name.to_string() });
+        };
+        let mut before = self.surroundings(&tx, std::slice::from_ref(&network))?;
+        before.extend(self.container_objects(&view));
+        let (mut endpoint, _) = view.endpoints.remove(position);
+        endpoint.phase = Phase::Leaving(self.kernel.this_process());
+        tx.put_endpoint(&endpoint)?;
+        tx.commit(Durability::Process)?;
+
+        let tx = self.store.write(guard)?;
+        tx.delete_endpoint(endpoint.id)?;
+        let mut after = self.surroundings(&tx, std::slice::from_ref(&network))?;
+        after.extend(self.container_objects(&view));
+        self.take_down(tx, &after, &before, || format!("disconnect `{}` from `{}`", view.container.name, network.name))?;
+        self.forget_flows(&view.publications);
+        let alive = self.is_alive(&view.container);
+        Ok(ContainerInfo { container: view.container, endpoints: view.endpoints, publications: view.publications, alive })
+    }
+
+    /// Takes the kernel from `before` to `after`, then commits; forgets about the host what nothing needs any more.
+    fn take_down(&self, tx: S::Tx<'_>, after: &Objects, before: &Objects, doing: impl Fn() -> String) -> Result<()> {
+        let table = self.table(&tx)?;
+        if !self.is_base_needed(&tx)? {
+            self.forget_base(&tx)?;
+        }
+        let failures = self.kernel.repair(&table, &diff(after, before));
+        if let Some(source) = failures.into_iter().next() {
+            return Err(Error::Kernel { doing: doing(), source });
+        }
+        Ok(tx.commit(Durability::Process)?)
+    }
+
+    /// Takes a container's endpoints and ports away and forgets it.
+    ///
+    /// Works as well when its namespace is gone.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; the kernel's refusals, after everything else was done.
+    pub fn detach(&self, container: &str) -> Result<Container> {
+        let guard = self.begin()?;
+        let tx = self.store.read()?;
+        let container = self.find_container(&tx, container)?;
+        drop(tx);
+        self.withdraw(&guard, container.clone(), None)?;
+        Ok(container)
+    }
+
+    /// Takes away a container's endpoints and ports; the container's row is removed too, or becomes `keep`.
+    pub(crate) fn withdraw(&self, guard: &S::Guard<'_>, container: Container, keep: Option<Container>) -> Result<()> {
+        let tx = self.store.write(guard)?;
+        let view = self.view(&tx, container)?;
+        let networks: Vec<Network> = view.endpoints.iter().map(|(_, network)| network.clone()).collect();
+        let mut before = self.surroundings(&tx, &networks)?;
+        before.extend(self.container_objects(&view));
+        let phase = Phase::Leaving(self.kernel.this_process());
+        tx.put_container(&Container { phase, ..view.container.clone() })?;
+        tx.commit(Durability::Process)?;
+
+        let tx = self.store.write(guard)?;
+        for publication in &view.publications {
+            tx.delete_publication(view.container.id, publication)?;
+        }
+        for (endpoint, _) in &view.endpoints {
+            tx.delete_endpoint(endpoint.id)?;
+        }
+        match keep {
+            Some(container) => tx.put_container(&Container { phase: Phase::Settled, ..container })?,
+            None => tx.delete_container(view.container.id)?,
+        }
+        let after = self.surroundings(&tx, &networks)?;
+        self.take_down(tx, &after, &before, || format!("detach `{}`", view.container.name))?;
+        self.forget_flows(&view.publications);
+        Ok(())
+    }
+
+    /// Takes down a container whose namespace is gone.
+    pub(crate) fn reap(&self, guard: &S::Guard<'_>, container: Container) -> Result<()> {
+        tracing::info!(container = %container.name, "its namespace is gone: taking it down");
+        let keep = (container.kind == ContainerKind::Run && !container.auto_remove && container.phase.is_settled())
+            .then(|| Container { state: ContainerState::Exited(255), sandbox: None, process: None, supervisor: None, ..container.clone() });
+        self.withdraw(guard, container, keep)
+    }
+}
+
+/// The first `eth0`, `eth1`, … that no endpoint of the container has.
+fn free_ifname(view: &ContainerView, prefix: &str) -> IfName {
+    (0u16..)
+        .map(|n| format!("{prefix}{n}"))
+        .find(|name| !view.endpoints.iter().any(|(endpoint, _)| endpoint.ifname.as_str() == name))
+        .expect("there are more numbers than endpoints")
+        .parse()
+        .expect("the prefix leaves room for a number")
+}
+
+/// The kernel says `EXFULL` for a bridge without a free port.
+fn explain_full_bridge(error: Error, networks: &[Network]) -> Error {
+    match &error {
+        Error::Kernel { source, .. } if source.reason.contains("EXFULL") => {
+            Error::BridgeFull { network: networks.last().map_or_else(String::new, |network| network.name.to_string()) }
+        }
+        _ => error,
+    }
+}

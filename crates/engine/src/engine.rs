@@ -1,0 +1,318 @@
+use std::collections::BTreeMap;
+
+use portolan_model::{Container, ContainerKind, ContainerState, Driver, Family, Id, IfName, Mtu, Network, NetworkMode, Phase, Publication};
+use portolan_plan::{ContainerView, Objects, Setting, Step, base_objects, container_objects, network_objects};
+
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, KernelError, is_connectionless};
+use crate::store::{Durability, Store, Tx};
+
+/// Keys of single values in the store.
+pub(crate) mod meta {
+    /// The boot under which the kernel was last written.
+    pub(crate) const BOOT: &str = "boot";
+    /// The name of our tables while the kernel holds them.
+    pub(crate) const TABLE: &str = "table";
+    /// The sysctls we changed, with what they were.
+    pub(crate) const SETTINGS: &str = "settings";
+    /// Interfaces between which the host did not forward before us.
+    pub(crate) const CLOSED: &str = "closed";
+    /// Ten hexadecimal digits: the global id of our unique local addresses (RFC 4193 §3.2.1).
+    pub(crate) const ULA: &str = "ula";
+}
+
+/// The table's name, unless another root has taken it in this namespace.
+pub(crate) const TABLE_NAME: &str = "portolan";
+
+/// The verbs, over a store and a kernel.
+///
+/// `root` names the state in the aliases of kernel objects, so that two roots on one host never touch each other's.
+pub struct Engine<S, K> {
+    pub(crate) root: String,
+    pub(crate) store: S,
+    pub(crate) kernel: K,
+}
+
+impl<S: Store, K: Kernel> Engine<S, K> {
+    /// The verbs for the state `store`, kept under `root`.
+    pub fn new(root: String, store: S, kernel: K) -> Self {
+        // An alias has at most 255 bytes (IFALIASZ); what does not fit is told apart by its end.
+        let start = root.len().saturating_sub(100);
+        let root = root.get(start..).unwrap_or(&root).to_owned();
+        Self { root, store, kernel }
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
+    /// Takes the lock and puts in order what died before us: then the kernel is what the rows say, as far as we did it.
+    pub(crate) fn begin(&self) -> Result<S::Guard<'_>> {
+        let guard = self.store.lock()?;
+        self.recover(&guard)?;
+        Ok(guard)
+    }
+
+    pub(crate) fn owner(&self) -> Phase {
+        Phase::Pending(self.kernel.this_process())
+    }
+
+    pub(crate) fn random_id(&self) -> Id {
+        Id::from_bytes(self.kernel.random())
+    }
+
+    /// Takes `steps`; when one fails, takes back those that were taken. When the kernel lacks what should long be
+    /// there (somebody flushed our table or removed a bridge), puts that back first, once.
+    pub(crate) fn apply(&self, guard: &S::Guard<'_>, steps: &[Step], doing: impl Fn() -> String) -> Result<()> {
+        let tx = self.store.read()?;
+        let table = self.table(&tx)?;
+        drop(tx);
+        let Err(error) = self.kernel.apply(&table, steps) else { return Ok(()) };
+        self.kernel.repair(&table, &portolan_plan::inverse(steps));
+        if error.kind != crate::Kind::NotFound {
+            return Err(Error::Kernel { doing: doing(), source: error });
+        }
+        tracing::info!(%error, "the kernel lacks what the store has: reconciling");
+        self.reconcile_kernel(guard)?;
+        self.kernel.apply(&table, steps).map_err(|source| {
+            self.kernel.repair(&table, &portolan_plan::inverse(steps));
+            Error::Kernel { doing: doing(), source }
+        })
+    }
+
+    /// Takes `steps` as far as they go.
+    pub(crate) fn repair(&self, steps: &[Step]) -> Result<Vec<KernelError>> {
+        let table = self.table(&self.store.read()?)?;
+        Ok(self.kernel.repair(&table, steps))
+    }
+
+    pub(crate) fn table(&self, tx: &S::Tx<'_>) -> Result<String> {
+        Ok(tx.meta(meta::TABLE)?.unwrap_or_else(|| TABLE_NAME.to_owned()))
+    }
+
+    /// A network by name, id or the unique start of its id.
+    pub(crate) fn find_network(&self, tx: &S::Tx<'_>, name: &str) -> Result<Network> {
+        if let Some(network) = tx.network_named(name)? {
+            return Ok(network);
+        }
+        one_of("network", name, is_hex(name).then(|| tx.networks_with_prefix(name)).transpose()?)
+    }
+
+    /// A container by name, id or the unique start of its id.
+    pub(crate) fn find_container(&self, tx: &S::Tx<'_>, name: &str) -> Result<Container> {
+        if let Some(container) = tx.container_named(name)? {
+            return Ok(container);
+        }
+        one_of("container", name, is_hex(name).then(|| tx.containers_with_prefix(name)).transpose()?)
+    }
+
+    /// A container with its endpoints and ports.
+    pub(crate) fn view(&self, tx: &S::Tx<'_>, container: Container) -> Result<ContainerView> {
+        let mut endpoints = Vec::new();
+        let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
+        for endpoint in tx.endpoints_of(container.id)? {
+            let network = match networks.get(&endpoint.network) {
+                Some(network) => network.clone(),
+                None => tx.network(endpoint.network)?.ok_or_else(|| Error::NotFound { what: "network", name: endpoint.network.short() })?,
+            };
+            networks.insert(network.id, network.clone());
+            endpoints.push((endpoint, network));
+        }
+        let publications = tx.publications_of(container.id)?.into_iter().map(|row| row.publication).collect();
+        Ok(ContainerView { container, endpoints, publications })
+    }
+
+    pub(crate) fn container_objects(&self, view: &ContainerView) -> Objects {
+        container_objects(&self.root, view)
+    }
+
+    pub(crate) fn network_objects(&self, network: &Network) -> Objects {
+        network_objects(&self.root, network)
+    }
+
+    /// Whether the kernel should hold a network's objects: always for those a person made; for the predefined bridge
+    /// as long as somebody is on it.
+    pub(crate) fn is_materialised(&self, tx: &S::Tx<'_>, network: &Network) -> Result<bool> {
+        Ok(network.driver == Driver::Bridge && (!network.is_predefined() || tx.endpoint_count(network.id, 1)? > 0))
+    }
+
+    /// Whether the kernel should hold anything of ours.
+    pub(crate) fn is_base_needed(&self, tx: &S::Tx<'_>) -> Result<bool> {
+        if tx.has_user_networks()? {
+            return Ok(true);
+        }
+        match tx.network_named("bridge")? {
+            Some(network) => Ok(tx.endpoint_count(network.id, 1)? > 0),
+            None => Ok(false),
+        }
+    }
+
+    /// What the host holds because of there being any network. Decided and recorded when the first one comes.
+    pub(crate) fn base(&self, tx: &S::Tx<'_>) -> Result<Objects> {
+        if !self.is_base_needed(tx)? {
+            return Ok(Objects::new());
+        }
+        if tx.meta(meta::TABLE)?.is_none() {
+            self.record_base(tx)?;
+        }
+        let table = self.table(tx)?;
+        let settings: Vec<(String, String, String)> = decode(tx.meta(meta::SETTINGS)?);
+        let settings: Vec<Setting> = settings.into_iter().map(|(path, value, before)| Setting { path, value, before }).collect();
+        let closed: Vec<(u8, IfName)> = decode(tx.meta(meta::CLOSED)?);
+        let closed: Vec<(Family, IfName)> =
+            closed.into_iter().map(|(v, name)| (if v == 4 { Family::V4 } else { Family::V6 }, name)).collect();
+        Ok(base_objects(&table, &settings, &closed))
+    }
+
+    /// Decides the table's name and the sysctls, and remembers what they were.
+    fn record_base(&self, tx: &S::Tx<'_>) -> Result<()> {
+        let kernel = |source| Error::Kernel { doing: "read the host's state".to_owned(), source };
+        let taken = self.kernel.tables().map_err(kernel)?;
+        let name = if taken.iter().any(|t| t == TABLE_NAME) { format!("{TABLE_NAME}_{}", short_hash(&self.root)) } else { TABLE_NAME.to_owned() };
+        let mut settings: Vec<(String, String, String)> = Vec::new();
+        let mut closed: Vec<(u8, String)> = Vec::new();
+        let interfaces = self.kernel.interfaces().map_err(kernel)?;
+        for (version, path) in [(4u8, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")] {
+            let Some(before) = self.kernel.setting(path) else { continue };
+            if before == "1" {
+                continue;
+            }
+            if version == 6 {
+                // A host that forwards ignores router advertisements unless it is told not to (ip-sysctl.rst, accept_ra):
+                // without this it would lose its own default route.
+                for (interface, _) in &interfaces {
+                    let path = format!("net/ipv6/conf/{interface}/accept_ra");
+                    if self.kernel.setting(&path).as_deref() == Some("1") {
+                        settings.push((path, "2".to_owned(), "1".to_owned()));
+                    }
+                }
+            }
+            settings.push((path.to_owned(), "1".to_owned(), before));
+            closed.extend(interfaces.iter().map(|(name, _)| (version, name.to_string())));
+        }
+        tx.put_meta(meta::TABLE, Some(&name))?;
+        tx.put_meta(meta::SETTINGS, Some(&encode(&settings)))?;
+        tx.put_meta(meta::CLOSED, Some(&encode(&closed)))?;
+        Ok(())
+    }
+
+    /// Forgets what [`Self::base`] recorded, once the kernel holds nothing of ours.
+    pub(crate) fn forget_base(&self, tx: &S::Tx<'_>) -> Result<()> {
+        for key in [meta::TABLE, meta::SETTINGS, meta::CLOSED] {
+            tx.put_meta(key, None)?;
+        }
+        Ok(())
+    }
+
+    /// What a change to one container means for the kernel: the container's objects, and those of the networks and of
+    /// the host that come or go with its endpoints. `with` is what the rows say now.
+    pub(crate) fn surroundings(&self, tx: &S::Tx<'_>, networks: &[Network]) -> Result<Objects> {
+        let mut objects = self.base(tx)?;
+        for network in networks {
+            if self.is_materialised(tx, network)? {
+                objects.extend(self.network_objects(network));
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Adds the predefined networks to a new store.
+    pub(crate) fn ensure_predefined(&self, tx: &S::Tx<'_>) -> Result<bool> {
+        let mut changed = false;
+        if tx.meta(meta::ULA)?.is_none() {
+            let random = self.kernel.random();
+            let global: String = random[..5].iter().map(|b| format!("{b:02x}")).collect();
+            tx.put_meta(meta::ULA, Some(&global))?;
+            changed = true;
+        }
+        for (name, driver) in [("host", Driver::Host), ("none", Driver::None)] {
+            if tx.network_named(name)?.is_none() {
+                tx.put_network(&Network {
+                    id: self.random_id(),
+                    name: name.parse().expect("a valid name"),
+                    driver,
+                    internal: false,
+                    subnets: Vec::new(),
+                    options: Default::default(),
+                    raw_options: BTreeMap::new(),
+                    labels: BTreeMap::new(),
+                    bridge: "none".parse().expect("a valid interface name"),
+                    mtu: Mtu::ETHERNET,
+                    created: self.kernel.now(),
+                    phase: Phase::Settled,
+                })?;
+                changed = true;
+            }
+        }
+        if tx.network_named("bridge")?.is_none() {
+            let request = crate::NetworkRequest::new("bridge".parse().expect("a valid name"));
+            let network = self.plan_network(tx, &request, Some("portolan0"))?;
+            tx.put_network(&Network { phase: Phase::Settled, ..network })?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    /// Writes the predefined networks if they are not there.
+    pub(crate) fn ensure_store(&self, guard: &S::Guard<'_>) -> Result<()> {
+        if self.store.read()?.network_named("bridge")?.is_some() {
+            return Ok(());
+        }
+        let tx = self.store.write(guard)?;
+        self.ensure_predefined(&tx)?;
+        Ok(tx.commit(Durability::Disk)?)
+    }
+
+    pub(crate) fn forget_flows(&self, publications: &[Publication]) {
+        let stale: Vec<Publication> = publications.iter().copied().filter(|p| is_connectionless(p.protocol)).collect();
+        if !stale.is_empty() {
+            self.kernel.forget_flows(&stale);
+        }
+    }
+
+    /// Whether the container's namespace, or for a mode without one its process, is there.
+    pub(crate) fn is_alive(&self, container: &Container) -> bool {
+        if container.boot != self.kernel.boot() {
+            return false;
+        }
+        if matches!(container.state, ContainerState::Exited(_)) {
+            return false;
+        }
+        let process = || container.process.is_some_and(|process| self.kernel.process_alive(process));
+        let sandbox = || container.sandbox.as_ref().is_some_and(|sandbox| self.kernel.sandbox_alive(sandbox));
+        match (container.kind, &container.mode) {
+            (ContainerKind::Attached, _) => sandbox(),
+            // The supervisor reports the end of the process; without one there is nobody to wait for.
+            (ContainerKind::Run, NetworkMode::Own | NetworkMode::None) => sandbox(),
+            (ContainerKind::Run, NetworkMode::Host | NetworkMode::Container(_)) => process(),
+        }
+    }
+}
+
+fn is_hex(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn one_of<T>(what: &'static str, name: &str, found: Option<Vec<T>>) -> Result<T> {
+    let mut found = found.unwrap_or_default();
+    match found.len() {
+        0 => Err(Error::NotFound { what, name: name.chars().take(128).collect() }),
+        1 => Ok(found.remove(0)),
+        _ => Err(Error::Ambiguous { what, prefix: name.to_owned() }),
+    }
+}
+
+pub(crate) fn encode<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain values serialise")
+}
+
+fn decode<T: serde::de::DeserializeOwned + Default>(text: Option<String>) -> T {
+    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
+/// Eight hexadecimal digits that tell roots apart.
+fn short_hash(text: &str) -> String {
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}

@@ -1,0 +1,265 @@
+//! Addresses: which subnet a network gets, and which address an endpoint gets.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use portolan_model::{Family, Id, Mac, Name, Network, Subnet};
+
+use crate::error::{Error, Result};
+use crate::kernel::HostRoute;
+use crate::store::Tx;
+
+/// The prefix length of subnets from the IPv4 pool: 253 containers.
+const POOL_PREFIX: u8 = 24;
+
+/// Private space (RFC 1918) that IPv4 subnets are taken from, in order: what people expect of a container network,
+/// then the rest. Room for 68,000 networks.
+const POOLS: [&str; 4] = ["172.17.0.0/16", "172.18.0.0/15", "172.20.0.0/14", "172.24.0.0/13"];
+const MORE_POOLS: [&str; 2] = ["10.0.0.0/8", "192.168.0.0/16"];
+
+/// What else has addresses: networks of ours and routes of the host.
+pub(crate) struct Occupied {
+    nets: Vec<(IpNet, String)>,
+}
+
+impl Occupied {
+    pub(crate) fn new(networks: &[Network], routes: &[HostRoute]) -> Self {
+        let ours = networks.iter().flat_map(|network| network.subnets.iter().map(|subnet| (subnet.net, format!("network `{}` ({})", network.name, subnet.net))));
+        let bridges: Vec<&str> = networks.iter().map(|network| network.bridge.as_str()).collect();
+        let theirs = routes.iter().filter(|route| !route.device.as_deref().is_some_and(|device| bridges.contains(&device))).map(|route| {
+            let device = route.device.as_ref().map_or_else(String::new, |device| format!(" dev {device}"));
+            let table = if route.table == 254 || route.table == 255 { String::new() } else { format!(" in table {}", route.table) };
+            (route.net, format!("the host's route {}{device}{table}", route.net))
+        });
+        Self { nets: ours.chain(theirs).collect() }
+    }
+
+    /// Takes a subnet out of what is free.
+    pub(crate) fn add(&mut self, net: IpNet, name: &Name) {
+        self.nets.push((net, format!("network `{name}` ({net})")));
+    }
+
+    /// What `net` overlaps.
+    pub(crate) fn collision(&self, net: IpNet) -> Option<&str> {
+        self.nets.iter().find(|(other, _)| overlap(net, *other)).map(|(_, what)| what.as_str())
+    }
+
+    /// The first free IPv4 subnet of the pools.
+    pub(crate) fn free_v4(&self) -> Result<Ipv4Net> {
+        let mut taken: Vec<(u32, u32)> = self
+            .nets
+            .iter()
+            .filter_map(|(net, _)| match net {
+                IpNet::V4(net) => Some((u32::from(net.network()), u32::from(net.broadcast()))),
+                IpNet::V6(_) => None,
+            })
+            .collect();
+        taken.sort_unstable();
+        let size = 1u32 << (32 - POOL_PREFIX);
+        let mut last = None;
+        for pool in POOLS.iter().chain(&MORE_POOLS) {
+            let pool: Ipv4Net = pool.parse().expect("a valid pool");
+            let end = u32::from(pool.broadcast());
+            let mut at = u32::from(pool.network());
+            // Walks the pool and what is taken of it side by side.
+            while at < end {
+                let top = at + (size - 1);
+                match taken.iter().find(|(first, last)| *first <= top && at <= *last) {
+                    None => return Ok(Ipv4Net::new(Ipv4Addr::from(at), POOL_PREFIX).expect("a valid prefix length")),
+                    Some((_, taken_to)) => {
+                        last = Some(at);
+                        match taken_to.checked_add(1).and_then(|next| next.checked_next_multiple_of(size)) {
+                            Some(next) if next <= end => at = next,
+                            _ => break,
+                        }
+                    }
+                }
+            }
+        }
+        let last = IpNet::V4(Ipv4Net::new(Ipv4Addr::from(last.unwrap_or_default()), POOL_PREFIX).expect("a valid prefix length"));
+        Err(Error::PoolExhausted { prefix: POOL_PREFIX, last, other: self.collision(last).unwrap_or("another network").to_owned() })
+    }
+
+    /// A free /64 of this host's unique local addresses, the same for the same network name as long as it is free.
+    pub(crate) fn free_v6(&self, ula: &str, name: &Name) -> Result<Ipv6Net> {
+        let global = u64::from_str_radix(ula, 16).unwrap_or(0x0070_6f72_746f) & 0xff_ffff_ffff;
+        let start = name.as_str().bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let mut last = None;
+        for step in 0..=u16::MAX {
+            let subnet = (start as u16).wrapping_add(step);
+            let bits = (0xfd_u128 << 120) | (u128::from(global) << 80) | (u128::from(subnet) << 64);
+            let net = Ipv6Net::new(Ipv6Addr::from(bits), 64).expect("a valid prefix length");
+            match self.collision(IpNet::V6(net)) {
+                None => return Ok(net),
+                Some(what) => last = Some((net, what)),
+            }
+        }
+        let (net, what) = last.expect("65536 candidates were tried");
+        Err(Error::PoolExhausted { prefix: 64, last: IpNet::V6(net), other: what.to_owned() })
+    }
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    match (a, b) {
+        (IpNet::V4(a), IpNet::V4(b)) => a.contains(&b.network()) || b.contains(&a.network()),
+        (IpNet::V6(a), IpNet::V6(b)) => a.contains(&b.network()) || b.contains(&a.network()),
+        _ => false,
+    }
+}
+
+/// The first and last address of a network that may be given out.
+///
+/// The network's own address (subnet-router anycast in IPv6, RFC 4291 §2.6.1) and IPv4 broadcast are left out, but
+/// not of /31 (RFC 3021) and /127 (RFC 6164), nor of single addresses.
+pub(crate) fn usable(net: IpNet) -> (IpAddr, IpAddr) {
+    match net {
+        IpNet::V4(net) if net.prefix_len() >= 31 => (IpAddr::V4(net.network()), IpAddr::V4(net.broadcast())),
+        IpNet::V4(net) => {
+            (IpAddr::V4(Ipv4Addr::from(u32::from(net.network()) + 1)), IpAddr::V4(Ipv4Addr::from(u32::from(net.broadcast()) - 1)))
+        }
+        IpNet::V6(net) if net.prefix_len() >= 127 => (IpAddr::V6(net.network()), IpAddr::V6(net.broadcast())),
+        IpNet::V6(net) => (IpAddr::V6(Ipv6Addr::from(u128::from(net.network()) + 1)), IpAddr::V6(net.broadcast())),
+    }
+}
+
+/// The part of a subnet that leases come from.
+fn lease_range(subnet: &Subnet) -> (IpAddr, IpAddr) {
+    let (first, last) = usable(subnet.net);
+    let Some(range) = subnet.range else { return (first, last) };
+    let (low, high) = (range.network(), range.broadcast());
+    (first.max(low), last.min(high))
+}
+
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|ip| IpAddr::V4(Ipv4Addr::from(ip))),
+        IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|ip| IpAddr::V6(Ipv6Addr::from(ip))),
+    }
+}
+
+/// Who holds an address that is no lease.
+fn set_aside(subnet: &Subnet, address: IpAddr) -> Option<String> {
+    if subnet.gateway == Some(address) {
+        return Some("the network's gateway".to_owned());
+    }
+    subnet.aux.iter().find(|(_, ip)| **ip == address).map(|(name, _)| format!("auxiliary address `{name}`"))
+}
+
+/// An address found for an endpoint.
+pub(crate) struct Found {
+    pub(crate) address: IpNet,
+    /// The MAC that held it last.
+    pub(crate) previous: Option<Mac>,
+}
+
+/// Finds a free address of `subnet`: the next never used one, else the one that has rested longest.
+///
+/// So a freed address comes back as late as can be, and the cost does not depend on how many are leased, but for
+/// runs of addresses that people chose.
+///
+/// # Errors
+/// [`Error::AddressesExhausted`].
+pub(crate) fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Result<Found> {
+    let (first, last) = lease_range(subnet);
+    let with_prefix = |ip| IpNet::new(ip, subnet.net.prefix_len()).expect("the prefix of a subnet fits its family");
+    let mut candidate = match tx.lease_cursor(network.id, subnet.net)? {
+        Some(cursor) => next(cursor),
+        None => Some(first),
+    };
+    while let Some(address) = candidate.filter(|address| *address <= last && *address >= first) {
+        if set_aside(subnet, address).is_none() {
+            match tx.lease(network.id, address)? {
+                Some(lease) if lease.endpoint.is_some() => {}
+                lease => {
+                    tx.put_lease_cursor(network.id, subnet.net, address)?;
+                    return Ok(Found { address: with_prefix(address), previous: lease.and_then(|lease| lease.mac) });
+                }
+            }
+        }
+        candidate = next(address);
+    }
+    match tx.oldest_resting(network.id, first, last)? {
+        Some(resting) if set_aside(subnet, resting.address).is_none() => Ok(Found { address: with_prefix(resting.address), previous: resting.mac }),
+        _ => Err(Error::AddressesExhausted { network: network.name.to_string(), range: subnet.range.unwrap_or(subnet.net) }),
+    }
+}
+
+/// Checks that `address` can be had on `network`.
+///
+/// # Errors
+/// [`Error::AddressOutside`]; [`Error::AddressTaken`] names the holder, whose endpoint id is given to `holder_name`.
+pub(crate) fn request<T: Tx>(tx: &T, network: &Network, address: IpAddr, holder_name: impl FnOnce(Id) -> Result<String>) -> Result<Found> {
+    let outside = || {
+        let subnets: Vec<String> = network.subnets_of(Family::of(address)).map(|subnet| subnet.net.to_string()).collect();
+        let subnets = if subnets.is_empty() { format!("it has no {}", Family::of(address)) } else { subnets.join(", ") };
+        Error::AddressOutside { address, network: network.name.to_string(), subnets }
+    };
+    let subnet = network.subnets.iter().find(|subnet| subnet.net.contains(&address)).ok_or_else(outside)?;
+    let (first, last) = usable(subnet.net);
+    let taken = |holder: String| Error::AddressTaken { address, network: network.name.to_string(), holder };
+    if address < first || address > last {
+        return Err(taken("the subnet itself (network or broadcast address)".to_owned()));
+    }
+    if let Some(holder) = set_aside(subnet, address) {
+        return Err(taken(holder));
+    }
+    let lease = tx.lease(network.id, address)?;
+    if let Some(holder) = lease.and_then(|lease| lease.endpoint) {
+        return Err(taken(format!("container `{}`", holder_name(holder)?)));
+    }
+    let address = IpNet::new(address, subnet.net.prefix_len()).expect("the prefix of a subnet fits its family");
+    Ok(Found { address, previous: lease.and_then(|lease| lease.mac) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn occupied(nets: &[&str]) -> Occupied {
+        Occupied { nets: nets.iter().map(|net| (net.parse().unwrap(), format!("route {net}"))).collect() }
+    }
+
+    #[test]
+    fn a_thousand_networks_find_room_beside_the_hosts_routes() {
+        let mut taken = occupied(&["172.17.0.0/16", "172.18.4.0/22", "10.0.0.0/8"]);
+        let name: Name = "n".parse().unwrap();
+        for i in 0..1000 {
+            let net = IpNet::V4(taken.free_v4().unwrap());
+            assert!(taken.collision(net).is_none(), "{i}: {net}");
+            taken.add(net, &name);
+            let net = IpNet::V6(taken.free_v6("0123456789", &name).unwrap());
+            taken.add(net, &name);
+        }
+    }
+
+    #[test]
+    fn an_exhausted_pool_names_what_it_collides_with() {
+        let taken = occupied(&["172.16.0.0/12", "10.0.0.0/8", "192.168.0.0/16"]);
+        let error = taken.free_v4().unwrap_err();
+        assert!(error.to_string().contains("192.168.0.0/16") || error.to_string().contains("route"), "{error}");
+        let everything = occupied(&["0.0.0.0/1", "128.0.0.0/1"]);
+        assert!(everything.free_v4().is_err());
+    }
+
+    #[test]
+    fn the_same_name_gets_the_same_ula_subnet() {
+        let none = occupied(&[]);
+        let (a, b): (Name, Name) = ("web".parse().unwrap(), "db".parse().unwrap());
+        assert_eq!(none.free_v6("0123456789", &a).unwrap(), none.free_v6("0123456789", &a).unwrap());
+        assert_ne!(none.free_v6("0123456789", &a).unwrap(), none.free_v6("0123456789", &b).unwrap());
+        assert_eq!(none.free_v6("0123456789", &a).unwrap().network().octets()[..6], [0xfd, 0x01, 0x23, 0x45, 0x67, 0x89]);
+    }
+
+    #[test]
+    fn small_subnets_have_all_their_addresses() {
+        let ends = |net: &str| {
+            let (a, b) = usable(net.parse().unwrap());
+            (a.to_string(), b.to_string())
+        };
+        assert_eq!(ends("10.0.0.0/24"), ("10.0.0.1".into(), "10.0.0.254".into()));
+        assert_eq!(ends("10.0.0.0/31"), ("10.0.0.0".into(), "10.0.0.1".into()));
+        assert_eq!(ends("10.0.0.4/30"), ("10.0.0.5".into(), "10.0.0.6".into()));
+        assert_eq!(ends("fd00::/127"), ("fd00::".into(), "fd00::1".into()));
+        assert_eq!(ends("fd00::/64").0, "fd00::1");
+    }
+}

@@ -1,0 +1,149 @@
+//! The port through which the engine reads and changes the kernel.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use portolan_model::{IfName, Mtu, ProcessId, Protocol, Publication, Sandbox};
+use portolan_plan::{Objects, Step};
+
+use crate::error::Kind;
+
+/// The kernel refused, or could not be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelError {
+    /// What was being done to what, e.g. ``create veth `pv0a1b` ``.
+    pub doing: String,
+    /// The kernel's reason, with errno and what it added: `file exists (EEXIST)`.
+    pub reason: String,
+    /// What it asks of the caller.
+    pub kind: Kind,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, self.reason)
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+/// A route of the host, in any of its tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRoute {
+    /// The destination; never the default route.
+    pub net: IpNet,
+    /// The interface it leads out of, if it does.
+    pub device: Option<String>,
+    /// The routing table's number.
+    pub table: u32,
+}
+
+/// Why a host port cannot be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortClash {
+    /// A process has it.
+    Listening {
+        /// The port.
+        port: u16,
+        /// The process, as far as it can be told.
+        holder: String,
+    },
+    /// The host has no such address.
+    NotLocal(IpAddr),
+}
+
+
+/// The kernel of this host, and the few other facts of the machine that verbs depend on.
+pub trait Kernel {
+    /// Takes `steps` in order; stops at the first that fails. Steps that belong together (all elements) are one
+    /// transaction.
+    ///
+    /// # Errors
+    /// [`KernelError`] of the step that failed; some of the steps may have been taken, [`Kernel::repair`] of their
+    /// inverse undoes them.
+    fn apply(&self, table: &str, steps: &[Step]) -> Result<(), KernelError>;
+
+    /// Takes `steps` as far as they go: what is to be deleted may be gone, what is to be created may be there.
+    /// Goes on after failures and returns them all.
+    fn repair(&self, table: &str, steps: &[Step]) -> Vec<KernelError>;
+
+    /// Reads what the kernel holds for root `root`: every object that is ours by name, and those places that
+    /// `desired` speaks of (sandboxes, sysctls).
+    ///
+    /// # Errors
+    /// [`KernelError`] when the kernel cannot be read.
+    fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError>;
+
+    /// The names of nftables tables of the inet family.
+    ///
+    /// # Errors
+    /// [`KernelError`], kind unsupported where the kernel has no nftables.
+    fn tables(&self) -> Result<Vec<String>, KernelError>;
+
+    /// All routes but the default ones.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn routes(&self) -> Result<Vec<HostRoute>, KernelError>;
+
+    /// The MTU of the path that the default route takes; Ethernet's when there is none.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn path_mtu(&self) -> Result<Mtu, KernelError>;
+
+    /// The interfaces of the host but loopback, with their aliases.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn interfaces(&self) -> Result<Vec<(IfName, Option<String>)>, KernelError>;
+
+    /// A sysctl below `/proc/sys`, none where the kernel has it not.
+    fn setting(&self, path: &str) -> Option<String>;
+
+    /// The namespace at `path`.
+    ///
+    /// # Errors
+    /// [`KernelError`] when it is no network namespace, is gone, or is the host's own.
+    fn sandbox(&self, path: &Path) -> Result<Sandbox, KernelError>;
+
+    /// Whether the namespace is still there.
+    fn sandbox_alive(&self, sandbox: &Sandbox) -> bool;
+
+    /// Whether the process still runs.
+    fn process_alive(&self, process: ProcessId) -> bool;
+
+    /// This process.
+    fn this_process(&self) -> ProcessId;
+
+    /// The boot's identity.
+    fn boot(&self) -> String;
+
+    /// Seconds since 1970.
+    fn now(&self) -> u64;
+
+    /// Random bytes.
+    fn random(&self) -> [u8; 32];
+
+    /// The ports for outgoing connections, first and last, and those of them that are reserved.
+    fn ephemeral_ports(&self) -> (u16, u16, Vec<u16>);
+
+    /// Whether the host ports of `publication` are free of listeners.
+    ///
+    /// # Errors
+    /// [`PortClash`] names the port and who has it.
+    fn host_ports_free(&self, publication: &Publication) -> Result<(), PortClash>;
+
+    /// Forgets UDP and SCTP flows to published ports, by their *host* port, so that a client's next packet goes
+    /// where the port leads now. TCP starts over by itself.
+    fn forget_flows(&self, publications: &[Publication]);
+}
+
+/// The protocols whose flows outlive the port they were translated by.
+pub(crate) fn is_connectionless(protocol: Protocol) -> bool {
+    protocol != Protocol::Tcp
+}

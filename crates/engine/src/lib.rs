@@ -1,0 +1,29 @@
+//! The verbs: create and delete a network, attach and detach a container, publish and unpublish a port, reconcile,
+//! gc. One way through for every face.
+//!
+//! Owns the transaction of each verb, address management and the repair of what a killed process left. Decides from
+//! rows and from facts it asks its two ports for, [`Store`] and [`Kernel`]; it makes no system call itself, so that
+//! everything here is tested without root.
+//!
+//! Every changing verb holds the store's lock from its first read to its last commit. A row in transition seen under
+//! that lock therefore belongs to a process that died, and is taken down before anything else is done.
+
+#![forbid(unsafe_code)]
+
+mod api;
+mod attach;
+mod containers;
+mod engine;
+mod error;
+mod ipam;
+mod kernel;
+mod networks;
+mod publish;
+mod repair;
+mod store;
+
+pub use api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkInfo, NetworkRequest, Repaired, Rules, RulesOf};
+pub use engine::Engine;
+pub use error::{Error, Kind, Result};
+pub use kernel::{HostRoute, Kernel, KernelError, PortClash};
+pub use store::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Transition, Tx};

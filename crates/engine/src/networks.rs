@@ -1,0 +1,335 @@
+//! Networks: create, remove, list.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::{BridgeOptions, Driver, Family, GatewayMode, IfName, Invalid, Mtu, Network, Phase, Subnet};
+use portolan_plan::diff;
+
+use crate::api::{NetworkInfo, NetworkRequest};
+use crate::engine::{Engine, meta};
+use crate::error::{Error, Result};
+use crate::ipam::{self, Occupied};
+use crate::kernel::Kernel;
+use crate::store::{Durability, Store, Tx};
+
+impl<S: Store, K: Kernel> Engine<S, K> {
+    /// Makes a network.
+    ///
+    /// # Errors
+    /// Any malformed part of the request, a taken name, an overlapping subnet, an exhausted pool, a device that is in
+    /// the way; nothing has changed then.
+    pub fn create_network(&self, request: &NetworkRequest) -> Result<Network> {
+        let guard = self.begin()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.write(&guard)?;
+        if let Some(taken) = tx.network_named(request.name.as_str())? {
+            if taken.is_predefined() {
+                return Err(Error::Predefined { name: taken.name.to_string(), verb: "created" });
+            }
+            return Err(Error::NameTaken { what: "network", name: request.name.to_string() });
+        }
+        if request.driver != Driver::Bridge {
+            return Err(Error::Unsupported {
+                what: format!("network driver `{}`", request.driver),
+                why: "cannot be used for a new network".to_owned(),
+                hint: "use the predefined networks `host` and `none`",
+            });
+        }
+        let network = self.plan_network(&tx, request, None)?;
+        let before = self.base(&tx)?;
+        tx.put_network(&network)?;
+        let mut after = self.base(&tx)?;
+        after.extend(self.network_objects(&network));
+        tx.commit(Durability::Disk)?;
+
+        if let Err(error) = self.apply(&guard, &diff(&after, &before), || format!("create network `{}`", network.name)) {
+            let tx = self.store.write(&guard)?;
+            tx.delete_network(network.id)?;
+            if !self.is_base_needed(&tx)? {
+                self.forget_base(&tx)?;
+            }
+            tx.commit(Durability::Disk)?;
+            return Err(error);
+        }
+        let network = Network { phase: Phase::Settled, ..network };
+        let tx = self.store.write(&guard)?;
+        tx.put_network(&network)?;
+        tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
+        tx.commit(Durability::Disk)?;
+        Ok(network)
+    }
+
+    /// Decides everything about a network but whether its name is free.
+    pub(crate) fn plan_network(&self, tx: &S::Tx<'_>, request: &NetworkRequest, device: Option<&str>) -> Result<Network> {
+        let options = BridgeOptions::from_pairs(&request.options)?;
+        let id = self.random_id();
+        let kernel = |source| Error::Kernel { doing: format!("create network `{}`", request.name), source };
+        if !request.ipv4 && !request.ipv6 {
+            return Err(Invalid::new("network", request.name.as_str(), "has neither IPv4 nor IPv6").hint("enable one of them").into());
+        }
+        for family in Family::ALL {
+            if options.gateway_mode.of(family) == &GatewayMode::Isolated && !request.internal {
+                return Err(Invalid::new("gateway mode", "isolated", "is for internal networks").hint("add --internal").into());
+            }
+        }
+        let subnets = self.plan_subnets(tx, request, &options)?;
+        let bridge: IfName = match (&options.bridge, device) {
+            (Some(name), _) => name.clone(),
+            (None, Some(name)) if !self.kernel.interfaces().map_err(kernel)?.iter().any(|(taken, _)| taken.as_str() == name) => {
+                name.parse().expect("a valid interface name")
+            }
+            _ => format!("br-{}", id.short()).parse().expect("fifteen letters and digits"),
+        };
+        if let Some((name, _)) = self.kernel.interfaces().map_err(kernel)?.into_iter().find(|(name, _)| *name == bridge) {
+            return Err(Error::DeviceTaken { name: name.to_string() });
+        }
+        if let Some(taken) = tx.networks()?.iter().find(|network| network.bridge == bridge && network.driver == Driver::Bridge) {
+            return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
+        }
+        let mtu = match options.mtu {
+            Some(mtu) => mtu,
+            None => self.kernel.path_mtu().map_err(kernel)?,
+        };
+        if request.ipv6 && mtu < Mtu::IPV6_MIN {
+            return Err(Invalid::new("MTU", mtu.to_string(), "is below IPv6's minimum of 1280").hint("choose a larger --opt mtu=, or --ipv6=false").into());
+        }
+        Ok(Network {
+            id,
+            name: request.name.clone(),
+            driver: request.driver,
+            internal: request.internal,
+            subnets,
+            options,
+            raw_options: request.options.clone(),
+            labels: request.labels.clone(),
+            bridge,
+            mtu,
+            created: self.kernel.now(),
+            phase: self.owner(),
+        })
+    }
+
+    /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
+    fn plan_subnets(&self, tx: &S::Tx<'_>, request: &NetworkRequest, options: &BridgeOptions) -> Result<Vec<Subnet>> {
+        let routes = self.kernel.routes().map_err(|source| Error::Kernel { doing: "list the host's routes".to_owned(), source })?;
+        let mut occupied = Occupied::new(&tx.networks()?, &routes);
+        let mut subnets: Vec<Subnet> = Vec::new();
+        for net in &request.subnets {
+            let canonical = net.trunc();
+            if canonical != *net {
+                return Err(Invalid::new("subnet", net.to_string(), "has host bits set").hint(format!("write {canonical}")).into());
+            }
+            let family = Family::of(net.addr());
+            if !enabled(request, family) {
+                return Err(Invalid::new("subnet", net.to_string(), format!("is {family}, which is off for this network")).into());
+            }
+            check_subnet(*net)?;
+            if let Some(other) = occupied.collision(*net) {
+                return Err(Error::Overlap { subnet: *net, other: other.to_owned() });
+            }
+            occupied.add(*net, &request.name);
+            subnets.push(Subnet { net: *net, range: None, gateway: None, aux: BTreeMap::new(), configured: true });
+        }
+        for family in Family::ALL {
+            if enabled(request, family) && !subnets.iter().any(|subnet| subnet.family() == family) {
+                let net = match family {
+                    Family::V4 => IpNet::V4(occupied.free_v4()?),
+                    Family::V6 => IpNet::V6(occupied.free_v6(&tx.meta(meta::ULA)?.unwrap_or_default(), &request.name)?),
+                };
+                occupied.add(net, &request.name);
+                subnets.push(Subnet { net, range: None, gateway: None, aux: BTreeMap::new(), configured: false });
+            }
+        }
+        for range in &request.ranges {
+            let canonical = range.trunc();
+            if canonical != *range {
+                return Err(Invalid::new("IP range", range.to_string(), "has host bits set").hint(format!("write {canonical}")).into());
+            }
+            let subnet = containing(&mut subnets, "IP range", range.to_string(), |net| net.contains(range))?;
+            if subnet.range.replace(*range).is_some() {
+                return Err(Invalid::new("IP range", range.to_string(), format!("is the second one of subnet {}", subnet.net)).into());
+            }
+        }
+        for gateway in &request.gateways {
+            let subnet = containing(&mut subnets, "gateway", gateway.to_string(), |net| net.contains(gateway))?;
+            let (first, last) = ipam::usable(subnet.net);
+            if *gateway < first || *gateway > last {
+                return Err(Invalid::new("gateway", gateway.to_string(), "is the network or broadcast address of its subnet").into());
+            }
+            if subnet.gateway.replace(*gateway).is_some() {
+                return Err(Invalid::new("gateway", gateway.to_string(), format!("is the second one of subnet {}", subnet.net)).into());
+            }
+        }
+        for (name, address) in &request.aux {
+            let subnet = containing(&mut subnets, "auxiliary address", format!("{name}={address}"), |net| net.contains(address))?;
+            subnet.aux.insert(name.clone(), *address);
+        }
+        for subnet in &mut subnets {
+            if subnet.gateway.is_none() && options.gateway_mode.of(subnet.family()) != &GatewayMode::Isolated {
+                subnet.gateway = Some(default_gateway(subnet)?);
+            }
+            if let Some((name, _)) = subnet.aux.iter().find(|(_, address)| Some(**address) == subnet.gateway) {
+                return Err(Invalid::new("auxiliary address", name.clone(), "is the gateway's address").into());
+            }
+        }
+        Ok(subnets)
+    }
+
+    /// Removes a network. Endpoints whose namespace is gone do not keep it.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] names each live holder; [`Error::Predefined`], [`Error::NotFound`].
+    pub fn remove_network(&self, name: &str) -> Result<Network> {
+        let guard = self.begin()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.read()?;
+        let network = self.find_network(&tx, name)?;
+        if network.is_predefined() {
+            return Err(Error::Predefined { name: network.name.to_string(), verb: "removed" });
+        }
+        drop(tx);
+        self.reap_network(&guard, &network)?;
+        let tx = self.store.read()?;
+        let holders = self.holders(&tx, &network)?;
+        drop(tx);
+        if !holders.is_empty() {
+            return Err(Error::InUse { name: network.name.to_string(), holders: holders.join(", ") });
+        }
+        self.take_down_network(&guard, network.clone())?;
+        Ok(network)
+    }
+
+    /// Who is on a network: containers with their processes.
+    fn holders(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Vec<String>> {
+        let mut holders = Vec::new();
+        for endpoint in tx.endpoints_on(network.id)? {
+            let Some(container) = tx.container(endpoint.container)? else { continue };
+            let process = container.process.or(container.sandbox.as_ref().and_then(|sandbox| sandbox.process));
+            let process = process.map_or_else(String::new, |process| format!(" (process {process})"));
+            holders.push(format!("container `{}`{process}", container.name));
+        }
+        Ok(holders)
+    }
+
+    /// Removes a network that nobody is on: its objects, then its row.
+    pub(crate) fn take_down_network(&self, guard: &S::Guard<'_>, network: Network) -> Result<()> {
+        let tx = self.store.write(guard)?;
+        let mut before = self.base(&tx)?;
+        before.extend(self.network_objects(&network));
+        tx.put_network(&Network { phase: Phase::Leaving(self.kernel.this_process()), ..network.clone() })?;
+        tx.commit(Durability::Disk)?;
+
+        let tx = self.store.write(guard)?;
+        tx.delete_network(network.id)?;
+        let after = self.base(&tx)?;
+        let table = self.table(&tx)?;
+        if after.is_empty() {
+            self.forget_base(&tx)?;
+        }
+        let failures = self.kernel.repair(&table, &diff(&after, &before));
+        if let Some(source) = failures.into_iter().next() {
+            return Err(Error::Kernel { doing: format!("remove network `{}`", network.name), source });
+        }
+        Ok(tx.commit(Durability::Disk)?)
+    }
+
+    /// Removes every network that a person made and nobody is on.
+    ///
+    /// # Errors
+    /// As for [`Engine::remove_network`], but for networks in use, which stay.
+    pub fn prune_networks(&self) -> Result<Vec<Network>> {
+        let mut removed = Vec::new();
+        for network in self.networks()?.into_iter().filter(|network| !network.is_predefined()) {
+            match self.remove_network(&network.id.to_string()) {
+                Ok(network) => removed.push(network),
+                Err(Error::InUse { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// All networks, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn networks(&self) -> Result<Vec<Network>> {
+        self.ensure_readable()?;
+        Ok(self.store.read()?.networks()?)
+    }
+
+    /// A network with who is on it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Ambiguous`].
+    pub fn network(&self, name: &str) -> Result<NetworkInfo> {
+        self.ensure_readable()?;
+        let tx = self.store.read()?;
+        let network = self.find_network(&tx, name)?;
+        let mut endpoints = Vec::new();
+        for endpoint in tx.endpoints_on(network.id)? {
+            if let Some(container) = tx.container(endpoint.container)? {
+                endpoints.push((endpoint, container.name));
+            }
+        }
+        Ok(NetworkInfo { network, endpoints })
+    }
+
+    /// Sees to it that the predefined networks are there to be read.
+    pub(crate) fn ensure_readable(&self) -> Result<()> {
+        if self.store.read()?.network_named("bridge")?.is_none() {
+            let guard = self.store.lock()?;
+            self.ensure_store(&guard)?;
+        }
+        Ok(())
+    }
+}
+
+const fn enabled(request: &NetworkRequest, family: Family) -> bool {
+    match family {
+        Family::V4 => request.ipv4,
+        Family::V6 => request.ipv6,
+    }
+}
+
+/// Refuses what can hold no container, or is no unicast space.
+fn check_subnet(net: IpNet) -> Result<()> {
+    let refuse = |why: &'static str| Err(Invalid::new("subnet", net.to_string(), why).into());
+    if net.prefix_len() == 0 {
+        return refuse("is the whole address space");
+    }
+    let address = net.addr();
+    if address.is_multicast() || address.is_loopback() {
+        return refuse("is multicast or loopback space");
+    }
+    match net {
+        IpNet::V4(net) if net.addr().octets()[0] == 0 || net.addr().octets()[0] >= 240 => refuse("is reserved (RFC 6890)"),
+        IpNet::V6(net) if net.addr().is_unicast_link_local() => refuse("is link-local space"),
+        _ if net.prefix_len() == net.max_prefix_len() => refuse("has room for the gateway only"),
+        _ => Ok(()),
+    }
+}
+
+fn containing<'a>(subnets: &'a mut [Subnet], what: &'static str, value: String, fits: impl Fn(&IpNet) -> bool) -> Result<&'a mut Subnet> {
+    let all: Vec<String> = subnets.iter().map(|subnet| subnet.net.to_string()).collect();
+    subnets
+        .iter_mut()
+        .find(|subnet| fits(&subnet.net))
+        .ok_or_else(|| Invalid::new(what, value, "is in none of the network's subnets").hint(format!("the subnets are {}", all.join(", "))).into())
+}
+
+/// The first address of the subnet that is not set aside.
+fn default_gateway(subnet: &Subnet) -> Result<IpAddr> {
+    let (first, last) = ipam::usable(subnet.net);
+    let mut hosts = match (first, last) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => Box::new((u32::from(a)..=u32::from(b)).map(|ip| IpAddr::V4(ip.into()))) as Box<dyn Iterator<Item = IpAddr>>,
+        (IpAddr::V6(a), IpAddr::V6(b)) => Box::new((u128::from(a)..=u128::from(b)).map(|ip| IpAddr::V6(ip.into()))),
+        _ => unreachable!("both ends are of one family"),
+    };
+    hosts
+        .find(|ip| !subnet.aux.values().any(|taken| taken == ip))
+        .ok_or_else(|| Invalid::new("subnet", subnet.net.to_string(), "has no address left for a gateway").into())
+}
+

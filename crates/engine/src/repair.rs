@@ -1,0 +1,258 @@
+//! Putting in order what a killed process, a reboot or another tool left: recover, reconcile, gc, verify.
+
+use std::collections::BTreeMap;
+
+use portolan_model::{Container, ContainerKind, ContainerState, Id, Network};
+use portolan_plan::{Object, Objects, Set, Step, diff};
+
+use crate::api::{Repaired, Rules, RulesOf};
+use crate::engine::{Engine, meta};
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::store::{Durability, Store, Transition, Tx};
+
+/// How many rows in transition are looked at before a verb; more than one verb leaves when it is killed.
+const TRANSITIONS: usize = 100_000;
+
+impl<S: Store, K: Kernel> Engine<S, K> {
+    /// Takes down the rows that died in transition, and those of an earlier boot. Answers how many.
+    pub(crate) fn recover(&self, guard: &S::Guard<'_>) -> Result<usize> {
+        let tx = self.store.read()?;
+        let boot = tx.meta(meta::BOOT)?;
+        let transitions = tx.transitions(TRANSITIONS)?;
+        drop(tx);
+        let mut count = 0;
+        if boot.is_some_and(|boot| boot != self.kernel.boot()) {
+            count += self.recover_from_reboot(guard)?;
+        }
+        for (transition, _) in transitions {
+            tracing::info!(?transition, "its process died: taking it down");
+            count += 1;
+            self.take_down_transition(guard, transition)?;
+        }
+        Ok(count)
+    }
+
+    fn take_down_transition(&self, guard: &S::Guard<'_>, transition: Transition) -> Result<()> {
+        let tx = self.store.read()?;
+        match transition {
+            Transition::Network(id) => match tx.network(id)? {
+                Some(network) => {
+                    drop(tx);
+                    self.take_down_network(guard, network)
+                }
+                None => Ok(()),
+            },
+            Transition::Container(id) => match tx.container(id)? {
+                Some(container) => {
+                    drop(tx);
+                    self.withdraw(guard, container, None)
+                }
+                None => Ok(()),
+            },
+            Transition::Endpoint { endpoint, container } => {
+                let Some(endpoint) = tx.endpoint(endpoint)? else { return Ok(()) };
+                drop(tx);
+                self.disconnect_under(guard, &container.to_string(), &endpoint.network.to_string()).map(drop)
+            }
+            Transition::Publication(row) => {
+                let Some(container) = tx.container(row.container)? else {
+                    drop(tx);
+                    let tx = self.store.write(guard)?;
+                    tx.delete_publication(row.container, &row.publication)?;
+                    return Ok(tx.commit(Durability::Process)?);
+                };
+                let view = self.view(&tx, container)?;
+                drop(tx);
+                let before = self.container_objects(&view);
+                let mut rest = view;
+                rest.publications.retain(|publication| *publication != row.publication);
+                let after = self.container_objects(&rest);
+                // The rest may share an element with what goes only if the row was never applied.
+                self.repair(&diff(&after, &before))?;
+                let tx = self.store.write(guard)?;
+                tx.delete_publication(row.container, &row.publication)?;
+                tx.commit(Durability::Process)?;
+                self.forget_flows(&[row.publication]);
+                Ok(())
+            }
+        }
+    }
+
+    /// After a reboot no namespace of ours is left: endpoints and attached containers go; networks are made again.
+    fn recover_from_reboot(&self, guard: &S::Guard<'_>) -> Result<usize> {
+        let tx = self.store.write(guard)?;
+        let mut count = 0;
+        for container in tx.containers()?.into_iter().filter(|container| container.boot != self.kernel.boot()) {
+            count += 1;
+            let view = self.view(&tx, container)?;
+            self.delete_network_rows(&tx, &view)?;
+            let container = view.container;
+            if container.kind == ContainerKind::Attached || container.auto_remove {
+                tx.delete_container(container.id)?;
+            } else if !matches!(container.state, ContainerState::Exited(_)) {
+                tx.put_container(&Container {
+                    state: ContainerState::Exited(255),
+                    sandbox: None,
+                    process: None,
+                    supervisor: None,
+                    phase: portolan_model::Phase::Settled,
+                    ..container
+                })?;
+            }
+        }
+        // The sysctls are what the new boot made them.
+        self.forget_base(&tx)?;
+        tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
+        tx.commit(Durability::Disk)?;
+        self.reconcile_kernel(guard)?;
+        Ok(count)
+    }
+
+    /// Everything the kernel should hold.
+    fn desired(&self, tx: &S::Tx<'_>) -> Result<Objects> {
+        let mut objects = self.base(tx)?;
+        let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
+        for network in tx.networks()? {
+            if self.is_materialised(tx, &network)? {
+                objects.extend(self.network_objects(&network));
+            }
+            networks.insert(network.id, network);
+        }
+        for container in tx.containers()? {
+            let view = self.view(tx, container)?;
+            objects.extend(self.container_objects(&view));
+        }
+        Ok(objects)
+    }
+
+    fn differences(&self, tx: &S::Tx<'_>) -> Result<Vec<Step>> {
+        let desired = self.desired(tx)?;
+        let table = self.table(tx)?;
+        let observed = self
+            .kernel
+            .observe(&self.root, &table, &desired)
+            .map_err(|source| Error::Kernel { doing: "read the kernel's state".to_owned(), source })?;
+        Ok(diff(&desired, &observed))
+    }
+
+    /// Makes the kernel hold what the rows say; answers the steps taken and the failures.
+    pub(crate) fn reconcile_kernel(&self, guard: &S::Guard<'_>) -> Result<(Vec<Step>, Vec<String>)> {
+        let tx = self.store.write(guard)?;
+        let steps = self.differences(&tx)?;
+        tx.commit(Durability::Process)?;
+        let failures = self.repair(&steps)?.into_iter().map(|failure| failure.to_string()).collect();
+        Ok((steps, failures))
+    }
+
+    /// Makes the kernel hold what the rows say, and nothing else that is ours.
+    ///
+    /// # Errors
+    /// When store or kernel cannot be read; what could not be repaired is in the answer.
+    pub fn reconcile(&self) -> Result<Repaired> {
+        let guard = self.store.lock()?;
+        let rows = self.recover(&guard)?;
+        self.ensure_store(&guard)?;
+        let (steps, failures) = self.reconcile_kernel(&guard)?;
+        Ok(Repaired { containers: Vec::new(), rows, steps, failures })
+    }
+
+    /// Takes down containers whose namespace is gone and rows that died in transition, then reconciles.
+    ///
+    /// # Errors
+    /// As for [`Engine::reconcile`].
+    pub fn gc(&self) -> Result<Repaired> {
+        let guard = self.store.lock()?;
+        let rows = self.recover(&guard)?;
+        self.ensure_store(&guard)?;
+        let mut repaired = Repaired { rows, ..Repaired::default() };
+        let all = self.store.read()?.containers()?;
+        for container in all {
+            if matches!(container.state, ContainerState::Exited(_)) || self.is_alive(&container) {
+                continue;
+            }
+            repaired.containers.push(container.name.clone());
+            self.reap(&guard, container)?;
+        }
+        let (steps, failures) = self.reconcile_kernel(&guard)?;
+        Ok(Repaired { steps, failures, ..repaired })
+    }
+
+    /// Takes down the containers of a network whose namespace is gone.
+    pub(crate) fn reap_network(&self, guard: &S::Guard<'_>, network: &Network) -> Result<()> {
+        let tx = self.store.read()?;
+        let mut gone = Vec::new();
+        for endpoint in tx.endpoints_on(network.id)? {
+            if let Some(container) = tx.container(endpoint.container)?
+                && !self.is_alive(&container)
+            {
+                gone.push(container);
+            }
+        }
+        drop(tx);
+        gone.into_iter().try_for_each(|container| self.reap(guard, container))
+    }
+
+    /// Every difference between rows and kernel, as the steps that would remove it.
+    ///
+    /// # Errors
+    /// When store or kernel cannot be read.
+    pub fn verify(&self) -> Result<Vec<Step>> {
+        // Under the lock no verb is half way.
+        let guard = self.store.lock()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.read()?;
+        self.differences(&tx)
+    }
+
+    /// The elements that the kernel holds: all, or those of one network or container.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; when the kernel cannot be read.
+    pub fn rules(&self, of: &RulesOf) -> Result<Rules> {
+        self.ensure_readable()?;
+        let tx = self.store.read()?;
+        let owners: Option<Vec<String>> = match of {
+            RulesOf::Everything => None,
+            RulesOf::Named(name) => Some(match self.find_network(&tx, name) {
+                Ok(network) => vec![format!("network {}", network.name), format!(" on {}", network.name)],
+                Err(Error::NotFound { .. }) => vec![format!("container {}", self.find_container(&tx, name).map_err(|error| either(error, name))?.name)],
+                Err(error) => return Err(error),
+            }),
+        };
+        let table = self.table(&tx)?;
+        let observed = self
+            .kernel
+            .observe(&self.root, &table, &Objects::new())
+            .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
+        let elements = observed
+            .into_iter()
+            .filter_map(|object| match object {
+                Object::Element(element) => Some(element),
+                _ => None,
+            })
+            .filter(|element| match owners.as_deref() {
+                None => true,
+                Some(owners) => owners.iter().any(|owner| is_owner(&element.owner, owner)),
+            })
+            .filter(|element| element.set != Set::Closed || owners.is_none())
+            .collect();
+        Ok(Rules { table, elements })
+    }
+}
+
+/// Whether an element's comment speaks of `owner`: the same words, then nothing or a blank; or, for ` on NETWORK`,
+/// at its end.
+fn is_owner(comment: &str, owner: &str) -> bool {
+    if owner.starts_with(" on ") {
+        return comment.ends_with(owner);
+    }
+    comment.strip_prefix(owner).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
+fn either(error: Error, name: &str) -> Error {
+    match error {
+        Error::NotFound { .. } => Error::NotFound { what: "network or container", name: name.to_owned() },
+        error => error,
+    }
+}

@@ -1,0 +1,240 @@
+//! The port through which the engine reads and writes its rows.
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Protocol, PortRange, Publication};
+
+/// A row of the published ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicationRow {
+    /// The container whose port it is.
+    pub container: Id,
+    /// What is published where.
+    pub publication: Publication,
+    /// Where it stands.
+    pub phase: Phase,
+}
+
+/// A row that some process is making or removing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transition {
+    /// A network.
+    Network(Id),
+    /// A container.
+    Container(Id),
+    /// An endpoint, of this container.
+    Endpoint {
+        /// The endpoint.
+        endpoint: Id,
+        /// Its container.
+        container: Id,
+    },
+    /// A published port.
+    Publication(PublicationRow),
+}
+
+/// An address that was freed and rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestingLease {
+    /// The address.
+    pub address: IpAddr,
+    /// The MAC that last held it.
+    pub mac: Option<Mac>,
+}
+
+/// Who holds an address of a network, or held it last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// The endpoint; none while the address rests.
+    pub endpoint: Option<Id>,
+    /// The MAC that holds or last held it.
+    pub mac: Option<Mac>,
+}
+
+/// Why the store could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state file is not what it should be.
+    #[error("read state file `{path}`: it is damaged")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the library found.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The state file was written by a later version.
+    #[error("read state file `{path}`: its format {found} is newer than this version's {supported}")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: i64,
+        /// The newest format this version reads.
+        supported: i64,
+    },
+    /// No room.
+    #[error("write state file `{path}`: the disk is full")]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// What the library found.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Not allowed, or a read-only file system.
+    #[error("{doing} `{path}`: no permission")]
+    Denied {
+        /// What was tried, e.g. `open state file`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the library found.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Anything else that went wrong with the file.
+    #[error("{doing} `{path}`")]
+    Io {
+        /// What was tried, e.g. `commit to state file`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the library found.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+/// How long a commit must last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Survives the death of the process. Enough for rows about the living kernel, which does not outlive a
+    /// power cut either.
+    Process,
+    /// Survives a power cut: what a person configured.
+    Disk,
+}
+
+/// The state of one root.
+pub trait Store {
+    /// One transaction.
+    type Tx<'a>: Tx
+    where
+        Self: 'a;
+
+    /// The exclusive right to change the state and to delete kernel objects; released on drop and when the
+    /// process dies.
+    type Guard<'a>
+    where
+        Self: 'a;
+
+    /// Waits for the write lock, first come first served.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the lock file cannot be opened.
+    fn lock(&self) -> Result<Self::Guard<'_>, StoreError>;
+
+    /// Starts a read-only transaction: a consistent view, which never waits for writers.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the state cannot be read.
+    fn read(&self) -> Result<Self::Tx<'_>, StoreError>;
+
+    /// Starts a read-write transaction under `guard`; rolled back when dropped without commit.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the state cannot be opened for writing.
+    fn write<'a>(&'a self, guard: &'a Self::Guard<'_>) -> Result<Self::Tx<'a>, StoreError>;
+}
+
+/// One transaction over the rows.
+///
+/// Look-ups by key and by index cost the same however many rows there are; only what is named a list is linear.
+pub trait Tx {
+    /// Makes the changes visible to others.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] and others; nothing has changed then.
+    fn commit(self, durability: Durability) -> Result<(), StoreError>;
+
+    /// A value by its key.
+    fn meta(&self, key: &str) -> Result<Option<String>, StoreError>;
+    /// Sets or, with none, removes a value.
+    fn put_meta(&self, key: &str, value: Option<&str>) -> Result<(), StoreError>;
+
+    /// A network by its id.
+    fn network(&self, id: Id) -> Result<Option<Network>, StoreError>;
+    /// A network by its name.
+    fn network_named(&self, name: &str) -> Result<Option<Network>, StoreError>;
+    /// Up to two networks whose id starts with these hexadecimal digits.
+    fn networks_with_prefix(&self, prefix: &str) -> Result<Vec<Network>, StoreError>;
+    /// All networks, by name.
+    fn networks(&self) -> Result<Vec<Network>, StoreError>;
+    /// Adds or replaces a network.
+    fn put_network(&self, network: &Network) -> Result<(), StoreError>;
+    /// Removes a network and its resting leases.
+    fn delete_network(&self, id: Id) -> Result<(), StoreError>;
+    /// Whether any network but the predefined ones exists.
+    fn has_user_networks(&self) -> Result<bool, StoreError>;
+
+    /// A container by its id.
+    fn container(&self, id: Id) -> Result<Option<Container>, StoreError>;
+    /// A container by its name.
+    fn container_named(&self, name: &str) -> Result<Option<Container>, StoreError>;
+    /// Up to two containers whose id starts with these hexadecimal digits.
+    fn containers_with_prefix(&self, prefix: &str) -> Result<Vec<Container>, StoreError>;
+    /// The container whose sandbox is this namespace.
+    fn container_in(&self, device: u64, inode: u64) -> Result<Option<Container>, StoreError>;
+    /// All containers, oldest first.
+    fn containers(&self) -> Result<Vec<Container>, StoreError>;
+    /// Adds or replaces a container.
+    fn put_container(&self, container: &Container) -> Result<(), StoreError>;
+    /// Removes a container.
+    fn delete_container(&self, id: Id) -> Result<(), StoreError>;
+
+    /// The endpoints of a container, by interface name's creation order.
+    fn endpoints_of(&self, container: Id) -> Result<Vec<Endpoint>, StoreError>;
+    /// The endpoints on a network (a list).
+    fn endpoints_on(&self, network: Id) -> Result<Vec<Endpoint>, StoreError>;
+    /// How many endpoints a network has, counted to `limit` at most.
+    fn endpoint_count(&self, network: Id, limit: usize) -> Result<usize, StoreError>;
+    /// Whether an interface name is taken on the host side.
+    fn host_end_taken(&self, host_end: &str) -> Result<bool, StoreError>;
+    /// Adds or replaces an endpoint.
+    fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), StoreError>;
+    /// Removes an endpoint; its leases come to rest.
+    fn delete_endpoint(&self, id: Id) -> Result<(), StoreError>;
+    /// The endpoint that holds a MAC on a network.
+    fn mac_holder(&self, network: Id, mac: Mac) -> Result<Option<Id>, StoreError>;
+    /// An endpoint by its id.
+    fn endpoint(&self, id: Id) -> Result<Option<Endpoint>, StoreError>;
+
+    /// Who holds or last held an address of a network.
+    fn lease(&self, network: Id, address: IpAddr) -> Result<Option<LeaseRow>, StoreError>;
+    /// Gives an address to an endpoint.
+    fn take_lease(&self, network: Id, address: IpAddr, endpoint: Id, mac: Mac) -> Result<(), StoreError>;
+    /// The highest address of `subnet` ever handed out in sequence.
+    fn lease_cursor(&self, network: Id, subnet: IpNet) -> Result<Option<IpAddr>, StoreError>;
+    /// Moves the cursor.
+    fn put_lease_cursor(&self, network: Id, subnet: IpNet, cursor: IpAddr) -> Result<(), StoreError>;
+    /// The address in `first..=last` that has rested longest.
+    fn oldest_resting(&self, network: Id, first: IpAddr, last: IpAddr) -> Result<Option<RestingLease>, StoreError>;
+    /// How many addresses of `family` a network has leased.
+    fn lease_count(&self, network: Id, family: Family) -> Result<usize, StoreError>;
+
+    /// The published ports of a container, in the order they were asked for.
+    fn publications_of(&self, container: Id) -> Result<Vec<PublicationRow>, StoreError>;
+    /// Published ports of `protocol` that have a host port in `ports`.
+    fn publications_overlapping(&self, protocol: Protocol, ports: PortRange) -> Result<Vec<PublicationRow>, StoreError>;
+    /// Adds a published port or replaces the one with the same container and publication.
+    fn put_publication(&self, row: &PublicationRow) -> Result<(), StoreError>;
+    /// Removes a published port.
+    fn delete_publication(&self, container: Id, publication: &Publication) -> Result<(), StoreError>;
+
+    /// Rows in transition, oldest first, up to `limit`.
+    fn transitions(&self, limit: usize) -> Result<Vec<(Transition, Phase)>, StoreError>;
+}

@@ -1,0 +1,231 @@
+//! What the engine asks about the machine before it decides.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use portolan_engine::{HostRoute, KernelError, Kind, PortClash};
+use portolan_model::{Family, IfName, Mtu, ProcessId, Protocol, Publication, Sandbox};
+
+use super::{HostKernel, failure, refusal};
+use crate::diag::{self, Transport};
+use crate::netns::NetnsFd;
+use crate::rtnl::{link, route};
+use crate::{conntrack, rtnl};
+
+/// From this many ports on, one listing of all listeners is cheaper than trying each port.
+const PROBE_AT_MOST: u32 = 64;
+
+pub(super) fn routes(kernel: &HostKernel) -> Result<Vec<HostRoute>, KernelError> {
+    kernel.with_route(|socket| {
+        let names: BTreeMap<u32, String> =
+            link::dump(socket).map_err(|error| refusal("list interfaces", &error))?.into_iter().map(|link| (link.index, link.name)).collect();
+        let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
+        Ok(routes
+            .into_iter()
+            .filter(|route| !route.is_default() && !matches!(route.kind, route::RouteKind::Broadcast | route::RouteKind::Other(_)))
+            .filter(|route| !route.dst.is_multicast() && !route.dst.is_loopback() && !is_link_local(route.dst))
+            .filter_map(|route| {
+                let net = IpNet::new(route.dst, route.prefix_len).ok()?.trunc();
+                let device = route.oif.or_else(|| route.nexthops.first().and_then(|hop| hop.oif));
+                Some(HostRoute { net, device: device.and_then(|index| names.get(&index).cloned()), table: route.table })
+            })
+            .collect())
+    })
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+pub(super) fn path_mtu(kernel: &HostKernel) -> Result<Mtu, KernelError> {
+    kernel.with_route(|socket| {
+        for family in [rtnl::Family::V4, rtnl::Family::V6] {
+            let path = route::default_route_path(socket, family).map_err(|error| refusal("read the default route", &error))?;
+            let Some(path) = path else { continue };
+            let link = link::lookup(socket, path.oif).map_err(|error| refusal("read the default route's interface", &error))?;
+            let mtu = path.mtu.filter(|mtu| *mtu > 0).or_else(|| link.map(|link| link.mtu));
+            if let Some(mtu) = mtu.and_then(|mtu| Mtu::new(mtu).ok()) {
+                return Ok(mtu);
+            }
+        }
+        Ok(Mtu::ETHERNET)
+    })
+}
+
+pub(super) fn interfaces(kernel: &HostKernel) -> Result<Vec<(IfName, Option<String>)>, KernelError> {
+    kernel.with_route(|socket| {
+        let links = link::dump(socket).map_err(|error| refusal("list interfaces", &error))?;
+        Ok(links.into_iter().filter(|link| link.index != 1).filter_map(|link| Some((link.name.parse().ok()?, link.alias))).collect())
+    })
+}
+
+/// The start time of a process that is no zombie, in clock ticks since boot.
+pub(super) fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name is in parentheses and may hold anything (proc_pid_stat(5)).
+    let rest = stat.rsplit_once(')')?.1;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    // Field 22; the state was field 3.
+    fields.nth(18)?.parse().ok()
+}
+
+/// `/proc/PID/ns/net` in its usual spellings.
+fn pid_of(path: &Path) -> Option<i32> {
+    let text = path.to_str()?.strip_prefix("/proc/")?;
+    let (pid, rest) = text.split_once('/')?;
+    if pid == "self" && rest == "ns/net" {
+        return Some(std::process::id() as i32);
+    }
+    (rest == "ns/net").then(|| pid.parse().ok()).flatten()
+}
+
+pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
+    let doing = || format!("open namespace `{}`", path.display());
+    let error = |reason: String, kind: Kind, hint: &str| KernelError { doing: doing(), reason, kind, hint: Some(hint.to_owned()) };
+    let ns = NetnsFd::open(path).map_err(|source| {
+        let errno = source.errno().unwrap_or(0);
+        if source.is_missing() {
+            error("it does not exist".to_owned(), Kind::Invalid, "`ip netns list` and `lsns -t net` list namespaces; --pid takes a process's")
+        } else if errno == 0 {
+            error("it is not a network namespace".to_owned(), Kind::Invalid, "give a path such as /run/netns/NAME or /proc/PID/ns/net")
+        } else {
+            failure(doing(), source.to_string(), errno)
+        }
+    })?;
+    let host = NetnsFd::current().map_err(|source| failure("open the host's namespace", source.to_string(), source.errno().unwrap_or(0)))?;
+    let id = ns.identity();
+    if id == host.identity() {
+        return Err(error("it is the host's own".to_owned(), Kind::Invalid, "a container needs a namespace of its own; make one with `ip netns add NAME`"));
+    }
+    let absolute: PathBuf = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let process = pid_of(path).and_then(|pid| Some(ProcessId { pid, started: start_time(pid)? }));
+    Ok(Sandbox { device: id.dev, inode: id.ino, path: absolute, process })
+}
+
+pub(super) fn sandbox_alive(sandbox: &Sandbox) -> bool {
+    if let Some(process) = sandbox.process
+        && start_time(process.pid) != Some(process.started)
+    {
+        return false;
+    }
+    fs::metadata(&sandbox.path).is_ok_and(|file| file.dev() == sandbox.device && file.ino() == sandbox.inode)
+}
+
+pub(super) fn ephemeral_ports(kernel: &HostKernel) -> (u16, u16, Vec<u16>) {
+    use portolan_engine::Kernel as _;
+    let range = kernel.setting("net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = range.split_ascii_whitespace().filter_map(|text| text.parse::<u16>().ok());
+    // The range for dynamic ports (RFC 6335 §6) where the sysctl cannot be read.
+    let (first, last) = match (numbers.next(), numbers.next()) {
+        (Some(first), Some(last)) if first > 0 && first <= last => (first, last),
+        _ => (49153, 65535),
+    };
+    let reserved = kernel.setting("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    let reserved = reserved.split(',').filter_map(|part| {
+        let (a, b) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        Some(a.parse::<u16>().ok()?..=b.parse::<u16>().ok()?)
+    });
+    (first, last, reserved.flatten().collect())
+}
+
+const fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+        Protocol::Sctp => Transport::Sctp,
+    }
+}
+
+pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash> {
+    let transport = transport(publication.protocol);
+    let addresses = Family::ALL.into_iter().filter(|family| publication.covers(*family)).map(|family| {
+        publication.bound_to().unwrap_or(match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        })
+    });
+    let many = publication.host.count() > PROBE_AT_MOST;
+    for address in addresses {
+        for port in publication.host.ports() {
+            if many && port != publication.host.first() {
+                break;
+            }
+            match diag::probe_bind(transport, address, port) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
+                    return Err(PortClash::Listening { port, holder: holder(transport, address, port) });
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && !address.is_unspecified() => {
+                    return Err(PortClash::NotLocal(address));
+                }
+                // No IPv6 here, or a port that only binding was refused for: nobody listens.
+                Err(_) => {}
+            }
+        }
+        if many {
+            let listening = diag::listeners().unwrap_or_default();
+            let clash = listening.into_iter().find(|listener| {
+                publication.host.first() <= listener.port
+                    && listener.port <= publication.host.last()
+                    && listener.occupies(transport, address, listener.port)
+            });
+            if let Some(listener) = clash {
+                return Err(PortClash::Listening { port: listener.port, holder: name_holder(listener.inode) });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Who has the port, for the error message.
+fn holder(transport: Transport, address: IpAddr, port: u16) -> String {
+    let listeners = diag::listeners().unwrap_or_default();
+    match listeners.into_iter().find(|listener| listener.occupies(transport, address, port)) {
+        Some(listener) => name_holder(listener.inode),
+        None => "another process".to_owned(),
+    }
+}
+
+fn name_holder(inode: u32) -> String {
+    match diag::holder_of(inode) {
+        Some(holder) => format!("process {} (`{}`)", holder.pid, holder.comm),
+        None => "another process".to_owned(),
+    }
+}
+
+pub(super) fn forget_flows(kernel: &HostKernel, publications: &[Publication]) {
+    for protocol in Protocol::ALL {
+        let ours: Vec<&Publication> = publications.iter().filter(|publication| publication.protocol == protocol).collect();
+        if ours.is_empty() {
+            continue;
+        }
+        let filter = conntrack::Filter { family: None, protocol: Some(protocol.number()) };
+        let forgotten = kernel.with_netfilter(|socket| {
+            conntrack::delete_matching(socket, filter, |entry| {
+                ours.iter().any(|publication| {
+                    let original = &entry.original;
+                    publication.host.first() <= original.dst_port
+                        && original.dst_port <= publication.host.last()
+                        && publication.covers(Family::of(original.dst))
+                        && publication.bound_to().is_none_or(|ip| ip == original.dst)
+                })
+            })
+            .map_err(|error| refusal("forget flows", &error))
+        });
+        if let Err(error) = forgotten {
+            // A kernel without conntrack's netlink interface: the flows time out by themselves.
+            tracing::warn!(%error, "flows to published ports were not forgotten");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The engine's port onto the kernel of this host: [`HostKernel`].
+
+mod apply;
+mod facts;
+mod observe;
+
+use std::cell::RefCell;
+
+use portolan_engine::{Kernel, KernelError, Kind, PortClash};
+use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
+use portolan_plan::{Objects, Step};
+
+use crate::netlink::{self, NetlinkError, Socket};
+
+/// The namespace of the calling thread, seen as the host. Holds one routing and one netfilter socket, opened when
+/// first needed.
+#[derive(Debug, Default)]
+pub struct HostKernel {
+    route: RefCell<Option<Socket>>,
+    netfilter: RefCell<Option<Socket>>,
+}
+
+impl HostKernel {
+    /// The kernel as this thread's namespace shows it. Opens nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn with_route<T>(&self, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
+        with(&self.route, netlink::ROUTE, ask)
+    }
+
+    fn with_netfilter<T>(&self, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
+        with(&self.netfilter, netlink::NETFILTER, ask)
+    }
+}
+
+fn with<T>(cell: &RefCell<Option<Socket>>, protocol: i32, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
+    let mut slot = cell.borrow_mut();
+    let socket = match &mut *slot {
+        Some(socket) => socket,
+        empty => empty.insert(Socket::open(protocol).map_err(|error| refusal("open a netlink socket", &error))?),
+    };
+    ask(socket)
+}
+
+/// What the kernel's errno asks of the caller.
+fn kind(errno: i32) -> Kind {
+    match errno {
+        libc::EEXIST | libc::EADDRINUSE => Kind::Conflict,
+        libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::ENXIO => Kind::NotFound,
+        libc::EPERM | libc::EACCES | libc::EROFS => Kind::Denied,
+        libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::ENOSYS => Kind::Unsupported,
+        libc::ENOBUFS | libc::ENOMEM | libc::EBUSY | libc::EAGAIN | libc::EINTR | libc::ENOSPC => Kind::Transient,
+        libc::EXFULL => Kind::Exhausted,
+        _ => Kind::Bug,
+    }
+}
+
+fn refusal(doing: impl Into<String>, error: &NetlinkError) -> KernelError {
+    failure(doing, error.to_string(), error.errno())
+}
+
+fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError {
+    let kind = kind(errno);
+    let hint = match (kind, errno) {
+        (Kind::Unsupported, _) => Some("this kernel lacks bridge, veth or nftables: load their modules or use a kernel that has them".to_owned()),
+        (Kind::Denied, libc::EROFS) => Some("/proc/sys is read-only here: set the value outside, or mount it writable".to_owned()),
+        (Kind::Denied, _) => Some("run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned()),
+        _ => None,
+    };
+    KernelError { doing: doing.into(), reason, kind, hint }
+}
+
+impl Kernel for HostKernel {
+    fn apply(&self, table: &str, steps: &[Step]) -> Result<(), KernelError> {
+        apply::run(self, table, steps, apply::Mode::Strict).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    fn repair(&self, table: &str, steps: &[Step]) -> Vec<KernelError> {
+        apply::run(self, table, steps, apply::Mode::Lenient)
+    }
+
+    fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError> {
+        observe::observe(self, root, table, desired)
+    }
+
+    fn tables(&self) -> Result<Vec<String>, KernelError> {
+        self.with_netfilter(|socket| {
+            crate::nft::decode::table_names(socket, portolan_plan::Table::Inet).map_err(|error| refusal("list nftables tables", &error))
+        })
+    }
+
+    fn routes(&self) -> Result<Vec<portolan_engine::HostRoute>, KernelError> {
+        facts::routes(self)
+    }
+
+    fn path_mtu(&self) -> Result<Mtu, KernelError> {
+        facts::path_mtu(self)
+    }
+
+    fn interfaces(&self) -> Result<Vec<(IfName, Option<String>)>, KernelError> {
+        facts::interfaces(self)
+    }
+
+    fn setting(&self, path: &str) -> Option<String> {
+        crate::sysctl::read(&path.split('/').collect::<Vec<_>>()).ok()
+    }
+
+    fn sandbox(&self, path: &std::path::Path) -> Result<Sandbox, KernelError> {
+        facts::sandbox(path)
+    }
+
+    fn sandbox_alive(&self, sandbox: &Sandbox) -> bool {
+        facts::sandbox_alive(sandbox)
+    }
+
+    fn process_alive(&self, process: ProcessId) -> bool {
+        facts::start_time(process.pid) == Some(process.started)
+    }
+
+    fn this_process(&self) -> ProcessId {
+        let pid = std::process::id() as i32;
+        ProcessId { pid, started: facts::start_time(pid).unwrap_or_default() }
+    }
+
+    fn boot(&self) -> String {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |text| text.trim().to_owned())
+    }
+
+    fn now(&self) -> u64 {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    fn random(&self) -> [u8; 32] {
+        crate::sys::random()
+    }
+
+    fn ephemeral_ports(&self) -> (u16, u16, Vec<u16>) {
+        facts::ephemeral_ports(self)
+    }
+
+    fn host_ports_free(&self, publication: &Publication) -> Result<(), PortClash> {
+        facts::host_ports_free(publication)
+    }
+
+    fn forget_flows(&self, publications: &[Publication]) {
+        facts::forget_flows(self, publications);
+    }
+}

@@ -1,0 +1,209 @@
+//! What the kernel holds, as objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use portolan_engine::KernelError;
+use portolan_model::{IfName, Mac, Mtu, Sandbox};
+use portolan_plan::{BRIDGE_GROUP, Bridge, Chain, DefaultRoute, Interface, Neighbour, Object, Objects, PORT_GROUP, Port, Ruleset, Set, Setting, Table, ruleset};
+
+use super::apply::open_sandbox;
+use super::{HostKernel, failure, refusal};
+use crate::netlink::{self, Socket};
+use crate::netns;
+use crate::nft::decode;
+use crate::rtnl::link::{self, Ipv4Conf, Link};
+use crate::rtnl::{addr, neigh, route};
+use crate::sysctl;
+
+/// Reads everything that is ours by name, and the sandboxes and sysctls that `desired` speaks of.
+pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError> {
+    let mut found = Objects::new();
+    for (_, object) in desired.iter() {
+        if let Object::Setting(setting) = object
+            && let Ok(value) = sysctl::read(&setting.path.split('/').collect::<Vec<_>>())
+        {
+            found.insert(Object::Setting(Setting { value, ..setting.clone() }));
+        }
+    }
+    kernel.with_netfilter(|socket| tables(socket, table, &mut found))?;
+    kernel.with_route(|socket| links(socket, root, desired, &mut found))?;
+    for (sandbox, interfaces) in sandboxes(desired) {
+        // A sandbox that is gone holds nothing.
+        let Ok(ns) = open_sandbox(&sandbox) else { continue };
+        netns::with_netns(&ns, || inside(&sandbox, &interfaces, &mut found))
+            .map_err(|error| failure(format!("enter namespace `{}`", sandbox.path.display()), error.to_string(), error.errno().unwrap_or(0)))??;
+    }
+    Ok(found)
+}
+
+fn tables(socket: &mut Socket, name: &str, found: &mut Objects) -> Result<(), KernelError> {
+    let doing = "read the ruleset";
+    let mut present = 0;
+    let mut intact = true;
+    for table in Table::ALL {
+        if !decode::table_exists(socket, table, name).map_err(|error| refusal(doing, &error))? {
+            continue;
+        }
+        present += 1;
+        let mut rules = decode::rules(socket, table, name).map_err(|error| refusal(doing, &error))?;
+        for chain in Chain::ALL.into_iter().filter(|chain| ruleset::table(*chain) == table) {
+            let comments = rules.remove(chain.name()).unwrap_or_default();
+            let wanted = ruleset::rules(chain);
+            intact &= comments.len() == wanted.len() && comments.iter().zip(&wanted).all(|(is, should)| is.comment == should.comment);
+        }
+        intact &= rules.is_empty();
+    }
+    if present == 0 {
+        return Ok(());
+    }
+    // A table that somebody changed is made anew with all its elements, so it counts as another one.
+    let whole = present == Table::ALL.len() && intact;
+    let shown = if whole { name.to_owned() } else { format!("{name} (damaged)") };
+    found.insert(Object::Ruleset(Ruleset { name: shown }));
+    if whole {
+        for set in Set::ALL {
+            let (elements, unknown) = decode::elements(socket, name, set).map_err(|error| refusal(doing, &error))?;
+            if unknown > 0 {
+                tracing::warn!(set = set.name(), unknown, "elements that are not of our making");
+            }
+            found.extend(elements.into_iter().map(Object::Element));
+        }
+    }
+    Ok(())
+}
+
+fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects) -> Result<(), KernelError> {
+    let doing = "list interfaces";
+    let all = link::dump(socket).map_err(|error| refusal(doing, &error))?;
+    let names: BTreeMap<u32, &str> = all.iter().map(|link| (link.index, link.name.as_str())).collect();
+    let network = format!("portolan:{root}:network:");
+    let endpoint = format!("portolan:{root}:endpoint:");
+    let mut bridges: BTreeMap<u32, IfName> = BTreeMap::new();
+    for link in &all {
+        let (Some(alias), Ok(name)) = (&link.alias, link.name.parse::<IfName>()) else { continue };
+        if alias.starts_with(&network) && link.kind.as_deref() == Some("bridge") {
+            bridges.insert(link.index, name.clone());
+            found.insert(Object::Bridge(bridge(socket, link, name, alias)?));
+        } else if alias.starts_with(&endpoint) {
+            found.insert(Object::Port(port(link, name, alias, &names, desired)));
+        }
+    }
+    if bridges.is_empty() {
+        return Ok(());
+    }
+    for neighbour in neigh::dump(socket, None).map_err(|error| refusal("list neighbours", &error))? {
+        let Some(bridge) = bridges.get(&neighbour.ifindex) else { continue };
+        if neighbour.state & neigh::NUD_PERMANENT != 0
+            && let Some(mac) = neighbour.mac
+        {
+            found.insert(Object::Neighbour(Neighbour { bridge: bridge.clone(), address: neighbour.addr, mac: Mac::from_bytes(mac) }));
+        }
+    }
+    // A port without its FDB entry lets nothing through.
+    let mut entries: BTreeSet<(u32, [u8; 6])> = BTreeSet::new();
+    for index in bridges.keys() {
+        let listed = neigh::fdb_dump(socket, *index).map_err(|error| refusal("list forwarding entries", &error))?;
+        entries.extend(listed.into_iter().filter(neigh::FdbEntry::is_static).map(|entry| (entry.port, entry.mac)));
+    }
+    let indexes: BTreeMap<&str, u32> = all.iter().map(|link| (link.name.as_str(), link.index)).collect();
+    let without: Vec<Port> = found
+        .iter()
+        .filter_map(|(_, object)| match object {
+            Object::Port(port) => Some(port),
+            _ => None,
+        })
+        .filter(|port| !indexes.get(port.host_end.as_str()).is_some_and(|index| entries.contains(&(*index, port.mac.octets()))))
+        .cloned()
+        .collect();
+    for port in without {
+        found.insert(Object::Port(Port { alias: format!("{} (no forwarding entry)", port.alias), ..port }));
+    }
+    Ok(())
+}
+
+fn bridge(socket: &mut Socket, link: &Link, name: IfName, alias: &str) -> Result<Bridge, KernelError> {
+    let addresses = addr::dump(socket, Some(link.index)).map_err(|error| refusal("list addresses", &error))?;
+    let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
+    let usable = link.up && link.group == BRIDGE_GROUP;
+    Ok(Bridge {
+        name,
+        mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
+        mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+        addresses: nets(&addresses),
+        alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
+        ipv6: !disabled,
+        route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
+    })
+}
+
+fn nets(addresses: &[addr::Address]) -> BTreeSet<IpNet> {
+    addresses
+        .iter()
+        .filter(|address| !matches!(address.addr, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+        .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())
+        .collect()
+}
+
+/// A bridge port. What lies in the sandbox is taken from what should be there; [`inside`] looks at it.
+fn port(link: &Link, name: IfName, alias: &str, names: &BTreeMap<u32, &str>, desired: &Objects) -> Port {
+    let wanted = match desired.find(&portolan_plan::Key::Port(name.clone())) {
+        Some(Object::Port(port)) => Some(port),
+        _ => None,
+    };
+    let state = link.brport.unwrap_or_default();
+    let usable = link.up && link.group == PORT_GROUP && state.neigh_suppress == Some(true);
+    let unknown = || "unknown".parse().expect("a valid interface name");
+    Port {
+        bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
+        mac: wanted.map_or(Mac::from_bytes([0; 6]), |port| port.mac),
+        mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+        isolated: state.isolated.unwrap_or(false),
+        locked: state.locked.unwrap_or(false) && state.learning == Some(false),
+        alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
+        sandbox: wanted.map_or_else(|| Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None }, |port| port.sandbox.clone()),
+        sandbox_end: wanted.map_or_else(unknown, |port| port.sandbox_end.clone()),
+        host_end: name,
+    }
+}
+
+/// The sandboxes that `desired` speaks of, with their interfaces.
+fn sandboxes(desired: &Objects) -> BTreeMap<Sandbox, Vec<Interface>> {
+    let mut sandboxes: BTreeMap<Sandbox, Vec<Interface>> = BTreeMap::new();
+    for (_, object) in desired.iter() {
+        if let Object::Interface(interface) = object {
+            sandboxes.entry(interface.sandbox.clone()).or_default().push(interface.clone());
+        }
+    }
+    sandboxes
+}
+
+/// Runs in the sandbox's namespace.
+fn inside(sandbox: &Sandbox, interfaces: &[Interface], found: &mut Objects) -> Result<(), KernelError> {
+    let mut socket = Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
+    let mut names: BTreeMap<u32, IfName> = BTreeMap::new();
+    for wanted in interfaces {
+        let link = link::lookup(&mut socket, wanted.name.as_str()).map_err(|error| refusal("find an interface in the sandbox", &error))?;
+        let Some(link) = link.filter(|link| link.up) else { continue };
+        let addresses = addr::dump(&mut socket, Some(link.index)).map_err(|error| refusal("list addresses in the sandbox", &error))?;
+        let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
+        names.insert(link.index, wanted.name.clone());
+        found.insert(Object::Interface(Interface {
+            sandbox: sandbox.clone(),
+            name: wanted.name.clone(),
+            mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
+            mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+            addresses: nets(&addresses),
+            ipv6: !disabled,
+            announce: wanted.announce,
+        }));
+    }
+    let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
+    for default in routes.into_iter().filter(|route| route.is_default() && route.table == route::TABLE_MAIN) {
+        let (Some(gateway), Some(interface)) = (default.gateway, default.oif.and_then(|index| names.get(&index))) else { continue };
+        found.insert(Object::DefaultRoute(DefaultRoute { sandbox: sandbox.clone(), gateway, interface: interface.clone() }));
+    }
+    Ok(())
+}

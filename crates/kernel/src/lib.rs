@@ -1,0 +1,25 @@
+//! Every system call Portolan makes: netlink, nfnetlink, network namespaces, sysctls, conntrack,
+//! socket diagnostics and process set-up.
+//!
+//! The crate owns the only `unsafe` code of the workspace. It speaks in plain types (interface
+//! indexes, [`std::net::IpAddr`], MAC bytes) and takes no decisions: what the kernel should hold is
+//! worked out elsewhere and arrives here as messages to send. Everything blocks, with timeouts, and
+//! no other program is ever started except the one a caller asks [`process`] to run.
+
+pub mod announce;
+pub mod conntrack;
+pub mod diag;
+pub mod host;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod probe;
+pub mod process;
+pub mod ptrace;
+pub mod rtnl;
+pub mod session;
+pub mod signals;
+pub mod socket;
+pub mod sysctl;
+
+mod sys;

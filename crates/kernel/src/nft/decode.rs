@@ -1,0 +1,239 @@
+//! Listings into values.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_bindings::nftables::{
+    DataAttrs, ExprAttrs, ExprListAttrs, IterableDataAttrs, PushRuleAttrs, PushSetelemListAttrs, PushTableAttrs, RuleAttrs,
+    SetelemListAttrs, SetelemListElemAttrs, TableAttrs, VerdictAttrs,
+};
+use netlink_bindings::utils::IterableChunks;
+use portolan_model::{Family, IfName, Mac, Protocol};
+use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Set, Table};
+
+use super::encode::NFTA_SET_ELEM_KEY_END;
+use super::{comment_of, family, message};
+use crate::netlink::{NetlinkError, Socket, push_nfgenmsg};
+
+/// The length of `struct nfgenmsg`, which precedes the attributes.
+const NFGENMSG: usize = 4;
+
+/// Whether `table` of this name exists.
+///
+/// # Errors
+/// The kernel's refusal, such as `EOPNOTSUPP` where it has no nftables.
+pub fn table_exists(socket: &mut Socket, table: Table, name: &str) -> Result<bool, NetlinkError> {
+    let reply = socket.query_one(message(libc::NFT_MSG_GETTABLE), 0, |buf| {
+        push_nfgenmsg(buf, family(table), 0);
+        PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
+    })?;
+    Ok(reply.is_some())
+}
+
+/// The names of all tables of `table`'s family.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn table_names(socket: &mut Socket, table: Table) -> Result<Vec<String>, NetlinkError> {
+    socket.dump_all(
+        message(libc::NFT_MSG_GETTABLE),
+        0,
+        |buf| push_nfgenmsg(buf, family(table), 0),
+        |_, payload| {
+            TableAttrs::new(payload.get(NFGENMSG..)?).get_name().ok().map(|name| name.to_string_lossy().into_owned())
+        },
+    )
+}
+
+/// All elements of `set`.
+///
+/// Elements that are not of our making (a field or verdict we never write) are left out here and told apart by
+/// `unknown`, their number.
+///
+/// # Errors
+/// The kernel's refusal; an absent table or set is an empty list.
+pub fn elements(socket: &mut Socket, table: &str, set: Set) -> Result<(Vec<Element>, usize), NetlinkError> {
+    let mut unknown = 0;
+    let lists = socket.dump_all(
+        message(libc::NFT_MSG_GETSETELEM),
+        0,
+        |buf| {
+            push_nfgenmsg(buf, family(set.table()), 0);
+            PushSetelemListAttrs::new(buf).push_table_bytes(table.as_bytes()).push_set_bytes(set.name().as_bytes());
+        },
+        |_, payload| {
+            let mut found = Vec::new();
+            for attr in SetelemListAttrs::new(payload.get(NFGENMSG..)?) {
+                let Ok(SetelemListAttrs::Elements(list)) = attr else { continue };
+                for item in list {
+                    let Ok(SetelemListElemAttrs::Elem(item)) = item else { continue };
+                    found.push(element(set, item.get_buf()));
+                }
+            }
+            Some(found)
+        },
+    );
+    match lists {
+        Ok(lists) => {
+            let mut elements = Vec::new();
+            for found in lists.into_iter().flatten() {
+                match found {
+                    Some(element) => elements.push(element),
+                    None => unknown += 1,
+                }
+            }
+            Ok((elements, unknown))
+        }
+        Err(error) if error.is_missing() => Ok((Vec::new(), 0)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads one element, by attribute number: the codec's specification numbers some of them unlike the kernel.
+fn element(set: Set, attrs: &[u8]) -> Option<Element> {
+    let (mut key, mut end, mut data, mut owner) = (None, None, Data::Member, String::new());
+    for (header, value) in IterableChunks::new(attrs) {
+        match header.r#type {
+            NFTA_SET_ELEM_KEY => key = Some(DataAttrs::new(value).get_value().ok()?),
+            NFTA_SET_ELEM_KEY_END => end = Some(DataAttrs::new(value).get_value().ok()?),
+            NFTA_SET_ELEM_DATA => data = element_data(set, DataAttrs::new(value))?,
+            NFTA_SET_ELEM_USERDATA => owner = comment_of(value).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    Some(Element { set, key: fields(&set.key(), key?, end)?, data, owner })
+}
+
+/// `enum nft_set_elem_attributes`, nf_tables.h.
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_USERDATA: u16 = 6;
+
+/// Splits the registers' bytes into fields.
+fn fields(types: &[FieldType], key: &[u8], end: Option<&[u8]>) -> Option<Vec<Field>> {
+    let mut at = 0;
+    types
+        .iter()
+        .map(|kind| {
+            let bytes = key.get(at..at + kind.len())?;
+            let last = end.and_then(|end| end.get(at..at + kind.len())).unwrap_or(bytes);
+            at += kind.padded();
+            field(*kind, bytes, last)
+        })
+        .collect()
+}
+
+fn field(kind: FieldType, bytes: &[u8], last: &[u8]) -> Option<Field> {
+    Some(match kind {
+        FieldType::Protocol => Field::Protocol(Protocol::from_number(bytes[0])?),
+        FieldType::NfProto if bytes[0] == libc::NFPROTO_IPV4 as u8 => Field::NfProto(Family::V4),
+        FieldType::NfProto if bytes[0] == libc::NFPROTO_IPV6 as u8 => Field::NfProto(Family::V6),
+        FieldType::NfProto => return None,
+        FieldType::Address(family) => Field::Address(address(family, bytes)?),
+        FieldType::Port => Field::Ports(u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([last[0], last[1]])),
+        FieldType::IfName => {
+            let text = bytes.split(|b| *b == 0).next()?;
+            Field::IfName(std::str::from_utf8(text).ok()?.parse::<IfName>().ok()?)
+        }
+        FieldType::Ether => Field::Ether(Mac::from_bytes(bytes.try_into().ok()?)),
+    })
+}
+
+fn address(family: Family, bytes: &[u8]) -> Option<IpAddr> {
+    Some(match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(..4)?).ok()?)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(..16)?).ok()?)),
+    })
+}
+
+fn element_data(set: Set, value: IterableDataAttrs<'_>) -> Option<Data> {
+    for attr in value {
+        match attr.ok()? {
+            DataAttrs::Value(bytes) => {
+                return match set.data() {
+                    DataType::Address(family) => Some(Data::Address(address(family, bytes)?)),
+                    DataType::AddressPort(family) => {
+                        let at = FieldType::Address(family).padded();
+                        let port = bytes.get(at..at + 2)?;
+                        Some(Data::AddressPort(address(family, bytes)?, u16::from_be_bytes([port[0], port[1]])))
+                    }
+                    DataType::Member | DataType::Verdict => None,
+                };
+            }
+            DataAttrs::Verdict(verdict) => {
+                let (mut code, mut chain) = (None, None);
+                for attr in verdict {
+                    match attr.ok()? {
+                        VerdictAttrs::Code(value) => code = Some(value as i32),
+                        VerdictAttrs::Chain(name) => chain = Chain::named(name.to_str().ok()?),
+                        VerdictAttrs::ChainId(_) => {}
+                    }
+                }
+                return match code? {
+                    libc::NF_ACCEPT => Some(Data::Accept),
+                    libc::NF_DROP => Some(Data::Drop),
+                    libc::NFT_RETURN => Some(Data::Return),
+                    libc::NFT_GOTO => Some(Data::Goto(chain?)),
+                    _ => None,
+                };
+            }
+        }
+    }
+    None
+}
+
+/// A rule's shape: what it says it is for, and the kinds of its expressions in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleShape {
+    /// The comment, empty for none.
+    pub comment: String,
+    /// Names of expressions, such as `meta`, `cmp`, `lookup`.
+    pub expressions: Vec<String>,
+}
+
+/// The rules of every chain of `table`, in order.
+///
+/// # Errors
+/// The kernel's refusal; an absent table is an empty list.
+pub fn rules(socket: &mut Socket, table: Table, name: &str) -> Result<BTreeMap<String, Vec<RuleShape>>, NetlinkError> {
+    let listed = socket.dump_all(
+        message(libc::NFT_MSG_GETRULE),
+        0,
+        |buf| {
+            push_nfgenmsg(buf, family(table), 0);
+            PushRuleAttrs::new(buf).push_table_bytes(name.as_bytes());
+        },
+        |_, payload| rule(payload.get(NFGENMSG..)?),
+    );
+    let mut chains: BTreeMap<String, Vec<RuleShape>> = BTreeMap::new();
+    match listed {
+        Ok(listed) => listed.into_iter().for_each(|(chain, shape)| chains.entry(chain).or_default().push(shape)),
+        Err(error) if error.is_missing() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(chains)
+}
+
+fn rule(payload: &[u8]) -> Option<(String, RuleShape)> {
+    let text = |name: &CStr| name.to_string_lossy().into_owned();
+    let mut chain = None;
+    let mut shape = RuleShape { comment: String::new(), expressions: Vec::new() };
+    for attr in RuleAttrs::new(payload) {
+        match attr.ok()? {
+            RuleAttrs::Chain(name) => chain = Some(text(name)),
+            RuleAttrs::Userdata(userdata) => shape.comment = comment_of(userdata).unwrap_or_default(),
+            RuleAttrs::Expressions(list) => {
+                for item in list {
+                    let Ok(ExprListAttrs::Elem(item)) = item else { continue };
+                    // The name comes first; the data that follows may be of a kind the codec does not know.
+                    if let Some(Ok(ExprAttrs::Name(name))) = item.into_iter().next() {
+                        shape.expressions.push(text(name));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some((chain?, shape))
+}

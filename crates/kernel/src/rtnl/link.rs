@@ -1,0 +1,642 @@
+//! Links: bridges, veth pairs and the attributes of any interface.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_bindings::rt_link::{
+    Ifinfomsg, LinkAttrs, LinkinfoAttrs, LinkinfoMemberDataMsg, OpGetlinkDump, PushLinkAttrs, PushLinkinfoBridgeAttrs,
+    PushLinkinfoBrportAttrs,
+};
+use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
+
+use super::{AF_INET, AF_INET6, Mac};
+use crate::netlink::{Batch, CREATE, ECHO, EXCL, NetlinkError, Socket};
+
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+/// `RTEXT_FILTER_SKIP_STATS`, include/uapi/linux/rtnetlink.h: leave counters out of the answer.
+const SKIP_STATS: u32 = 1 << 3;
+const IFF_UP: u32 = libc::IFF_UP as u32;
+const IFF_LOWER_UP: u32 = libc::IFF_LOWER_UP as u32;
+
+/// How a message names the interface it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkRef<'a> {
+    /// By interface index.
+    Index(u32),
+    /// By name, at most 15 bytes.
+    Name(&'a str),
+}
+
+impl From<u32> for LinkRef<'_> {
+    fn from(index: u32) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl<'a> From<&'a str> for LinkRef<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::Name(name)
+    }
+}
+
+/// How the kernel makes IPv6 link-local addresses by itself (`IFLA_INET6_ADDR_GEN_MODE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddrGenMode {
+    /// From the MAC (RFC 4291 appendix A).
+    Eui64,
+    /// Not at all.
+    None,
+    /// From a secret (RFC 7217).
+    StablePrivacy,
+    /// From a secret that the kernel draws.
+    Random,
+}
+
+impl AddrGenMode {
+    fn number(self) -> u8 {
+        match self {
+            Self::Eui64 => 0,
+            Self::None => 1,
+            Self::StablePrivacy => 2,
+            Self::Random => 3,
+        }
+    }
+
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::Eui64, Self::None, Self::StablePrivacy, Self::Random].into_iter().find(|mode| mode.number() == number)
+    }
+}
+
+/// Per-interface IPv4 settings, the `net.ipv4.conf.<interface>` sysctls, by their number in
+/// include/uapi/linux/ip.h (`IPV4_DEVCONF_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u16)]
+pub enum Ipv4Conf {
+    /// `forwarding`
+    Forwarding = 1,
+    /// `proxy_arp`
+    ProxyArp = 3,
+    /// `accept_redirects`
+    AcceptRedirects = 4,
+    /// `secure_redirects`
+    SecureRedirects = 5,
+    /// `send_redirects`
+    SendRedirects = 6,
+    /// `shared_media`
+    SharedMedia = 7,
+    /// `rp_filter`
+    RpFilter = 8,
+    /// `accept_source_route`
+    AcceptSourceRoute = 9,
+    /// `arp_filter`
+    ArpFilter = 13,
+    /// `arp_announce`
+    ArpAnnounce = 18,
+    /// `arp_ignore`
+    ArpIgnore = 19,
+    /// `promote_secondaries`
+    PromoteSecondaries = 20,
+    /// `arp_accept`
+    ArpAccept = 21,
+    /// `arp_notify`
+    ArpNotify = 22,
+    /// `accept_local`
+    AcceptLocal = 23,
+    /// `route_localnet`
+    RouteLocalnet = 26,
+}
+
+/// Bridge port attributes (`IFLA_BRPORT_*`); `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BrPort {
+    /// Isolated ports reach only ports which are not.
+    pub isolated: Option<bool>,
+    /// Answer ARP and neighbour solicitations from the bridge's own table.
+    pub neigh_suppress: Option<bool>,
+    /// Learn source addresses.
+    pub learning: Option<bool>,
+    /// Drop frames of sources not in the forwarding database.
+    pub locked: Option<bool>,
+    /// Flood unicast frames for unknown destinations to this port.
+    pub unicast_flood: Option<bool>,
+    /// Flood multicast without known listeners to this port.
+    pub mcast_flood: Option<bool>,
+    /// Flood broadcast to this port.
+    pub bcast_flood: Option<bool>,
+    /// Send frames back out of the port they came in by (`IFLA_BRPORT_MODE`).
+    pub hairpin: Option<bool>,
+    /// Send a multicast frame as one unicast frame per listener.
+    pub mcast_to_ucast: Option<bool>,
+}
+
+impl BrPort {
+    fn push<P: netlink_bindings::traits::Pusher>(&self, mut attrs: PushLinkinfoBrportAttrs<P>) {
+        macro_rules! push {
+            ($($field:ident $method:ident)*) => {
+                $(if let Some(on) = self.$field { attrs = attrs.$method(on.into()); })*
+            };
+        }
+        push! {
+            isolated push_isolated
+            neigh_suppress push_neigh_suppress
+            learning push_learning
+            locked push_locked
+            unicast_flood push_unicast_flood
+            mcast_flood push_mcast_flood
+            bcast_flood push_bcast_flood
+            hairpin push_mode
+            mcast_to_ucast push_mcast_to_ucast
+        }
+        attrs.end_nested();
+    }
+}
+
+/// A bridge to create.
+///
+/// It has no spanning tree and no forwarding delay. VLAN filtering is off by default and left alone:
+/// kernels built without it refuse the attribute (`EOPNOTSUPP`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BridgeSpec<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// MAC; without one the bridge takes, and keeps changing to, the lowest of its ports'.
+    pub mac: Option<Mac>,
+    /// MTU; without one it follows the smallest of the ports.
+    pub mtu: Option<u32>,
+    /// Interface group.
+    pub group: Option<u32>,
+    /// Forward multicast only to ports with listeners.
+    pub mcast_snooping: bool,
+    /// Bring it up at once.
+    pub up: bool,
+}
+
+/// Appends the creation of a bridge; fails with `EEXIST` when the name is taken.
+pub fn create_bridge(batch: &mut Batch, spec: &BridgeSpec<'_>) -> usize {
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
+        push_ifinfo(buf, 0, spec.up.then_some(true));
+        let mut attrs = PushLinkAttrs::new(&mut *buf).push_ifname_bytes(spec.name.as_bytes());
+        if let Some(mac) = &spec.mac {
+            attrs = attrs.push_address(mac);
+        }
+        if let Some(mtu) = spec.mtu {
+            attrs = attrs.push_mtu(mtu);
+        }
+        if let Some(group) = spec.group {
+            attrs = attrs.push_group(group);
+        }
+        drop(attrs);
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, "bridge");
+        let data = push_nested_header(buf, IFLA_INFO_DATA);
+        PushLinkinfoBridgeAttrs::new(&mut *buf)
+            .push_forward_delay(0)
+            .push_stp_state(0)
+            .push_mcast_snooping(spec.mcast_snooping.into());
+        finalize_nested_header(buf, data);
+        finalize_nested_header(buf, info);
+    })
+}
+
+/// The far end of a veth pair to create.
+///
+/// It cannot be brought up in the same message: the kernel would open it before it has a peer
+/// (`veth_open()` says `ENOTCONN`, drivers/net/veth.c).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VethPeer<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// MAC; random without one.
+    pub mac: Option<Mac>,
+    /// MTU.
+    pub mtu: Option<u32>,
+    /// Interface group.
+    pub group: Option<u32>,
+    /// Network namespace to create it in; the socket's own without one.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// Interface index; honoured only when [`VethSpec::index`] is given too.
+    pub index: Option<u32>,
+}
+
+/// A veth pair to create; the near end belongs to the socket's namespace.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VethSpec<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// MAC; random without one.
+    pub mac: Option<Mac>,
+    /// MTU.
+    pub mtu: Option<u32>,
+    /// Interface group.
+    pub group: Option<u32>,
+    /// Index of the bridge to enslave the near end to.
+    pub master: Option<u32>,
+    /// Interface index; chosen by the kernel without one.
+    pub index: Option<u32>,
+    /// Bring the near end up at once.
+    pub up: bool,
+    /// Have the kernel answer with the near end as created ([`parse`] it for both indexes;
+    /// Linux 6.2 and newer, older ones only acknowledge).
+    pub echo: bool,
+    /// The far end.
+    pub peer: VethPeer<'a>,
+}
+
+/// Appends the creation of both ends of a veth pair, the far one right in its namespace, in one
+/// message.
+///
+/// Fails with `EEXIST` when either name is taken. Settings of the near end that the kernel does not
+/// take at creation (alias, bridge port, address generation mode) go into a following [`set`] of the
+/// same batch.
+pub fn create_veth(batch: &mut Batch, spec: &VethSpec<'_>) -> usize {
+    let echo = if spec.echo { ECHO } else { 0 };
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL | echo, |buf| {
+        push_ifinfo(buf, spec.index.unwrap_or(0), spec.up.then_some(true));
+        let mut attrs = PushLinkAttrs::new(&mut *buf).push_ifname_bytes(spec.name.as_bytes());
+        if let Some(mac) = &spec.mac {
+            attrs = attrs.push_address(mac);
+        }
+        if let Some(mtu) = spec.mtu {
+            attrs = attrs.push_mtu(mtu);
+        }
+        if let Some(group) = spec.group {
+            attrs = attrs.push_group(group);
+        }
+        if let Some(master) = spec.master {
+            attrs = attrs.push_master(master);
+        }
+        drop(attrs);
+
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, "veth");
+        let data = push_nested_header(buf, IFLA_INFO_DATA);
+        // The generated bindings lack this attribute: a whole ifinfomsg with attributes.
+        let peer = push_nested_header(buf, VETH_INFO_PEER);
+        push_ifinfo(buf, spec.peer.index.unwrap_or(0), None);
+        let mut attrs = PushLinkAttrs::new(&mut *buf).push_ifname_bytes(spec.peer.name.as_bytes());
+        if let Some(mac) = &spec.peer.mac {
+            attrs = attrs.push_address(mac);
+        }
+        if let Some(mtu) = spec.peer.mtu {
+            attrs = attrs.push_mtu(mtu);
+        }
+        if let Some(group) = spec.peer.group {
+            attrs = attrs.push_group(group);
+        }
+        if let Some(netns) = spec.peer.netns {
+            attrs = attrs.push_net_ns_fd(netns.as_raw_fd() as u32);
+        }
+        drop(attrs);
+        finalize_nested_header(buf, peer);
+        finalize_nested_header(buf, data);
+        finalize_nested_header(buf, info);
+    })
+}
+
+/// Changes to one interface; what is `None` or empty stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinkChange<'a> {
+    /// Administrative state.
+    pub up: Option<bool>,
+    /// MTU.
+    pub mtu: Option<u32>,
+    /// Index of the bridge to join, 0 to leave.
+    pub master: Option<u32>,
+    /// Free text of at most 255 bytes; empty clears it.
+    pub alias: Option<&'a str>,
+    /// Interface group.
+    pub group: Option<u32>,
+    /// New name; the interface has to be given by index. Linux before 6.2 wants it down.
+    pub name: Option<&'a str>,
+    /// MAC.
+    pub mac: Option<Mac>,
+    /// Network namespace to move to; the other changes are made there.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// IPv6 address generation; `EAFNOSUPPORT` where IPv6 is disabled.
+    pub addr_gen_mode: Option<AddrGenMode>,
+    /// IPv4 settings, applied in order.
+    pub ipv4_conf: &'a [(Ipv4Conf, u32)],
+    /// Bridge port attributes. The interface has to be a port already when the message is handled:
+    /// `master` of the same change comes too late.
+    pub brport: Option<BrPort>,
+}
+
+/// Appends changes to an existing interface.
+pub fn set<'a>(batch: &mut Batch, link: impl Into<LinkRef<'a>>, change: &LinkChange<'_>) -> usize {
+    let link = link.into();
+    // RTM_NEWLINK without NLM_F_CREATE: RTM_SETLINK ignores IFLA_LINKINFO and with it the bridge
+    // port attributes (rtnl_newlink() and rtnl_setlink(), net/core/rtnetlink.c).
+    batch.message(libc::RTM_NEWLINK, 0, |buf| {
+        let name = match link {
+            LinkRef::Index(index) => {
+                push_ifinfo(buf, index, change.up);
+                change.name
+            }
+            LinkRef::Name(name) => {
+                push_ifinfo(buf, 0, change.up);
+                Some(name)
+            }
+        };
+        let mut attrs = PushLinkAttrs::new(&mut *buf);
+        if let Some(name) = name {
+            attrs = attrs.push_ifname_bytes(name.as_bytes());
+        }
+        if let Some(netns) = change.netns {
+            attrs = attrs.push_net_ns_fd(netns.as_raw_fd() as u32);
+        }
+        if let Some(mac) = &change.mac {
+            attrs = attrs.push_address(mac);
+        }
+        if let Some(mtu) = change.mtu {
+            attrs = attrs.push_mtu(mtu);
+        }
+        if let Some(master) = change.master {
+            attrs = attrs.push_master(master);
+        }
+        if let Some(group) = change.group {
+            attrs = attrs.push_group(group);
+        }
+        drop(attrs);
+        if let Some(alias) = change.alias {
+            // No trailing NUL: an empty attribute is what clears the alias.
+            push_header(buf, libc::IFLA_IFALIAS, alias.len() as u16);
+            buf.extend_from_slice(alias.as_bytes());
+        }
+        if change.addr_gen_mode.is_some() || !change.ipv4_conf.is_empty() {
+            let spec = push_nested_header(buf, IFLA_AF_SPEC);
+            if !change.ipv4_conf.is_empty() {
+                let inet = push_nested_header(buf, AF_INET.into());
+                let conf = push_nested_header(buf, IFLA_INET_CONF);
+                for (setting, value) in change.ipv4_conf {
+                    push_header(buf, *setting as u16, 4);
+                    buf.extend_from_slice(&value.to_ne_bytes());
+                }
+                finalize_nested_header(buf, conf);
+                finalize_nested_header(buf, inet);
+            }
+            if let Some(mode) = change.addr_gen_mode {
+                let inet6 = push_nested_header(buf, AF_INET6.into());
+                push_header(buf, IFLA_INET6_ADDR_GEN_MODE, 1);
+                buf.push(mode.number());
+                finalize_nested_header(buf, inet6);
+            }
+            finalize_nested_header(buf, spec);
+        }
+        if let Some(brport) = &change.brport {
+            let info = push_nested_header(buf, IFLA_LINKINFO);
+            push_string(buf, IFLA_INFO_SLAVE_KIND, "bridge");
+            let data = push_nested_header(buf, IFLA_INFO_SLAVE_DATA);
+            brport.push(PushLinkinfoBrportAttrs::new(&mut *buf));
+            finalize_nested_header(buf, data);
+            finalize_nested_header(buf, info);
+        }
+    })
+}
+
+/// Appends a change of name.
+pub fn rename(batch: &mut Batch, index: u32, name: &str) -> usize {
+    set(batch, index, &LinkChange { name: Some(name), ..LinkChange::default() })
+}
+
+/// Appends the deletion of an interface, and of its veth peer.
+pub fn delete<'a>(batch: &mut Batch, link: impl Into<LinkRef<'a>>) -> usize {
+    let link = link.into();
+    batch.message(libc::RTM_DELLINK, 0, |buf| push_ref(buf, link))
+}
+
+/// An interface as the kernel has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MAC, unless the link layer is not Ethernet-like.
+    pub mac: Option<Mac>,
+    /// MTU.
+    pub mtu: u32,
+    /// `IFF_*` flags.
+    pub flags: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// The carrier is there.
+    pub lower_up: bool,
+    /// Index of the bridge, bond or VRF it belongs to.
+    pub master: Option<u32>,
+    /// Interface group.
+    pub group: u32,
+    /// Alias, if one is set.
+    pub alias: Option<String>,
+    /// `bridge`, `veth`, …; hardware and loopback have none.
+    pub kind: Option<String>,
+    /// Kind of the master.
+    pub slave_kind: Option<String>,
+    /// Port attributes, if the master is a bridge.
+    pub brport: Option<BrPort>,
+    /// Bridge attributes, if it is one.
+    pub bridge: Option<BridgeState>,
+    /// Identifier, in the namespace asked, of the one that the peer lives in.
+    pub link_netnsid: Option<i32>,
+    /// `IFLA_LINK`: index of the veth peer or of the lower interface, in that namespace.
+    pub link: Option<u32>,
+    /// IPv6 address generation, if IPv6 is enabled.
+    pub addr_gen_mode: Option<AddrGenMode>,
+    /// IPv4 settings by number (`IPV4_DEVCONF_*`).
+    pub ipv4_conf: BTreeMap<u16, u32>,
+}
+
+impl Link {
+    /// Value of an IPv4 setting.
+    pub fn ipv4_conf(&self, setting: Ipv4Conf) -> Option<u32> {
+        self.ipv4_conf.get(&(setting as u16)).copied()
+    }
+}
+
+/// The bridge attributes we set or depend on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BridgeState {
+    /// Spanning tree is on.
+    pub stp: bool,
+    /// Forwarding delay in 1/100 s.
+    pub forward_delay: u32,
+    /// VLAN filtering is on.
+    pub vlan_filtering: bool,
+    /// Multicast snooping is on.
+    pub mcast_snooping: bool,
+    /// Ageing time of learnt addresses in 1/100 s.
+    pub ageing_time: u32,
+}
+
+/// All interfaces of the socket's namespace.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn dump(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
+    dump_where(socket, None)
+}
+
+/// The interfaces whose master has index `master`.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn dump_ports(socket: &mut Socket, master: u32) -> Result<Vec<Link>, NetlinkError> {
+    let mut links = dump_where(socket, Some(master))?;
+    // Linux before 4.20 ignores the filter without strict checking.
+    links.retain(|link| link.master == Some(master));
+    Ok(links)
+}
+
+fn dump_where(socket: &mut Socket, master: Option<u32>) -> Result<Vec<Link>, NetlinkError> {
+    socket.dump_all(
+        libc::RTM_GETLINK,
+        0,
+        |buf| {
+            push_ifinfo(buf, 0, None);
+            let attrs = PushLinkAttrs::new(&mut *buf).push_ext_mask(SKIP_STATS);
+            if let Some(master) = master {
+                attrs.push_master(master);
+            }
+        },
+        |kind, payload| (kind == libc::RTM_NEWLINK).then(|| parse(payload)),
+    )
+}
+
+/// One interface of the socket's namespace; `None` if there is no such.
+///
+/// # Errors
+/// Any refusal but `ENODEV`.
+pub fn lookup<'a>(socket: &mut Socket, link: impl Into<LinkRef<'a>>) -> Result<Option<Link>, NetlinkError> {
+    let link = link.into();
+    let reply = socket.query_one(libc::RTM_GETLINK, 0, |buf| {
+        push_ref(buf, link);
+        PushLinkAttrs::new(&mut *buf).push_ext_mask(SKIP_STATS);
+    })?;
+    Ok(reply.map(|reply| parse(&reply.payload)))
+}
+
+/// Decodes the payload of an `RTM_NEWLINK` message.
+pub fn parse(payload: &[u8]) -> Link {
+    let (header, attrs) = OpGetlinkDump::decode_request(payload);
+    let mut link = Link {
+        index: header.ifi_index as u32,
+        flags: header.ifi_flags,
+        up: header.ifi_flags & IFF_UP != 0,
+        lower_up: header.ifi_flags & IFF_LOWER_UP != 0,
+        ..Link::default()
+    };
+    for attr in attrs.flatten() {
+        match attr {
+            LinkAttrs::Ifname(name) => link.name = name.to_string_lossy().into_owned(),
+            LinkAttrs::Address(address) => link.mac = address.try_into().ok(),
+            LinkAttrs::Mtu(mtu) => link.mtu = mtu,
+            LinkAttrs::Master(master) => link.master = Some(master),
+            LinkAttrs::Group(group) => link.group = group,
+            LinkAttrs::Ifalias(alias) => link.alias = Some(alias.to_string_lossy().into_owned()),
+            LinkAttrs::Link(index) => link.link = Some(index),
+            LinkAttrs::LinkNetnsid(id) => link.link_netnsid = Some(id),
+            LinkAttrs::Linkinfo(info) => {
+                for attr in info.flatten() {
+                    parse_info(&mut link, attr);
+                }
+            }
+            LinkAttrs::AfSpec(spec) => {
+                if let Ok(inet) = spec.get_inet()
+                    && let Ok(conf) = inet.get_conf()
+                {
+                    // An array of u32 counted from setting 1.
+                    link.ipv4_conf = (1..)
+                        .zip(conf.chunks_exact(4))
+                        .map(|(number, value)| (number, u32::from_ne_bytes([value[0], value[1], value[2], value[3]])))
+                        .collect();
+                }
+                if let Ok(inet6) = spec.get_inet6()
+                    && let Ok(mode) = inet6.get_addr_gen_mode()
+                {
+                    link.addr_gen_mode = AddrGenMode::from_number(mode);
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn parse_info(link: &mut Link, attr: LinkinfoAttrs<'_>) {
+    use netlink_bindings::rt_link::LinkinfoBridgeAttrs as Br;
+    use netlink_bindings::rt_link::LinkinfoBrportAttrs as Port;
+    use netlink_bindings::rt_link::LinkinfoDataMsg;
+
+    match attr {
+        LinkinfoAttrs::Kind(kind) => link.kind = Some(kind.to_string_lossy().into_owned()),
+        LinkinfoAttrs::SlaveKind(kind) => {
+            link.slave_kind = Some(kind.to_string_lossy().into_owned());
+        }
+        LinkinfoAttrs::Data(LinkinfoDataMsg::Bridge(data)) => {
+            let mut bridge = BridgeState::default();
+            for attr in data.flatten() {
+                match attr {
+                    Br::StpState(state) => bridge.stp = state != 0,
+                    Br::ForwardDelay(delay) => bridge.forward_delay = delay,
+                    Br::VlanFiltering(on) => bridge.vlan_filtering = on != 0,
+                    Br::McastSnooping(on) => bridge.mcast_snooping = on != 0,
+                    Br::AgeingTime(time) => bridge.ageing_time = time,
+                    _ => {}
+                }
+            }
+            link.bridge = Some(bridge);
+        }
+        LinkinfoAttrs::SlaveData(LinkinfoMemberDataMsg::Bridge(data)) => {
+            let mut port = BrPort::default();
+            for attr in data.flatten() {
+                match attr {
+                    Port::Isolated(on) => port.isolated = Some(on != 0),
+                    Port::NeighSuppress(on) => port.neigh_suppress = Some(on != 0),
+                    Port::Learning(on) => port.learning = Some(on != 0),
+                    Port::Locked(on) => port.locked = Some(on != 0),
+                    Port::UnicastFlood(on) => port.unicast_flood = Some(on != 0),
+                    Port::McastFlood(on) => port.mcast_flood = Some(on != 0),
+                    Port::BcastFlood(on) => port.bcast_flood = Some(on != 0),
+                    Port::Mode(on) => port.hairpin = Some(on != 0),
+                    Port::McastToUcast(on) => port.mcast_to_ucast = Some(on != 0),
+                    _ => {}
+                }
+            }
+            link.brport = Some(port);
+        }
+        _ => {}
+    }
+}
+
+fn push_ifinfo(buf: &mut Vec<u8>, index: u32, up: Option<bool>) {
+    let mut header = Ifinfomsg::new();
+    header.ifi_index = index as i32;
+    if let Some(up) = up {
+        header.ifi_change = IFF_UP;
+        header.ifi_flags = if up { IFF_UP } else { 0 };
+    }
+    buf.extend_from_slice(header.as_slice());
+}
+
+fn push_ref(buf: &mut Vec<u8>, link: LinkRef<'_>) {
+    match link {
+        LinkRef::Index(index) => push_ifinfo(buf, index, None),
+        LinkRef::Name(name) => {
+            push_ifinfo(buf, 0, None);
+            PushLinkAttrs::new(&mut *buf).push_ifname_bytes(name.as_bytes());
+        }
+    }
+}
+
+fn push_string(buf: &mut Vec<u8>, attr: u16, text: &str) {
+    push_header(buf, attr, text.len() as u16 + 1);
+    buf.extend_from_slice(text.as_bytes());
+    buf.push(0);
+}

@@ -1,0 +1,109 @@
+//! Signals as events: taken off their default action and read one by one (signalfd(2)).
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use crate::process::PidFd;
+use crate::sys;
+
+/// Ends a process, whatever it does about it.
+pub const KILL: i32 = libc::SIGKILL;
+
+/// What a process that stands for another one passes on to it.
+pub const FORWARDED: &[i32] = &[
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGWINCH,
+];
+
+/// Signals of this thread, blocked and waiting to be read.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+/// What came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A signal.
+    Signal {
+        /// Its number.
+        number: i32,
+        /// Whether the kernel itself sent it, as the terminal does to its whole foreground process group.
+        from_kernel: bool,
+    },
+    /// The process ended.
+    Ended,
+}
+
+impl Signals {
+    /// Blocks `signals` in this thread and those it starts from now on.
+    ///
+    /// [`crate::process::SandboxChild`] unblocks all signals in the child, so what is taken here is not inherited.
+    ///
+    /// # Errors
+    /// When out of descriptors.
+    pub fn take(signals: &[i32]) -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset(3) initialises the set, which lives as long as the calls; bad numbers are refused.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in signals {
+                libc::sigaddset(set.as_mut_ptr(), *signal);
+            }
+        }
+        // SAFETY: the set was initialised above; the old mask is not asked for.
+        let ret = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+        if ret != 0 {
+            return Err(io::Error::from_raw_os_error(ret));
+        }
+        // SAFETY: the set was initialised above.
+        let fd = sys::cvt(unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+        // SAFETY: the fd was just returned to us and nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Waits for a signal or for the end of `process`; signals first.
+    ///
+    /// # Errors
+    /// What poll(2) and read(2) say.
+    pub fn wait(&self, process: &PidFd) -> io::Result<Event> {
+        loop {
+            let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            let mut entries = [entry(self.0.as_raw_fd()), entry(process.as_fd().as_raw_fd())];
+            // SAFETY: two live entries, and the count says two.
+            match sys::cvt(unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) }) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            if entries[0].revents != 0
+                && let Some(event) = self.read()?
+            {
+                return Ok(event);
+            }
+            if entries[1].revents != 0 {
+                return Ok(Event::Ended);
+            }
+        }
+    }
+
+    fn read(&self) -> io::Result<Option<Event>> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the buffer is live and as long as the size says.
+        match sys::cvt_len(unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) }) {
+            Ok(len) if len == size => {
+                // SAFETY: read(2) filled all of it.
+                let info = unsafe { info.assume_init() };
+                Ok(Some(Event::Signal { number: info.ssi_signo as i32, from_kernel: info.ssi_code == libc::SI_KERNEL }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

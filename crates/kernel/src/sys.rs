@@ -1,0 +1,164 @@
+//! The narrow seam to libc: owned fds in, `io::Result` out.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Maps the -1 convention of libc to `io::Result`.
+pub(crate) fn cvt(ret: libc::c_int) -> io::Result<libc::c_int> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+/// Like [`cvt`] for calls returning a byte count.
+pub(crate) fn cvt_len(ret: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+/// socket(2) with `SOCK_CLOEXEC`.
+pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket(2) takes no pointers.
+    let fd = cvt(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the fd was just returned to us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// setsockopt(2) with an `int` value.
+pub(crate) fn setsockopt_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the pointer is to a live c_int and the length says so.
+    cvt(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// Sets `SO_RCVTIMEO` (socket(7)).
+pub(crate) fn receive_timeout(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    let value = libc::timeval {
+        tv_sec: timeout.as_secs() as libc::time_t,
+        tv_usec: timeout.subsec_micros() as libc::suseconds_t,
+    };
+    // SAFETY: the pointer is to a live timeval and the length says so.
+    cvt(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const value).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// setns(2).
+pub(crate) fn setns(fd: BorrowedFd<'_>, kind: i32) -> io::Result<()> {
+    // SAFETY: setns(2) takes no pointers; the fd is borrowed for the call.
+    cvt(unsafe { libc::setns(fd.as_raw_fd(), kind) })?;
+    Ok(())
+}
+
+/// unshare(2).
+pub(crate) fn unshare(flags: i32) -> io::Result<()> {
+    // SAFETY: unshare(2) takes no pointers.
+    cvt(unsafe { libc::unshare(flags) })?;
+    Ok(())
+}
+
+/// mount(2) without data.
+pub(crate) fn mount(source: &CStr, target: &CStr, fstype: &CStr, flags: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: all three are NUL terminated strings alive for the call; data may be null.
+    cvt(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, std::ptr::null()) })?;
+    Ok(())
+}
+
+/// umount2(2).
+pub(crate) fn umount(target: &CStr, flags: i32) -> io::Result<()> {
+    // SAFETY: the string is NUL terminated and alive for the call.
+    cvt(unsafe { libc::umount2(target.as_ptr(), flags) })?;
+    Ok(())
+}
+
+/// send(2), retried on `EINTR`.
+pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8], flags: i32) -> io::Result<usize> {
+    loop {
+        // SAFETY: pointer and length come from one live slice.
+        let ret = cvt_len(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) });
+        match ret {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// Bytes of a socket address for `bind(2)` and friends.
+pub(crate) fn socket_address(addr: std::net::SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: sockaddr_storage is plain data for which all zeroes is valid.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    match addr {
+        std::net::SocketAddr::V4(v4) => {
+            let raw = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: sockaddr_storage is large and aligned enough for every address family.
+            unsafe { std::ptr::write((&raw mut storage).cast(), raw) };
+            (storage, size_of::<libc::sockaddr_in>() as libc::socklen_t)
+        }
+        std::net::SocketAddr::V6(v6) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: as above.
+            unsafe { std::ptr::write((&raw mut storage).cast(), raw) };
+            (storage, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
+        }
+    }
+}
+
+/// bind(2).
+pub(crate) fn bind(fd: BorrowedFd<'_>, addr: std::net::SocketAddr) -> io::Result<()> {
+    let (storage, len) = socket_address(addr);
+    // SAFETY: pointer and length describe the live `storage`.
+    cvt(unsafe { libc::bind(fd.as_raw_fd(), (&raw const storage).cast(), len) })?;
+    Ok(())
+}
+
+/// poll(2) for one event on one fd; `false` on timeout.
+pub(crate) fn poll(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> io::Result<bool> {
+    let deadline = std::time::Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        // Rounded up, or the last millisecond would be spun away.
+        let millis = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+        let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+        // SAFETY: one live pollfd, and the count says one.
+        match cvt(unsafe { libc::poll(&raw mut entry, 1, millis) }) {
+            Ok(count) => return Ok(count > 0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// 32 random bytes of the kernel's generator (getrandom(2)), which never fails once it is seeded.
+pub(crate) fn random() -> [u8; 32] {
+    let mut bytes = [0u8; 32];
+    // SAFETY: the pointer is to 32 live bytes; requests of up to 256 bytes are not interrupted.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    assert_eq!(got, 32, "getrandom gives up to 256 bytes at once");
+    bytes
+}

@@ -1,0 +1,153 @@
+//! Kernel settings under `/proc/sys`.
+//!
+//! A setting is named by its path components (`["net", "ipv4", "conf", "eth0.5", "rp_filter"]`), as
+//! interface names may hold the dots which sysctl(8) separates components by. What lies under
+//! `net` belongs to the calling thread's network namespace.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::netlink::Errno;
+
+/// What went wrong with a setting.
+#[derive(Debug, thiserror::Error)]
+pub enum SysctlError {
+    /// A component is empty, a dot directory or has a slash in it.
+    #[error("sysctl component `{component}` is not a file name")]
+    Component {
+        /// The component.
+        component: String,
+    },
+    /// Reading failed.
+    #[error("read `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// Writing failed.
+    #[error("write `{value}` to `{path}`")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What we wanted in it.
+        value: String,
+        /// Why; `EROFS` where `/proc/sys` is mounted read-only.
+        #[source]
+        source: Errno,
+    },
+}
+
+impl SysctlError {
+    /// The errno behind it, if there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Component { .. } => None,
+            Self::Read { source, .. } | Self::Write { source, .. } => Some(source.0),
+        }
+    }
+
+    /// Whether the kernel has no such setting.
+    pub fn is_missing(&self) -> bool {
+        self.errno() == Some(libc::ENOENT)
+    }
+}
+
+/// What [`write`] had to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// The value was right already.
+    Unchanged,
+    /// It was the enclosed one before.
+    Changed(String),
+}
+
+/// The value of a setting, without the trailing newline.
+///
+/// # Errors
+/// [`SysctlError::Read`].
+pub fn read(components: &[&str]) -> Result<String, SysctlError> {
+    let path = path(components)?;
+    read_path(&path).map_err(|error| SysctlError::Read { path, source: errno(&error) })
+}
+
+/// Makes a setting have `value`, writing only if it differs, so that a read-only `/proc/sys` is
+/// good enough when nothing has to change.
+///
+/// # Errors
+/// [`SysctlError::Read`] if there is no such setting, [`SysctlError::Write`].
+pub fn write(components: &[&str], value: &str) -> Result<Written, SysctlError> {
+    let path = path(components)?;
+    let before = match read_path(&path) {
+        Ok(before) => before,
+        // Some settings can only be written (net.ipv4.route.flush).
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => String::new(),
+        Err(error) => return Err(SysctlError::Read { path, source: errno(&error) }),
+    };
+    if same(&before, value) {
+        return Ok(Written::Unchanged);
+    }
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|error| SysctlError::Write { path, value: value.into(), source: errno(&error) })?;
+    Ok(Written::Changed(before))
+}
+
+/// The file behind a setting.
+///
+/// # Errors
+/// [`SysctlError::Component`].
+pub fn path(components: &[&str]) -> Result<PathBuf, SysctlError> {
+    let mut path = PathBuf::from("/proc/sys");
+    for component in components {
+        if matches!(*component, "" | "." | "..") || component.contains(['/', '\0']) {
+            return Err(SysctlError::Component { component: (*component).into() });
+        }
+        path.push(component);
+    }
+    Ok(path)
+}
+
+fn read_path(path: &Path) -> io::Result<String> {
+    let mut text = fs::read_to_string(path)?;
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}
+
+/// Lists are separated by tabs when read and by whatever the writer likes.
+fn same(a: &str, b: &str) -> bool {
+    a.split_ascii_whitespace().eq(b.split_ascii_whitespace())
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_keep_their_dots() {
+        let path = path(&["net", "ipv4", "conf", "eth0.5", "rp_filter"]).unwrap();
+        assert_eq!(path, Path::new("/proc/sys/net/ipv4/conf/eth0.5/rp_filter"));
+    }
+
+    #[test]
+    fn components_cannot_leave_proc_sys() {
+        for bad in ["", ".", "..", "a/b", "a\0b"] {
+            assert!(matches!(path(&["net", bad]), Err(SysctlError::Component { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lists_compare_by_word() {
+        assert!(same("32768\t60999", "32768 60999"));
+        assert!(!same("1", "0"));
+    }
+}

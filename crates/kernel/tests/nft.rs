@@ -1,0 +1,146 @@
+//! The ruleset as netlink makes it and as nft(8) lists it must be what `portolan-plan` renders as text.
+
+use std::process::Command;
+
+use portolan_kernel::netlink::{Batch, Socket};
+use portolan_kernel::netns::{self, NetnsFd};
+use portolan_kernel::nft::encode::Insist;
+use portolan_kernel::nft::{decode, encode};
+use portolan_model::Family::{V4, V6};
+use portolan_plan::{Chain, Data, Element, Field, Set, Table, ruleset};
+
+/// Runs `test` in a new namespace, which goes when it returns.
+fn in_new_namespace(test: impl FnOnce()) {
+    match NetnsFd::create() {
+        Ok(ns) => netns::with_netns(&ns, test).unwrap(),
+        Err(error) => {
+            eprintln!("SKIP: no new network namespace: {error}");
+            assert!(std::env::var_os("CI").is_none(), "CI must be able to make network namespaces");
+        }
+    }
+}
+
+fn samples() -> Vec<Element> {
+    let address = |text: &str| Field::Address(text.parse().unwrap());
+    let name = |text: &str| Field::IfName(text.parse().unwrap());
+    let element = |set, key: Vec<Field>, data| Element { set, key, data, owner: "container web 80:80/tcp".into() };
+    let tcp = || Field::Protocol(portolan_model::Protocol::Tcp);
+    let sctp = || Field::Protocol(portolan_model::Protocol::Sctp);
+    let mac = || Field::Ether("02:42:ac:11:00:02".parse().unwrap());
+    let to4 = |port| Data::AddressPort("172.20.0.2".parse().unwrap(), port);
+    let to6 = |port| Data::AddressPort("fd00::2".parse().unwrap(), port);
+    vec![
+        element(Set::Port(V4), vec![tcp(), address("127.0.0.1"), Field::Ports(80, 80)], to4(81)),
+        element(Set::Port(V6), vec![tcp(), address("2001:db8::1"), Field::Ports(80, 80)], to6(81)),
+        element(Set::AnyPort(V4), vec![sctp(), Field::Ports(1880, 1880)], to4(1880)),
+        element(Set::AnyPort(V6), vec![sctp(), Field::Ports(1880, 1880)], to6(1880)),
+        element(Set::Range(V4), vec![tcp(), address("10.0.0.1"), Field::Ports(100, 200)], Data::Address("172.20.0.2".parse().unwrap())),
+        element(Set::AnyRange(V6), vec![tcp(), Field::Ports(100, 20000)], Data::Address("fd00::2".parse().unwrap())),
+        element(Set::Open(V4), vec![address("172.20.0.2"), tcp(), Field::Ports(80, 80)], Data::Member),
+        element(Set::OpenRange(V6), vec![address("fd00::2"), tcp(), Field::Ports(80, 90)], Data::Member),
+        element(Set::Within, vec![name("br-0"), name("br-0")], Data::Accept),
+        element(Set::Within, vec![name("br-1"), name("br-1")], Data::Goto(Chain::WithinClosed)),
+        element(Set::Leave, vec![Field::NfProto(V4), name("br-0")], Data::Goto(Chain::Enter)),
+        element(Set::Enter, vec![Field::NfProto(V6), name("br-0")], Data::Drop),
+        element(Set::ToHost, vec![Field::NfProto(V6), name("br-0")], Data::Goto(Chain::ToHostInternal)),
+        element(Set::Trusted, vec![name("eth0"), name("fifteen-letters")], Data::Member),
+        element(Set::Masquerade, vec![Field::NfProto(V4), name("br-0")], Data::Member),
+        element(Set::Snat(V4), vec![name("br-0")], Data::Address("10.0.0.9".parse().unwrap())),
+        element(Set::Gateway(V6), vec![name("br-0"), address("fd00::1")], Data::Member),
+        element(Set::Gateways(V4), vec![address("172.20.0.1")], Data::Member),
+        element(Set::Source(V4), vec![name("pv0123456789abc"), mac(), address("172.20.0.2")], Data::Member),
+        element(Set::Source(V6), vec![name("pv0123456789abc"), mac(), address("fe80::42:acff:fe11:2")], Data::Member),
+        element(Set::Unguarded, vec![name("pv0123456789abc")], Data::Member),
+    ]
+}
+
+fn transact(socket: &mut Socket, build: impl FnOnce(&mut Batch)) {
+    let mut batch = Batch::new();
+    batch.begin_nft(None);
+    build(&mut batch);
+    batch.end_nft();
+    socket.transact(&batch).unwrap();
+}
+
+#[test]
+fn elements_come_back_as_they_went() {
+    in_new_namespace(|| {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        let elements = samples();
+        let all: Vec<&Element> = elements.iter().collect();
+        transact(&mut socket, |batch| {
+            encode::create_ruleset(batch, "portolan");
+            encode::add_elements(batch, "portolan", &all, Insist::Yes);
+        });
+        for set in Set::ALL {
+            let (found, unknown) = decode::elements(&mut socket, "portolan", set).unwrap();
+            let mut wanted: Vec<&Element> = elements.iter().filter(|e| e.set == set).collect();
+            let mut found: Vec<&Element> = found.iter().collect();
+            wanted.sort();
+            found.sort();
+            assert_eq!((found, unknown), (wanted, 0), "{set:?}");
+        }
+        for table in Table::ALL {
+            let rules = decode::rules(&mut socket, table, "portolan").unwrap();
+            for chain in Chain::ALL.into_iter().filter(|chain| ruleset::table(*chain) == table) {
+                let comments: Vec<&str> = rules[chain.name()].iter().map(|rule| rule.comment.as_str()).collect();
+                assert_eq!(comments, ruleset::rules(chain).iter().map(|rule| rule.comment).collect::<Vec<_>>());
+            }
+        }
+        transact(&mut socket, |batch| encode::delete_elements(batch, "portolan", &all, Insist::Yes));
+        transact(&mut socket, |batch| encode::delete_elements(batch, "portolan", &all, Insist::No));
+        assert!(decode::elements(&mut socket, "portolan", Set::Within).unwrap().0.is_empty());
+    });
+}
+
+/// What nft(8) leaves out or adds when it lists: counters, and protocols that other expressions imply.
+fn normal(text: &str) -> Vec<String> {
+    text.replace("counter packets 0 bytes 0", "counter")
+        .replace("ether type ip6 icmpv6", "icmpv6")
+        .replace("ether type ip iifname", "iifname")
+        .replace("ether type ip6 iifname", "iifname")
+        .replace("ether type arp iifname", "iifname")
+        .replace("ether type ip6 ip6 saddr", "ip6 saddr")
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+#[test]
+fn nft_lists_what_the_plan_renders() {
+    if Command::new("nft").arg("--version").output().is_err() {
+        eprintln!("SKIP: no nft(8) to compare with");
+        assert!(std::env::var_os("CI").is_none(), "CI must have nft(8)");
+        return;
+    }
+    in_new_namespace(|| {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        transact(&mut socket, |batch| encode::create_ruleset(batch, "portolan"));
+        let listed = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        let (is, should) = (normal(&String::from_utf8_lossy(&listed.stdout)), normal(&ruleset::render("portolan", [])));
+        for (is, should) in is.iter().zip(&should) {
+            assert_eq!(is, should);
+        }
+        assert_eq!(is.len(), should.len());
+
+        let elements = samples();
+        let all: Vec<&Element> = elements.iter().collect();
+        transact(&mut socket, |batch| encode::add_elements(batch, "portolan", &all, Insist::Yes));
+        let listed = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+        let text = String::from_utf8_lossy(&listed.stdout).replace("\n\t\t\t     ", " ");
+        for element in &elements {
+            let wanted = ruleset::render_element(element);
+            assert!(text.contains(&wanted), "nft does not list `{wanted}` in\n{text}");
+        }
+        let json = Command::new("nft").args(["-j", "list", "ruleset"]).output().unwrap();
+        assert!(json.status.success() && json.stdout.starts_with(b"{"));
+        // What it lists it also reads.
+        let check = std::env::temp_dir().join(format!("portolan-nft-{}", std::process::id()));
+        std::fs::write(&check, ruleset::render("portolan2", &elements)).unwrap();
+        let read = Command::new("nft").arg("-c").arg("-f").arg(&check).output().unwrap();
+        std::fs::remove_file(&check).unwrap();
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    });
+}

@@ -1,0 +1,27 @@
+//! The nouns of Portolan as validated values: network, endpoint, sandbox, container, published port.
+//!
+//! Owns what a name, an address range or an option may look like, and the serialised form of every
+//! row of the store. Leaves out all I/O, the clock and the kernel: a value that exists here is
+//! well formed, whether it can be applied is decided by `portolan-engine`.
+
+#![forbid(unsafe_code)]
+
+mod container;
+mod endpoint;
+mod id;
+mod invalid;
+mod mac;
+mod name;
+mod network;
+mod options;
+mod port;
+
+pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
+pub use endpoint::{Endpoint, EndpointAddress, Link};
+pub use id::Id;
+pub use invalid::Invalid;
+pub use mac::Mac;
+pub use name::{HostName, IfName, Name};
+pub use network::{Driver, Family, Network, PerFamily, Phase, Subnet};
+pub use options::{BridgeOptions, GatewayMode, Mtu};
+pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};

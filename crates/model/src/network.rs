@@ -1,0 +1,284 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::invalid::serde_by_text;
+use crate::{BridgeOptions, GatewayMode, Id, IfName, Invalid, Mtu, Name, ProcessId};
+
+/// An internet protocol version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// RFC 791.
+    V4,
+    /// RFC 8200.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// One value for each family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct PerFamily<T> {
+    /// IPv4's.
+    pub v4: T,
+    /// IPv6's.
+    pub v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// The value of `family`.
+    pub const fn of(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The value of `family`, to change.
+    pub const fn of_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// What carries a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Driver {
+    /// A Linux bridge on this host.
+    Bridge,
+    /// The host's own namespace; predefined, holds no endpoints.
+    Host,
+    /// Nothing but loopback; predefined.
+    None,
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bridge => "bridge",
+            Self::Host => "host",
+            Self::None => "null",
+        })
+    }
+}
+
+impl FromStr for Driver {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "bridge" => Ok(Self::Bridge),
+            "host" => Ok(Self::Host),
+            "null" | "none" => Ok(Self::None),
+            _ => Err(Invalid::new("network driver", text, "is unknown").hint("this version has the driver `bridge`")),
+        }
+    }
+}
+
+serde_by_text!(Driver);
+
+/// The part of a pool that a network was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The subnet, host bits zero (RFC 4632 §3.1).
+    pub net: IpNet,
+    /// Leases come from this part only; inside `net`, host bits zero.
+    pub range: Option<IpNet>,
+    /// The address containers route to; the bridge's own. None on internal-isolated networks.
+    pub gateway: Option<IpAddr>,
+    /// Addresses set aside by name, never leased.
+    pub aux: BTreeMap<String, IpAddr>,
+    /// Whether a person chose the subnet, rather than the pool.
+    pub configured: bool,
+}
+
+impl Subnet {
+    /// The family of the subnet's addresses.
+    pub const fn family(&self) -> Family {
+        match self.net {
+            IpNet::V4(_) => Family::V4,
+            IpNet::V6(_) => Family::V6,
+        }
+    }
+}
+
+/// Where a row stands in its life: settled, or in the hands of a process that is making or removing it.
+///
+/// A row in transition whose owner is gone is taken down by whoever comes next, and so are its kernel objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The kernel holds (or after a repair holds) what the row says.
+    Settled,
+    /// `owner` is making it.
+    Pending(ProcessId),
+    /// `owner` is taking it down.
+    Leaving(ProcessId),
+}
+
+impl Phase {
+    /// The process at work on the row, if any.
+    pub const fn owner(self) -> Option<ProcessId> {
+        match self {
+            Self::Settled => None,
+            Self::Pending(owner) | Self::Leaving(owner) => Some(owner),
+        }
+    }
+
+    /// Whether the row is settled.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Settled)
+    }
+}
+
+/// A named layer 2 or 3 domain with a driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The identity, drawn at random.
+    pub id: Id,
+    /// The name, unique on this host.
+    pub name: Name,
+    /// What carries it.
+    pub driver: Driver,
+    /// No way out: no gateway, no masquerading, no published ports.
+    pub internal: bool,
+    /// Subnets of both families, in the order given.
+    pub subnets: Vec<Subnet>,
+    /// Typed options.
+    pub options: BridgeOptions,
+    /// Options as given, for `inspect`.
+    pub raw_options: BTreeMap<String, String>,
+    /// Labels, for people.
+    pub labels: BTreeMap<String, String>,
+    /// The bridge's device name.
+    pub bridge: IfName,
+    /// The MTU of the bridge and all its endpoints.
+    pub mtu: Mtu,
+    /// Seconds since 1970 of its creation.
+    pub created: u64,
+    /// Where it stands.
+    pub phase: Phase,
+}
+
+impl Network {
+    /// Whether the network has subnets of `family`.
+    pub fn has(&self, family: Family) -> bool {
+        self.subnets_of(family).next().is_some()
+    }
+
+    /// The subnets of `family`, in the order given.
+    pub fn subnets_of(&self, family: Family) -> impl Iterator<Item = &Subnet> {
+        self.subnets.iter().filter(move |subnet| subnet.family() == family)
+    }
+
+    /// The gateway mode of `family`.
+    pub fn mode(&self, family: Family) -> GatewayMode {
+        *self.options.gateway_mode.of(family)
+    }
+
+    /// Whether containers may route out through it in `family`.
+    pub fn routes_out(&self, family: Family) -> bool {
+        !self.internal && self.subnets_of(family).any(|s| s.gateway.is_some())
+    }
+
+    /// Whether the bridge itself carries the gateway address of `subnet`.
+    pub fn bridge_answers(&self, subnet: &Subnet) -> bool {
+        self.mode(subnet.family()) != GatewayMode::Isolated
+            && !(self.options.inhibit_ipv4 && subnet.family() == Family::V4)
+    }
+
+    /// One of `bridge`, `host`, `none`: always there, never removed.
+    pub fn is_predefined(&self) -> bool {
+        matches!(self.name.as_str(), "bridge" | "host" | "none")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(internal: bool, subnets: &[(&str, Option<&str>)], options: &[(&str, &str)]) -> Network {
+        let options: BTreeMap<String, String> =
+            options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let subnet = |(net, gateway): &(&str, Option<&str>)| Subnet {
+            net: net.parse().unwrap(),
+            range: None,
+            gateway: gateway.map(|ip| ip.parse().unwrap()),
+            aux: BTreeMap::new(),
+            configured: true,
+        };
+        Network {
+            id: Id::from_bytes([1; 32]),
+            name: "n".parse().unwrap(),
+            driver: Driver::Bridge,
+            internal,
+            subnets: subnets.iter().map(subnet).collect(),
+            options: BridgeOptions::from_pairs(&options).unwrap(),
+            raw_options: options,
+            labels: BTreeMap::new(),
+            bridge: "br0".parse().unwrap(),
+            mtu: Mtu::ETHERNET,
+            created: 0,
+            phase: Phase::Settled,
+        }
+    }
+
+    const SUBNETS: [(&str, Option<&str>); 3] =
+        [("10.0.0.0/24", None), ("fd00::/64", None), ("10.0.1.0/24", Some("10.0.1.1"))];
+
+    #[test]
+    fn a_network_routes_out_where_a_subnet_has_a_gateway() {
+        let open = network(false, &SUBNETS, &[]);
+        assert!(open.has(Family::V4) && open.has(Family::V6));
+        assert!(open.routes_out(Family::V4) && !open.routes_out(Family::V6));
+        assert_eq!(open.subnets_of(Family::V4).count(), 2);
+        let internal = network(true, &SUBNETS, &[]);
+        assert!(internal.has(Family::V4) && !internal.routes_out(Family::V4));
+        assert!(!network(false, &SUBNETS[..1], &[]).has(Family::V6));
+    }
+
+    #[test]
+    fn the_bridge_answers_unless_told_otherwise() {
+        let answers = |options| {
+            let network = network(true, &SUBNETS, options);
+            [&network.subnets[0], &network.subnets[1]].map(|subnet| network.bridge_answers(subnet))
+        };
+        assert_eq!(answers(&[]), [true, true]);
+        assert_eq!(answers(&[("inhibit_ipv4", "true")]), [false, true]);
+        assert_eq!(answers(&[("gateway_mode_ipv6", "isolated")]), [true, false]);
+    }
+
+    #[test]
+    fn drivers_by_their_names() {
+        for driver in [Driver::Bridge, Driver::Host, Driver::None] {
+            assert_eq!(driver.to_string().parse(), Ok(driver));
+        }
+        assert!("overlay".parse::<Driver>().unwrap_err().hint.is_some());
+    }
+}

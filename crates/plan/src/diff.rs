@@ -1,0 +1,271 @@
+//! From what is to what should be, as ordered steps.
+
+use std::fmt;
+
+use crate::object::{Key, Object, Objects};
+
+/// One change to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make it.
+    Create(Object),
+    /// Change it from the first to the second.
+    Change(Object, Object),
+    /// Remove it.
+    Delete(Object),
+}
+
+impl Step {
+    /// The step that undoes this one.
+    pub fn inverse(self) -> Self {
+        match self {
+            Self::Create(object) => Self::Delete(object),
+            Self::Change(from, to) => Self::Change(to, from),
+            Self::Delete(object) => Self::Create(object),
+        }
+    }
+
+    /// The object the step is about, as it should be afterwards (or was, for a deletion).
+    pub fn object(&self) -> &Object {
+        match self {
+            Self::Create(object) | Self::Change(_, object) | Self::Delete(object) => object,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create(object) => write!(f, "create {object}"),
+            Self::Change(from, to) => write!(f, "change {from} into {to}"),
+            Self::Delete(object) => write!(f, "delete {object}"),
+        }
+    }
+}
+
+/// The steps that lead from `observed` to `desired`: deletions first, then changes and creations in order.
+///
+/// Deletions go through elements first, so that no rule leads to a container that is going; then backwards
+/// through the order of creation.
+pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
+    let gone = |(key, object): (&Key, &Object)| desired.find(key).is_none().then(|| Step::Delete(object.clone()));
+    let is_element = |step: &Step| matches!(step.object(), Object::Element(_));
+    let (mut steps, rest): (Vec<Step>, Vec<Step>) = observed.iter().rev().filter_map(gone).partition(is_element);
+    steps.extend(rest);
+    for (key, wanted) in desired.iter() {
+        match observed.find(key) {
+            None => steps.push(Step::Create(wanted.clone())),
+            Some(found) if found != wanted => steps.push(Step::Change(found.clone(), wanted.clone())),
+            Some(_) => {}
+        }
+    }
+    steps
+}
+
+/// The steps that undo `steps`, last first.
+pub fn inverse(steps: &[Step]) -> Vec<Step> {
+    steps.iter().rev().cloned().map(Step::inverse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use portolan_model::{Family, Mac, Mtu, Protocol, Sandbox};
+
+    use super::*;
+    use crate::object::{Bridge, Data, DefaultRoute, Element, Field, Interface, Neighbour, Port, Ruleset, Setting};
+    use crate::set::Set;
+
+    /// Marsaglia's xorshift64: the same numbers in every run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % end
+        }
+    }
+
+    /// An object of `kind` 0 to 7, one of few keys (`which`) and of few looks (`look`).
+    fn object(kind: u64, which: u8, look: u8) -> Object {
+        let name = |what: &str| format!("{what}{which}").parse().unwrap();
+        let mac = Mac::from_bytes([2, 0, 0, 0, 0, look]);
+        let mtu = Mtu::new(1400 + u32::from(look)).unwrap();
+        let address = [10, 0, 0, which].into();
+        let sandbox =
+            Sandbox { device: 4, inode: which.into(), path: format!("/run/netns/{which}").into(), process: None };
+        let addresses = BTreeSet::new();
+        let (alias, bridge) = (String::new(), "br0".parse().unwrap());
+        match kind {
+            0 => Object::Setting(Setting {
+                path: format!("net/{which}"),
+                value: look.to_string(),
+                before: String::new(),
+            }),
+            1 => Object::Ruleset(Ruleset { name: format!("table{which}") }),
+            2 => Object::Bridge(Bridge {
+                name: name("br"),
+                mac,
+                mtu,
+                addresses,
+                alias,
+                ipv6: false,
+                route_localnet: false,
+            }),
+            3 => {
+                let key = vec![Field::Protocol(Protocol::Tcp), Field::Ports(which.into(), which.into())];
+                let data = Data::AddressPort([10, 0, 0, look].into(), 80);
+                Object::Element(Element { set: Set::AnyPort(Family::V4), key, data, owner: "container c".to_owned() })
+            }
+            4 => Object::Port(Port {
+                host_end: name("pv"),
+                bridge,
+                mac,
+                mtu,
+                isolated: false,
+                locked: true,
+                alias,
+                sandbox,
+                sandbox_end: "eth0".parse().unwrap(),
+            }),
+            5 => Object::Neighbour(Neighbour { bridge, address, mac }),
+            6 => Object::Interface(Interface {
+                sandbox,
+                name: "eth0".parse().unwrap(),
+                mac,
+                mtu,
+                addresses,
+                ipv6: true,
+                announce: 0,
+            }),
+            _ => Object::DefaultRoute(DefaultRoute {
+                sandbox,
+                gateway: [10, 0, 0, look].into(),
+                interface: "eth0".parse().unwrap(),
+            }),
+        }
+    }
+
+    const KINDS: u64 = 8;
+
+    fn random_objects(random: &mut Random) -> Objects {
+        let count = random.below(40);
+        (0..count).map(|_| object(random.below(KINDS), random.below(5) as u8, random.below(3) as u8)).collect()
+    }
+
+    /// Does what `steps` say, and refuses a step whose object is not as the step believes.
+    fn apply(mut objects: Objects, steps: &[Step]) -> Objects {
+        for step in steps {
+            match step {
+                Step::Create(new) => {
+                    assert_eq!(objects.find(&new.key()), None, "{step}");
+                    objects.insert(new.clone());
+                }
+                Step::Change(from, to) => {
+                    assert_eq!(from.key(), to.key(), "{step}");
+                    assert_ne!(from, to, "{step}");
+                    assert_eq!(objects.find(&from.key()), Some(from), "{step}");
+                    objects.insert(to.clone());
+                }
+                Step::Delete(old) => {
+                    assert_eq!(objects.find(&old.key()), Some(old), "{step}");
+                    objects.retain(|object| object != old);
+                }
+            }
+        }
+        objects
+    }
+
+    fn all_kinds() -> Objects {
+        (0..KINDS).map(|kind| object(kind, 1, 1)).collect()
+    }
+
+    fn kinds(steps: &[Step]) -> Vec<&'static str> {
+        let kind = |step: &Step| match step.object() {
+            Object::Setting(_) => "setting",
+            Object::Ruleset(_) => "ruleset",
+            Object::Bridge(_) => "bridge",
+            Object::Element(_) => "element",
+            Object::Port(_) => "port",
+            Object::Neighbour(_) => "neighbour",
+            Object::Interface(_) => "interface",
+            Object::DefaultRoute(_) => "default route",
+        };
+        steps.iter().map(kind).collect()
+    }
+
+    #[test]
+    fn creations_come_in_order() {
+        let steps = diff(&all_kinds(), &Objects::new());
+        assert_eq!(
+            kinds(&steps),
+            ["setting", "ruleset", "bridge", "element", "port", "neighbour", "interface", "default route"]
+        );
+        assert!(steps.iter().all(|step| matches!(step, Step::Create(_))));
+    }
+
+    #[test]
+    fn deletions_take_elements_first_then_go_backwards() {
+        let mut observed = all_kinds();
+        observed.insert(object(3, 2, 1));
+        let steps = diff(&Objects::new(), &observed);
+        assert_eq!(
+            kinds(&steps),
+            ["element", "element", "default route", "interface", "neighbour", "port", "bridge", "ruleset", "setting"]
+        );
+        assert_eq!(steps[0], Step::Delete(object(3, 2, 1)), "of elements, the last first");
+        assert!(steps.iter().all(|step| matches!(step, Step::Delete(_))));
+    }
+
+    #[test]
+    fn deletions_come_before_changes_and_creations() {
+        let observed: Objects = [object(2, 1, 1), object(3, 1, 1), object(4, 1, 1)].into_iter().collect();
+        let desired: Objects = [object(2, 2, 1), object(3, 1, 2), object(4, 2, 1)].into_iter().collect();
+        assert_eq!(
+            diff(&desired, &observed),
+            [
+                Step::Delete(object(4, 1, 1)),
+                Step::Delete(object(2, 1, 1)),
+                Step::Create(object(2, 2, 1)),
+                Step::Change(object(3, 1, 1), object(3, 1, 2)),
+                Step::Create(object(4, 2, 1)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_port_that_moves_to_another_container_is_one_change() {
+        let to = |look| [object(3, 80, look)].into_iter().collect::<Objects>();
+        assert_eq!(diff(&to(2), &to(1)), [Step::Change(object(3, 80, 1), object(3, 80, 2))]);
+    }
+
+    #[test]
+    fn steps_lead_from_any_state_to_any_other_and_back() {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        for round in 0..2000 {
+            let (observed, desired) = (random_objects(&mut random), random_objects(&mut random));
+            let steps = diff(&desired, &observed);
+            assert_eq!(apply(observed.clone(), &steps), desired, "round {round}");
+            assert_eq!(apply(desired.clone(), &inverse(&steps)), observed, "round {round}");
+            assert_eq!(diff(&desired, &desired), [], "round {round}");
+            // Whatever step fails, undoing those before it leads back.
+            let done = random.below(steps.len() as u64 + 1) as usize;
+            let broken = apply(observed.clone(), &steps[..done]);
+            assert_eq!(apply(broken.clone(), &inverse(&steps[..done])), observed, "round {round}");
+            // Or whoever comes next goes on from there.
+            assert_eq!(diff(&desired, &broken).len(), steps.len() - done, "round {round}");
+        }
+    }
+
+    #[test]
+    fn inverse_is_its_own_inverse() {
+        let observed: Objects = [object(2, 1, 1), object(3, 1, 1)].into_iter().collect();
+        let desired: Objects = [object(3, 1, 2), object(4, 2, 1)].into_iter().collect();
+        let steps = diff(&desired, &observed);
+        assert_eq!(inverse(&inverse(&steps)), steps);
+        assert_eq!(steps[0].to_string(), "delete bridge `br1` mtu 1401 mac 02:00:00:00:00:01 addresses none");
+    }
+}

@@ -1,0 +1,25 @@
+//! What the kernel should hold for given nouns, as values.
+//!
+//! Owns the kernel objects ([`Object`]), what a network or a container needs of them ([`network_objects`], [`container_objects`]), the constant
+//! nftables ruleset ([`ruleset`]) with its rendering as text and in words ([`explain`]), and the ordered difference
+//! between two sets of objects ([`diff`]). Leaves out how anything is read from or written to a kernel: that is `portolan-kernel`.
+
+#![forbid(unsafe_code)]
+
+mod desired;
+mod diff;
+pub mod explain;
+mod object;
+pub mod ruleset;
+mod set;
+
+pub use desired::{
+    ContainerView, alias_of_endpoint, alias_of_network, base_objects, container_objects, default_route, default_routes,
+    generated_mac, host_end_name, network_objects,
+};
+pub use diff::{Step, diff, inverse};
+pub use object::{
+    BRIDGE_GROUP, Bridge, Chain, Data, DefaultRoute, Element, Field, Interface, Key, Neighbour, Object, Objects,
+    PORT_GROUP, Port, Ruleset, Setting,
+};
+pub use set::{DataType, FieldType, Set, Table};

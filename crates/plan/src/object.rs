@@ -1,0 +1,456 @@
+//! Kernel objects as values: what each is called, and what it should look like.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use portolan_model::{Family, IfName, Mac, Mtu, Protocol, Sandbox};
+
+use crate::set::Set;
+
+/// The interface group (`ip link set group`) of our bridges: "PO".
+pub const BRIDGE_GROUP: u32 = 0x504f;
+/// The interface group of our bridge ports, the host ends of veth pairs.
+pub const PORT_GROUP: u32 = 0x5050;
+
+/// A value in a set's key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// A transport protocol.
+    Protocol(Protocol),
+    /// A network protocol.
+    NfProto(Family),
+    /// An address.
+    Address(IpAddr),
+    /// Ports, first and last; the same for one.
+    Ports(u16, u16),
+    /// An interface.
+    IfName(IfName),
+    /// A MAC.
+    Ether(Mac),
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protocol(protocol) => write!(f, "{protocol}"),
+            Self::NfProto(Family::V4) => write!(f, "ipv4"),
+            Self::NfProto(Family::V6) => write!(f, "ipv6"),
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Ports(first, last) if first == last => write!(f, "{first}"),
+            Self::Ports(first, last) => write!(f, "{first}-{last}"),
+            Self::IfName(name) => write!(f, "\"{name}\""),
+            Self::Ether(mac) => write!(f, "{mac}"),
+        }
+    }
+}
+
+/// What an element answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Data {
+    /// It is a member.
+    Member,
+    /// Go on in this chain.
+    Goto(Chain),
+    /// Let it pass.
+    Accept,
+    /// Drop it.
+    Drop,
+    /// Go back to the calling chain.
+    Return,
+    /// Translate to this address.
+    Address(IpAddr),
+    /// Translate to this address and port.
+    AddressPort(IpAddr, u16),
+}
+
+impl fmt::Display for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member => Ok(()),
+            Self::Goto(chain) => write!(f, "goto {}", chain.name()),
+            Self::Accept => write!(f, "accept"),
+            Self::Drop => write!(f, "drop"),
+            Self::Return => write!(f, "return"),
+            Self::Address(address) => write!(f, "{address}"),
+            Self::AddressPort(address, port) => write!(f, "{address} . {port}"),
+        }
+    }
+}
+
+/// A chain of our tables. The chains and their rules never change; all that does are elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Chain {
+    /// Hook prerouting, priority raw: forged sources and loopback destinations.
+    Early,
+    /// Hook prerouting, destination translation of what comes in.
+    NatIn,
+    /// Hook output, destination translation of what the host sends.
+    NatOut,
+    /// The published ports.
+    Publish,
+    /// Hook postrouting, source translation.
+    NatSource,
+    /// Hook forward.
+    Forward,
+    /// Between two interfaces that are not ours.
+    Transit,
+    /// Towards a network or the world.
+    Enter,
+    /// Into a network of mode `nat`.
+    EnterNat,
+    /// Into a network of mode `routed`.
+    EnterRouted,
+    /// Inside a network with ICC off.
+    WithinClosed,
+    /// Hook input: what is for the host itself.
+    Input,
+    /// From a container of an internal network to the host.
+    ToHostInternal,
+    /// Bridge hook prerouting: the guard.
+    Guard,
+}
+
+impl Chain {
+    /// Every chain, in the order they are listed.
+    pub const ALL: [Self; 14] = [
+        Self::Publish,
+        Self::Transit,
+        Self::EnterNat,
+        Self::EnterRouted,
+        Self::Enter,
+        Self::WithinClosed,
+        Self::ToHostInternal,
+        Self::Early,
+        Self::NatIn,
+        Self::NatOut,
+        Self::NatSource,
+        Self::Forward,
+        Self::Input,
+        Self::Guard,
+    ];
+
+    /// Its name in the table.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Early => "early",
+            Self::NatIn => "nat_in",
+            Self::NatOut => "nat_out",
+            Self::Publish => "publish",
+            Self::NatSource => "nat_source",
+            Self::Forward => "forward",
+            Self::Transit => "transit",
+            Self::Enter => "enter",
+            Self::EnterNat => "enter_nat",
+            Self::EnterRouted => "enter_routed",
+            Self::WithinClosed => "within_closed",
+            Self::Input => "input",
+            Self::ToHostInternal => "to_host_internal",
+            Self::Guard => "guard",
+        }
+    }
+
+    /// The chain of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|chain| chain.name() == name)
+    }
+}
+
+/// A sysctl of the host that we need and give back: the documented few.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Setting {
+    /// Path below `/proc/sys`, e.g. `net/ipv4/ip_forward`.
+    pub path: String,
+    /// What we need it to be.
+    pub value: String,
+    /// What it was before us, written back when our last network goes.
+    pub before: String,
+}
+
+/// Our nftables tables with all chains, rules and (empty) sets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ruleset {
+    /// The name of both tables.
+    pub name: String,
+}
+
+/// A bridge with its gateway addresses.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bridge {
+    /// The device.
+    pub name: IfName,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Gateway addresses with prefix length.
+    pub addresses: BTreeSet<IpNet>,
+    /// The alias that says whose it is.
+    pub alias: String,
+    /// Whether IPv6 is to live on it at all.
+    pub ipv6: bool,
+    /// Whether packets from 127.0.0.0/8 may be routed out of it, for ports published on 127.0.0.1.
+    pub route_localnet: bool,
+}
+
+/// An element of a named set or map.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Element {
+    /// The set.
+    pub set: Set,
+    /// The key, field by field.
+    pub key: Vec<Field>,
+    /// What it answers.
+    pub data: Data,
+    /// Who it is there for, kept as the element's comment.
+    pub owner: String,
+}
+
+/// A veth pair: `host_end` on a bridge, `sandbox_end` in the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// The end on the bridge.
+    pub host_end: IfName,
+    /// The bridge.
+    pub bridge: IfName,
+    /// The MAC of the end in the sandbox.
+    pub mac: Mac,
+    /// The MTU of both ends.
+    pub mtu: Mtu,
+    /// Whether the bridge keeps it from other isolated ports (ICC off).
+    pub isolated: bool,
+    /// Whether frames from any other MAC are dropped.
+    pub locked: bool,
+    /// The alias that says whose it is.
+    pub alias: String,
+    /// Where the other end is.
+    pub sandbox: Sandbox,
+    /// The name of the other end.
+    pub sandbox_end: IfName,
+}
+
+/// A permanent neighbour on a bridge: who has an address is known before anyone asks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Neighbour {
+    /// The bridge.
+    pub bridge: IfName,
+    /// The address.
+    pub address: IpAddr,
+    /// Who has it.
+    pub mac: Mac,
+}
+
+/// What the sandbox holds on one interface.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Interface {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// The interface.
+    pub name: IfName,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Addresses with prefix length.
+    pub addresses: BTreeSet<IpNet>,
+    /// Whether IPv6 is to live on it at all.
+    pub ipv6: bool,
+    /// Send unsolicited ARP replies and neighbour advertisements this many times once it is up.
+    pub announce: u8,
+}
+
+/// A default route of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DefaultRoute {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// The gateway; its family is the route's.
+    pub gateway: IpAddr,
+    /// The interface.
+    pub interface: IfName,
+}
+
+/// Anything that the kernel holds for us.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Object {
+    /// A sysctl of the host.
+    Setting(Setting),
+    /// Our tables.
+    Ruleset(Ruleset),
+    /// A bridge.
+    Bridge(Bridge),
+    /// An element.
+    Element(Element),
+    /// A veth pair on a bridge.
+    Port(Port),
+    /// A permanent neighbour.
+    Neighbour(Neighbour),
+    /// An interface in a sandbox.
+    Interface(Interface),
+    /// A default route in a sandbox.
+    DefaultRoute(DefaultRoute),
+}
+
+/// What makes an object the same object, whatever its attributes. The order is the order of creation: an
+/// interface comes up only after everything that restricts it is in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// By path.
+    Setting(String),
+    /// By name.
+    Ruleset(String),
+    /// By name.
+    Bridge(IfName),
+    /// By set and key.
+    Element(Set, Vec<Field>),
+    /// By the host end's name.
+    Port(IfName),
+    /// By bridge and address.
+    Neighbour(IfName, IpAddr),
+    /// By namespace and name.
+    Interface(u64, u64, IfName),
+    /// By namespace and family.
+    DefaultRoute(u64, u64, Family),
+}
+
+impl Object {
+    /// What makes it the same object.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Setting(o) => Key::Setting(o.path.clone()),
+            Self::Ruleset(o) => Key::Ruleset(o.name.clone()),
+            Self::Bridge(o) => Key::Bridge(o.name.clone()),
+            Self::Element(o) => Key::Element(o.set, o.key.clone()),
+            Self::Port(o) => Key::Port(o.host_end.clone()),
+            Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
+            Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
+            Self::DefaultRoute(o) => Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway)),
+        }
+    }
+
+    /// The namespace the object lives in, if not the host's.
+    pub fn sandbox_path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Interface(o) => Some(&o.sandbox.path),
+            Self::DefaultRoute(o) => Some(&o.sandbox.path),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting(o) => write!(f, "sysctl {} = {}", o.path.replace('/', "."), o.value),
+            Self::Ruleset(o) => write!(f, "nftables table `{}`", o.name),
+            Self::Bridge(o) => {
+                write!(f, "bridge `{}` mtu {} mac {} addresses {}", o.name, o.mtu, o.mac, list(&o.addresses))
+            }
+            Self::Element(o) => {
+                write!(f, "element of `{}`: {}", o.set.name(), join(&o.key, " . "))?;
+                if o.data != Data::Member {
+                    write!(f, " : {}", o.data)?;
+                }
+                write!(f, " ({})", o.owner)
+            }
+            Self::Port(o) => write!(
+                f,
+                "veth `{}` on `{}` to `{}` in {} mac {}",
+                o.host_end,
+                o.bridge,
+                o.sandbox_end,
+                o.sandbox.path.display(),
+                o.mac
+            ),
+            Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.bridge),
+            Self::Interface(o) => write!(
+                f,
+                "interface `{}` in {} mac {} mtu {} addresses {}",
+                o.name,
+                o.sandbox.path.display(),
+                o.mac,
+                o.mtu,
+                list(&o.addresses)
+            ),
+            Self::DefaultRoute(o) => {
+                write!(f, "default route via {} on `{}` in {}", o.gateway, o.interface, o.sandbox.path.display())
+            }
+        }
+    }
+}
+
+fn list(addresses: &BTreeSet<IpNet>) -> String {
+    if addresses.is_empty() { "none".to_owned() } else { join(addresses, ", ") }
+}
+
+fn join<'a, T: fmt::Display + 'a>(items: impl IntoIterator<Item = &'a T>, by: &str) -> String {
+    items.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(by)
+}
+
+/// Objects by key, in order of creation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Objects(BTreeMap<Key, Object>);
+
+impl Objects {
+    /// No objects.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an object; one with the same key is replaced.
+    pub fn insert(&mut self, object: Object) {
+        self.0.insert(object.key(), object);
+    }
+
+    /// The object of this key.
+    pub fn find(&self, key: &Key) -> Option<&Object> {
+        self.0.get(key)
+    }
+
+    /// All of them, in order of creation.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Object)> {
+        self.0.iter()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Keeps those for which `keep` answers true.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Object) -> bool) {
+        self.0.retain(|_, object| keep(object));
+    }
+}
+
+impl Extend<Object> for Objects {
+    fn extend<I: IntoIterator<Item = Object>>(&mut self, objects: I) {
+        for object in objects {
+            self.insert(object);
+        }
+    }
+}
+
+impl FromIterator<Object> for Objects {
+    fn from_iter<I: IntoIterator<Item = Object>>(objects: I) -> Self {
+        let mut all = Self::new();
+        all.extend(objects);
+        all
+    }
+}
+
+impl IntoIterator for Objects {
+    type Item = Object;
+    type IntoIter = std::collections::btree_map::IntoValues<Key, Object>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_values()
+    }
+}

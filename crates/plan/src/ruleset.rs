@@ -1,0 +1,511 @@
+//! The constant nftables ruleset: chains and rules that never change, around the sets that do.
+//!
+//! A rule is a list of [`Part`]s, rendered as text here and as netlink expressions by `portolan-kernel`. A test
+//! compares this text with what nft(8) lists of the kernel's, so both renderings say the same.
+//!
+//! `meta priority` and the packet mark are left alone: others use them.
+
+use std::fmt::{self, Write as _};
+
+use portolan_model::Family;
+
+use crate::object::{BRIDGE_GROUP, Chain, Data, Element, PORT_GROUP};
+use crate::set::{Set, Table};
+
+/// Where a base chain hooks into the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// `filter` or `nat`.
+    pub kind: &'static str,
+    /// The hook's name.
+    pub hook: &'static str,
+    /// The hook's number (`enum nf_inet_hooks`; the bridge family's prerouting has the same).
+    pub number: u32,
+    /// The priority (`enum nf_ip_hook_priorities`, `nf_br_hook_priorities`).
+    pub priority: i32,
+    /// The priority as nft lists it.
+    pub priority_name: &'static str,
+}
+
+/// A value that a rule loads from the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// `meta l4proto`.
+    Protocol,
+    /// `meta nfproto`.
+    NfProto,
+    /// `iifname`.
+    IifName,
+    /// `oifname`.
+    OifName,
+    /// `ip saddr` or `ip6 saddr`.
+    Source(Family),
+    /// `ip daddr` or `ip6 daddr`.
+    Destination(Family),
+    /// `th dport`.
+    DestinationPort,
+    /// `ether saddr`.
+    EtherSource,
+    /// `arp saddr ether`.
+    ArpSenderMac,
+    /// `arp saddr ip`.
+    ArpSenderAddress,
+}
+
+/// A link layer protocol, for the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EtherType {
+    /// 0x0800.
+    Ipv4,
+    /// 0x0806.
+    Arp,
+    /// 0x86dd.
+    Ipv6,
+}
+
+impl EtherType {
+    /// The number (IEEE 802 registry).
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Ipv4 => 0x0800,
+            Self::Arp => 0x0806,
+            Self::Ipv6 => 0x86dd,
+        }
+    }
+}
+
+/// A part of a rule: a condition, or what happens when all conditions before it hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// The input interface's group is (not) this.
+    IifGroup(bool, u32),
+    /// The output interface's group is (not) this.
+    OifGroup(bool, u32),
+    /// The input interface is not loopback, by index (loopback is always 1).
+    NotFromLoopback,
+    /// The destination is in 127.0.0.0/8.
+    ToLoopback4,
+    /// The destination is ::1.
+    ToLoopback6,
+    /// The source is in 127.0.0.0/8.
+    FromLoopback4,
+    /// The source is `::`.
+    FromUnspecified6,
+    /// The link layer protocol.
+    Ether(EtherType),
+    /// `ip protocol icmp`, whichever family: `meta l4proto`.
+    L4Proto(u8),
+    /// `icmpv6 type`.
+    Icmp6Type(u8),
+    /// `udp sport`.
+    UdpSource(u16),
+    /// The connection is established or related to one.
+    Established,
+    /// The packet belongs to no connection that could be.
+    InvalidState,
+    /// The destination was translated.
+    Translated,
+    /// The destination is an address of the host.
+    ToLocal,
+    /// No route leads back to the source over the input interface.
+    NoWayBack,
+    /// The loaded values are (not) in the set.
+    In(bool, Vec<Load>, Set),
+    /// The verdict that the map has for the loaded values.
+    Verdict(Vec<Load>, Set),
+    /// Destination translation to what the map has for the loaded values.
+    Dnat(Family, Vec<Load>, Set),
+    /// Source translation to what the map has for the loaded values.
+    Snat(Family, Vec<Load>, Set),
+    /// Source translation to the output interface's address.
+    Masquerade,
+    /// Count packets and bytes.
+    Count,
+    /// A verdict.
+    Do(Data),
+}
+
+/// A rule: parts in order, and why it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Conditions and what they lead to.
+    pub parts: Vec<Part>,
+    /// Why, shown by `nft list` and by `portolan rules`; empty for none.
+    pub comment: &'static str,
+}
+
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const REDIRECT: u8 = 137;
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
+
+/// Where `chain` hooks in; none for chains that are only called.
+pub const fn hook(chain: Chain) -> Option<Hook> {
+    const fn at(
+        kind: &'static str,
+        hook: &'static str,
+        number: u32,
+        priority: i32,
+        priority_name: &'static str,
+    ) -> Option<Hook> {
+        Some(Hook { kind, hook, number, priority, priority_name })
+    }
+    match chain {
+        Chain::Early => at("filter", "prerouting", 0, -300, "raw"),
+        Chain::NatIn => at("nat", "prerouting", 0, -100, "dstnat"),
+        Chain::NatOut => at("nat", "output", 3, -100, "-100"),
+        Chain::NatSource => at("nat", "postrouting", 4, 100, "srcnat"),
+        Chain::Forward => at("filter", "forward", 2, 0, "filter"),
+        Chain::Input => at("filter", "input", 1, 0, "filter"),
+        Chain::Guard => at("filter", "prerouting", 0, -300, "dstnat"),
+        Chain::Publish
+        | Chain::Transit
+        | Chain::Enter
+        | Chain::EnterNat
+        | Chain::EnterRouted
+        | Chain::WithinClosed
+        | Chain::ToHostInternal => None,
+    }
+}
+
+/// The table that `chain` is in.
+pub const fn table(chain: Chain) -> Table {
+    match chain {
+        Chain::Guard => Table::Bridge,
+        _ => Table::Inet,
+    }
+}
+
+/// The rules of `chain`, in order.
+pub fn rules(chain: Chain) -> Vec<Rule> {
+    use Family::{V4, V6};
+    use Load::{
+        ArpSenderAddress, ArpSenderMac, Destination, DestinationPort, EtherSource, IifName, NfProto, OifName, Protocol,
+        Source,
+    };
+    use Part::{
+        Count, Dnat, Do, Ether, FromLoopback4, Icmp6Type, IifGroup, In, L4Proto, Masquerade, NoWayBack, OifGroup, Snat,
+        ToLocal, ToLoopback4, Translated, Verdict,
+    };
+
+    let rule = |comment: &'static str, parts: &[Part]| Rule { parts: parts.to_vec(), comment };
+    let drop = |comment: &'static str, parts: &[Part]| Rule {
+        parts: parts.iter().cloned().chain([Count, Do(Data::Drop)]).collect(),
+        comment,
+    };
+    let within = || vec![IifName, OifName];
+    let by_in = || vec![NfProto, IifName];
+    match chain {
+        Chain::Early => vec![
+            drop("a container sent to a loopback address", &[IifGroup(true, BRIDGE_GROUP), ToLoopback4]),
+            drop(
+                "a container sent from an address that is not of its network",
+                &[In(true, by_in(), Set::Checked), NoWayBack],
+            ),
+        ],
+        Chain::NatIn => vec![
+            rule("127.0.0.1 is the host alone", &[ToLoopback4, Do(Data::Return)]),
+            rule(
+                "gateway addresses are for containers",
+                &[IifGroup(false, BRIDGE_GROUP), In(true, vec![Destination(V4)], Set::Gateways(V4)), Do(Data::Return)],
+            ),
+            rule(
+                "gateway addresses are for containers",
+                &[IifGroup(false, BRIDGE_GROUP), In(true, vec![Destination(V6)], Set::Gateways(V6)), Do(Data::Return)],
+            ),
+            rule("to the host: published ports", &[ToLocal, Do(Data::Goto(Chain::Publish))]),
+        ],
+        Chain::NatOut => vec![
+            rule("no route leads from ::1 to a container", &[Part::ToLoopback6, Do(Data::Return)]),
+            rule("from the host to itself: published ports", &[ToLocal, Do(Data::Goto(Chain::Publish))]),
+        ],
+        Chain::Publish => vec![
+            rule("on one address", &[Dnat(V4, vec![Protocol, Destination(V4), DestinationPort], Set::Port(V4))]),
+            rule("on one address", &[Dnat(V6, vec![Protocol, Destination(V6), DestinationPort], Set::Port(V6))]),
+            rule(
+                "ranges on one address",
+                &[Dnat(V4, vec![Protocol, Destination(V4), DestinationPort], Set::Range(V4))],
+            ),
+            rule(
+                "ranges on one address",
+                &[Dnat(V6, vec![Protocol, Destination(V6), DestinationPort], Set::Range(V6))],
+            ),
+            rule("on every address", &[Dnat(V4, vec![Protocol, DestinationPort], Set::AnyPort(V4))]),
+            rule("on every address", &[Dnat(V6, vec![Protocol, DestinationPort], Set::AnyPort(V6))]),
+            rule("ranges on every address", &[Dnat(V4, vec![Protocol, DestinationPort], Set::AnyRange(V4))]),
+            rule("ranges on every address", &[Dnat(V6, vec![Protocol, DestinationPort], Set::AnyRange(V6))]),
+        ],
+        Chain::NatSource => vec![
+            rule(
+                "to a published port of its own network: answers must come back through the host",
+                &[In(true, within(), Set::Hairpin), Translated, Masquerade],
+            ),
+            rule(
+                "from the host's 127.0.0.1 to a container",
+                &[OifGroup(true, BRIDGE_GROUP), FromLoopback4, Masquerade],
+            ),
+            rule("into a network: the client's address is kept", &[OifGroup(true, BRIDGE_GROUP), Do(Data::Return)]),
+            rule("to the world from a chosen address", &[Snat(V4, vec![IifName], Set::Snat(V4))]),
+            rule("to the world from a chosen address", &[Snat(V6, vec![IifName], Set::Snat(V6))]),
+            rule("to the world from the host's address", &[In(true, by_in(), Set::Masquerade), Masquerade]),
+        ],
+        Chain::Forward => vec![
+            rule(
+                "neither from nor to a network",
+                &[IifGroup(false, BRIDGE_GROUP), OifGroup(false, BRIDGE_GROUP), Do(Data::Goto(Chain::Transit))],
+            ),
+            rule("", &[Part::Established, Do(Data::Accept)]),
+            drop("no connection it could belong to", &[Part::InvalidState]),
+            rule("inside a network", &[Verdict(within(), Set::Within)]),
+            rule("trusted host interfaces", &[In(true, within(), Set::Trusted), Do(Data::Accept)]),
+            rule("out of a network", &[IifGroup(true, BRIDGE_GROUP), Verdict(by_in(), Set::Leave)]),
+            drop("out of a network unknown to the store", &[IifGroup(true, BRIDGE_GROUP)]),
+            rule("", &[Do(Data::Goto(Chain::Enter))]),
+        ],
+        Chain::Transit => {
+            vec![drop(
+                "the host did not forward here before",
+                &[In(true, by_in(), Set::Closed), In(true, vec![NfProto, OifName], Set::Closed)],
+            )]
+        }
+        Chain::Enter => vec![
+            rule("to the world", &[OifGroup(false, BRIDGE_GROUP), Do(Data::Accept)]),
+            rule("into a network", &[Verdict(vec![NfProto, OifName], Set::Enter)]),
+            drop("into a network unknown to the store", &[]),
+        ],
+        Chain::EnterNat => {
+            vec![rule("through a published port", &[Translated, Do(Data::Accept)]), drop("not published", &[])]
+        }
+        Chain::EnterRouted => vec![
+            rule("through a published port", &[Translated, Do(Data::Accept)]),
+            rule("", &[L4Proto(ICMP), Do(Data::Accept)]),
+            rule("", &[L4Proto(ICMP6), Do(Data::Accept)]),
+            rule(
+                "open port",
+                &[In(true, vec![Destination(V4), Protocol, DestinationPort], Set::Open(V4)), Do(Data::Accept)],
+            ),
+            rule(
+                "open port",
+                &[In(true, vec![Destination(V6), Protocol, DestinationPort], Set::Open(V6)), Do(Data::Accept)],
+            ),
+            rule(
+                "open ports",
+                &[In(true, vec![Destination(V4), Protocol, DestinationPort], Set::OpenRange(V4)), Do(Data::Accept)],
+            ),
+            rule(
+                "open ports",
+                &[In(true, vec![Destination(V6), Protocol, DestinationPort], Set::OpenRange(V6)), Do(Data::Accept)],
+            ),
+            drop("not published", &[]),
+        ],
+        Chain::WithinClosed => vec![
+            rule("through a published port", &[Translated, Do(Data::Accept)]),
+            drop("containers of this network do not reach each other", &[]),
+        ],
+        Chain::Input => vec![
+            drop(
+                "a gateway address answers its own network only",
+                &[
+                    Part::NotFromLoopback,
+                    In(true, vec![Destination(V4)], Set::Gateways(V4)),
+                    In(false, vec![IifName, Destination(V4)], Set::Gateway(V4)),
+                ],
+            ),
+            drop(
+                "a gateway address answers its own network only",
+                &[
+                    Part::NotFromLoopback,
+                    In(true, vec![Destination(V6)], Set::Gateways(V6)),
+                    In(false, vec![IifName, Destination(V6)], Set::Gateway(V6)),
+                ],
+            ),
+            rule("from an internal network", &[Verdict(by_in(), Set::ToHost)]),
+        ],
+        Chain::ToHostInternal => vec![
+            rule("its own gateway", &[In(true, vec![IifName, Destination(V4)], Set::Gateway(V4)), Do(Data::Accept)]),
+            rule("its own gateway", &[In(true, vec![IifName, Destination(V6)], Set::Gateway(V6)), Do(Data::Accept)]),
+            rule("neighbour discovery", &[L4Proto(ICMP6), Do(Data::Accept)]),
+            drop("an internal network reaches the host at its gateway only", &[]),
+        ],
+        Chain::Guard => vec![
+            rule("not from a container", &[IifGroup(false, PORT_GROUP), Do(Data::Accept)]),
+            rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),
+            drop("a container answers as DHCP server", &[Ether(EtherType::Ipv4), Part::UdpSource(67)]),
+            rule(
+                "",
+                &[
+                    Ether(EtherType::Ipv4),
+                    In(true, vec![IifName, EtherSource, Source(V4)], Set::Source(V4)),
+                    Do(Data::Accept),
+                ],
+            ),
+            rule(
+                "",
+                &[
+                    Ether(EtherType::Arp),
+                    In(true, vec![IifName, ArpSenderMac, ArpSenderAddress], Set::Source(V4)),
+                    Do(Data::Accept),
+                ],
+            ),
+            drop("a container advertises itself as router", &[Ether(EtherType::Ipv6), Icmp6Type(ROUTER_ADVERTISEMENT)]),
+            drop("a container redirects others", &[Ether(EtherType::Ipv6), Icmp6Type(REDIRECT)]),
+            drop("a container answers as DHCPv6 server", &[Ether(EtherType::Ipv6), Part::UdpSource(547)]),
+            rule(
+                "",
+                &[
+                    Ether(EtherType::Ipv6),
+                    In(true, vec![IifName, EtherSource, Source(V6)], Set::Source(V6)),
+                    Do(Data::Accept),
+                ],
+            ),
+            rule(
+                "multicast listener reports and duplicate address detection",
+                &[Ether(EtherType::Ipv6), Part::FromUnspecified6, L4Proto(ICMP6), Do(Data::Accept)],
+            ),
+            drop("not this container's MAC or address", &[]),
+        ],
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Protocol => "meta l4proto",
+            Self::NfProto => "meta nfproto",
+            Self::IifName => "iifname",
+            Self::OifName => "oifname",
+            Self::Source(Family::V4) => "ip saddr",
+            Self::Source(Family::V6) => "ip6 saddr",
+            Self::Destination(Family::V4) => "ip daddr",
+            Self::Destination(Family::V6) => "ip6 daddr",
+            Self::DestinationPort => "th dport",
+            Self::EtherSource => "ether saddr",
+            Self::ArpSenderMac => "arp saddr ether",
+            Self::ArpSenderAddress => "arp saddr ip",
+        })
+    }
+}
+
+fn concat(loads: &[Load]) -> String {
+    loads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" . ")
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = |holds: &bool| if *holds { "" } else { "!= " };
+        match self {
+            Self::IifGroup(holds, group) => write!(f, "iifgroup {}{group}", not(holds)),
+            Self::OifGroup(holds, group) => write!(f, "oifgroup {}{group}", not(holds)),
+            Self::NotFromLoopback => write!(f, "iif != \"lo\""),
+            Self::ToLoopback4 => write!(f, "ip daddr 127.0.0.0/8"),
+            Self::ToLoopback6 => write!(f, "ip6 daddr ::1"),
+            Self::FromLoopback4 => write!(f, "ip saddr 127.0.0.0/8"),
+            Self::FromUnspecified6 => write!(f, "ip6 saddr ::"),
+            Self::Ether(EtherType::Ipv4) => write!(f, "ether type ip"),
+            Self::Ether(EtherType::Arp) => write!(f, "ether type arp"),
+            Self::Ether(EtherType::Ipv6) => write!(f, "ether type ip6"),
+            Self::L4Proto(ICMP6) => write!(f, "meta l4proto ipv6-icmp"),
+            Self::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
+            Self::L4Proto(number) => write!(f, "meta l4proto {number}"),
+            Self::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
+            Self::Icmp6Type(REDIRECT) => write!(f, "icmpv6 type nd-redirect"),
+            Self::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),
+            Self::UdpSource(port) => write!(f, "udp sport {port}"),
+            Self::Established => write!(f, "ct state established,related"),
+            Self::InvalidState => write!(f, "ct state invalid"),
+            Self::Translated => write!(f, "ct status dnat"),
+            Self::ToLocal => write!(f, "fib daddr type local"),
+            Self::NoWayBack => write!(f, "fib saddr . iif oif missing"),
+            Self::In(holds, loads, set) => write!(f, "{} {}@{}", concat(loads), not(holds), set.name()),
+            Self::Verdict(loads, set) => write!(f, "{} vmap @{}", concat(loads), set.name()),
+            Self::Dnat(family, loads, set) => {
+                write!(f, "dnat {} to {} map @{}", ip(*family), concat(loads), set.name())
+            }
+            Self::Snat(family, loads, set) => {
+                write!(f, "snat {} to {} map @{}", ip(*family), concat(loads), set.name())
+            }
+            Self::Masquerade => write!(f, "masquerade"),
+            Self::Count => write!(f, "counter"),
+            Self::Do(data) => write!(f, "{data}"),
+        }
+    }
+}
+
+const fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
+        write!(f, "{}", parts.join(" "))?;
+        if !self.comment.is_empty() {
+            write!(f, " comment \"{}\"", self.comment)?;
+        }
+        Ok(())
+    }
+}
+
+/// The whole ruleset as nft(8) reads it, tables named `name`, sets filled with `elements`.
+pub fn render<'a>(name: &str, elements: impl IntoIterator<Item = &'a Element>) -> String {
+    let elements: Vec<&Element> = elements.into_iter().collect();
+    let mut text = String::new();
+    for table_kind in Table::ALL {
+        let family = match table_kind {
+            Table::Inet => "inet",
+            Table::Bridge => "bridge",
+        };
+        let _ = writeln!(text, "table {family} {name} {{");
+        for set in Set::ALL.into_iter().filter(|set| set.table() == table_kind) {
+            render_set(&mut text, set, elements.iter().copied().filter(|e| e.set == set));
+        }
+        for chain in Chain::ALL.into_iter().filter(|chain| table(*chain) == table_kind) {
+            let _ = writeln!(text, "\tchain {} {{", chain.name());
+            if let Some(hook) = hook(chain) {
+                let _ = writeln!(
+                    text,
+                    "\t\ttype {} hook {} priority {}; policy accept;",
+                    hook.kind, hook.hook, hook.priority_name
+                );
+            }
+            for rule in rules(chain) {
+                let _ = writeln!(text, "\t\t{rule}");
+            }
+            let _ = writeln!(text, "\t}}\n");
+        }
+        let _ = writeln!(text, "}}");
+    }
+    text
+}
+
+fn render_set<'a>(text: &mut String, set: Set, elements: impl Iterator<Item = &'a Element>) {
+    let key = set.key().iter().map(|f| f.name()).collect::<Vec<_>>().join(" . ");
+    let data = match set.data() {
+        crate::DataType::Member => String::new(),
+        crate::DataType::Verdict => " : verdict".to_owned(),
+        data => format!(" : {}", data.fields().iter().map(|f| f.name()).collect::<Vec<_>>().join(" . ")),
+    };
+    let kind = if set.data() == crate::DataType::Member { "set" } else { "map" };
+    let _ = writeln!(text, "\t{kind} {} {{\n\t\ttype {key}{data}", set.name());
+    if set.interval() {
+        let _ = writeln!(text, "\t\tflags interval");
+    }
+    let elements: Vec<String> = elements.map(render_element).collect();
+    if !elements.is_empty() {
+        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
+    }
+    let _ = writeln!(text, "\t}}\n");
+}
+
+/// One element as nft(8) writes it inside a set.
+pub fn render_element(element: &Element) -> String {
+    let key: Vec<String> = element.key.iter().map(ToString::to_string).collect();
+    let mut text = format!("{} comment \"{}\"", key.join(" . "), element.owner);
+    if element.data != Data::Member {
+        let _ = write!(text, " : {}", element.data);
+    }
+    text
+}

@@ -1,0 +1,290 @@
+//! The named sets and maps of the ruleset: what keys they have and what they answer.
+
+use portolan_model::Family;
+
+/// Which of our two nftables tables; both carry the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `table inet`: translation and filtering of routed packets.
+    Inet,
+    /// `table bridge`: the guard at the bridge ports.
+    Bridge,
+}
+
+impl Table {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Inet, Self::Bridge];
+}
+
+/// A part of a set's key or data. Each takes a multiple of four bytes in the kernel's registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FieldType {
+    /// `inet_proto`, one byte.
+    Protocol,
+    /// `nf_proto`, one byte.
+    NfProto,
+    /// `ipv4_addr` or `ipv6_addr`.
+    Address(Family),
+    /// `inet_service`, two bytes in network order.
+    Port,
+    /// `ifname`, sixteen bytes, zero filled.
+    IfName,
+    /// `ether_addr`, six bytes.
+    Ether,
+}
+
+impl FieldType {
+    /// The name nft(8) gives the type.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Protocol => "inet_proto",
+            Self::NfProto => "nf_proto",
+            Self::Address(Family::V4) => "ipv4_addr",
+            Self::Address(Family::V6) => "ipv6_addr",
+            Self::Port => "inet_service",
+            Self::IfName => "ifname",
+            Self::Ether => "ether_addr",
+        }
+    }
+
+    /// nft's number of the type (`enum datatypes`, nftables include/datatype.h), from which it decodes listings.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Protocol => 12,
+            Self::NfProto => 2,
+            Self::Address(Family::V4) => 7,
+            Self::Address(Family::V6) => 8,
+            Self::Port => 13,
+            Self::IfName => 41,
+            Self::Ether => 9,
+        }
+    }
+
+    /// Its length in bytes, without padding.
+    pub const fn len(self) -> usize {
+        match self {
+            Self::Protocol | Self::NfProto => 1,
+            Self::Port => 2,
+            Self::Address(Family::V4) => 4,
+            Self::Ether => 6,
+            Self::Address(Family::V6) | Self::IfName => 16,
+        }
+    }
+
+    /// Never: no field is empty.
+    pub const fn is_empty(self) -> bool {
+        false
+    }
+
+    /// Its length in a register: the next multiple of four.
+    pub const fn padded(self) -> usize {
+        self.len().next_multiple_of(4)
+    }
+
+    /// Whether its bytes are in the machine's order rather than the network's.
+    pub const fn host_order(self) -> bool {
+        matches!(self, Self::IfName | Self::NfProto)
+    }
+}
+
+/// What a set answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DataType {
+    /// Membership only.
+    Member,
+    /// A verdict.
+    Verdict,
+    /// An address.
+    Address(Family),
+    /// An address and a port.
+    AddressPort(Family),
+}
+
+impl DataType {
+    /// The fields of the data, empty for members and verdicts.
+    pub fn fields(self) -> Vec<FieldType> {
+        match self {
+            Self::Member | Self::Verdict => Vec::new(),
+            Self::Address(family) => vec![FieldType::Address(family)],
+            Self::AddressPort(family) => vec![FieldType::Address(family), FieldType::Port],
+        }
+    }
+}
+
+/// One of our sets or maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Set {
+    /// Published on one host address: (protocol, host address, host port) → (address, port).
+    Port(Family),
+    /// Published on every local address: (protocol, host port) → (address, port).
+    AnyPort(Family),
+    /// A range published on one host address, ports kept: (protocol, host address, host ports) → address.
+    Range(Family),
+    /// A range published on every local address, ports kept: (protocol, host ports) → address.
+    AnyRange(Family),
+    /// Open at the container's own address, mode `routed`: (address, protocol, port).
+    Open(Family),
+    /// As `Open`, ranges.
+    OpenRange(Family),
+    /// Traffic inside a network: (bridge, bridge) → verdict.
+    Within,
+    /// What may leave a network: (family, bridge) → verdict.
+    Leave,
+    /// What may enter a network: (family, bridge) → verdict.
+    Enter,
+    /// What containers may send to the host itself: (family, bridge) → verdict.
+    ToHost,
+    /// Interfaces from which containers are reachable at their own addresses: (interface, bridge).
+    Trusted,
+    /// Networks whose traffic to the world is masqueraded: (family, bridge).
+    Masquerade,
+    /// Networks whose traffic to the world gets this source address: (bridge) → address.
+    Snat(Family),
+    /// Gateway addresses and the bridge each belongs to: (bridge, address).
+    Gateway(Family),
+    /// Gateway addresses: (address).
+    Gateways(Family),
+    /// Interfaces between which the host did not forward before us: (family, interface).
+    Closed,
+    /// Networks whose containers may send from addresses that are routed to the network only: (family, bridge).
+    Checked,
+    /// Networks whose published ports are reached from inside through the host: (bridge, bridge).
+    Hairpin,
+    /// Guard: the addresses a bridge port may send from: (port, MAC, address).
+    Source(Family),
+    /// Guard: bridge ports without guard: (port).
+    Unguarded,
+}
+
+impl Set {
+    /// Every set, in the order they are created and listed.
+    pub const ALL: [Self; 30] = [
+        Self::Port(Family::V4),
+        Self::Port(Family::V6),
+        Self::AnyPort(Family::V4),
+        Self::AnyPort(Family::V6),
+        Self::Range(Family::V4),
+        Self::Range(Family::V6),
+        Self::AnyRange(Family::V4),
+        Self::AnyRange(Family::V6),
+        Self::Open(Family::V4),
+        Self::Open(Family::V6),
+        Self::OpenRange(Family::V4),
+        Self::OpenRange(Family::V6),
+        Self::Within,
+        Self::Leave,
+        Self::Enter,
+        Self::ToHost,
+        Self::Trusted,
+        Self::Masquerade,
+        Self::Snat(Family::V4),
+        Self::Snat(Family::V6),
+        Self::Gateway(Family::V4),
+        Self::Gateway(Family::V6),
+        Self::Gateways(Family::V4),
+        Self::Gateways(Family::V6),
+        Self::Closed,
+        Self::Checked,
+        Self::Hairpin,
+        Self::Source(Family::V4),
+        Self::Source(Family::V6),
+        Self::Unguarded,
+    ];
+
+    /// Its name in the table.
+    pub const fn name(self) -> &'static str {
+        use Family::{V4, V6};
+        match self {
+            Self::Port(V4) => "port4",
+            Self::Port(V6) => "port6",
+            Self::AnyPort(V4) => "any_port4",
+            Self::AnyPort(V6) => "any_port6",
+            Self::Range(V4) => "range4",
+            Self::Range(V6) => "range6",
+            Self::AnyRange(V4) => "any_range4",
+            Self::AnyRange(V6) => "any_range6",
+            Self::Open(V4) => "open4",
+            Self::Open(V6) => "open6",
+            Self::OpenRange(V4) => "open_range4",
+            Self::OpenRange(V6) => "open_range6",
+            Self::Within => "within",
+            Self::Leave => "leave",
+            Self::Enter => "enter",
+            Self::ToHost => "to_host",
+            Self::Trusted => "trusted",
+            Self::Masquerade => "masqueraded",
+            Self::Snat(V4) => "snat4",
+            Self::Snat(V6) => "snat6",
+            Self::Gateway(V4) => "gateway4",
+            Self::Gateway(V6) => "gateway6",
+            Self::Gateways(V4) => "gateways4",
+            Self::Gateways(V6) => "gateways6",
+            Self::Closed => "closed",
+            Self::Checked => "checked",
+            Self::Hairpin => "hairpin",
+            Self::Source(V4) => "source4",
+            Self::Source(V6) => "source6",
+            Self::Unguarded => "unguarded",
+        }
+    }
+
+    /// The set of `table` with this name.
+    pub fn named(table: Table, name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|set| set.table() == table && set.name() == name)
+    }
+
+    /// The table it is in.
+    pub const fn table(self) -> Table {
+        match self {
+            Self::Source(_) | Self::Unguarded => Table::Bridge,
+            _ => Table::Inet,
+        }
+    }
+
+    /// The fields of its key.
+    pub fn key(self) -> Vec<FieldType> {
+        use FieldType::{Address, Ether, IfName, NfProto, Port, Protocol};
+        match self {
+            Self::Port(f) | Self::Range(f) => vec![Protocol, Address(f), Port],
+            Self::AnyPort(_) | Self::AnyRange(_) => vec![Protocol, Port],
+            Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
+            Self::Within | Self::Trusted | Self::Hairpin => vec![IfName, IfName],
+            Self::Leave | Self::Enter | Self::ToHost | Self::Masquerade | Self::Closed | Self::Checked => {
+                vec![NfProto, IfName]
+            }
+            Self::Snat(_) | Self::Unguarded => vec![IfName],
+            Self::Gateway(f) => vec![IfName, Address(f)],
+            Self::Gateways(f) => vec![Address(f)],
+            Self::Source(f) => vec![IfName, Ether, Address(f)],
+        }
+    }
+
+    /// What it answers.
+    pub const fn data(self) -> DataType {
+        match self {
+            Self::Port(f) | Self::AnyPort(f) => DataType::AddressPort(f),
+            Self::Range(f) | Self::AnyRange(f) | Self::Snat(f) => DataType::Address(f),
+            Self::Within | Self::Leave | Self::Enter | Self::ToHost => DataType::Verdict,
+            _ => DataType::Member,
+        }
+    }
+
+    /// Whether its keys hold ranges. Such sets copy themselves at every commit (nft_set_pipapo.c), so what need
+    /// not be a range lives elsewhere.
+    pub const fn interval(self) -> bool {
+        matches!(self, Self::Range(_) | Self::AnyRange(_) | Self::OpenRange(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found_again() {
+        for set in Set::ALL {
+            assert_eq!(Set::named(set.table(), set.name()), Some(set));
+        }
+        assert_eq!(Set::ALL.iter().map(|s| s.name()).collect::<std::collections::BTreeSet<_>>().len(), Set::ALL.len());
+    }
+}

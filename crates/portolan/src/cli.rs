@@ -1,0 +1,232 @@
+//! The command line as a whole, and how its misuse is reported.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, Subcommand};
+use portolan_model::Invalid;
+
+use crate::cmd;
+use crate::context::Context;
+use crate::failure;
+
+/// Where state is kept unless `--root` says otherwise.
+pub(crate) const DEFAULT_ROOT: &str = "/var/lib/portolan";
+
+/// Networks for containers: bridges, addresses, names and published ports
+///
+/// Portolan gives processes network stacks of their own, joins them to networks, and publishes their ports. The words
+/// and flags are Docker's. It needs no daemon: every command does its work and leaves.
+#[derive(Debug, Parser)]
+#[command(name = "portolan", version, max_term_width = 100, propagate_version = false, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  portolan network create web
+  portolan run -d --name site --network web -p 8080:80 -- python3 -m http.server 80
+  portolan ps
+  portolan rules site                what filters and translates its traffic, in sentences
+  portolan rm -f site && portolan network rm web
+
+State lives under /var/lib/portolan, run-time files under /run/portolan. With --root DIR both live
+under DIR, and nothing of the one root is seen from the other.";
+
+/// What every command takes.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Keep all state in DIR instead of /var/lib/portolan
+    #[arg(long, global = true, value_name = "DIR", env = "PORTOLAN_ROOT", hide_env_values = true)]
+    root: Option<PathBuf>,
+    /// Print JSON instead of tables and text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Log to standard error: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", hide_possible_values = true, value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log: Option<String>,
+    /// Log more: -v for info, -vv for debug, -vvv for trace
+    #[arg(short = 'v', long = "verbose", global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+enum Command {
+    #[command(subcommand)]
+    Network(cmd::network::Command),
+    Run(Box<cmd::run::Args>),
+    Ps(cmd::ps::Args),
+    Inspect(cmd::inspect::Args),
+    Exec(cmd::exec::Args),
+    Logs(cmd::logs::Args),
+    Port(cmd::port::Args),
+    Rm(cmd::rm::Args),
+    Attach(Box<cmd::attach::Args>),
+    Detach(cmd::attach::DetachArgs),
+    #[command(subcommand)]
+    Publish(cmd::publish::Command),
+    Rules(cmd::rules::Args),
+    Verify(cmd::repair::VerifyArgs),
+    Reconcile(cmd::repair::ReconcileArgs),
+    Gc(cmd::repair::GcArgs),
+    #[command(hide = true)]
+    Demo(cmd::demo::Args),
+    Version(cmd::version::Args),
+    Completion(cmd::completion::Args),
+    #[command(hide = true)]
+    Man(cmd::man::Args),
+}
+
+impl Cli {
+    /// Does what was asked; the process's exit status.
+    pub(crate) fn run(self) -> i32 {
+        self.global.start_log();
+        let context = Context::new(self.global.root, self.global.json);
+        // What a failure of the verb itself exits with: `run` leaves the low numbers to its command.
+        let fallback = if matches!(self.command, Command::Run(_)) { 125 } else { 1 };
+        let result = match self.command {
+            Command::Network(command) => command.run(&context),
+            Command::Run(args) => args.run(&context),
+            Command::Ps(args) => args.run(&context),
+            Command::Inspect(args) => args.run(&context),
+            Command::Exec(args) => args.run(&context),
+            Command::Logs(args) => args.run(&context),
+            Command::Port(args) => args.run(&context),
+            Command::Rm(args) => args.run(&context),
+            Command::Attach(args) => args.run(&context),
+            Command::Detach(args) => args.run(&context),
+            Command::Publish(command) => command.run(&context),
+            Command::Rules(args) => args.run(&context),
+            Command::Verify(args) => args.run(&context),
+            Command::Reconcile(args) => args.run(&context),
+            Command::Gc(args) => args.run(&context),
+            Command::Demo(args) => args.run(&context),
+            Command::Version(args) => args.run(&context),
+            Command::Completion(args) => args.run(),
+            Command::Man(args) => args.run(),
+        };
+        result.unwrap_or_else(|error| failure::report(&error, fallback))
+    }
+}
+
+impl Global {
+    fn start_log(&self) {
+        let level = match (self.log.as_deref(), self.verbose) {
+            (Some("error"), _) => tracing::Level::ERROR,
+            (Some("warn"), _) | (None, 0) => tracing::Level::WARN,
+            (Some("info"), _) | (None, 1) => tracing::Level::INFO,
+            (Some("debug"), _) | (None, 2) => tracing::Level::DEBUG,
+            _ => tracing::Level::TRACE,
+        };
+        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().with_ansi(false).init();
+    }
+}
+
+/// Reads the command line; help and misuse are printed here, and answered with the exit status.
+pub(crate) fn parse() -> Result<Cli, i32> {
+    Cli::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            0
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            2
+        }
+        _ => {
+            let (message, hint) = misuse(&error);
+            failure::print(&message, hint.as_deref());
+            2
+        }
+    })
+}
+
+/// One sentence about what is wrong with the command line, and what to do about it.
+fn misuse(error: &clap::Error) -> (String, Option<String>) {
+    if let Some(invalid) = error.source().and_then(|source| source.downcast_ref::<Invalid>()) {
+        return (invalid.to_string(), invalid.hint.as_ref().map(ToString::to_string).or_else(|| see_help(error)));
+    }
+    let text = |kind| context(error, kind).into_iter().next();
+    let argument = text(ContextKind::InvalidArg).unwrap_or_default();
+    let value = text(ContextKind::InvalidValue).unwrap_or_default();
+    let did_you_mean = |kind| {
+        let found = context(error, kind);
+        (!found.is_empty()).then(|| format!("did you mean {}?", quoted(&found, " or ")))
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            (format!("unknown flag `{argument}`"), did_you_mean(ContextKind::SuggestedArg).or_else(|| see_help(error)))
+        }
+        ErrorKind::UnknownArgument => (format!("unexpected argument `{argument}`"), see_help(error)),
+        ErrorKind::InvalidSubcommand => (
+            format!("unknown command `{}`", text(ContextKind::InvalidSubcommand).unwrap_or_default()),
+            did_you_mean(ContextKind::SuggestedSubcommand).or_else(|| see_help(error)),
+        ),
+        ErrorKind::MissingRequiredArgument => {
+            (format!("missing {}", quoted(&context(error, ContextKind::InvalidArg), " and ")), see_help(error))
+        }
+        ErrorKind::InvalidValue if value.is_empty() => (format!("flag `{argument}` needs a value"), see_help(error)),
+        ErrorKind::InvalidValue => (
+            format!("`{argument}` does not take `{value}`"),
+            Some(format!("choose {}", quoted(&context(error, ContextKind::ValidValue), " or "))),
+        ),
+        ErrorKind::ValueValidation => {
+            let why = error.source().map_or_else(|| "is malformed".to_owned(), ToString::to_string);
+            (format!("value `{value}` of `{argument}`: {why}"), see_help(error))
+        }
+        ErrorKind::ArgumentConflict => {
+            let other = context(error, ContextKind::PriorArg);
+            let message = if other.is_empty() || other.contains(&argument) {
+                format!("`{argument}` is given more than once")
+            } else {
+                format!("`{argument}` cannot be combined with {}", quoted(&other, " and "))
+            };
+            (message, see_help(error))
+        }
+        _ => {
+            let rendered = error.to_string();
+            let line = rendered.lines().next().unwrap_or_default();
+            (line.strip_prefix("error: ").unwrap_or(line).to_owned(), see_help(error))
+        }
+    }
+}
+
+fn context(error: &clap::Error, kind: ContextKind) -> Vec<String> {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        Some(ContextValue::StyledStr(text)) => vec![text.to_string()],
+        _ => Vec::new(),
+    }
+}
+
+fn quoted(texts: &[String], by: &str) -> String {
+    texts.iter().map(|text| format!("`{text}`")).collect::<Vec<_>>().join(by)
+}
+
+/// Where the help is for the command that was misused, out of clap's usage line.
+fn see_help(error: &clap::Error) -> Option<String> {
+    let usage = context(error, ContextKind::Usage).into_iter().next()?;
+    let words = usage.split_whitespace().skip_while(|word| *word != "portolan");
+    let command: Vec<&str> = words.take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
+    Some(format!("`{} --help` shows what it takes", command.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,65 @@
+//! Where things are, and the engine over them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use portolan_kernel::host::HostKernel;
+use portolan_kernel::probe;
+use portolan_store::SqliteStore;
+
+use crate::cli::DEFAULT_ROOT;
+use crate::failure::Refused;
+
+/// The engine over this host.
+pub(crate) type Engine = portolan_engine::Engine<SqliteStore, HostKernel>;
+
+/// What all commands share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    root: PathBuf,
+    /// Where run-time files are.
+    pub(crate) run: PathBuf,
+    /// Print JSON.
+    pub(crate) json: bool,
+}
+
+impl Context {
+    pub(crate) fn new(root: Option<PathBuf>, json: bool) -> Self {
+        let root = root.filter(|root| !root.as_os_str().is_empty()).unwrap_or_else(|| DEFAULT_ROOT.into());
+        let root = std::path::absolute(&root).unwrap_or(root);
+        let run = if root == Path::new(DEFAULT_ROOT) { "/run/portolan".into() } else { root.join("run") };
+        Self { root, run, json }
+    }
+
+    /// Opens the state and puts the engine over it.
+    pub(crate) fn engine(&self) -> Result<Engine> {
+        let store = SqliteStore::open(&self.root)?;
+        // Now that it exists: two spellings of one root are one root.
+        let root = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
+        let root = root.to_str().ok_or_else(|| Refused::new(format!("root `{}` is not UTF-8 text", root.display())))?;
+        Ok(Engine::new(root.to_owned(), store, HostKernel::new()))
+    }
+
+    /// The engine, for a verb that changes the kernel.
+    ///
+    /// # Errors
+    /// Before anything is touched, when this process may not.
+    pub(crate) fn engine_for(&self, verb: &str) -> Result<Engine> {
+        Self::require_privileges(verb)?;
+        self.engine()
+    }
+
+    /// Refuses early what the kernel would refuse half-way.
+    pub(crate) fn require_privileges(verb: &str) -> Result<()> {
+        let may = probe::privileges();
+        let missing = match (may.net_admin, may.sys_admin) {
+            (true, true) => return Ok(()),
+            (false, true) => "CAP_NET_ADMIN",
+            (true, false) => "CAP_SYS_ADMIN",
+            (false, false) => "CAP_NET_ADMIN and CAP_SYS_ADMIN",
+        };
+        Err(Refused::new(format!("`portolan {verb}` needs {missing}, which this process lacks"))
+            .hint("run it as root, for example with sudo")
+            .into())
+    }
+}

@@ -1,0 +1,29 @@
+//! The one binary: the command line over the engine.
+//!
+//! Owns the words and flags people type, what is printed, and the processes that `portolan run` starts. Leaves out
+//! every decision about networks: the engine takes them, `portolan-kernel` makes the system calls.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod clock;
+mod cmd;
+mod context;
+mod failure;
+mod output;
+mod resolv;
+mod runtime;
+mod spec;
+mod table;
+
+use std::io::Write;
+
+fn main() {
+    let code = match cli::parse() {
+        Ok(cli) => cli.run(),
+        Err(code) => code,
+    };
+    let _ = std::io::stdout().flush();
+    // Nothing is left to drop that the kernel does not drop itself.
+    std::process::exit(code)
+}

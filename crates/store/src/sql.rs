@@ -1,0 +1,115 @@
+//! Every statement, so that one test can ask SQLite how it would run each of them.
+
+macro_rules! statements {
+    ($($kind:ident $name:ident = $sql:expr;)*) => {
+        $(pub(crate) const $name: &str = $sql;)*
+
+        /// Kind, name and text of every statement.
+        #[cfg(test)]
+        const ALL: &[(Kind, &str, &str)] = &[$((Kind::$kind, stringify!($name), $sql)),*];
+    };
+}
+
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Costs the same however many rows there are.
+    Point,
+    /// Reads a whole table.
+    List,
+}
+
+statements! {
+    Point FORMAT = "PRAGMA user_version";
+    Point BEGIN_READ = "BEGIN";
+    Point BEGIN_WRITE = "BEGIN IMMEDIATE";
+    Point COMMIT = "COMMIT";
+    Point ROLLBACK = "ROLLBACK";
+
+    Point META = "SELECT value FROM meta WHERE key = ?1";
+    Point PUT_META = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+    Point DELETE_META = "DELETE FROM meta WHERE key = ?1";
+
+    Point NETWORK = "SELECT body FROM network WHERE id = ?1";
+    Point NETWORK_NAMED = "SELECT body FROM network WHERE name = ?1";
+    Point NETWORKS_WITH_PREFIX = "SELECT body FROM network WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
+    List NETWORKS = "SELECT body FROM network ORDER BY name";
+    Point HAS_USER_NETWORKS = "SELECT EXISTS (SELECT 1 FROM network WHERE name < 'bridge')
+        OR EXISTS (SELECT 1 FROM network WHERE name > 'bridge' AND name < 'host')
+        OR EXISTS (SELECT 1 FROM network WHERE name > 'host' AND name < 'none')
+        OR EXISTS (SELECT 1 FROM network WHERE name > 'none')";
+    Point HELD_NETWORK = "SELECT seq, moving, name = ?2 FROM network WHERE id = ?1";
+    Point ADD_NETWORK = "INSERT INTO network (id, name, moving, body) VALUES (?1, ?2, ?3, ?4)";
+    // Leaves the pages of the other indexes, and so the log, alone. It serves every put that only moves the phase.
+    Point MOVE_NETWORK = "UPDATE network SET moving = ?2, body = ?3 WHERE seq = ?1";
+    Point REPLACE_NETWORK = "UPDATE network SET name = ?2, moving = ?3, body = ?4 WHERE id = ?1";
+    Point DELETE_NETWORK = "DELETE FROM network WHERE id = ?1";
+    Point DELETE_RESTING = "DELETE FROM lease WHERE network = ?1 AND endpoint IS NULL";
+    Point DELETE_CURSORS = "DELETE FROM cursor WHERE network = ?1";
+
+    Point CONTAINER = "SELECT body FROM container WHERE id = ?1";
+    Point CONTAINER_NAMED = "SELECT body FROM container WHERE name = ?1";
+    Point CONTAINERS_WITH_PREFIX = "SELECT body FROM container WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
+    Point CONTAINER_IN = "SELECT body FROM container WHERE inode = ?2 AND device = ?1 ORDER BY seq LIMIT 1";
+    List CONTAINERS = "SELECT body FROM container ORDER BY seq";
+    Point HELD_CONTAINER = "SELECT seq, moving, name = ?2 AND device IS ?3 AND inode IS ?4 FROM container
+        WHERE id = ?1";
+    Point ADD_CONTAINER = "INSERT INTO container (id, name, device, inode, moving, body)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    Point MOVE_CONTAINER = "UPDATE container SET moving = ?2, body = ?3 WHERE seq = ?1";
+    Point REPLACE_CONTAINER = "UPDATE container SET name = ?2, device = ?3, inode = ?4, moving = ?5, body = ?6
+        WHERE id = ?1";
+    Point DELETE_CONTAINER = "DELETE FROM container WHERE id = ?1";
+
+    Point ENDPOINT = "SELECT body FROM endpoint WHERE id = ?1";
+    Point ENDPOINTS_OF = "SELECT body FROM endpoint WHERE container = ?1 ORDER BY seq";
+    Point ENDPOINTS_ON = "SELECT body FROM endpoint WHERE network = ?1 ORDER BY seq";
+    Point ENDPOINT_COUNT = "SELECT count(*) FROM (SELECT 1 FROM endpoint WHERE network = ?1 LIMIT ?2)";
+    Point HOST_END_TAKEN = "SELECT EXISTS (SELECT 1 FROM endpoint WHERE host_end = ?1)";
+    Point MAC_HOLDER = "SELECT id FROM endpoint WHERE network = ?1 AND mac = ?2";
+    Point HELD_ENDPOINT = "SELECT seq, moving,
+        network = ?2 AND container = ?3 AND ifname = ?4 AND host_end = ?5 AND mac = ?6 FROM endpoint WHERE id = ?1";
+    Point ADD_ENDPOINT = "INSERT INTO endpoint (id, network, container, ifname, host_end, mac, moving, body)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    Point MOVE_ENDPOINT = "UPDATE endpoint SET moving = ?2, body = ?3 WHERE seq = ?1";
+    Point REPLACE_ENDPOINT = "UPDATE endpoint SET network = ?2, container = ?3, ifname = ?4, host_end = ?5, mac = ?6,
+        moving = ?7, body = ?8 WHERE id = ?1";
+    Point DELETE_ENDPOINT = "DELETE FROM endpoint WHERE id = ?1";
+    // Evaluated row by row, so the leases of one endpoint get different numbers.
+    Point REST_LEASES = "UPDATE lease SET endpoint = NULL, freed = (
+            SELECT coalesce(max(r.freed), 0) + 1 FROM lease AS r
+            WHERE r.network = lease.network AND r.family = lease.family AND r.freed > 0)
+        WHERE endpoint = ?1";
+    Point FORGET_RESTING = "DELETE FROM lease WHERE network = ?1 AND family = ?2 AND freed <= (
+            SELECT r.freed FROM lease AS r INDEXED BY lease_resting
+            WHERE r.network = ?1 AND r.family = ?2 AND r.freed > 0 AND r.address BETWEEN ?3 AND ?4
+            ORDER BY r.freed DESC LIMIT 1 OFFSET ?5)
+        AND address BETWEEN ?3 AND ?4";
+
+    Point LEASE = "SELECT endpoint, mac FROM lease WHERE network = ?1 AND family = ?2 AND address = ?3";
+    Point TAKE_LEASE = "INSERT INTO lease (network, family, address, endpoint, mac) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT (network, family, address) DO UPDATE SET endpoint = ?4, mac = ?5, freed = NULL
+        WHERE lease.endpoint IS NULL OR lease.endpoint = ?4";
+    Point LEASE_CURSOR = "SELECT address FROM cursor WHERE network = ?1 AND subnet = ?2";
+    Point PUT_LEASE_CURSOR = "INSERT INTO cursor (network, subnet, address) VALUES (?1, ?2, ?3)
+        ON CONFLICT (network, subnet) DO UPDATE SET address = ?3";
+    Point OLDEST_RESTING = "SELECT address, mac FROM lease INDEXED BY lease_resting
+        WHERE network = ?1 AND family = ?2 AND freed > 0 AND address BETWEEN ?3 AND ?4 ORDER BY freed LIMIT 1";
+    Point LEASE_COUNT = "SELECT count(endpoint) FROM lease WHERE network = ?1 AND family = ?2";
+
+    Point PUBLICATIONS_OF = "SELECT container, body FROM publication WHERE container = ?1 ORDER BY seq";
+    Point PUBLICATIONS_OVERLAPPING = "SELECT container, body, seq FROM publication
+        WHERE protocol = ?1 AND span = ?2 AND host_first BETWEEN ?3 AND ?5 AND host_last >= ?4";
+    Point HELD_PUBLICATION = "SELECT seq, moving, 1 FROM publication WHERE container = ?1 AND key = ?2";
+    Point ADD_PUBLICATION = "INSERT INTO publication
+        (container, key, protocol, span, host_first, host_last, moving, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    Point MOVE_PUBLICATION = "UPDATE publication SET moving = ?2, body = ?3 WHERE seq = ?1";
+    Point DELETE_PUBLICATION = "DELETE FROM publication WHERE container = ?1 AND key = ?2";
+
+    // `moving > 0` rather than `IS NOT NULL`: a search of the partial index instead of a scan of it.
+    Point TRANSITIONS = "SELECT 0 AS kind, moving, id, NULL AS container, body FROM network WHERE moving > 0
+        UNION ALL SELECT 1, moving, id, NULL, body FROM container WHERE moving > 0
+        UNION ALL SELECT 2, moving, id, container, body FROM endpoint WHERE moving > 0
+        UNION ALL SELECT 3, moving, NULL, container, body FROM publication WHERE moving > 0
+        ORDER BY 2 LIMIT ?1";
+}
