@@ -75,9 +75,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for wanted in &request.endpoints {
             let network = self.plan_endpoint(&tx, &mut view, wanted)?;
             // Somebody is on it already: its objects are there. Ours is the first otherwise, and brings them.
-            if network.is_predefined() && tx.endpoint_count(network.id, 2)? > 1 {
-                around.extend(self.network_objects(&network));
-            } else if !network.is_predefined() {
+            if !network.is_predefined() || tx.endpoint_count(network.id, 2)? > 1 {
                 around.extend(self.network_objects(&network));
             }
             networks.push(network);

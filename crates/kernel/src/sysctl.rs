@@ -56,7 +56,7 @@ impl SysctlError {
     }
 }
 
-/// What [`write`] had to do.
+/// What [`write()`] had to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     /// The value was right already.

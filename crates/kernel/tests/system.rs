@@ -404,3 +404,20 @@ fn commands_run_inside_a_namespace() {
         }
     });
 }
+
+#[test]
+fn a_waiting_child_holds_no_descriptors_of_ours() {
+    in_netns(|| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (spec, output) = piped(&["sh", "-c", "ls /proc/self/fd | wc -l"]);
+        let mut child = SandboxChild::spawn(&spec).unwrap();
+        let links: Vec<_> = fs::read_dir(format!("/proc/{}/fd", child.pid())).unwrap().collect();
+        // Standard streams, the socket and the pipe for its output.
+        assert_eq!(links.len(), 5, "{links:?}");
+        drop((reader, writer));
+        child.release().unwrap();
+        // Standard streams and the directory listed.
+        assert_eq!(read(spec, output).trim(), "4");
+        child.wait().unwrap();
+    });
+}

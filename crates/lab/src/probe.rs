@@ -113,9 +113,8 @@ pub fn udp_probe(from: &impl InNetns, to: SocketAddr, timeout: Duration) -> Prob
     let any = Family::of(to.ip()).unspecified();
     let result = enter(from, || UdpSocket::bind((any, 0))).and_then(|socket| {
         socket.connect(to)?;
-        let answer = exchange(&socket, b"probe\n", timeout, |datagram| {
-            Some(Probe::open(&String::from_utf8_lossy(datagram)))
-        })?;
+        let answer =
+            exchange(&socket, b"probe\n", timeout, |datagram| Some(Probe::open(&String::from_utf8_lossy(datagram))))?;
         Ok(answer)
     });
     result.unwrap_or_else(|error| Probe::failed(&error))
@@ -217,7 +216,8 @@ pub struct HttpReply {
 /// When there is no connection, no complete answer within `timeout`, or it is not HTTP.
 pub fn http_get(from: &impl InNetns, to: SocketAddr, path: &str, timeout: Duration) -> Result<HttpReply> {
     let end = Instant::now() + timeout;
-    let mut stream = enter(from, || TcpStream::connect_timeout(&to, timeout)).with_context(|| format!("connect {to}"))?;
+    let mut stream =
+        enter(from, || TcpStream::connect_timeout(&to, timeout)).with_context(|| format!("connect {to}"))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut buf = [0; 4096];

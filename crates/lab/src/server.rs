@@ -98,7 +98,9 @@ impl TcpServer {
                 let Ok(ours) = stream.try_clone() else { continue };
                 let thread = std::thread::spawn(move || {
                     // A client that goes away is no failure of the server.
-                    let _ = if http { serve_http(stream, &greeting) } else { serve_echo(stream, &greeting) };
+                    let _ = if http { serve_http(&stream, &greeting) } else { serve_echo(&stream, &greeting) };
+                    // The listening thread keeps a handle as well.
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
                 });
                 clients.retain(|(_, thread)| !thread.is_finished());
                 clients.push((ours, thread));
@@ -127,7 +129,7 @@ impl TcpServer {
     }
 }
 
-fn serve_echo(mut stream: TcpStream, greeting: &str) -> io::Result<()> {
+fn serve_echo(mut stream: &TcpStream, greeting: &str) -> io::Result<()> {
     stream.write_all(greeting.as_bytes())?;
     let mut buf = [0; 4096];
     loop {
@@ -138,7 +140,7 @@ fn serve_echo(mut stream: TcpStream, greeting: &str) -> io::Result<()> {
     }
 }
 
-fn serve_http(mut stream: TcpStream, greeting: &str) -> io::Result<()> {
+fn serve_http(mut stream: &TcpStream, greeting: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut request = Vec::new();
     let mut buf = [0; 4096];

@@ -69,57 +69,66 @@ fn take() -> Result<Snapshot> {
     let links = link::dump(&mut socket).context("list links")?;
     let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
     let name_of = |index: u32| names.get(&index).cloned().unwrap_or_else(|| format!("if{index}"));
-    section(&mut lines, links.iter().map(|link| {
-        let mut text = format!("link {} {} mtu {}", link.name, link.kind.as_deref().unwrap_or("device"), link.mtu);
-        if let Some(mac) = link.mac {
-            text += &format!(" mac {}", mac.map(|byte| format!("{byte:02x}")).join(":"));
-        }
-        text += if link.up { " up" } else { " down" };
-        if let Some(master) = link.master {
-            text += &format!(" master {}", name_of(master));
-        }
-        if link.group != 0 {
-            text += &format!(" group {}", link.group);
-        }
-        if let Some(alias) = &link.alias {
-            text += &format!(" alias {alias:?}");
-        }
-        if let Some(brport) = &link.brport {
-            text += &format!(" {brport:?}");
-        }
-        text
-    }));
+    section(
+        &mut lines,
+        links.iter().map(|link| {
+            let mut text = format!("link {} {} mtu {}", link.name, link.kind.as_deref().unwrap_or("device"), link.mtu);
+            if let Some(mac) = link.mac {
+                text += &format!(" mac {}", mac.map(|byte| format!("{byte:02x}")).join(":"));
+            }
+            text += if link.up { " up" } else { " down" };
+            if let Some(master) = link.master {
+                text += &format!(" master {}", name_of(master));
+            }
+            if link.group != 0 {
+                text += &format!(" group {}", link.group);
+            }
+            if let Some(alias) = &link.alias {
+                text += &format!(" alias {alias:?}");
+            }
+            if let Some(brport) = &link.brport {
+                text += &format!(" {brport:?}");
+            }
+            text
+        }),
+    );
 
     let addresses = addr::dump(&mut socket, None).context("list addresses")?;
-    section(&mut lines, addresses.iter().map(|address| {
-        let flags = address.flags & !addr::TENTATIVE;
-        format!("address {}/{} dev {} flags {flags:#x}", address.addr, address.prefix_len, name_of(address.ifindex))
-    }));
+    section(
+        &mut lines,
+        addresses.iter().map(|address| {
+            let flags = address.flags & !addr::TENTATIVE;
+            format!("address {}/{} dev {} flags {flags:#x}", address.addr, address.prefix_len, name_of(address.ifindex))
+        }),
+    );
 
     let routes = route::dump(&mut socket).context("list routes")?;
-    section(&mut lines, routes.iter().map(|route| {
-        let mut text = format!("route {}/{} table {} {:?}", route.dst, route.prefix_len, route.table, route.kind);
-        if let Some(gateway) = route.gateway {
-            text += &format!(" via {gateway}");
-        }
-        if let Some(oif) = route.oif {
-            text += &format!(" dev {}", name_of(oif));
-        }
-        if let Some(metric) = route.metric {
-            text += &format!(" metric {metric}");
-        }
-        if let Some(prefsrc) = route.prefsrc {
-            text += &format!(" src {prefsrc}");
-        }
-        if let Some(mtu) = route.mtu {
-            text += &format!(" mtu {mtu}");
-        }
-        for nexthop in &route.nexthops {
-            text += &format!(" nexthop {:?} dev {:?}", nexthop.gateway, nexthop.oif.map(name_of));
-        }
-        text += &format!(" proto {}", route.protocol);
-        text
-    }));
+    section(
+        &mut lines,
+        routes.iter().map(|route| {
+            let mut text = format!("route {}/{} table {} {:?}", route.dst, route.prefix_len, route.table, route.kind);
+            if let Some(gateway) = route.gateway {
+                text += &format!(" via {gateway}");
+            }
+            if let Some(oif) = route.oif {
+                text += &format!(" dev {}", name_of(oif));
+            }
+            if let Some(metric) = route.metric {
+                text += &format!(" metric {metric}");
+            }
+            if let Some(prefsrc) = route.prefsrc {
+                text += &format!(" src {prefsrc}");
+            }
+            if let Some(mtu) = route.mtu {
+                text += &format!(" mtu {mtu}");
+            }
+            for nexthop in &route.nexthops {
+                text += &format!(" nexthop {:?} dev {:?}", nexthop.gateway, nexthop.oif.map(name_of));
+            }
+            text += &format!(" proto {}", route.protocol);
+            text
+        }),
+    );
 
     for family in [Family::V4, Family::V6] {
         let rules = rule::dump(&mut socket, family).context("list rules")?;

@@ -321,13 +321,19 @@ impl Lan {
         socket.transact(&batch).with_context(context)?;
 
         let mut socket = host.route_socket()?;
-        let index = link::lookup(&mut socket, ifname)?.with_context(context)?.index;
+        let link = link::lookup(&mut socket, ifname)?.with_context(context)?;
+        let index = link.index;
         let mut batch = Batch::new();
         link::set(
             &mut batch,
             index,
             &LinkChange { up: Some(true), addr_gen_mode: Some(AddrGenMode::None), ..LinkChange::default() },
         );
+        if let Some(mac) = link.mac
+            && addresses.iter().any(|(addr, _)| addr.is_ipv6())
+        {
+            addr::add(&mut batch, &Address::new(index, addr::link_local(mac).into(), 64));
+        }
         for (addr, prefix_len) in addresses {
             addr::add(&mut batch, &Address::new(index, addr, prefix_len));
         }

@@ -119,7 +119,7 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
     let within = if network.options.icc { Data::Accept } else { Data::Goto(Chain::WithinClosed) };
     objects.insert(element(Set::Within, vec![bridge(), bridge()], within, &owner));
     objects.insert(member(Set::Hairpin, vec![bridge(), bridge()], &owner));
-    for interface in &network.options.trusted_host_interfaces {
+    for interface in network.options.trusted_host_interfaces.iter().filter(|_| !network.internal) {
         objects.insert(member(Set::Trusted, vec![Field::IfName(interface.clone()), bridge()], &owner));
     }
     for address in &on_bridge {
@@ -146,7 +146,8 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
             objects.insert(element(Set::ToHost, key(), to_host, &owner));
             continue;
         }
-        objects.insert(element(Set::Leave, key(), Data::Goto(Chain::Enter), &owner));
+        let leave = if mode == GatewayMode::Isolated { Data::Drop } else { Data::Goto(Chain::Enter) };
+        objects.insert(element(Set::Leave, key(), leave, &owner));
         let enter = match mode {
             GatewayMode::Nat => Data::Goto(Chain::EnterNat),
             GatewayMode::NatUnprotected => Data::Accept,
@@ -286,6 +287,8 @@ fn publication_objects(
     let (host, container) = (publication.host, publication.container);
     match mode {
         GatewayMode::Isolated => {}
+        // The host alone: it reaches the container's own address anyway.
+        GatewayMode::Routed if publication.bound_to().is_some_and(|ip| ip.is_loopback()) => {}
         GatewayMode::Routed => {
             let set = if container.is_single() { Set::Open(family) } else { Set::OpenRange(family) };
             objects.insert(member(

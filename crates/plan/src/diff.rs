@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::object::{Key, Object, Objects};
+use crate::set::Set;
 
 /// One change to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,10 +47,10 @@ impl fmt::Display for Step {
 /// The steps that lead from `observed` to `desired`: deletions first, then changes and creations in order.
 ///
 /// Deletions go through elements first, so that no rule leads to a container that is going; then backwards
-/// through the order of creation.
+/// through the order of creation. What keeps the host from forwarding goes after the host has stopped forwarding.
 pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
     let gone = |(key, object): (&Key, &Object)| desired.find(key).is_none().then(|| Step::Delete(object.clone()));
-    let is_element = |step: &Step| matches!(step.object(), Object::Element(_));
+    let is_element = |step: &Step| matches!(step.object(), Object::Element(element) if element.set != Set::Closed);
     let (mut steps, rest): (Vec<Step>, Vec<Step>) = observed.iter().rev().filter_map(gone).partition(is_element);
     steps.extend(rest);
     for (key, wanted) in desired.iter() {
@@ -202,7 +203,7 @@ mod tests {
         let steps = diff(&all_kinds(), &Objects::new());
         assert_eq!(
             kinds(&steps),
-            ["setting", "ruleset", "bridge", "element", "port", "neighbour", "interface", "default route"]
+            ["ruleset", "bridge", "element", "setting", "port", "neighbour", "interface", "default route"]
         );
         assert!(steps.iter().all(|step| matches!(step, Step::Create(_))));
     }
@@ -214,7 +215,7 @@ mod tests {
         let steps = diff(&Objects::new(), &observed);
         assert_eq!(
             kinds(&steps),
-            ["element", "element", "default route", "interface", "neighbour", "port", "bridge", "ruleset", "setting"]
+            ["element", "element", "default route", "interface", "neighbour", "port", "setting", "bridge", "ruleset"]
         );
         assert_eq!(steps[0], Step::Delete(object(3, 2, 1)), "of elements, the last first");
         assert!(steps.iter().all(|step| matches!(step, Step::Delete(_))));

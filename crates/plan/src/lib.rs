@@ -1,8 +1,9 @@
 //! What the kernel should hold for given nouns, as values.
 //!
-//! Owns the kernel objects ([`Object`]), what a network or a container needs of them ([`network_objects`], [`container_objects`]), the constant
-//! nftables ruleset ([`ruleset`]) with its rendering as text and in words ([`explain`]), and the ordered difference
-//! between two sets of objects ([`diff`]). Leaves out how anything is read from or written to a kernel: that is `portolan-kernel`.
+//! Owns the kernel objects ([`Object`]), what a network or a container needs of them ([`network_objects`],
+//! [`container_objects`]), the constant nftables ruleset ([`ruleset`]) with its rendering as text and in words
+//! ([`explain`]), and the ordered difference between two sets of objects ([`diff`](fn@diff)). Leaves out how anything
+//! is read from or written to a kernel: that is `portolan-kernel`.
 
 #![forbid(unsafe_code)]
 

@@ -297,14 +297,14 @@ pub enum Object {
 /// interface comes up only after everything that restricts it is in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// By path.
-    Setting(String),
     /// By name.
     Ruleset(String),
     /// By name.
     Bridge(IfName),
     /// By set and key.
     Element(Set, Vec<Field>),
+    /// By path. The host forwards only after the rules that keep it from forwarding what it did not before.
+    Setting(String),
     /// By the host end's name.
     Port(IfName),
     /// By bridge and address.

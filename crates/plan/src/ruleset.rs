@@ -135,7 +135,9 @@ pub struct Rule {
 }
 
 const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
 const REDIRECT: u8 = 137;
+const LISTENER_REPORT: u8 = 143;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 
@@ -197,6 +199,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     let by_in = || vec![NfProto, IifName];
     match chain {
         Chain::Early => vec![
+            drop("a container sent from a loopback address", &[IifGroup(true, BRIDGE_GROUP), FromLoopback4]),
             drop("a container sent to a loopback address", &[IifGroup(true, BRIDGE_GROUP), ToLoopback4]),
             drop(
                 "a container sent from an address that is not of its network",
@@ -359,8 +362,12 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 ],
             ),
             rule(
-                "multicast listener reports and duplicate address detection",
-                &[Ether(EtherType::Ipv6), Part::FromUnspecified6, L4Proto(ICMP6), Do(Data::Accept)],
+                "duplicate address detection",
+                &[Ether(EtherType::Ipv6), Part::FromUnspecified6, Icmp6Type(NEIGHBOUR_SOLICITATION), Do(Data::Accept)],
+            ),
+            rule(
+                "multicast listener reports",
+                &[Ether(EtherType::Ipv6), Part::FromUnspecified6, Icmp6Type(LISTENER_REPORT), Do(Data::Accept)],
             ),
             drop("not this container's MAC or address", &[]),
         ],
@@ -408,6 +415,8 @@ impl fmt::Display for Part {
             Self::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
             Self::L4Proto(number) => write!(f, "meta l4proto {number}"),
             Self::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
+            Self::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),
+            Self::Icmp6Type(LISTENER_REPORT) => write!(f, "icmpv6 type mld2-listener-report"),
             Self::Icmp6Type(REDIRECT) => write!(f, "icmpv6 type nd-redirect"),
             Self::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),
             Self::UdpSource(port) => write!(f, "udp sport {port}"),

@@ -7,7 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portolan_engine::{Durability, Store, StoreError, Tx};
-use portolan_model::{Container, ContainerKind, ContainerState, Endpoint, EndpointAddress, Id, Mac, NetworkMode, Phase, ProcessId, Publication};
+use portolan_model::{
+    Container, ContainerKind, ContainerState, Endpoint, EndpointAddress, Id, Mac, NetworkMode, Phase, ProcessId,
+    Publication,
+};
 use portolan_store::SqliteStore;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,7 +24,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{}", times.map(|t| t.as_nanos().to_string()).join(" "));
             Ok(())
         }
-        root => parent(&root.map_or_else(|| std::env::temp_dir().join("portolan-short-lived"), PathBuf::from), args.next().map_or(Ok(2000), |n| n.parse())?),
+        root => parent(
+            &root.map_or_else(|| std::env::temp_dir().join("portolan-short-lived"), PathBuf::from),
+            args.next().map_or(Ok(2000), |n| n.parse())?,
+        ),
     }
 }
 
@@ -34,7 +40,12 @@ fn parent(root: &Path, processes: u32) -> Result<(), Box<dyn std::error::Error>>
         Command::new(std::env::current_exe()?).arg("nothing").status()?;
         nothing.push(start.elapsed());
         let start = Instant::now();
-        let child = Command::new(std::env::current_exe()?).arg("child").arg(root).arg(number.to_string()).stdout(Stdio::piped()).spawn()?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg("child")
+            .arg(root)
+            .arg(number.to_string())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let out = child.wait_with_output()?;
         whole.push(start.elapsed());
         let text = String::from_utf8(out.stdout)?;
@@ -44,11 +55,24 @@ fn parent(root: &Path, processes: u32) -> Result<(), Box<dyn std::error::Error>>
         longest_log = longest_log.max(std::fs::metadata(root.join("state.db-wal"))?.len());
     }
     let [open, first, second, close] = parts;
-    for (what, mut times) in [("open", open), ("intent", first), ("settled", second), ("close", close), ("whole process", whole), ("empty process", nothing)] {
+    for (what, mut times) in [
+        ("open", open),
+        ("intent", first),
+        ("settled", second),
+        ("close", close),
+        ("whole process", whole),
+        ("empty process", nothing),
+    ] {
         times.sort();
         let at = |per_mille: usize| times[(times.len() - 1) * per_mille / 1000].as_nanos() as f64 / 1e3;
         let mean = times.iter().sum::<Duration>().as_nanos() as f64 / 1e3 / times.len() as f64;
-        println!("{what:14} mean {mean:7.0}  p50 {:7.0}  p90 {:7.0}  p99 {:7.0}  max {:7.0} µs", at(500), at(900), at(990), at(1000));
+        println!(
+            "{what:14} mean {mean:7.0}  p50 {:7.0}  p90 {:7.0}  p99 {:7.0}  max {:7.0} µs",
+            at(500),
+            at(900),
+            at(990),
+            at(1000)
+        );
     }
     println!("longest log {longest_log} bytes");
     Ok(())
@@ -62,7 +86,12 @@ fn child(root: &Path, number: u32) -> Result<[Duration; 4], StoreError> {
     let mut endpoint = endpoint(number, container.id);
     let address: IpAddr = endpoint.addresses[0].address.addr();
     let subnet = endpoint.addresses[0].address.trunc();
-    let publication = Publication { protocol: Default::default(), host_ip: None, host: format!("{}", 1 + number % 65535).parse().expect("in range"), container: "80".parse().expect("in range") };
+    let publication = Publication {
+        protocol: Default::default(),
+        host_ip: None,
+        host: format!("{}", 1 + number % 65535).parse().expect("in range"),
+        container: "80".parse().expect("in range"),
+    };
     let mut row = portolan_engine::PublicationRow { container: container.id, publication, phase: container.phase };
     {
         let guard = store.lock()?;
@@ -145,7 +174,10 @@ fn endpoint(number: u32, container: Id) -> Endpoint {
         host_end: format!("pv{number}").parse().expect("a valid name"),
         mac: Mac::local([2, 66, 10, (number >> 16) as u8, (number >> 8) as u8, number as u8]),
         mac_configured: false,
-        addresses: vec![EndpointAddress { address: ipnet::IpNet::new(address, 8).expect("a valid prefix"), configured: false }],
+        addresses: vec![EndpointAddress {
+            address: ipnet::IpNet::new(address, 8).expect("a valid prefix"),
+            configured: false,
+        }],
         gateway_priority: 0,
         aliases: vec![],
         links: vec![],

@@ -24,6 +24,9 @@ pub(crate) enum Fault {
     /// The log of changes is there, the file they belong to is empty.
     #[error("it is empty, but its write-ahead log is not")]
     Emptied,
+    /// Less than the smallest database.
+    #[error("it has only {0} bytes")]
+    Short(u64),
     /// Bytes that are no address.
     #[error("an address of {0} bytes")]
     Address(usize),

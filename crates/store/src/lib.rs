@@ -17,3 +17,7 @@ mod tx;
 
 pub use store::{SqliteGuard, SqliteStore};
 pub use tx::SqliteTx;
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;

@@ -113,3 +113,157 @@ statements! {
         UNION ALL SELECT 3, moving, NULL, container, body FROM publication WHERE moving > 0
         ORDER BY 2 LIMIT ?1";
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use portolan_engine::{Durability, Store, StoreError, Tx};
+    use portolan_model::{Family, Id};
+    use rusqlite::{Connection, StatementStatus};
+
+    use super::*;
+    use crate::common::{Scratch, container, endpoint, id, leaving, mac, network, parse, publication};
+    use crate::{SqliteStore, SqliteTx};
+
+    fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let nothing = vec![rusqlite::types::Null; statement.parameter_count()];
+        let rows = statement.query_map(rusqlite::params_from_iter(nothing), |row| row.get(3)).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn only_lists_scan_a_table() {
+        let scratch = Scratch::new();
+        let store = SqliteStore::open(&scratch.root()).unwrap();
+        let tx = store.read().unwrap();
+        for (kind, name, sql) in ALL {
+            if *kind == Kind::List || ["PRAGMA", "BEGIN", "COMMIT", "ROLLBACK"].iter().any(|word| sql.starts_with(word))
+            {
+                continue;
+            }
+            for step in plan(tx.connection(), sql) {
+                let scan = step.starts_with("SCAN") && !step.ends_with("CONSTANT ROW") && !step.starts_with("SCAN (");
+                assert!(!scan, "{name}: {step}");
+            }
+        }
+        let resting = plan(tx.connection(), OLDEST_RESTING);
+        assert_eq!(resting, ["SEARCH lease USING INDEX lease_resting (network=? AND family=? AND freed>?)"]);
+        let moving = plan(tx.connection(), TRANSITIONS).join("\n");
+        for table in ["network", "container", "endpoint", "publication"] {
+            assert!(moving.contains(&format!("SEARCH {table} USING INDEX {table}_moving (moving>?)")), "{moving}");
+        }
+        assert!(!moving.contains("TEMP B-TREE"), "{moving}");
+    }
+
+    /// Fills a store with so many published ports and endpoints, and one row in transition.
+    fn fill(store: &SqliteStore, publications: u32, endpoints: u32) {
+        let guard = store.lock().unwrap();
+        let tx = store.write(&guard).unwrap();
+        for (number, name) in ["bridge", "host", "none", "web"].iter().enumerate() {
+            tx.put_network(&network(number as u32, name)).unwrap();
+        }
+        for number in 0..endpoints {
+            tx.put_container(&container(number)).unwrap();
+            let address = std::net::Ipv4Addr::from(0x0a00_0002 + number);
+            let row = endpoint(number, id(2, number), id(1, 3), &[&format!("{address}/8")]);
+            tx.put_endpoint(&row).unwrap();
+            tx.take_lease(row.network, address.into(), row.id, row.mac).unwrap();
+            if number % 2 == 1 {
+                tx.delete_endpoint(row.id).unwrap();
+            }
+        }
+        for number in 0..publications {
+            // Single ports for the most part, and every hundredth a range of ten.
+            let first = 1 + number;
+            let host = if number % 100 == 7 { format!("{first}-{}", first + 9) } else { first.to_string() };
+            let mut row = publication(id(2, number % endpoints), "tcp", None, &host);
+            if number == 3 {
+                row.phase = leaving();
+            }
+            tx.put_publication(&row).unwrap();
+        }
+        tx.commit(Durability::Process).unwrap();
+    }
+
+    /// Calls every look-up, and every change of one row.
+    fn look_up(tx: &SqliteTx<'_>) -> Result<(), StoreError> {
+        let (web, somebody) = (id(1, 3), id(2, 4));
+        tx.meta("boot")?;
+        tx.put_meta("boot", Some("x"))?;
+        assert!(tx.network(web)?.is_some());
+        assert!(tx.network_named("web")?.is_some());
+        assert_eq!(tx.networks_with_prefix("01")?.len(), 2);
+        assert!(tx.has_user_networks()?);
+        assert!(tx.container(somebody)?.is_some());
+        assert!(tx.container_named("c4")?.is_some());
+        assert_eq!(tx.containers_with_prefix("02")?.len(), 2);
+        assert!(tx.container_in(1, 2)?.is_none());
+        assert!(tx.endpoint(id(3, 4))?.is_some());
+        assert_eq!(tx.endpoints_of(somebody)?.len(), 1);
+        assert_eq!(tx.endpoint_count(web, 2)?, 2);
+        assert!(tx.host_end_taken("pv4")?);
+        assert_eq!(tx.mac_holder(web, mac(4))?, Some(id(3, 4)));
+        assert!(tx.lease(web, parse("10.0.0.6"))?.is_some());
+        assert!(tx.lease_cursor(web, parse("10.0.0.0/8"))?.is_none());
+        let resting = tx.oldest_resting(web, parse("10.0.0.2"), parse("10.255.255.254"))?;
+        assert_eq!(resting.map(|r| r.address), Some(parse("10.0.0.3")));
+        let overlapping = tx.publications_overlapping(parse("tcp"), parse("12"))?;
+        assert_eq!(overlapping.len(), 2, "{overlapping:?}");
+        assert_eq!(tx.publications_overlapping(parse("tcp"), parse("8-9"))?.len(), 2);
+        assert_eq!(tx.transitions(10)?.len(), 1);
+
+        tx.put_network(&network(3, "web"))?;
+        let mut row = container(4);
+        row.phase = leaving();
+        tx.put_container(&row)?;
+        tx.put_endpoint(&endpoint(4, somebody, web, &["10.0.0.6/8"]))?;
+        tx.delete_endpoint(id(3, 4))?;
+        tx.take_lease(web, parse("10.0.0.6"), id(3, 4), mac(4))?;
+        let port = publication(somebody, "udp", None, "1-1000");
+        tx.put_publication(&port)?;
+        tx.delete_publication(somebody, &port.publication)?;
+        tx.delete_container(somebody)?;
+        Ok(())
+    }
+
+    #[test]
+    fn look_ups_cost_the_same_however_many_rows_there_are() {
+        let cost = |publications, endpoints| -> BTreeMap<&str, (i32, i32)> {
+            let scratch = Scratch::new();
+            let store = SqliteStore::open(&scratch.root()).unwrap();
+            fill(&store, publications, endpoints);
+            let guard = store.lock().unwrap();
+            let tx = store.write(&guard).unwrap();
+            let reset = |sql| {
+                let statement = tx.connection().prepare_cached(sql).unwrap();
+                let steps = statement.reset_status(StatementStatus::VmStep);
+                (steps, statement.reset_status(StatementStatus::FullscanStep))
+            };
+            for (_, _, sql) in ALL {
+                reset(sql);
+            }
+            look_up(&tx).unwrap();
+            ALL.iter().map(|(_, name, sql)| (*name, reset(sql))).collect()
+        };
+        let (few, many) = (cost(50, 20), cost(50_000, 5_000));
+        for (name, (steps, scanned)) in &many {
+            let (before, _) = few[name];
+            // Constant rows, as of an EXISTS, count as scanned.
+            assert!(*scanned <= 1, "{name}: {scanned} rows scanned");
+            assert!(*steps <= before + 5, "{name}: {before} steps among few rows, {steps} among many");
+        }
+        assert!(many["PUBLICATIONS_OVERLAPPING"].0 > 0 && many["LEASE"].0 > 0, "{many:?}");
+    }
+
+    #[test]
+    fn counting_leases_is_the_exception() {
+        let scratch = Scratch::new();
+        let store = SqliteStore::open(&scratch.root()).unwrap();
+        fill(&store, 1, 20);
+        let tx = store.read().unwrap();
+        assert_eq!(tx.lease_count(id(1, 3), Family::V4).unwrap(), 10);
+        assert_eq!(tx.lease_count(Id::from_bytes([0; 32]), Family::V4).unwrap(), 0);
+    }
+}

@@ -327,7 +327,8 @@ impl Tx for SqliteTx<'_> {
     }
 
     fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), StoreError> {
-        let (id, network, container) = (endpoint.id.as_bytes(), endpoint.network.as_bytes(), endpoint.container.as_bytes());
+        let (id, network, container) =
+            (endpoint.id.as_bytes(), endpoint.network.as_bytes(), endpoint.container.as_bytes());
         let (ifname, host_end, mac) = (endpoint.ifname.as_str(), endpoint.host_end.as_str(), endpoint.mac.octets());
         let held = self.held(sql::HELD_ENDPOINT, params![id, network, container, ifname, host_end, mac])?;
         let (moving, body) = (self.moving(endpoint.phase, held.as_ref()), self.render(endpoint)?);
@@ -420,7 +421,11 @@ impl Tx for SqliteTx<'_> {
         self.rows(sql::PUBLICATIONS_OF, [container.as_bytes()], |row| self.publication(row))
     }
 
-    fn publications_overlapping(&self, protocol: Protocol, ports: PortRange) -> Result<Vec<PublicationRow>, StoreError> {
+    fn publications_overlapping(
+        &self,
+        protocol: Protocol,
+        ports: PortRange,
+    ) -> Result<Vec<PublicationRow>, StoreError> {
         // A row of span n covers 2^n to 2^(n+1)-1 ports, so one that starts more than 2^(n+1)-2 ports before the
         // first port wanted ends before it, too: each span is one short walk of the index.
         let mut found = Vec::new();

@@ -396,10 +396,16 @@ impl Context<'_> {
                 alias: Some(&bridge.alias),
                 group: Some(BRIDGE_GROUP),
                 mac: Some(bridge.mac.octets()),
+                // Its link-local address is given below: the kernel's own comes only once a port is up, and without
+                // one the kernel solicits no neighbour for what it forwards.
+                addr_gen_mode: bridge.ipv6.then_some(AddrGenMode::None),
                 ipv4_conf: &conf,
                 ..LinkChange::default()
             };
             link::set(batch, index, &change);
+            if bridge.ipv6 {
+                addr::replace(batch, &Address::new(index, bridge.mac.link_local().into(), 64));
+            }
         });
         if existing {
             match addr::dump(socket, Some(index)) {

@@ -59,6 +59,8 @@ impl JoinTarget {
 }
 
 /// A program to run and what to give it.
+///
+/// Descriptors above 2 are not passed on.
 #[derive(Debug, Default)]
 pub struct SpawnSpec {
     /// Program and arguments; a program without a slash is looked for in `PATH`.
@@ -597,6 +599,11 @@ unsafe fn child_steps(plan: &Plan, socket: RawFd, other_end: RawFd, index: &mut 
         );
     }
 
+    // Before waiting: a lock held through an inherited descriptor (flock(2)) would outlive its owner
+    // here, and the inherited end of another child's socket keep that one from noticing our
+    // parent's death.
+    close_all_but(socket, &plan.stdio);
+
     // SAFETY: one live byte each way.
     unsafe {
         if libc::send(socket, (&raw const READY).cast(), 1, libc::MSG_NOSIGNAL) != 1 {
@@ -671,6 +678,29 @@ unsafe fn child_steps(plan: &Plan, socket: RawFd, other_end: RawFd, index: &mut 
         }
     }
     (Stage::Exec, worst)
+}
+
+/// Closes all descriptors above 2 except those named.
+fn close_all_but(socket: RawFd, stdio: &[Option<RawFd>; 3]) {
+    let keep = |fd: RawFd| fd == socket || stdio.contains(&Some(fd));
+    let highest = stdio.iter().flatten().copied().fold(socket, RawFd::max);
+    let mut from = 3;
+    for fd in 3..=highest {
+        if keep(fd) {
+            close_range(from, fd - 1);
+            from = fd + 1;
+        }
+    }
+    close_range(from, RawFd::MAX);
+}
+
+fn close_range(from: RawFd, to: RawFd) {
+    if from <= to {
+        // SAFETY: close_range(2) takes no pointers; the process is about to execute another program
+        // or exit, and uses none of these descriptors on its way. Linux before 5.9 lacks the call
+        // and keeps them until then.
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+    }
 }
 
 /// # Safety

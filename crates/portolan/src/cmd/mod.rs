@@ -1,0 +1,41 @@
+//! The commands, one file for each noun.
+
+pub(crate) mod attach;
+pub(crate) mod completion;
+pub(crate) mod demo;
+pub(crate) mod endpoint;
+pub(crate) mod exec;
+pub(crate) mod inspect;
+pub(crate) mod logs;
+pub(crate) mod man;
+pub(crate) mod network;
+pub(crate) mod port;
+pub(crate) mod ps;
+pub(crate) mod publish;
+pub(crate) mod repair;
+pub(crate) mod rm;
+pub(crate) mod rules;
+pub(crate) mod run;
+pub(crate) mod version;
+
+use anyhow::Result;
+
+use crate::failure;
+
+/// Does something for each of several names: a failure of one is reported and does not keep the others from it.
+///
+/// The exit status is 1 when one failed.
+pub(crate) fn each<T>(names: &[String], mut act: impl FnMut(&str) -> Result<T>) -> (Vec<T>, i32) {
+    let mut code = 0;
+    let mut done = Vec::new();
+    for name in names {
+        match act(name) {
+            Ok(value) => done.push(value),
+            Err(error) => {
+                failure::report(&error, 1);
+                code = 1;
+            }
+        }
+    }
+    (done, code)
+}

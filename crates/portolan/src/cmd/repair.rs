@@ -1,0 +1,83 @@
+//! `portolan verify`, `reconcile` and `gc`
+
+use anyhow::Result;
+use portolan_engine::{Error, Repaired};
+
+use crate::context::Context;
+use crate::output::{self, Difference, RepairReport};
+use crate::{failure, runtime};
+
+/// Compare the kernel with the state and print every difference
+///
+/// Exits with 0 if there is none, with 1 otherwise. Nothing is changed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  portolan verify || portolan reconcile")]
+pub(crate) struct VerifyArgs {}
+
+impl VerifyArgs {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        let differences: Vec<Difference> = context.engine_for("verify")?.verify()?.iter().map(Difference::from).collect();
+        if context.json {
+            output::json(&differences)?;
+        } else {
+            output::print(&differences.iter().map(|difference| format!("{}\n", difference.line())).collect::<String>())?;
+        }
+        Ok(i32::from(!differences.is_empty()))
+    }
+}
+
+/// Make the kernel hold what the state says
+///
+/// Missing links, addresses, routes and rules are put back, changed ones are corrected, and those of ours that nothing
+/// claims are removed. What is not ours is left alone.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReconcileArgs {}
+
+impl ReconcileArgs {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        let repaired = context.engine_for("reconcile")?.reconcile()?;
+        show(context, &repaired, 0)
+    }
+}
+
+/// Clean up after containers that are gone and commands that were killed
+///
+/// Takes down containers whose namespace is gone, with their addresses and ports, and whatever a killed command left
+/// half-made; then makes the kernel hold what the state says.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GcArgs {}
+
+impl GcArgs {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        let engine = context.engine_for("gc")?;
+        let repaired = engine.gc()?;
+        let directories = runtime::collect(&context.run, |id| match engine.container(&id.to_string()) {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        })?;
+        show(context, &repaired, directories)
+    }
+}
+
+fn show(context: &Context, repaired: &Repaired, directories: usize) -> Result<i32> {
+    if context.json {
+        output::json(&RepairReport::new(repaired, directories))?;
+    } else {
+        let mut text: String = repaired.containers.iter().map(|name| format!("took down container {name}\n")).collect();
+        if repaired.rows > 0 {
+            text.push_str(&format!("took down {} half-made or half-removed\n", repaired.rows));
+        }
+        text.extend(repaired.steps.iter().map(|step| format!("{step}\n")));
+        if directories > 0 {
+            text.push_str(&format!("removed {directories} left-over run-time directories\n"));
+        }
+        output::print(&text)?;
+        for failed in &repaired.failures {
+            failure::print(failed, None);
+        }
+    }
+    Ok(i32::from(!repaired.failures.is_empty()))
+}

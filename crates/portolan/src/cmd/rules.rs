@@ -1,0 +1,76 @@
+//! `portolan rules`
+
+use anyhow::Result;
+use clap::ValueEnum;
+use portolan_engine::RulesOf;
+use portolan_plan::{explain, ruleset};
+
+use crate::context::Context;
+use crate::output::{self, RuleSentence, RuleText};
+
+/// Explain what filters and translates traffic
+///
+/// What is printed was read from the kernel just now, not from what we think should be there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  portolan rules                     everything, by owner
+  portolan rules site                one container's
+  portolan rules web --as nft        a network's, as `nft list` would print them
+  portolan rules --as iptables       in the form of `iptables -t nat -L -n`")]
+pub(crate) struct Args {
+    /// Only rules of this network or container
+    #[arg(value_name = "NETWORK|CONTAINER")]
+    name: Option<String>,
+    /// In sentences, as nftables text, or in iptables' form
+    #[arg(long = "as", value_name = "FORM", default_value = "words")]
+    form: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Words,
+    Nft,
+    Iptables,
+}
+
+impl Args {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        let of = self.name.map_or(RulesOf::Everything, RulesOf::Named);
+        let rules = context.engine_for("rules")?.rules(&of)?;
+        let text = match self.form {
+            Form::Words => {
+                let sentences = explain::words(&rules.elements);
+                if context.json {
+                    let sentences = sentences.into_iter().map(|sentence| RuleSentence { owner: sentence.owner, text: sentence.text });
+                    output::json(&sentences.collect::<Vec<_>>())?;
+                    return Ok(0);
+                }
+                grouped(&sentences)
+            }
+            Form::Nft => ruleset::render(&rules.table, &rules.elements),
+            Form::Iptables => explain::iptables(&rules.elements),
+        };
+        if context.json {
+            output::json(&RuleText { table: rules.table, text })?;
+        } else {
+            output::print(&text)?;
+        }
+        Ok(0)
+    }
+}
+
+/// Sentences under their owners.
+fn grouped(sentences: &[explain::Sentence]) -> String {
+    let mut text = String::new();
+    let mut owner = None;
+    for sentence in sentences {
+        if owner != Some(&sentence.owner) {
+            let gap = if owner.is_some() { "\n" } else { "" };
+            text.push_str(&format!("{gap}{}\n", sentence.owner));
+            owner = Some(&sentence.owner);
+        }
+        text.push_str(&format!("  {}\n", sentence.text));
+    }
+    text
+}

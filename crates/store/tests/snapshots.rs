@@ -1,0 +1,86 @@
+//! The file format, as reviewed text: the schema and one row of each kind.
+//!
+//! A difference here is a new format. It needs a migration and a new number, unless no version with the old one
+//! was released: then `PORTOLAN_BLESS=1` rewrites the snapshot.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use portolan_engine::{Durability, Store, Tx};
+use portolan_store::SqliteStore;
+use rusqlite::Connection;
+
+/// A connection of its own to a file with one row of each kind.
+fn filled(scratch: &Scratch) -> Connection {
+    let store = SqliteStore::open(&scratch.root()).unwrap();
+    let guard = store.lock().unwrap();
+    let tx = store.write(&guard).unwrap();
+    let mut one = container(1);
+    one.sandbox = Some(sandbox(4, 4026532000));
+    let mut row = endpoint(1, one.id, id(1, 1), &["10.0.0.2/8", "fd00::2/64"]);
+    row.phase = pending();
+    tx.put_meta("boot", Some("x")).unwrap();
+    tx.put_network(&network(1, "web")).unwrap();
+    tx.put_container(&one).unwrap();
+    tx.put_endpoint(&row).unwrap();
+    tx.take_lease(row.network, parse("10.0.0.2"), row.id, row.mac).unwrap();
+    tx.put_lease_cursor(row.network, parse("10.0.0.0/8"), parse("10.0.0.2")).unwrap();
+    tx.put_publication(&publication(one.id, "tcp", Some("127.0.0.1"), "8080-8081")).unwrap();
+    tx.commit(Durability::Process).unwrap();
+    Connection::open(store.path()).unwrap()
+}
+
+fn compare(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(name);
+    if std::env::var_os("PORTOLAN_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let reviewed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(reviewed == text, "`{}` differs; it is now:\n{text}", path.display());
+}
+
+#[test]
+fn schema() {
+    let scratch = Scratch::new();
+    let connection = filled(&scratch);
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).unwrap();
+    let mut text = format!("-- user_version {}, page_size {}\n", number("user_version"), number("page_size"));
+    let mut statement =
+        connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid").unwrap();
+    for sql in statement.query_map([], |row| row.get::<_, String>(0)).unwrap() {
+        text.push_str(&sql.unwrap());
+        text.push_str(";\n");
+    }
+    compare("schema-v1.sql", &text);
+}
+
+#[test]
+fn rows() {
+    let scratch = Scratch::new();
+    let connection = filled(&scratch);
+    let mut text = String::new();
+    for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication"] {
+        let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
+        let names: Vec<_> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            text.push_str(&format!("{table}\n"));
+            for (index, name) in names.iter().enumerate() {
+                use rusqlite::types::ValueRef;
+                let value = match row.get_ref(index).unwrap() {
+                    ValueRef::Null => "-".to_owned(),
+                    // When it left the settled state depends on the clock.
+                    ValueRef::Integer(_) if name == "moving" => "(time)".to_owned(),
+                    ValueRef::Integer(number) => number.to_string(),
+                    ValueRef::Real(number) => number.to_string(),
+                    ValueRef::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                    ValueRef::Blob(bytes) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+                };
+                text.push_str(&format!("  {name}: {value}\n"));
+            }
+        }
+    }
+    compare("rows-v1.txt", &text);
+}
