@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Name, Network, NetworkMode, Phase, Sandbox,
 };
-use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
+use portolan_plan::{ContainerView, Object, Objects, Step, diff, generated_mac, host_end_name};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest};
 use crate::engine::{Engine, meta};
@@ -67,30 +67,30 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if tx.container(id)?.is_some() {
             return Err(Error::NameTaken { what: "container", name: id.to_string() });
         }
-        let before = self.base(&tx)?;
-        tx.put_container(&container)?;
         let mut networks: Vec<Network> = Vec::new();
-        let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
-        let mut around = before;
         for wanted in &request.endpoints {
-            let network = self.plan_endpoint(&tx, &mut view, wanted)?;
-            // Somebody is on it already: its objects are there. Ours is the first otherwise, and brings them.
-            if !network.is_predefined() || tx.endpoint_count(network.id, 2)? > 1 {
-                around.extend(self.network_objects(&network));
-            }
-            networks.push(network);
+            networks.push(self.find_network(&tx, &wanted.network)?);
+        }
+        let first = self.is_edge(&tx, &networks, 0)?;
+        let before = if first { self.surroundings(&tx, &networks)? } else { Objects::new() };
+        tx.put_container(&container)?;
+        let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
+        for (wanted, network) in request.endpoints.iter().zip(&networks) {
+            self.plan_endpoint(&tx, &mut view, network, wanted)?;
         }
         let publications = self.plan_publications(&tx, &view, &request.publish, request.publish_all.then_some(&request.exposed[..]))?;
         for publication in &publications {
             tx.put_publication(&PublicationRow { container: view.container.id, publication: *publication, phase: self.owner() })?;
         }
         view.publications = publications;
-        let mut after = self.surroundings(&tx, &networks)?;
+        let mut after = if first { self.surroundings(&tx, &networks)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
-        tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
+        if tx.meta(meta::BOOT)?.as_deref() != Some(view.container.boot.as_str()) {
+            tx.put_meta(meta::BOOT, Some(&view.container.boot))?;
+        }
         tx.commit(Durability::Process)?;
 
-        let steps = diff(&after, &around);
+        let steps = diff(&after, &before);
         let doing = || match networks.as_slice() {
             [] => format!("attach `{}`", view.container.name),
             networks => format!("attach `{}` to `{}`", view.container.name, networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("`, `")),
@@ -169,9 +169,20 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(())
     }
 
-    /// Decides an endpoint, takes its leases and adds it to `view`; answers its network.
-    fn plan_endpoint(&self, tx: &S::Tx<'_>, view: &mut ContainerView, wanted: &EndpointRequest) -> Result<Network> {
-        let network = self.find_network(tx, &wanted.network)?;
+    /// Whether the host itself gains or loses objects with an endpoint on one of `networks`: the predefined bridge
+    /// comes with its first endpoint and goes with its last. `members` is how many it has before (0) or after (1)
+    /// all.
+    fn is_edge(&self, tx: &S::Tx<'_>, networks: &[Network], members: usize) -> Result<bool> {
+        for network in networks.iter().filter(|network| network.is_predefined()) {
+            if tx.endpoint_count(network.id, members + 1)? <= members {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Decides an endpoint on `network`, takes its leases and adds it to `view`.
+    fn plan_endpoint(&self, tx: &S::Tx<'_>, view: &mut ContainerView, network: &Network, wanted: &EndpointRequest) -> Result<()> {
         if network.driver != Driver::Bridge {
             return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
         }
@@ -186,7 +197,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let asked = [wanted.ip.map(IpAddr::V4), wanted.ip6.map(IpAddr::V6)];
         for address in asked.into_iter().flatten() {
             let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
-            found.push((ipam::request(tx, &network, address, holder)?, true));
+            found.push((ipam::request(tx, network, address, holder)?, true));
         }
         for family in Family::ALL {
             if found.iter().any(|(found, _)| Family::of(found.address.addr()) == family) || !network.has(family) {
@@ -194,7 +205,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
             let mut subnets = network.subnets_of(family).peekable();
             while let Some(subnet) = subnets.next() {
-                match ipam::allocate(tx, &network, subnet) {
+                match ipam::allocate(tx, network, subnet) {
                     Ok(address) => {
                         found.push((address, false));
                         break;
@@ -244,7 +255,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             tx.take_lease(network.id, found.address.addr(), id, mac)?;
         }
         view.endpoints.push((endpoint, network.clone()));
-        Ok(network)
+        Ok(())
     }
 
     fn name_of_endpoint(&self, tx: &S::Tx<'_>, endpoint: Id) -> Result<String> {
@@ -263,18 +274,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let container = self.find_container(&tx, container)?;
         self.check_own_stack(&container)?;
         let mut view = self.view(&tx, container)?;
-        let mut before = self.base(&tx)?;
+        let network = self.find_network(&tx, &wanted.network)?;
+        let around = std::slice::from_ref(&network);
+        let first = self.is_edge(&tx, around, 0)?;
+        let mut before = if first { self.surroundings(&tx, around)? } else { Objects::new() };
         before.extend(self.container_objects(&view));
-        let first = {
-            let network = self.find_network(&tx, &wanted.network)?;
-            if self.is_materialised(&tx, &network)? {
-                before.extend(self.network_objects(&network));
-            }
-            network
-        };
-        let network = self.plan_endpoint(&tx, &mut view, wanted)?;
-        debug_assert_eq!(first.id, network.id);
-        let mut after = self.surroundings(&tx, std::slice::from_ref(&network))?;
+        self.plan_endpoint(&tx, &mut view, &network, wanted)?;
+        let mut after = if first { self.surroundings(&tx, around)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
         tx.commit(Durability::Process)?;
 
@@ -326,7 +332,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let Some(position) = view.endpoints.iter().position(|(endpoint, _)| endpoint.network == network.id) else {
             return Err(Error::NotConnected { container: view.container.name.to_string(), network: network.name.to_string() });
         };
-        let mut before = self.surroundings(&tx, std::slice::from_ref(&network))?;
+        let around = std::slice::from_ref(&network);
+        let last = self.is_edge(&tx, around, 1)?;
+        let mut before = if last { self.surroundings(&tx, around)? } else { Objects::new() };
         before.extend(self.container_objects(&view));
         let (mut endpoint, _) = view.endpoints.remove(position);
         endpoint.phase = Phase::Leaving(self.kernel.this_process());
@@ -335,7 +343,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
         let tx = self.store.write(guard)?;
         tx.delete_endpoint(endpoint.id)?;
-        let mut after = self.surroundings(&tx, std::slice::from_ref(&network))?;
+        let mut after = if last { self.surroundings(&tx, around)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
         self.take_down(tx, &after, &before, || format!("disconnect `{}` from `{}`", view.container.name, network.name))?;
         self.forget_flows(&view.publications);
@@ -346,10 +354,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Takes the kernel from `before` to `after`, then commits; forgets about the host what nothing needs any more.
     fn take_down(&self, tx: S::Tx<'_>, after: &Objects, before: &Objects, doing: impl Fn() -> String) -> Result<()> {
         let table = self.table(&tx)?;
-        if !self.is_base_needed(&tx)? {
+        let steps = diff(after, before);
+        if steps.iter().any(|step| matches!(step, Step::Delete(Object::Ruleset(_)))) {
             self.forget_base(&tx)?;
         }
-        let failures = self.kernel.repair(&table, &diff(after, before));
+        let failures = self.kernel.repair(&table, &steps);
         if let Some(source) = failures.into_iter().next() {
             return Err(Error::Kernel { doing: doing(), source });
         }
@@ -376,7 +385,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(guard)?;
         let view = self.view(&tx, container)?;
         let networks: Vec<Network> = view.endpoints.iter().map(|(_, network)| network.clone()).collect();
-        let mut before = self.surroundings(&tx, &networks)?;
+        let last = self.is_edge(&tx, &networks, 1)?;
+        let mut before = if last { self.surroundings(&tx, &networks)? } else { Objects::new() };
         before.extend(self.container_objects(&view));
         let phase = Phase::Leaving(self.kernel.this_process());
         tx.put_container(&Container { phase, ..view.container.clone() })?;
@@ -393,7 +403,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             Some(container) => tx.put_container(&Container { phase: Phase::Settled, ..container })?,
             None => tx.delete_container(view.container.id)?,
         }
-        let after = self.surroundings(&tx, &networks)?;
+        let after = if last { self.surroundings(&tx, &networks)? } else { Objects::new() };
         self.take_down(tx, &after, &before, || format!("detach `{}`", view.container.name))?;
         self.forget_flows(&view.publications);
         Ok(())

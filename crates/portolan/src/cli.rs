@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use portolan_model::Invalid;
 
 use crate::cmd;
@@ -131,6 +131,9 @@ impl Global {
 
 /// Reads the command line; help and misuse are printed here, and answered with the exit status.
 pub(crate) fn parse() -> Result<Cli, i32> {
+    if let Some(cli) = parse_hot() {
+        return Ok(cli);
+    }
     Cli::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
@@ -148,52 +151,70 @@ pub(crate) fn parse() -> Result<Cli, i32> {
     })
 }
 
+/// Reads the command lines that orchestrators call for every container, knowing only the one command.
+///
+/// To describe all commands to the parser costs several times what it takes to read one. What does not parse here, be
+/// it a mistake or a call for help, is left to the whole parser.
+fn parse_hot() -> Option<Cli> {
+    let word = std::env::args_os().nth(1)?;
+    let command = match word.to_str()? {
+        "attach" => cmd::attach::Args::augment_args(clap::Command::new("attach")),
+        "detach" => cmd::attach::DetachArgs::augment_args(clap::Command::new("detach")),
+        "run" => cmd::run::Args::augment_args(clap::Command::new("run")),
+        "publish" => cmd::publish::Command::augment_subcommands(clap::Command::new("publish")),
+        _ => return None,
+    };
+    let whole = Global::augment_args(clap::Command::new("portolan").subcommand_required(true)).subcommand(command);
+    Cli::from_arg_matches_mut(&mut whole.try_get_matches_from(std::env::args_os()).ok()?).ok()
+}
+
 /// One sentence about what is wrong with the command line, and what to do about it.
 fn misuse(error: &clap::Error) -> (String, Option<String>) {
     if let Some(invalid) = error.source().and_then(|source| source.downcast_ref::<Invalid>()) {
-        return (invalid.to_string(), invalid.hint.as_ref().map(ToString::to_string).or_else(|| see_help(error)));
+        return (invalid.to_string(), invalid.hint.as_ref().map(ToString::to_string).or_else(|| Some(see_help())));
     }
     let text = |kind| context(error, kind).into_iter().next();
-    let argument = text(ContextKind::InvalidArg).unwrap_or_default();
+    let argument = bare(&text(ContextKind::InvalidArg).unwrap_or_default());
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     let did_you_mean = |kind| {
         let found = context(error, kind);
-        (!found.is_empty()).then(|| format!("did you mean {}?", quoted(&found, " or ")))
+        (!found.is_empty()).then(|| format!("did you mean {}? {}", quoted(&found, " or "), see_help()))
     };
     match error.kind() {
         ErrorKind::UnknownArgument if argument.starts_with('-') => {
-            (format!("unknown flag `{argument}`"), did_you_mean(ContextKind::SuggestedArg).or_else(|| see_help(error)))
+            (format!("unknown flag `{argument}`"), did_you_mean(ContextKind::SuggestedArg).or_else(|| Some(see_help())))
         }
-        ErrorKind::UnknownArgument => (format!("unexpected argument `{argument}`"), see_help(error)),
+        ErrorKind::UnknownArgument => (format!("unexpected argument `{argument}`"), Some(see_help())),
         ErrorKind::InvalidSubcommand => (
             format!("unknown command `{}`", text(ContextKind::InvalidSubcommand).unwrap_or_default()),
-            did_you_mean(ContextKind::SuggestedSubcommand).or_else(|| see_help(error)),
+            did_you_mean(ContextKind::SuggestedSubcommand).or_else(|| Some(see_help())),
         ),
         ErrorKind::MissingRequiredArgument => {
-            (format!("missing {}", quoted(&context(error, ContextKind::InvalidArg), " and ")), see_help(error))
+            let missing: Vec<String> = context(error, ContextKind::InvalidArg).iter().map(|argument| alternatives(argument)).collect();
+            (format!("missing {}", missing.join(" and ")), Some(see_help()))
         }
-        ErrorKind::InvalidValue if value.is_empty() => (format!("flag `{argument}` needs a value"), see_help(error)),
+        ErrorKind::InvalidValue if value.is_empty() => (format!("`{argument}` needs a value"), Some(see_help())),
         ErrorKind::InvalidValue => (
             format!("`{argument}` does not take `{value}`"),
             Some(format!("choose {}", quoted(&context(error, ContextKind::ValidValue), " or "))),
         ),
         ErrorKind::ValueValidation => {
             let why = error.source().map_or_else(|| "is malformed".to_owned(), ToString::to_string);
-            (format!("value `{value}` of `{argument}`: {why}"), see_help(error))
+            (format!("value `{value}` of `{argument}`: {why}"), Some(see_help()))
         }
         ErrorKind::ArgumentConflict => {
-            let other = context(error, ContextKind::PriorArg);
+            let other: Vec<String> = context(error, ContextKind::PriorArg).iter().map(|other| bare(other)).collect();
             let message = if other.is_empty() || other.contains(&argument) {
                 format!("`{argument}` is given more than once")
             } else {
                 format!("`{argument}` cannot be combined with {}", quoted(&other, " and "))
             };
-            (message, see_help(error))
+            (message, Some(see_help()))
         }
         _ => {
             let rendered = error.to_string();
             let line = rendered.lines().next().unwrap_or_default();
-            (line.strip_prefix("error: ").unwrap_or(line).to_owned(), see_help(error))
+            (line.strip_prefix("error: ").unwrap_or(line).to_owned(), Some(see_help()))
         }
     }
 }
@@ -207,22 +228,43 @@ fn context(error: &clap::Error, kind: ContextKind) -> Vec<String> {
     }
 }
 
+/// An argument as it is typed, without the value that clap shows behind it: `--log` for `--log <LEVEL>`.
+fn bare(argument: &str) -> String {
+    if argument.starts_with('-') {
+        let end = argument.find([' ', '=', '[', '<']).unwrap_or(argument.len());
+        argument[..end].to_owned()
+    } else {
+        argument.trim_end_matches("...").trim_start_matches(['<', '[']).trim_end_matches(['>', ']']).to_owned()
+    }
+}
+
+/// A missing argument, or the alternatives of a group, which clap writes `<--netns <PATH>|--pid <PID>>`.
+fn alternatives(argument: &str) -> String {
+    match argument.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')) {
+        Some(group) if group.contains('|') => quoted(&group.split('|').map(bare).collect::<Vec<_>>(), " or "),
+        _ => quoted(&[bare(argument)], ""),
+    }
+}
+
 fn quoted(texts: &[String], by: &str) -> String {
     texts.iter().map(|text| format!("`{text}`")).collect::<Vec<_>>().join(by)
 }
 
-/// Where the help is for the command that was misused, out of clap's usage line.
-fn see_help(error: &clap::Error) -> Option<String> {
-    let usage = context(error, ContextKind::Usage).into_iter().next()?;
-    let words = usage.split_whitespace().skip_while(|word| *word != "portolan");
-    let command: Vec<&str> = words.take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
-    Some(format!("`{} --help` shows what it takes", command.join(" ")))
+/// Where the help is for the command that was misused.
+fn see_help() -> String {
+    let mut command = Cli::command();
+    let mut path = String::from("portolan");
+    for word in std::env::args_os().skip(1) {
+        if let Some(next) = word.to_str().and_then(|word| command.find_subcommand(word)) {
+            path = format!("{path} {}", next.get_name());
+            command = next.clone();
+        }
+    }
+    format!("`{path} --help` shows what it takes")
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -66,7 +66,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(refused) = cause.downcast_ref::<Refused>() {
             refused.hint.clone()
         } else if let Some(engine) = cause.downcast_ref::<portolan_engine::Error>() {
-            engine.hint()
+            engine.hint().or_else(|| missing_hint(engine))
         } else if let Some(invalid) = cause.downcast_ref::<Invalid>() {
             invalid.hint.as_ref().map(ToString::to_string)
         } else if let Some(store) = cause.downcast_ref::<portolan_engine::StoreError>() {
@@ -88,6 +88,11 @@ fn store_hint(error: &portolan_engine::StoreError) -> Option<String> {
         E::Denied { .. } => "run as root, or choose another --root".to_owned(),
         E::Io { .. } => return None,
     })
+}
+
+/// Where to look for what could be of two kinds.
+fn missing_hint(error: &portolan_engine::Error) -> Option<String> {
+    matches!(error, portolan_engine::Error::NotFound { .. }).then(|| "`portolan ps -a` lists the containers, `portolan network ls` the networks".to_owned())
 }
 
 fn spawn_hint(error: &SpawnError) -> Option<String> {

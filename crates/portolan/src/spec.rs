@@ -32,11 +32,12 @@ pub(crate) fn ipv6(text: &str) -> Result<Ipv6Addr, Invalid> {
     text.parse().map_err(|_| Invalid::new("IPv6 address", text, "is malformed").hint("write it like fd00:1::5; IPv4 goes into --ip"))
 }
 
-pub(crate) fn boolean(text: &str) -> Result<bool, Invalid> {
+/// A boolean as Docker's flags take it; the flag's name is added by whoever reports the error.
+pub(crate) fn boolean(text: &str) -> Result<bool, &'static str> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(Invalid::new("value", text, "is not true or false")),
+        _ => Err("is neither true nor false"),
     }
 }
 

@@ -1,5 +1,8 @@
 //! Times a short-lived process that opens the store, commits two small transactions and exits:
-//! `cargo run --release -p portolan-store --example short_lived [ROOT] [PROCESSES]`.
+//! `cargo run --release -p portolan-store --example short_lived [ROOT] [PROCESSES] [attach|small]`.
+//!
+//! `attach` writes the rows of an attach with one published port, pending and then settled; `small` one value each
+//! time.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -20,18 +23,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("child") => {
             let root = PathBuf::from(args.next().expect("the parent passes a root"));
             let number = args.next().expect("the parent passes a number").parse()?;
-            let times = child(&root, number)?;
+            let times = if args.next().as_deref() == Some("small") { small(&root)? } else { child(&root, number)? };
             println!("{}", times.map(|t| t.as_nanos().to_string()).join(" "));
             Ok(())
         }
         root => parent(
             &root.map_or_else(|| std::env::temp_dir().join("portolan-short-lived"), PathBuf::from),
             args.next().map_or(Ok(2000), |n| n.parse())?,
+            args.next().as_deref().unwrap_or("attach"),
         ),
     }
 }
 
-fn parent(root: &Path, processes: u32) -> Result<(), Box<dyn std::error::Error>> {
+fn parent(root: &Path, processes: u32, what: &str) -> Result<(), Box<dyn std::error::Error>> {
     let mut parts: [Vec<Duration>; 4] = Default::default();
     let (mut whole, mut nothing) = (Vec::new(), Vec::new());
     let mut longest_log = 0;
@@ -44,6 +48,7 @@ fn parent(root: &Path, processes: u32) -> Result<(), Box<dyn std::error::Error>>
             .arg("child")
             .arg(root)
             .arg(number.to_string())
+            .arg(what)
             .stdout(Stdio::piped())
             .spawn()?;
         let out = child.wait_with_output()?;
@@ -54,12 +59,14 @@ fn parent(root: &Path, processes: u32) -> Result<(), Box<dyn std::error::Error>>
         }
         longest_log = longest_log.max(std::fs::metadata(root.join("state.db-wal"))?.len());
     }
+    let total = (0..parts[0].len()).map(|n| parts.iter().map(|part| part[n]).sum()).collect();
     let [open, first, second, close] = parts;
     for (what, mut times) in [
         ("open", open),
         ("intent", first),
         ("settled", second),
         ("close", close),
+        ("open to close", total),
         ("whole process", whole),
         ("empty process", nothing),
     ] {
@@ -76,6 +83,25 @@ fn parent(root: &Path, processes: u32) -> Result<(), Box<dyn std::error::Error>>
     }
     println!("longest log {longest_log} bytes");
     Ok(())
+}
+
+fn small(root: &Path) -> Result<[Duration; 4], StoreError> {
+    let start = Instant::now();
+    let store = SqliteStore::open(root)?;
+    let mut times = [start.elapsed(); 4];
+    for (n, value) in ["pending", "settled"].into_iter().enumerate() {
+        let start = Instant::now();
+        let guard = store.lock()?;
+        let tx = store.write(&guard)?;
+        tx.put_meta("state", Some(value))?;
+        tx.commit(Durability::Process)?;
+        drop(guard);
+        times[1 + n] = start.elapsed();
+    }
+    let start = Instant::now();
+    drop(store);
+    times[3] = start.elapsed();
+    Ok(times)
 }
 
 fn child(root: &Path, number: u32) -> Result<[Duration; 4], StoreError> {

@@ -107,6 +107,10 @@ statements! {
     Point DELETE_PUBLICATION = "DELETE FROM publication WHERE container = ?1 AND key = ?2";
 
     // `moving > 0` rather than `IS NOT NULL`: a search of the partial index instead of a scan of it.
+    Point ANY_TRANSITION = "SELECT 1 FROM network WHERE moving > 0
+        UNION ALL SELECT 1 FROM container WHERE moving > 0
+        UNION ALL SELECT 1 FROM endpoint WHERE moving > 0
+        UNION ALL SELECT 1 FROM publication WHERE moving > 0 LIMIT 1";
     Point TRANSITIONS = "SELECT 0 AS kind, moving, id, NULL AS container, body FROM network WHERE moving > 0
         UNION ALL SELECT 1, moving, id, NULL, body FROM container WHERE moving > 0
         UNION ALL SELECT 2, moving, id, container, body FROM endpoint WHERE moving > 0

@@ -170,6 +170,6 @@ fn writer() {
         tx.put_endpoint(&row).unwrap();
         tx.take_lease(row.network, address.into(), row.id, row.mac).unwrap();
         tx.put_meta("count", Some(&number.to_string())).unwrap();
-        tx.commit(if number % 8 == 0 { Durability::Disk } else { Durability::Process }).unwrap();
+        tx.commit(if number.is_multiple_of(8) { Durability::Disk } else { Durability::Process }).unwrap();
     }
 }

@@ -67,10 +67,10 @@ fn networks_by_id_name_and_prefix() {
             assert_eq!(tx.network_named("DB").unwrap(), None);
             let names: Vec<_> = tx.networks().unwrap().into_iter().map(|n| n.name.to_string()).collect();
             assert_eq!(names, ["bridge", "db", "host", "none", "web"]);
-            assert_eq!(tx.networks_with_prefix("0100000001").unwrap(), [web.clone()]);
+            assert_eq!(tx.networks_with_prefix("0100000001").unwrap(), std::slice::from_ref(&web));
             assert_eq!(tx.networks_with_prefix("010000000").unwrap(), [web.clone(), db.clone()]);
             assert_eq!(tx.networks_with_prefix("").unwrap().len(), 2);
-            assert_eq!(tx.networks_with_prefix(&web.id.to_string()).unwrap(), [web.clone()]);
+            assert_eq!(tx.networks_with_prefix(&web.id.to_string()).unwrap(), std::slice::from_ref(&web));
             assert!(tx.networks_with_prefix("02").unwrap().is_empty());
             assert!(tx.networks_with_prefix("web").unwrap().is_empty());
         },

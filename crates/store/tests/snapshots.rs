@@ -63,7 +63,7 @@ fn rows() {
     let mut text = String::new();
     for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication"] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
-        let names: Vec<_> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let names: Vec<_> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).unwrap();
         while let Some(row) = rows.next().unwrap() {
             text.push_str(&format!("{table}\n"));

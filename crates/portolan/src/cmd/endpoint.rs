@@ -6,14 +6,14 @@ use anyhow::Result;
 use portolan_engine::EndpointRequest;
 use portolan_model::{ExposedPort, Link, Mac, Name, PublishSpec};
 
-use crate::failure::Refused;
+use crate::failure::{self, Refused};
 use crate::spec::{self, NetworkSpec};
 
 /// Networks, addresses and names of a container.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Network options")]
 pub(crate) struct EndpointArgs {
-    /// Network to be on: NAME, or name=NAME with alias=, ip=, ip6=, mac-address=, gw-priority=, ifname= after commas; repeat for several. Or `none`
+    /// Network to be on: NAME, or name=NAME with alias=, ip=, ip6=, mac-address=, gw-priority=, ifname= after commas; repeat for several. `none` for loopback only; `run` also takes `host` and container:NAME
     #[arg(long = "network", visible_alias = "net", value_name = "NETWORK")]
     networks: Vec<NetworkSpec>,
     /// IPv4 address to have on the first network
@@ -145,7 +145,7 @@ impl PortArgs {
             Stack::Container(_) if !self.expose.is_empty() => refuse("conflicting options: port exposing and the container type network mode"),
             Stack::Host | Stack::None if publishes => {
                 let mode = if matches!(stack, Stack::Host) { "host" } else { "none" };
-                tracing::warn!("published ports are discarded when using {mode} network mode");
+                failure::print(&format!("warning: published ports are discarded when using {mode} network mode"), None);
                 Ok(())
             }
             _ => Ok(()),

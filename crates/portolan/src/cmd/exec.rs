@@ -8,7 +8,7 @@ use portolan_engine::{Error, Kernel as _};
 use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::process::{JoinTarget, SandboxChild, SpawnSpec};
 use portolan_kernel::signals::{FORWARDED, Signals};
-use portolan_model::NetworkMode;
+use portolan_model::{ContainerKind, NetworkMode};
 
 use crate::cmd::run::{environment, status_code, stand_for};
 use crate::context::{Context, Engine};
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// The container's name or id
     container: String,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -46,12 +46,14 @@ impl Args {
         }
         let join = inside(&engine, &info.container)?;
         drop(engine);
+        // Joining a mount namespace leads to its root directory; in one that we made, ours is there too.
+        let here = if info.container.kind == ContainerKind::Run { std::env::current_dir().ok() } else { None };
+        let workdir = self.workdir.or(here).unwrap_or_else(|| "/".into());
         let signals = Signals::take(FORWARDED).context("take signals")?;
         let mut child = SandboxChild::spawn(&SpawnSpec {
             argv: self.command,
             env: environment(self.env),
-            // Joining a mount namespace leads to its root directory.
-            workdir: Some(self.workdir.or_else(|| std::env::current_dir().ok()).unwrap_or_else(|| "/".into())),
+            workdir: Some(workdir),
             die_with_parent: true,
             join: Some(join),
             ..SpawnSpec::default()

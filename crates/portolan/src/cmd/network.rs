@@ -310,7 +310,7 @@ impl PruneArgs {
 
 fn confirmed() -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Refused::new("nobody is there to confirm it").hint("add --force").into());
+        return Err(Refused::new("cannot ask whether to go on: standard input is no terminal").hint("add --force to remove without asking").into());
     }
     eprint!("This removes all networks without containers. Go on? [y/N] ");
     std::io::stderr().flush().context("ask on standard error")?;

@@ -70,6 +70,15 @@ pub(crate) struct Args {
     /// Label, for people and filters
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = spec::label)]
     label: Vec<(String, String)>,
+    /// Set a sysctl inside; only those that start with `net.`
+    #[arg(long, value_name = "NAME=VALUE", value_parser = spec::sysctl)]
+    sysctl: Vec<(String, String)>,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
     #[command(flatten)]
     endpoints: EndpointArgs,
     #[command(flatten)]
@@ -89,15 +98,6 @@ pub(crate) struct Args {
     /// Resolver option instead of the host's
     #[arg(long, visible_alias = "dns-option", value_name = "OPTION", value_parser = spec::resolver_word, help_heading = "Name options")]
     dns_opt: Vec<String>,
-    /// Set a sysctl inside; only those that start with `net.`
-    #[arg(long, value_name = "NAME=VALUE", value_parser = spec::sysctl)]
-    sysctl: Vec<(String, String)>,
-    /// Print help
-    #[arg(long, action = clap::ArgAction::Help)]
-    help: Option<bool>,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
 }
 
 impl Args {

@@ -1,0 +1,322 @@
+//! A host with a neighbour on its LAN, and the real binary on it.
+//!
+//! Everything is in namespaces of a [`Lab`] and goes with it.
+
+#![allow(dead_code, reason = "each test crate uses its part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use portolan_kernel::netns::NetnsFd;
+use portolan_kernel::rtnl::Family;
+use portolan_lab::snapshot::{Snapshot, snapshot};
+use portolan_lab::{Host, InNetns, Lab, Lan};
+use serde_json::Value;
+
+/// How long to wait for what must come.
+pub(crate) const LONG: Duration = Duration::from_secs(10);
+/// How long to wait for what must not come.
+pub(crate) const SHORT: Duration = Duration::from_millis(400);
+
+/// Both, in the order checks are made.
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The host's address on the LAN.
+pub(crate) fn host_ip(family: Family) -> IpAddr {
+    pick(family, "10.0.1.1", "fd00:1::1")
+}
+
+/// The neighbour's address on the LAN.
+pub(crate) fn neighbour_ip(family: Family) -> IpAddr {
+    pick(family, "10.0.1.2", "fd00:1::2")
+}
+
+/// 127.0.0.1 or ::1.
+pub(crate) fn loopback(family: Family) -> IpAddr {
+    pick(family, "127.0.0.1", "::1")
+}
+
+/// The address of `family`.
+pub(crate) fn pick(family: Family, v4: &str, v6: &str) -> IpAddr {
+    choose(family, v4, v6).parse().unwrap()
+}
+
+/// The one of two for `family`.
+pub(crate) fn choose<T>(family: Family, v4: T, v6: T) -> T {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
+}
+
+/// `0.0.0.0:port` or `[::]:port`.
+pub(crate) fn any(family: Family, port: u16) -> SocketAddr {
+    SocketAddr::new(family.unspecified(), port)
+}
+
+/// An address and port.
+pub(crate) fn at(ip: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip, port)
+}
+
+/// Host `h` (eth0 10.0.1.1/24, fd00:1::1/64), its LAN neighbour `n` (eth0 10.0.1.2/24, fd00:1::2/64), through which
+/// the host's default routes lead, and a root of Portolan's for `h`.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) h: Host,
+    pub(crate) n: Host,
+    pub(crate) lan: Lan,
+    pub(crate) root: PathBuf,
+    pub(crate) lab: Lab,
+}
+
+impl World {
+    /// Makes one; skips loudly where no namespaces can be made.
+    pub(crate) fn or_skip(name: &str) -> Option<Self> {
+        let lab = Lab::or_skip(name)?;
+        let (h, n) = (lab.host("h").unwrap(), lab.host("n").unwrap());
+        let lan = lab
+            .lan(
+                "lan",
+                &[(&h, "eth0", &["10.0.1.1/24", "fd00:1::1/64"]), (&n, "eth0", &["10.0.1.2/24", "fd00:1::2/64"])],
+            )
+            .unwrap();
+        for gateway in ["10.0.1.2", "fd00:1::2"] {
+            h.add_default_route(gateway).unwrap();
+        }
+        let root = lab.dir().join("root");
+        Some(Self { h, n, lan, root, lab })
+    }
+
+    /// The binary on host `h`, not yet started.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+        command.args(args).env("PORTOLAN_ROOT", &self.root);
+        self.h.adopt(command).unwrap()
+    }
+
+    /// Runs the binary on host `h`.
+    pub(crate) fn portolan(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs it and returns what it prints; panics with its messages if it fails.
+    #[track_caller]
+    pub(crate) fn portolan_ok(&self, args: &[&str]) -> String {
+        let output = self.portolan(args);
+        assert!(
+            output.status.success(),
+            "portolan {}: {}\n{}{}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs it with `--json` and parses what it prints.
+    #[track_caller]
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let text = self.portolan_ok(&[&["--json"], args].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Runs what must be refused; returns the sentence that says why, after checking that it is one, that a hint
+    /// follows, and that nothing is printed on standard output.
+    #[track_caller]
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
+        check_refusal(args, &self.portolan(args))
+    }
+
+    /// Creates a network.
+    #[track_caller]
+    pub(crate) fn network(&self, name: &str, args: &[&str]) {
+        self.portolan_ok(&[&["network", "create", name], args].concat());
+    }
+
+    /// Makes a namespace and attaches it.
+    #[track_caller]
+    pub(crate) fn container(&self, name: &str, args: &[&str]) -> Container {
+        let host = self.lab.host(name).unwrap();
+        let path = host.netns_path().to_str().unwrap().to_owned();
+        let attached = self.json(&[&["attach", "--netns", &path, "--name", name], args].concat());
+        Container { name: name.into(), endpoints: endpoints(&attached), host }
+    }
+
+    /// What host `h` and the store hold.
+    #[track_caller]
+    pub(crate) fn state(&self) -> State {
+        State {
+            host: snapshot(&self.h).unwrap(),
+            networks: self.json(&["network", "ls"]),
+            containers: self.json(&["ps", "-a"]),
+        }
+    }
+
+    /// Panics unless the kernel holds what the store says, no more and no less.
+    #[track_caller]
+    pub(crate) fn verify(&self) {
+        self.portolan_ok(&["verify"]);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Processes of `portolan run`; the rest goes with the namespaces.
+        if self.root.exists()
+            && let Ok(ids) = self.command(&["ps", "-aq"]).output()
+        {
+            let ids = String::from_utf8_lossy(&ids.stdout).into_owned();
+            for id in ids.split_whitespace() {
+                let _ = self.command(&["rm", "-f", id]).output();
+            }
+        }
+    }
+}
+
+/// The sentence of a refusal; see [`World::refused`].
+#[track_caller]
+pub(crate) fn check_refusal(args: &[&str], output: &Output) -> String {
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let what = format!("portolan {}: {}\n{out}{error}", args.join(" "), output.status);
+    assert!(output.status.code().is_some_and(|code| code > 0), "should be refused: {what}");
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines.len(), 2, "one sentence and one hint: {what}");
+    assert!(out.is_empty(), "{what}");
+    assert!(lines[1].strip_prefix("hint: ").is_some_and(|hint| !hint.is_empty()), "{what}");
+    lines[0].strip_prefix("portolan: ").unwrap_or_else(|| panic!("{what}")).to_owned()
+}
+
+/// What there is, to compare before and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) host: Snapshot,
+    pub(crate) networks: Value,
+    pub(crate) containers: Value,
+}
+
+impl State {
+    /// Panics with the differences if there are any.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, after: &Self, what: &str) {
+        let changes = portolan_lab::snapshot::diff(&self.host, &after.host);
+        assert!(changes.is_empty(), "{what} changed the host: {changes:#?}");
+        assert_eq!(self.networks, after.networks, "{what} changed the networks");
+        assert_eq!(self.containers, after.containers, "{what} changed the containers");
+    }
+}
+
+/// A place on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) v4: Option<IpAddr>,
+    pub(crate) v6: Option<IpAddr>,
+    pub(crate) gateway4: Option<IpAddr>,
+    pub(crate) gateway6: Option<IpAddr>,
+    pub(crate) mac: [u8; 6],
+    pub(crate) ifname: String,
+    pub(crate) host_end: String,
+}
+
+impl Endpoint {
+    pub(crate) fn ip(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    pub(crate) fn gateway(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.gateway4,
+            Family::V6 => self.gateway6,
+        }
+    }
+}
+
+/// A namespace that was attached.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) host: Host,
+    /// By network.
+    pub(crate) endpoints: BTreeMap<String, Endpoint>,
+}
+
+impl InNetns for Container {
+    fn netns(&self) -> &NetnsFd {
+        self.host.netns()
+    }
+}
+
+impl Container {
+    /// Its place on `network`.
+    #[track_caller]
+    pub(crate) fn on(&self, network: &str) -> &Endpoint {
+        self.endpoints.get(network).unwrap_or_else(|| panic!("{} is not on {network}: {self:?}", self.name))
+    }
+
+    /// Its place on its only network.
+    #[track_caller]
+    pub(crate) fn only(&self) -> &Endpoint {
+        assert_eq!(self.endpoints.len(), 1, "{self:?}");
+        self.endpoints.values().next().unwrap()
+    }
+
+    /// Its address on its only network.
+    #[track_caller]
+    pub(crate) fn ip(&self, family: Family) -> IpAddr {
+        self.only().ip(family).unwrap_or_else(|| panic!("{} has no address of that family: {self:?}", self.name))
+    }
+
+    /// The gateway of its only network.
+    #[track_caller]
+    pub(crate) fn gateway(&self, family: Family) -> IpAddr {
+        self.only().gateway(family).unwrap_or_else(|| panic!("{} has no gateway of that family: {self:?}", self.name))
+    }
+
+    /// The path of its namespace.
+    pub(crate) fn path(&self) -> &str {
+        self.host.netns_path().to_str().unwrap()
+    }
+
+    /// Reads a setting from inside.
+    pub(crate) fn sysctl(&self, path: &str) -> String {
+        self.host.enter(|| fs::read_to_string(format!("/proc/sys/{path}")).unwrap_or_default().trim().to_owned())
+    }
+}
+
+/// The endpoints out of what `attach --json`, `network connect --json` or an element of `inspect` says.
+#[track_caller]
+pub(crate) fn endpoints(attached: &Value) -> BTreeMap<String, Endpoint> {
+    let networks = attached["NetworkSettings"]["Networks"].as_object().unwrap_or_else(|| panic!("{attached}"));
+    networks
+        .iter()
+        .map(|(name, endpoint)| {
+            let text = |key: &str| endpoint[key].as_str().unwrap_or_else(|| panic!("{key}: {endpoint}"));
+            let address = |key: &str| Some(text(key)).filter(|text| !text.is_empty()).map(|text| text.parse().unwrap());
+            let endpoint = Endpoint {
+                v4: address("IPAddress"),
+                v6: address("GlobalIPv6Address"),
+                gateway4: address("Gateway"),
+                gateway6: address("IPv6Gateway"),
+                mac: mac(text("MacAddress")),
+                ifname: text("InterfaceName").into(),
+                host_end: text("HostInterfaceName").into(),
+            };
+            (name.clone(), endpoint)
+        })
+        .collect()
+}
+
+/// Six bytes out of `02:00:00:00:00:01`.
+#[track_caller]
+pub(crate) fn mac(text: &str) -> [u8; 6] {
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap_or_else(|_| panic!("{text} is not a MAC"))
+}
