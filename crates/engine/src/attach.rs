@@ -158,7 +158,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             if finished || self.is_alive(&holder) {
                 return Err(Error::NameTaken { what: "container", name: name.to_string() });
             }
+            let id = holder.id;
             self.reap(guard, holder)?;
+            // A command that ran keeps its name until it is removed.
+            if self.store.read()?.container(id)?.is_some() {
+                return Err(Error::NameTaken { what: "container", name: name.to_string() });
+            }
         }
         if let (Some(holder), Some(sandbox)) = (inside, sandbox) {
             if self.is_alive(&holder) {
@@ -409,10 +414,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(())
     }
 
-    /// Takes down a container whose namespace is gone.
+    /// Takes down a container whose namespace is gone; of one whose command ran, the row stays until it is removed.
     pub(crate) fn reap(&self, guard: &S::Guard<'_>, container: Container) -> Result<()> {
         tracing::info!(container = %container.name, "its namespace is gone: taking it down");
-        let keep = (container.kind == ContainerKind::Run && !container.auto_remove && container.phase.is_settled())
+        let ran = container.kind == ContainerKind::Run && container.state == ContainerState::Running;
+        let keep = (ran && !container.auto_remove && container.phase.is_settled())
             .then(|| Container { state: ContainerState::Exited(255), sandbox: None, process: None, supervisor: None, ..container.clone() });
         self.withdraw(guard, container, keep)
     }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_model::{Container, ContainerKind, ContainerState, Driver, Family, Id, IfName, Mtu, Network, NetworkMode, Phase, Publication};
 use portolan_plan::{ContainerView, Objects, Setting, Step, base_objects, container_objects, network_objects};
@@ -63,22 +63,25 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Takes `steps`; when one fails, takes back those that were taken. When the kernel lacks what should long be
-    /// there (somebody flushed our table or removed a bridge), puts that back first, once.
+    /// there (somebody flushed our table or removed a bridge), makes it hold all that the rows say instead, once.
     pub(crate) fn apply(&self, guard: &S::Guard<'_>, steps: &[Step], doing: impl Fn() -> String) -> Result<()> {
         let tx = self.store.read()?;
         let table = self.table(&tx)?;
         drop(tx);
         let Err(error) = self.kernel.apply(&table, steps) else { return Ok(()) };
         self.kernel.repair(&table, &portolan_plan::inverse(steps));
-        if error.kind != crate::Kind::NotFound {
-            return Err(Error::Kernel { doing: doing(), source: error });
-        }
-        tracing::info!(%error, "the kernel lacks what the store has: reconciling");
-        self.reconcile_kernel(guard)?;
-        self.kernel.apply(&table, steps).map_err(|source| {
+        if error.kind == crate::Kind::NotFound {
+            tracing::info!(%error, "the kernel lacks what the store has: reconciling");
+            // The rows of this verb are written, so its own steps are among those taken.
+            self.reconcile_kernel(guard)?;
+            let left = self.differences(&self.store.read()?)?;
+            let ours: BTreeSet<_> = steps.iter().map(|step| step.object().key()).collect();
+            if !left.iter().any(|step| ours.contains(&step.object().key())) {
+                return Ok(());
+            }
             self.kernel.repair(&table, &portolan_plan::inverse(steps));
-            Error::Kernel { doing: doing(), source }
-        })
+        }
+        Err(Error::Kernel { doing: doing(), source: error })
     }
 
     /// Takes `steps` as far as they go.

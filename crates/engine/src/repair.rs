@@ -88,7 +88,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             let view = self.view(&tx, container)?;
             self.delete_network_rows(&tx, &view)?;
             let container = view.container;
-            if container.kind == ContainerKind::Attached || container.auto_remove {
+            if container.kind == ContainerKind::Attached || container.auto_remove || container.state == ContainerState::Created {
                 tx.delete_container(container.id)?;
             } else if !matches!(container.state, ContainerState::Exited(_)) {
                 tx.put_container(&Container {
@@ -126,7 +126,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(objects)
     }
 
-    fn differences(&self, tx: &S::Tx<'_>) -> Result<Vec<Step>> {
+    pub(crate) fn differences(&self, tx: &S::Tx<'_>) -> Result<Vec<Step>> {
         let desired = self.desired(tx)?;
         let table = self.table(tx)?;
         let observed = self

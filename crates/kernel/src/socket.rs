@@ -20,6 +20,26 @@ pub fn raw(family: Family, protocol: u8) -> io::Result<UdpSocket> {
     sys::socket(family.number().into(), libc::SOCK_RAW, protocol.into()).map(UdpSocket::from)
 }
 
+/// Opens a packet socket (packet(7)) on an interface of the calling thread's network namespace.
+///
+/// It sends and receives whole frames, by `send` and `recv` of the [`UdpSocket`] it comes as, and sees what leaves the
+/// interface as well as what arrives.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_RAW`, `ENODEV` for an interface that is not there.
+pub fn packet(ifindex: u32) -> io::Result<UdpSocket> {
+    let socket = sys::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    // SAFETY: sockaddr_ll is plain data for which all zeroes is valid.
+    let mut on: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    on.sll_family = libc::AF_PACKET as u16;
+    on.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    on.sll_ifindex = ifindex as i32;
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the address is live and its length is given.
+    sys::cvt(unsafe { libc::bind(socket.as_raw_fd(), (&raw const on).cast(), len) })?;
+    Ok(UdpSocket::from(socket))
+}
+
 /// Waits until one of `fds` can be read, is at its end, or has an error; tells which.
 ///
 /// All are `false` after `timeout`; `None` waits for good.

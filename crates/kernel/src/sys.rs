@@ -162,3 +162,40 @@ pub(crate) fn random() -> [u8; 32] {
     assert_eq!(got, 32, "getrandom gives up to 256 bytes at once");
     bytes
 }
+
+/// openat(2) with `O_CLOEXEC`.
+pub(crate) fn openat(directory: BorrowedFd<'_>, name: &CStr, flags: i32) -> io::Result<std::fs::File> {
+    // SAFETY: the name is NUL-terminated and live.
+    let fd = cvt(unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC) })?;
+    // SAFETY: the fd was just returned to us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
+
+/// Whether the file system at `path` is mounted read-only (statvfs(3)).
+pub(crate) fn is_read_only(path: &CStr) -> io::Result<bool> {
+    // SAFETY: statvfs is plain data for which all zeroes is valid.
+    let mut state: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is NUL-terminated and the structure live.
+    cvt(unsafe { libc::statvfs(path.as_ptr(), &raw mut state) })?;
+    Ok(state.f_flag & libc::ST_RDONLY != 0)
+}
+
+/// A new instance of a file system, attached to no directory and gone with its last descriptor (fsopen(2), Linux 5.2).
+pub(crate) fn mount_detached(kind: &CStr) -> io::Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: libc::c_long = 1;
+    const FSCONFIG_CMD_CREATE: libc::c_long = 6;
+    const FSMOUNT_CLOEXEC: libc::c_long = 1;
+    let owned = |fd: libc::c_long| -> io::Result<OwnedFd> {
+        let fd = cvt(fd as libc::c_int)?;
+        // SAFETY: the fd was just returned to us and nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: the name is NUL-terminated and live.
+    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    let nothing = std::ptr::null::<libc::c_void>();
+    // SAFETY: this command takes no key and no value.
+    let made = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, nothing, nothing, 0) };
+    cvt(made as libc::c_int)?;
+    // SAFETY: fsmount takes no pointers.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })
+}

@@ -136,10 +136,12 @@ pub struct Rule {
 
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 const LISTENER_REPORT: u8 = 143;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
+const IGMP: u8 = 2;
 
 /// Where `chain` hooks in; none for chains that are only called.
 pub const fn hook(chain: Chain) -> Option<Hook> {
@@ -327,12 +329,21 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::ToHostInternal => vec![
             rule("its own gateway", &[In(true, vec![IifName, Destination(V4)], Set::Gateway(V4)), Do(Data::Accept)]),
             rule("its own gateway", &[In(true, vec![IifName, Destination(V6)], Set::Gateway(V6)), Do(Data::Accept)]),
-            rule("neighbour discovery", &[L4Proto(ICMP6), Do(Data::Accept)]),
+            rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_SOLICITATION), Do(Data::Accept)]),
+            rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_ADVERTISEMENT), Do(Data::Accept)]),
             drop("an internal network reaches the host at its gateway only", &[]),
         ],
         Chain::Guard => vec![
             rule("not from a container", &[IifGroup(false, PORT_GROUP), Do(Data::Accept)]),
             rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),
+            rule(
+                "nobody asks who listens: the bridge would flood the answer",
+                &[Ether(EtherType::Ipv6), Icmp6Type(LISTENER_REPORT), Do(Data::Drop)],
+            ),
+            rule(
+                "nobody asks who listens: the bridge would flood the answer",
+                &[Ether(EtherType::Ipv4), L4Proto(IGMP), Do(Data::Drop)],
+            ),
             drop("a container answers as DHCP server", &[Ether(EtherType::Ipv4), Part::UdpSource(67)]),
             rule(
                 "",
@@ -364,10 +375,6 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule(
                 "duplicate address detection",
                 &[Ether(EtherType::Ipv6), Part::FromUnspecified6, Icmp6Type(NEIGHBOUR_SOLICITATION), Do(Data::Accept)],
-            ),
-            rule(
-                "multicast listener reports",
-                &[Ether(EtherType::Ipv6), Part::FromUnspecified6, Icmp6Type(LISTENER_REPORT), Do(Data::Accept)],
             ),
             drop("not this container's MAC or address", &[]),
         ],
@@ -413,9 +420,11 @@ impl fmt::Display for Part {
             Self::Ether(EtherType::Ipv6) => write!(f, "ether type ip6"),
             Self::L4Proto(ICMP6) => write!(f, "meta l4proto ipv6-icmp"),
             Self::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
+            Self::L4Proto(IGMP) => write!(f, "meta l4proto igmp"),
             Self::L4Proto(number) => write!(f, "meta l4proto {number}"),
             Self::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
             Self::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),
+            Self::Icmp6Type(NEIGHBOUR_ADVERTISEMENT) => write!(f, "icmpv6 type nd-neighbor-advert"),
             Self::Icmp6Type(LISTENER_REPORT) => write!(f, "icmpv6 type mld2-listener-report"),
             Self::Icmp6Type(REDIRECT) => write!(f, "icmpv6 type nd-redirect"),
             Self::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),

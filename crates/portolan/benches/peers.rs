@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use portolan_kernel::netns;
+use portolan_kernel::netns::{self, NetnsFd};
 use portolan_lab::{Host, Lab};
 use serde_json::{Value, json};
 
@@ -35,6 +35,8 @@ fn main() -> Result<()> {
 struct World {
     lab: Lab,
     host: Host,
+    /// The host's namespace, entered to spawn: a child that had to enter it itself would pay for that.
+    ns: NetnsFd,
     root: PathBuf,
     containers: Vec<PathBuf>,
 }
@@ -44,7 +46,8 @@ impl World {
         let lab = Lab::new(name)?;
         let host = lab.host("host")?;
         let root = lab.dir().join("root");
-        Ok(Self { lab, host, root, containers: Vec::new() })
+        let ns = NetnsFd::open(host.netns_path())?;
+        Ok(Self { lab, host, ns, root, containers: Vec::new() })
     }
 
     /// A namespace without any link but loopback, as a runtime makes it for a container.
@@ -56,7 +59,7 @@ impl World {
     }
 
     fn portolan(&self, args: &[&str]) -> Result<Command> {
-        let mut command = self.host.command(env!("CARGO_BIN_EXE_portolan"))?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
         command.args(args).env("PORTOLAN_ROOT", &self.root).stdin(Stdio::null()).stdout(Stdio::null());
         Ok(command)
     }
@@ -71,7 +74,32 @@ impl World {
     }
 
     fn run(&self, args: &[&str]) -> Result<Duration> {
-        timed(self.portolan(args)?)
+        self.timed(self.portolan(args)?)
+    }
+
+    /// From spawn to reaped.
+    fn timed(&self, mut command: Command) -> Result<Duration> {
+        let (elapsed, status) = netns::with_netns(&self.ns, || {
+            let start = Instant::now();
+            let status = command.status();
+            (start.elapsed(), status)
+        })?;
+        let status = status?;
+        ensure!(status.success(), "{command:?} ended with {status}");
+        Ok(elapsed)
+    }
+
+    /// As [`World::timed`], with something on standard input; answers standard output too.
+    fn timed_with(&self, mut command: Command, input: &str) -> Result<(Duration, String)> {
+        netns::with_netns(&self.ns, || {
+            let start = Instant::now();
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            child.stdin.take().context("standard input is a pipe")?.write_all(input.as_bytes())?;
+            let output = child.wait_with_output()?;
+            let elapsed = start.elapsed();
+            ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stdout));
+            Ok((elapsed, String::from_utf8(output.stdout)?))
+        })?
     }
 }
 
@@ -81,26 +109,6 @@ impl Drop for World {
             let _ = netns::unpin(path);
         }
     }
-}
-
-/// From spawn to reaped.
-fn timed(mut command: Command) -> Result<Duration> {
-    let start = Instant::now();
-    let status = command.status()?;
-    let elapsed = start.elapsed();
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(elapsed)
-}
-
-/// As [`timed`], with something on standard input; answers standard output too.
-fn timed_with(mut command: Command, input: &str) -> Result<(Duration, String)> {
-    let start = Instant::now();
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    child.stdin.take().context("standard input is a pipe")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let elapsed = start.elapsed();
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stdout));
-    Ok((elapsed, String::from_utf8(output.stdout)?))
 }
 
 fn median(times: &[Duration]) -> Duration {
@@ -142,23 +150,23 @@ fn attach() -> Result<()> {
 
         let ns = ours.container()?;
         let publish = [format!("{a}:80"), format!("{b}:90")];
-        up[0].push(timed(ours.attach(&name, &ns, "web", &publish)?)?);
+        up[0].push(ours.timed(ours.attach(&name, &ns, "web", &publish)?)?);
 
         let ns = theirs.container()?;
         let config = netavark_config(round, a, b);
         let netavark = |verb: &str| -> Result<Duration> {
-            let mut command = theirs.host.command(&netavark)?;
+            let mut command = Command::new(&netavark);
             command.arg("--config").arg(theirs.lab.dir().join("netavark")).arg(verb).arg(&ns);
-            Ok(timed_with(command, &config)?.0)
+            Ok(theirs.timed_with(command, &config)?.0)
         };
         up[1].push(netavark("setup")?);
 
         let ns = plugins.container()?;
         let plugin = |verb: &str, plugin: &str, input: &Value| -> Result<(Duration, String)> {
-            let mut command = plugins.host.command(Path::new(&cni).join(plugin))?;
+            let mut command = Command::new(Path::new(&cni).join(plugin));
             command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &name).env("CNI_NETNS", &ns);
             command.env("CNI_IFNAME", "eth0").env("CNI_PATH", &cni);
-            timed_with(command, &input.to_string())
+            plugins.timed_with(command, &input.to_string())
         };
         let bridge = json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0", "isGateway": true,
             "ipMasq": true, "ipam": {"type": "host-local", "subnet": "10.77.0.0/16", "dataDir": plugins.lab.dir().join("cni")}});
@@ -181,11 +189,11 @@ fn attach() -> Result<()> {
         if round == 0 {
             let publish = ["7999:80".to_owned()];
             let ns = ours.container()?;
-            timed(ours.attach("stays", &ns, "web", &publish)?)?;
+            ours.timed(ours.attach("stays", &ns, "web", &publish)?)?;
             let ns = theirs.container()?;
-            let mut command = theirs.host.command(std::env::var("NETAVARK").unwrap_or_else(|_| "/usr/lib/podman/netavark".to_owned()))?;
+            let mut command = Command::new(std::env::var("NETAVARK").unwrap_or_else(|_| "/usr/lib/podman/netavark".to_owned()));
             command.arg("--config").arg(theirs.lab.dir().join("netavark")).arg("setup").arg(&ns);
-            timed_with(command, &netavark_config(200, 7998, 7997))?;
+            theirs.timed_with(command, &netavark_config(200, 7998, 7997))?;
         }
     }
     println!("\n### One container, bridge network, two published ports (whole process, median of {})\n", ROUNDS - 1);
@@ -227,13 +235,14 @@ fn range() -> Result<()> {
     let (mut one, mut many) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let ns = world.container()?;
-        one.push(timed(world.attach("one", &ns, "web", &["7999:7999".to_owned()])?)?);
+        one.push(world.timed(world.attach("one", &ns, "web", &["7999:7999".to_owned()])?)?);
         world.run(&["detach", "one"])?;
         let ns = world.container()?;
-        many.push(timed(world.attach("many", &ns, "web", &["20000-29999:20000-29999".to_owned()])?)?);
+        many.push(world.timed(world.attach("many", &ns, "web", &["20000-29999:20000-29999".to_owned()])?)?);
         if round == 0 {
             let mut rules = world.portolan(&["rules", "many", "--as", "nft"])?;
-            let text = String::from_utf8(rules.stdout(Stdio::piped()).output()?.stdout)?;
+            let output = netns::with_netns(&world.ns, || rules.stdout(Stdio::piped()).output())??;
+            let text = String::from_utf8(output.stdout)?;
             println!("\n### A range of 10,000 ports (median of {ROUNDS})\n");
             println!("elements that name it: {}\n", text.matches("20000-29999 comment").count());
         }
@@ -253,14 +262,17 @@ fn parallel() -> Result<()> {
     let mut single = Vec::new();
     for i in 0..ROUNDS {
         let ns = world.container()?;
-        single.push(timed(world.attach(&format!("s{i}"), &ns, "web", &[format!("{}:80", 7000 + i)])?)?);
+        single.push(world.timed(world.attach(&format!("s{i}"), &ns, "web", &[format!("{}:80", 7000 + i)])?)?);
     }
     let spaces: Vec<PathBuf> = (0..AT_ONCE).map(|_| world.container()).collect::<Result<_>>()?;
     let start = Instant::now();
     let children: Vec<Child> = spaces
         .iter()
         .enumerate()
-        .map(|(i, ns)| Ok(world.attach(&format!("p{i}"), ns, "web", &[format!("{}:80", 8000 + i)])?.spawn()?))
+        .map(|(i, ns)| {
+            let mut command = world.attach(&format!("p{i}"), ns, "web", &[format!("{}:80", 8000 + i)])?;
+            Ok(netns::with_netns(&world.ns, || command.spawn())??)
+        })
         .collect::<Result<_>>()?;
     for mut child in children {
         ensure!(child.wait()?.success(), "an attach failed");
@@ -300,7 +312,7 @@ fn fill(world: &mut World, per_network: usize) -> Result<Vec<Vec<Duration>>> {
             let ns = world.container()?;
             let publish: Vec<String> = (port..port + PORTS).map(|port| format!("{port}:{}", port % 1000 + 1)).collect();
             port += PORTS;
-            times.push(timed(world.attach(&format!("c{network}-{place}"), &ns, &format!("net{network}"), &publish)?)?);
+            times.push(world.timed(world.attach(&format!("c{network}-{place}"), &ns, &format!("net{network}"), &publish)?)?);
         }
         if place % 200 == 199 {
             eprintln!("{} containers after {:.0} s", (place + 1) * NETWORKS, started.elapsed().as_secs_f64());
@@ -345,7 +357,7 @@ fn connections() -> Result<()> {
     for world in [&mut empty, &mut full] {
         world.run(&["network", "create", "served"])?;
         let ns = world.container()?;
-        timed(world.attach("server", &ns, "served", &["1880:80".to_owned()])?)?;
+        world.timed(world.attach("server", &ns, "served", &["1880:80".to_owned()])?)?;
         servers.push(Accepting::start(&ns)?);
     }
     let target = SocketAddr::from((Ipv4Addr::new(10, 0, 1, 1), 1880));

@@ -82,7 +82,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 fn store_hint(error: &portolan_engine::StoreError) -> Option<String> {
     use portolan_engine::StoreError as E;
     Some(match error {
-        E::Corrupt { path, .. } => format!("move `{}` away and run `portolan gc`; networks must be made again", path.display()),
+        E::Corrupt { path, .. } => {
+            format!("move `{}` away and run `portolan gc`; networks must be made again", path.display())
+        }
         E::Newer { .. } => "use the newer version of portolan that wrote it".to_owned(),
         E::Full { .. } => "free some room; nothing has changed".to_owned(),
         E::Denied { .. } => "run as root, or choose another --root".to_owned(),
@@ -92,7 +94,8 @@ fn store_hint(error: &portolan_engine::StoreError) -> Option<String> {
 
 /// Where to look for what could be of two kinds.
 fn missing_hint(error: &portolan_engine::Error) -> Option<String> {
-    matches!(error, portolan_engine::Error::NotFound { .. }).then(|| "`portolan ps -a` lists the containers, `portolan network ls` the networks".to_owned())
+    matches!(error, portolan_engine::Error::NotFound { .. })
+        .then(|| "`portolan ps -a` lists the containers, `portolan network ls` the networks".to_owned())
 }
 
 fn spawn_hint(error: &SpawnError) -> Option<String> {

@@ -7,7 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use portolan_engine::{ContainerInfo, NetworkInfo, Repaired};
-use portolan_model::{Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode, PortRange, Publication};
+use portolan_model::{
+    Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode, PortRange,
+    Publication,
+};
 use portolan_plan::{ContainerView, Object, Step, default_route};
 use serde::Serialize;
 
@@ -176,7 +179,12 @@ impl From<&NetworkInfo> for NetworkDetails {
                 config: network
                     .subnets
                     .iter()
-                    .map(|subnet| IpamConfig { subnet: subnet.net, ip_range: subnet.range, gateway: subnet.gateway, auxiliary_addresses: subnet.aux.clone() })
+                    .map(|subnet| IpamConfig {
+                        subnet: subnet.net,
+                        ip_range: subnet.range,
+                        gateway: subnet.gateway,
+                        auxiliary_addresses: subnet.aux.clone(),
+                    })
                     .collect(),
             },
             internal: network.internal,
@@ -270,13 +278,19 @@ pub(crate) fn networks(info: &ContainerInfo) -> Vec<String> {
         NetworkMode::Host => vec!["host".to_owned()],
         NetworkMode::Container(other) => vec![format!("container:{}", other.short())],
         NetworkMode::None if info.endpoints.is_empty() => vec!["none".to_owned()],
-        NetworkMode::Own | NetworkMode::None => info.endpoints.iter().map(|(_, network)| network.name.to_string()).collect(),
+        NetworkMode::Own | NetworkMode::None => {
+            info.endpoints.iter().map(|(_, network)| network.name.to_string()).collect()
+        }
     }
 }
 
 /// The families in which a published port leads somewhere: those of the container's default routes.
 fn published_families(info: &ContainerInfo) -> Vec<Family> {
-    let view = ContainerView { container: info.container.clone(), endpoints: info.endpoints.clone(), publications: Vec::new() };
+    let view = ContainerView {
+        container: info.container.clone(),
+        endpoints: info.endpoints.clone(),
+        publications: Vec::new(),
+    };
     Family::ALL.into_iter().filter(|family| default_route(&view, *family).is_some()).collect()
 }
 
@@ -307,11 +321,21 @@ pub(crate) fn ports_in_short(info: &ContainerInfo) -> Vec<String> {
     let mut ports = Vec::new();
     for publication in &info.publications {
         for address in host_addresses(publication, &families) {
-            ports.push(format!("{}:{}->{}/{}", bracketed(address), publication.host, publication.container, publication.protocol));
+            ports.push(format!(
+                "{}:{}->{}/{}",
+                bracketed(address),
+                publication.host,
+                publication.container,
+                publication.protocol
+            ));
         }
     }
-    let is_published = |range: PortRange, protocol| info.publications.iter().any(|p| p.protocol == protocol && p.container.overlaps(range));
-    ports.extend(info.container.exposed.iter().filter(|port| !is_published(port.ports, port.protocol)).map(ToString::to_string));
+    let is_published = |range: PortRange, protocol| {
+        info.publications.iter().any(|p| p.protocol == protocol && p.container.overlaps(range))
+    };
+    ports.extend(
+        info.container.exposed.iter().filter(|port| !is_published(port.ports, port.protocol)).map(ToString::to_string),
+    );
     ports
 }
 
@@ -475,14 +499,26 @@ fn endpoint_details(container: &Container, endpoint: &Endpoint, network: &Networ
     let text = |family| address(family).map_or_else(String::new, |net| net.addr().to_string());
     let length = |family| address(family).map_or(0, |net| net.prefix_len());
     let gateway = |family| {
-        let subnet = address(family).and_then(|net| network.subnets_of(family).find(|subnet| subnet.net.contains(&net.addr())));
+        let subnet =
+            address(family).and_then(|net| network.subnets_of(family).find(|subnet| subnet.net.contains(&net.addr())));
         let gateway = subnet.and_then(|subnet| subnet.gateway).filter(|_| network.routes_out(family));
         gateway.map_or_else(String::new, |gateway| gateway.to_string())
     };
-    let configured = |family| endpoint.addresses.iter().find(|a| a.configured && Family::of(a.address.addr()) == family).map(|a| a.address.addr());
+    let configured = |family| {
+        endpoint
+            .addresses
+            .iter()
+            .find(|a| a.configured && Family::of(a.address.addr()) == family)
+            .map(|a| a.address.addr())
+    };
     let ipam = EndpointIpam { ipv4: configured(Family::V4), ipv6: configured(Family::V6) };
     let mut dns_names: Vec<String> = vec![container.name.to_string()];
-    let others = endpoint.aliases.iter().map(ToString::to_string).chain([container.id.short()]).chain(container.hostname.iter().map(ToString::to_string));
+    let others = endpoint
+        .aliases
+        .iter()
+        .map(ToString::to_string)
+        .chain([container.id.short()])
+        .chain(container.hostname.iter().map(ToString::to_string));
     for name in others {
         if !dns_names.contains(&name) {
             dns_names.push(name);
@@ -515,7 +551,11 @@ fn network_settings(info: &ContainerInfo) -> NetworkSettings {
         sandbox_id: sandbox.map_or_else(String::new, |sandbox| format!("{}:{}", sandbox.device, sandbox.inode)),
         sandbox_key: sandbox.map_or_else(String::new, |sandbox| sandbox.path.display().to_string()),
         ports: ports(info),
-        networks: info.endpoints.iter().map(|(endpoint, network)| (network.name.to_string(), endpoint_details(container, endpoint, network))).collect(),
+        networks: info
+            .endpoints
+            .iter()
+            .map(|(endpoint, network)| (network.name.to_string(), endpoint_details(container, endpoint, network)))
+            .collect(),
     }
 }
 
@@ -584,7 +624,11 @@ pub(crate) struct Attached {
 
 impl From<&ContainerInfo> for Attached {
     fn from(info: &ContainerInfo) -> Self {
-        Self { id: info.container.id.to_string(), name: info.container.name.to_string(), network_settings: network_settings(info) }
+        Self {
+            id: info.container.id.to_string(),
+            name: info.container.name.to_string(),
+            network_settings: network_settings(info),
+        }
     }
 }
 

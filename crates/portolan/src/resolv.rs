@@ -50,7 +50,9 @@ fn render(host: &str, dns: &DnsConfig, reach: Reach) -> String {
     let mut chosen: Vec<String> = dns.servers.iter().map(ToString::to_string).collect();
     if chosen.is_empty() {
         chosen = servers(host).filter(|server| is_reachable(server, reach)).map(str::to_owned).collect();
-        if chosen.is_empty() && let Reach::Network { ipv6 } = reach {
+        if chosen.is_empty()
+            && let Reach::Network { ipv6 } = reach
+        {
             chosen.extend(FALLBACK_V4.map(str::to_owned));
             if ipv6 {
                 chosen.extend(FALLBACK_V6.map(str::to_owned));
@@ -59,11 +61,18 @@ fn render(host: &str, dns: &DnsConfig, reach: Reach) -> String {
     }
     // The last of several `search` or `domain` lines counts, resolv.conf(5). A search of `.` means none.
     let search: Vec<&str> = if dns.search.is_empty() {
-        host.lines().rev().find_map(|line| line.strip_prefix("search").or_else(|| line.strip_prefix("domain"))).map_or_else(Vec::new, |rest| rest.split_ascii_whitespace().collect())
+        host.lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("search").or_else(|| line.strip_prefix("domain")))
+            .map_or_else(Vec::new, |rest| rest.split_ascii_whitespace().collect())
     } else {
         dns.search.iter().map(String::as_str).filter(|domain| *domain != ".").collect()
     };
-    let options: Vec<&str> = if dns.options.is_empty() { words(host, "options").flatten().collect() } else { dns.options.iter().map(String::as_str).collect() };
+    let options: Vec<&str> = if dns.options.is_empty() {
+        words(host, "options").flatten().collect()
+    } else {
+        dns.options.iter().map(String::as_str).collect()
+    };
     let mut text = String::new();
     for server in &chosen {
         text.push_str(&format!("nameserver {server}\n"));
@@ -106,13 +115,20 @@ mod tests {
     #[test]
     fn public_servers_when_none_is_left() {
         let text = render("nameserver ::1\n", &DnsConfig::default(), Reach::Network { ipv6: true });
-        assert_eq!(text, "nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\nnameserver 2001:4860:4860::8844\n");
+        assert_eq!(
+            text,
+            "nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\nnameserver 2001:4860:4860::8844\n"
+        );
         assert_eq!(render("", &DnsConfig::default(), Reach::Host), "");
     }
 
     #[test]
     fn what_was_asked_for_overrides() {
-        let dns = DnsConfig { servers: vec!["127.0.0.1".parse().unwrap()], search: vec![".".into()], options: vec!["ndots:1".into()] };
+        let dns = DnsConfig {
+            servers: vec!["127.0.0.1".parse().unwrap()],
+            search: vec![".".into()],
+            options: vec!["ndots:1".into()],
+        };
         assert_eq!(render(HOST, &dns, Reach::Network { ipv6: true }), "nameserver 127.0.0.1\noptions ndots:1\n");
     }
 }

@@ -60,7 +60,12 @@ impl RuntimeDir {
     /// Opens the log, for the command to write to.
     pub(crate) fn log(&self) -> Result<File> {
         let path = self.file("log");
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&path).with_context(|| format!("create `{}`", path.display()))
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("create `{}`", path.display()))
     }
 
     /// Leaves the directory where it is.

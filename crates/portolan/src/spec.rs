@@ -13,7 +13,8 @@ const IFNAME_OPTION: &str = "com.docker.network.endpoint.ifname";
 /// A subnet or range in canonical form (host bits zero, RFC 4632 §3.1).
 pub(crate) fn subnet(text: &str) -> Result<IpNet, Invalid> {
     const HINT: &str = "write ADDRESS/LENGTH, such as 172.30.0.0/24 or fd00:1::/64";
-    let net: IpNet = text.parse().map_err(|_| Invalid::new("subnet", text, "is not an address with a prefix length").hint(HINT))?;
+    let net: IpNet =
+        text.parse().map_err(|_| Invalid::new("subnet", text, "is not an address with a prefix length").hint(HINT))?;
     if net.trunc() != net {
         return Err(Invalid::new("subnet", text, "has host bits set").hint(format!("write {}", net.trunc())));
     }
@@ -21,15 +22,20 @@ pub(crate) fn subnet(text: &str) -> Result<IpNet, Invalid> {
 }
 
 pub(crate) fn address(text: &str) -> Result<IpAddr, Invalid> {
-    text.parse().map_err(|_| Invalid::new("IP address", text, "is malformed").hint("write it like 172.30.0.5 or fd00:1::5"))
+    text.parse()
+        .map_err(|_| Invalid::new("IP address", text, "is malformed").hint("write it like 172.30.0.5 or fd00:1::5"))
 }
 
 pub(crate) fn ipv4(text: &str) -> Result<Ipv4Addr, Invalid> {
-    text.parse().map_err(|_| Invalid::new("IPv4 address", text, "is malformed").hint("write it like 172.30.0.5; IPv6 goes into --ip6"))
+    text.parse().map_err(|_| {
+        Invalid::new("IPv4 address", text, "is malformed").hint("write it like 172.30.0.5; IPv6 goes into --ip6")
+    })
 }
 
 pub(crate) fn ipv6(text: &str) -> Result<Ipv6Addr, Invalid> {
-    text.parse().map_err(|_| Invalid::new("IPv6 address", text, "is malformed").hint("write it like fd00:1::5; IPv4 goes into --ip"))
+    text.parse().map_err(|_| {
+        Invalid::new("IPv6 address", text, "is malformed").hint("write it like fd00:1::5; IPv4 goes into --ip")
+    })
 }
 
 /// A boolean as Docker's flags take it; the flag's name is added by whoever reports the error.
@@ -71,7 +77,9 @@ pub(crate) fn environment(text: &str) -> Result<(String, Option<String>), Invali
 pub(crate) fn aux_address(text: &str) -> Result<(String, IpAddr), Invalid> {
     const HINT: &str = "write NAME=ADDRESS, such as router=172.30.0.9";
     let (name, value) = pair("auxiliary address", HINT, text)?;
-    let address = value.parse().map_err(|_| Invalid::new("auxiliary address", text, format!("`{value}` is not an IP address")).hint(HINT))?;
+    let address = value
+        .parse()
+        .map_err(|_| Invalid::new("auxiliary address", text, format!("`{value}` is not an IP address")).hint(HINT))?;
     Ok((name, address))
 }
 
@@ -79,7 +87,8 @@ pub(crate) fn aux_address(text: &str) -> Result<(String, IpAddr), Invalid> {
 pub(crate) fn sysctl(text: &str) -> Result<(String, String), Invalid> {
     let (name, value) = pair("sysctl", "write NAME=VALUE, such as net.ipv4.ip_forward=1", text)?;
     if !name.starts_with("net.") && !name.starts_with("net/") {
-        return Err(Invalid::new("sysctl", text, "does not belong to the network namespace").hint("only sysctls that start with `net.` can be set"));
+        return Err(Invalid::new("sysctl", text, "does not belong to the network namespace")
+            .hint("only sysctls that start with `net.` can be set"));
     }
     if name.split(['.', '/']).any(str::is_empty) {
         return Err(Invalid::new("sysctl", text, "has an empty part in its name"));
@@ -102,7 +111,10 @@ fn pair(what: &'static str, hint: &'static str, text: &str) -> Result<(String, S
 /// `NAME[:ALIAS]`.
 pub(crate) fn link(text: &str) -> Result<Link, Invalid> {
     let (container, alias) = text.split_once(':').unwrap_or((text, text));
-    let nested = |e: Invalid| Invalid::new("link", text, format!("{} `{}` {}", e.what, e.value, e.reason)).hint("write CONTAINER or CONTAINER:ALIAS");
+    let nested = |e: Invalid| {
+        Invalid::new("link", text, format!("{} `{}` {}", e.what, e.value, e.reason))
+            .hint("write CONTAINER or CONTAINER:ALIAS")
+    };
     Ok(Link { container: container.parse().map_err(nested)?, alias: alias.parse().map_err(nested)? })
 }
 
@@ -110,7 +122,8 @@ pub(crate) fn link(text: &str) -> Result<Link, Invalid> {
 pub(crate) fn host_entry(text: &str) -> Result<HostEntry, Invalid> {
     const HINT: &str = "write NAME:ADDRESS or NAME:host-gateway";
     let refuse = |why: String| Invalid::new("host entry", text, why).hint(HINT);
-    let (name, value) = text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(|| refuse("has no address".to_owned()))?;
+    let (name, value) =
+        text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(|| refuse("has no address".to_owned()))?;
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
         return Err(refuse("has no usable name".to_owned()));
     }
@@ -127,7 +140,9 @@ pub(crate) fn host_entry(text: &str) -> Result<HostEntry, Invalid> {
 /// A word of resolv.conf(5), where blanks and line ends would start another.
 pub(crate) fn resolver_word(text: &str) -> Result<String, Invalid> {
     if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(Invalid::new("resolver setting", text, "is empty or has blanks in it").hint("repeat the flag for several"));
+        return Err(
+            Invalid::new("resolver setting", text, "is empty or has blanks in it").hint("repeat the flag for several")
+        );
     }
     Ok(text.to_owned())
 }
@@ -165,7 +180,8 @@ impl FromStr for NetworkSpec {
         let mut request = EndpointRequest::new("");
         for part in text.split(',') {
             set(&mut request, part).map_err(|e| {
-                let reason = if e.value == part { e.reason } else { format!("{} `{}` {}", e.what, e.value, e.reason).into() };
+                let reason =
+                    if e.value == part { e.reason } else { format!("{} `{}` {}", e.what, e.value, e.reason).into() };
                 let refused = Invalid::new("network", text, reason);
                 match e.hint {
                     Some(hint) => refused.hint(hint),
@@ -184,7 +200,9 @@ impl FromStr for NetworkSpec {
 
 fn set(request: &mut EndpointRequest, part: &str) -> Result<(), Invalid> {
     const HINT: &str = "known keys: name, alias, link, ip, ip6, mac-address, gw-priority, ifname, driver-opt";
-    let (key, value) = part.split_once('=').ok_or_else(|| Invalid::new("network", part, "has a part that is not KEY=VALUE").hint(HINT))?;
+    let (key, value) = part
+        .split_once('=')
+        .ok_or_else(|| Invalid::new("network", part, "has a part that is not KEY=VALUE").hint(HINT))?;
     match key {
         "name" => request.network = value.to_owned(),
         "alias" => request.aliases.push(value.parse()?),
@@ -209,7 +227,10 @@ pub(crate) fn driver_option(request: &mut EndpointRequest, text: &str) -> Result
     let (key, value) = option(text)?;
     match key.as_str() {
         IFNAME_OPTION | "ifname" => request.ifname = Some(value.parse()?),
-        _ => return Err(Invalid::new("endpoint option", key, "is unknown").hint(format!("known options: ifname, that is {IFNAME_OPTION}"))),
+        _ => {
+            return Err(Invalid::new("endpoint option", key, "is unknown")
+                .hint(format!("known options: ifname, that is {IFNAME_OPTION}")));
+        }
     }
     Ok(())
 }
@@ -224,14 +245,24 @@ mod tests {
         assert!(matches!("name=none".parse(), Ok(NetworkSpec::None)));
         let Ok(NetworkSpec::Container(name)) = "container:web".parse() else { panic!() };
         assert_eq!(name, "web");
-        let Ok(NetworkSpec::Endpoint(request)) = "name=web,alias=a,alias=b,ip=10.0.0.5,gw-priority=-1,ifname=lan0".parse() else { panic!() };
+        let Ok(NetworkSpec::Endpoint(request)) =
+            "name=web,alias=a,alias=b,ip=10.0.0.5,gw-priority=-1,ifname=lan0".parse()
+        else {
+            panic!()
+        };
         assert_eq!((request.network.as_str(), request.aliases.len(), request.gateway_priority), ("web", 2, -1));
         assert_eq!(request.ifname.unwrap().as_str(), "lan0");
     }
 
     #[test]
     fn malformed_networks_say_which_part() {
-        for (text, part) in [("", "empty"), ("ip=10.0.0.1", "names no network"), ("name=web,foo=1", "foo"), ("name=web,ip=x", "`x`"), ("name=web,x", "KEY=VALUE")] {
+        for (text, part) in [
+            ("", "empty"),
+            ("ip=10.0.0.1", "names no network"),
+            ("name=web,foo=1", "foo"),
+            ("name=web,ip=x", "`x`"),
+            ("name=web,x", "KEY=VALUE"),
+        ] {
             let error = text.parse::<NetworkSpec>().unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
         }

@@ -31,7 +31,13 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_lines_do_not_trail() {
-        let rows = [vec!["a".to_owned(), "long cell".to_owned(), String::new()], vec!["bcd".to_owned(), String::new(), "x".to_owned()]];
-        assert_eq!(render(&["ID", "NAME", "PORTS"], &rows), "ID    NAME        PORTS\na     long cell\nbcd               x\n");
+        let rows = [
+            vec!["a".to_owned(), "long cell".to_owned(), String::new()],
+            vec!["bcd".to_owned(), String::new(), "x".to_owned()],
+        ];
+        assert_eq!(
+            render(&["ID", "NAME", "PORTS"], &rows),
+            "ID    NAME        PORTS\na     long cell\nbcd               x\n"
+        );
     }
 }

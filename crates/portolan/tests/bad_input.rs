@@ -48,18 +48,46 @@ fn unknown_commands_and_flags() {
     let root = Root::new("flags");
     for (args, message, hint) in [
         (&["frobnicate"][..], "unknown command `frobnicate`", "`portolan --help` shows what it takes"),
-        (&["network", "craete"], "unknown command `craete`", "did you mean `create`? `portolan network --help` shows what it takes"),
+        (
+            &["network", "craete"],
+            "unknown command `craete`",
+            "did you mean `create`? `portolan network --help` shows what it takes",
+        ),
         (&["ps", "--everything"], "unknown flag `--everything`", "`portolan ps --help` shows what it takes"),
-        (&["run", "--pubish", "80", "--", "true"], "unknown flag `--pubish`", "did you mean `--publish`? `portolan run --help` shows what it takes"),
-        (&["network", "create", "a", "b"], "unexpected argument `b`", "`portolan network create --help` shows what it takes"),
+        (
+            &["run", "--pubish", "80", "--", "true"],
+            "unknown flag `--pubish`",
+            "did you mean `--publish`? `portolan run --help` shows what it takes",
+        ),
+        (
+            &["network", "create", "a", "b"],
+            "unexpected argument `b`",
+            "`portolan network create --help` shows what it takes",
+        ),
         (&["network", "create"], "missing `NAME`", "`portolan network create --help` shows what it takes"),
         (&["run", "-d"], "missing `COMMAND`", "`portolan run --help` shows what it takes"),
         (&["attach"], "missing `--netns` or `--pid`", "`portolan attach --help` shows what it takes"),
-        (&["attach", "--netns", "/a", "--pid", "3"], "`--netns` cannot be combined with `--pid`", "`portolan attach --help` shows what it takes"),
-        (&["network", "create", "a", "--subnet"], "`--subnet` needs a value", "`portolan network create --help` shows what it takes"),
+        (
+            &["attach", "--netns", "/a", "--pid", "3"],
+            "`--netns` cannot be combined with `--pid`",
+            "`portolan attach --help` shows what it takes",
+        ),
+        (
+            &["network", "create", "a", "--subnet"],
+            "`--subnet` needs a value",
+            "`portolan network create --help` shows what it takes",
+        ),
         (&["rules", "--as", "poem"], "`--as` does not take `poem`", "choose `words` or `nft` or `iptables`"),
-        (&["--log", "loud", "ps"], "`--log` does not take `loud`", "choose `error` or `warn` or `info` or `debug` or `trace`"),
-        (&["attach", "--pid", "0"], "value `0` of `--pid`: 0 is not in 1..=2147483647", "`portolan attach --help` shows what it takes"),
+        (
+            &["--log", "loud", "ps"],
+            "`--log` does not take `loud`",
+            "choose `error` or `warn` or `info` or `debug` or `trace`",
+        ),
+        (
+            &["attach", "--pid", "0"],
+            "value `0` of `--pid`: 0 is not in 1..=2147483647",
+            "`portolan attach --help` shows what it takes",
+        ),
     ] {
         root.refuses(args, 2, message, hint);
     }
@@ -97,15 +125,33 @@ fn malformed_networks() {
         (&["--subnet", "172.30.0.0/33"], "subnet `172.30.0.0/33`: is not an address with a prefix length", SUBNET_FORM),
         (&["--ip-range", "172.30.0.9/28"], "subnet `172.30.0.9/28`: has host bits set", "write 172.30.0.0/28"),
         (&["--gateway", "172.30.0"], "IP address `172.30.0`: is malformed", "write it like 172.30.0.5 or fd00:1::5"),
-        (&["--aux-address", "172.30.0.9"], "auxiliary address `172.30.0.9`: is not of the form KEY=VALUE", "write NAME=ADDRESS, such as router=172.30.0.9"),
+        (
+            &["--aux-address", "172.30.0.9"],
+            "auxiliary address `172.30.0.9`: is not of the form KEY=VALUE",
+            "write NAME=ADDRESS, such as router=172.30.0.9",
+        ),
         (&["--opt", "mtu"], "option `mtu`: is not of the form KEY=VALUE", "write KEY=VALUE, such as mtu=1400"),
         (&["--driver", "overlay"], "network driver `overlay`: is unknown", "this version has the driver `bridge`"),
-        (&["--ipv6=maybe"], "value `maybe` of `--ipv6`: is neither true nor false", "`portolan network create --help` shows what it takes"),
+        (
+            &["--ipv6=maybe"],
+            "value `maybe` of `--ipv6`: is neither true nor false",
+            "`portolan network create --help` shows what it takes",
+        ),
     ] {
         root.refuses(&[&["network", "create", "web"], args].concat(), 2, message, hint);
     }
-    root.refuses(&["network", "create", "a/b"], 2, "name `a/b`: holds the character '/'", "use [a-zA-Z0-9][a-zA-Z0-9_.-]*");
-    root.refuses(&["network", "create", ".."], 2, "name `..`: does not start with a letter or digit", "use [a-zA-Z0-9][a-zA-Z0-9_.-]*");
+    root.refuses(
+        &["network", "create", "a/b"],
+        2,
+        "name `a/b`: holds the character '/'",
+        "use [a-zA-Z0-9][a-zA-Z0-9_.-]*",
+    );
+    root.refuses(
+        &["network", "create", ".."],
+        2,
+        "name `..`: does not start with a letter or digit",
+        "use [a-zA-Z0-9][a-zA-Z0-9_.-]*",
+    );
 }
 
 #[test]
@@ -113,13 +159,33 @@ fn malformed_containers() {
     let root = Root::new("containers");
     for (args, message, hint) in [
         (&["--name", "a b"][..], "name `a b`: holds the character ' '", "use [a-zA-Z0-9][a-zA-Z0-9_.-]*"),
-        (&["--ip", "fd00::1"], "IPv4 address `fd00::1`: is malformed", "write it like 172.30.0.5; IPv6 goes into --ip6"),
-        (&["--mac-address", "01:00:5e:00:00:01"], "MAC address `01:00:5e:00:00:01`: is a multicast address", "write it as 02:42:ac:11:00:02"),
+        (
+            &["--ip", "fd00::1"],
+            "IPv4 address `fd00::1`: is malformed",
+            "write it like 172.30.0.5; IPv6 goes into --ip6",
+        ),
+        (
+            &["--mac-address", "01:00:5e:00:00:01"],
+            "MAC address `01:00:5e:00:00:01`: is a multicast address",
+            "write it as 02:42:ac:11:00:02",
+        ),
         (&["--network", "container:"], "network `container:`: names no container", "write container:NAME"),
-        (&["--network", "name=web,colour=red"], "network `name=web,colour=red`: key `colour` is unknown", "known keys: name, alias, link, ip, ip6, mac-address, gw-priority, ifname, driver-opt"),
-        (&["--sysctl", "kernel.panic=1"], "sysctl `kernel.panic=1`: does not belong to the network namespace", "only sysctls that start with `net.` can be set"),
+        (
+            &["--network", "name=web,colour=red"],
+            "network `name=web,colour=red`: key `colour` is unknown",
+            "known keys: name, alias, link, ip, ip6, mac-address, gw-priority, ifname, driver-opt",
+        ),
+        (
+            &["--sysctl", "kernel.panic=1"],
+            "sysctl `kernel.panic=1`: does not belong to the network namespace",
+            "only sysctls that start with `net.` can be set",
+        ),
         (&["--add-host", "db"], "host entry `db`: has no address", "write NAME:ADDRESS or NAME:host-gateway"),
-        (&["--dns", "one.one.one.one"], "IP address `one.one.one.one`: is malformed", "write it like 172.30.0.5 or fd00:1::5"),
+        (
+            &["--dns", "one.one.one.one"],
+            "IP address `one.one.one.one`: is malformed",
+            "write it like 172.30.0.5 or fd00:1::5",
+        ),
         (&["-h", "web-"], "host name `web-`: has the label \"web-\"", "labels are letters, digits and inner hyphens"),
         (&["--link", "a/b"], "link `a/b`: name `a/b` holds the character '/'", "write CONTAINER or CONTAINER:ALIAS"),
     ] {
@@ -139,14 +205,32 @@ fn flags_that_do_not_go_together() {
             &["--network", "web", "--network", "none"],
             "container cannot be connected to multiple networks with one of the networks in private (none) mode",
         ),
-        (&["--network", "container:a", "-p", "80"], "conflicting options: port publishing and the container type network mode"),
-        (&["--network", "container:a", "--expose", "80"], "conflicting options: port exposing and the container type network mode"),
+        (
+            &["--network", "container:a", "-p", "80"],
+            "conflicting options: port publishing and the container type network mode",
+        ),
+        (
+            &["--network", "container:a", "--expose", "80"],
+            "conflicting options: port exposing and the container type network mode",
+        ),
         (&["--network", "container:a", "-h", "web"], "conflicting options: hostname and the network mode"),
         (&["--network", "container:a", "--dns", "1.1.1.1"], "conflicting options: dns and the network mode"),
-        (&["--network", "container:a", "--add-host", "b:1.1.1.1"], "conflicting options: custom host-to-IP mapping and the network mode"),
-        (&["--network", "container:a", "--mac-address", "02:42:ac:11:00:02"], "conflicting options: mac-address and the network mode"),
-        (&["--network", "name=web,ip=10.0.0.2", "--ip", "10.0.0.3"], "conflicting options: cannot specify both --ip and per-network IPv4 address"),
-        (&["--network", "host", "--sysctl", "net.ipv4.ip_forward=1"], "sysctl `net.ipv4.ip_forward` not allowed in host network namespace"),
+        (
+            &["--network", "container:a", "--add-host", "b:1.1.1.1"],
+            "conflicting options: custom host-to-IP mapping and the network mode",
+        ),
+        (
+            &["--network", "container:a", "--mac-address", "02:42:ac:11:00:02"],
+            "conflicting options: mac-address and the network mode",
+        ),
+        (
+            &["--network", "name=web,ip=10.0.0.2", "--ip", "10.0.0.3"],
+            "conflicting options: cannot specify both --ip and per-network IPv4 address",
+        ),
+        (
+            &["--network", "host", "--sysctl", "net.ipv4.ip_forward=1"],
+            "sysctl `net.ipv4.ip_forward` not allowed in host network namespace",
+        ),
     ] {
         // Docker's status for what it refuses to run.
         root.refuses(&[&["run"], args, &["--", "true"]].concat(), 125, message, EITHER);
@@ -204,7 +288,14 @@ fn is_root() -> bool {
 #[test]
 fn version_and_completions_need_no_state() {
     let root = Root::new("stateless");
-    for args in [&["version"][..], &["version", "--json"], &["--version"], &["completion", "bash"], &["completion", "zsh"], &["man"]] {
+    for args in [
+        &["version"][..],
+        &["version", "--json"],
+        &["--version"],
+        &["completion", "bash"],
+        &["completion", "zsh"],
+        &["man"],
+    ] {
         let output = root.portolan(args);
         assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
         assert!(!root.0.exists(), "{args:?}: made `{}`", root.0.display());

@@ -75,6 +75,9 @@ fn every_command_teaches() {
     visit(&[], &mut found);
     for (name, text) in found {
         let first = text.lines().next().unwrap_or_default();
-        assert!(first.len() > 10 && !first.ends_with('.'), "{name}: one sentence without a full stop comes first: {first:?}");
+        assert!(
+            first.len() > 10 && !first.ends_with('.'),
+            "{name}: one sentence without a full stop comes first: {first:?}"
+        );
     }
 }

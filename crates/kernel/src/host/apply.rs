@@ -346,7 +346,9 @@ impl Context<'_> {
                     mac: Some(bridge.mac.octets()),
                     mtu: Some(bridge.mtu.bytes()),
                     group: Some(BRIDGE_GROUP),
-                    mcast_snooping: true,
+                    // Every endpoint is known, listeners are not: multicast goes to all ports, as on a plain switch.
+                    mcast_snooping: false,
+                    mcast_querier: false,
                     up: false,
                 },
             );
@@ -367,17 +369,13 @@ impl Context<'_> {
         } else {
             &[("disable_ipv6", "1")]
         };
-        for (key, value) in values {
-            match sysctl::write(&["net", "ipv6", "conf", name, key], value) {
-                Ok(_) => {}
-                // A kernel without IPv6 accepts nothing either.
-                Err(error) if error.is_missing() && !bridge.ipv6 => {}
-                Err(error) => {
-                    self.failures.push(failure(format!("{doing}: set sysctl `net.ipv6.conf.{name}.{key}`"), error.to_string(), error.errno().unwrap_or(0)));
-                    if self.mode == Mode::Strict {
-                        return;
-                    }
-                }
+        if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", name], values)
+            // A kernel without IPv6 accepts nothing either.
+            && (bridge.ipv6 || !error.is_missing())
+        {
+            self.failures.push(failure(doing.clone(), error.to_string(), error.errno().unwrap_or(0)));
+            if self.mode == Mode::Strict {
+                return;
             }
         }
         let Some(index) = self.index(socket, &bridge.name) else { return };
@@ -467,7 +465,6 @@ impl Context<'_> {
                     },
                 },
             );
-            link::set(batch, port.host_end.as_str(), &port_change(port));
         });
         let replies = self.send(socket, &labelled);
         let made = replies.iter().map(|reply| link::parse(&reply.payload)).find(|made| made.name == port.host_end.as_str());
@@ -480,8 +477,16 @@ impl Context<'_> {
         if !self.failures.is_empty() && self.mode == Mode::Strict {
             return;
         }
+        // A bridge port hands every frame to the bridge and needs no IPv6 of its own: with it, each would add routes
+        // that the kernel walks through whenever an interface comes or goes.
+        if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", port.host_end.as_str()], &[("disable_ipv6", "1")])
+            && !error.is_missing()
+        {
+            tracing::warn!(%error, host_end = %port.host_end, "IPv6 stays on at the bridge port");
+        }
         if let Some(index) = self.index(socket, &port.host_end) {
             last.add(&doing, |batch| {
+                link::set(batch, index, &port_change(port));
                 neigh::fdb_replace(batch, index, port.mac.octets());
             });
         }
@@ -636,14 +641,10 @@ impl Context<'_> {
         } else {
             &[("disable_ipv6", "1")]
         };
-        for (key, value) in values {
-            match sysctl::write(&["net", "ipv6", "conf", name, key], value) {
-                Ok(_) => {}
-                Err(error) if error.is_missing() && !interface.ipv6 => {}
-                Err(error) => {
-                    return Err(failure(format!("{doing}: set sysctl `net.ipv6.conf.{name}.{key}`"), error.to_string(), error.errno().unwrap_or(0)));
-                }
-            }
+        if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", name], values)
+            && (interface.ipv6 || !error.is_missing())
+        {
+            return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
         }
         if existing {
             for address in addr::dump(socket, Some(index)).map_err(|error| refusal(&doing, &error))? {
@@ -679,7 +680,6 @@ fn port_change(port: &Port) -> LinkChange<'_> {
     LinkChange {
         up: Some(true),
         alias: Some(&port.alias),
-        addr_gen_mode: Some(AddrGenMode::None),
         brport: Some(BrPort {
             isolated: Some(port.isolated),
             // The bridge knows its endpoints: it answers for them, and floods nothing that it knows.

@@ -54,7 +54,9 @@ impl Args {
             Stack::Own(endpoints) => (NetworkMode::Own, endpoints),
             Stack::None => (NetworkMode::None, Vec::new()),
             Stack::Host | Stack::Container(_) => {
-                return Err(Refused::new("a namespace to attach is a network stack of its own").hint("name networks to put it on, or `none`").into());
+                return Err(Refused::new("a namespace to attach is a network stack of its own")
+                    .hint("name networks to put it on, or `none`")
+                    .into());
             }
         };
         let engine = context.engine_for("attach")?;
@@ -92,7 +94,9 @@ impl Args {
 
 fn start_time(pid: i32) -> Result<u64> {
     pid_start_time(pid).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Refused::new(format!("no process {pid}")).hint("`ps` lists the processes").into(),
+        std::io::ErrorKind::NotFound => {
+            Refused::new(format!("no process {pid}")).hint("`ps` lists the processes").into()
+        }
         _ => anyhow::Error::new(error).context(format!("read process {pid}")),
     })
 }

@@ -72,10 +72,14 @@ impl EndpointArgs {
             let stack = match network {
                 NetworkSpec::Endpoint(_) => continue,
                 NetworkSpec::Host | NetworkSpec::Container(_) if several => {
-                    return refuse("container sharing network namespace with another container or host cannot be connected to any other network");
+                    return refuse(
+                        "container sharing network namespace with another container or host cannot be connected to any other network",
+                    );
                 }
                 NetworkSpec::None if several => {
-                    return refuse("container cannot be connected to multiple networks with one of the networks in private (none) mode");
+                    return refuse(
+                        "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+                    );
                 }
                 NetworkSpec::Host => Stack::Host,
                 NetworkSpec::None => Stack::None,
@@ -111,8 +115,14 @@ impl EndpointArgs {
 
     fn check_no_endpoint_flags(&self, stack: &Stack) -> Result<()> {
         let (kind, links) = match stack {
-            Stack::Container(_) => ("container", "conflicting options: container type network can't be used with links. This would result in undefined behavior"),
-            Stack::Host => ("host", "conflicting options: host type networking can't be used with links. This would result in undefined behavior"),
+            Stack::Container(_) => (
+                "container",
+                "conflicting options: container type network can't be used with links. This would result in undefined behavior",
+            ),
+            Stack::Host => (
+                "host",
+                "conflicting options: host type networking can't be used with links. This would result in undefined behavior",
+            ),
             _ => ("none", "conflicting options: links and the network mode"),
         };
         if !self.link.is_empty() {
@@ -141,8 +151,12 @@ impl PortArgs {
     pub(crate) fn check(&self, stack: &Stack) -> Result<()> {
         let publishes = self.publish_all || !self.publish.is_empty();
         match stack {
-            Stack::Container(_) if publishes => refuse("conflicting options: port publishing and the container type network mode"),
-            Stack::Container(_) if !self.expose.is_empty() => refuse("conflicting options: port exposing and the container type network mode"),
+            Stack::Container(_) if publishes => {
+                refuse("conflicting options: port publishing and the container type network mode")
+            }
+            Stack::Container(_) if !self.expose.is_empty() => {
+                refuse("conflicting options: port exposing and the container type network mode")
+            }
             Stack::Host | Stack::None if publishes => {
                 let mode = if matches!(stack, Stack::Host) { "host" } else { "none" };
                 failure::print(&format!("warning: published ports are discarded when using {mode} network mode"), None);

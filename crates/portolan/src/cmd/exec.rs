@@ -10,7 +10,7 @@ use portolan_kernel::process::{JoinTarget, SandboxChild, SpawnSpec};
 use portolan_kernel::signals::{FORWARDED, Signals};
 use portolan_model::{ContainerKind, NetworkMode};
 
-use crate::cmd::run::{environment, status_code, stand_for};
+use crate::cmd::run::{environment, stand_for, status_code};
 use crate::context::{Context, Engine};
 use crate::spec;
 

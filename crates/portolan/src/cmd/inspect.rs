@@ -4,9 +4,9 @@ use anyhow::Result;
 use portolan_engine::Error;
 use serde::Serialize;
 
-use crate::cmd::each;
+use crate::cmd::{each, list};
 use crate::context::Context;
-use crate::output::{self, ContainerDetails, NetworkDetails};
+use crate::output::{ContainerDetails, NetworkDetails};
 
 /// Print all that is known about containers or networks, as JSON
 ///
@@ -40,7 +40,7 @@ impl Args {
             },
             Err(error) => Err(error.into()),
         });
-        output::json(&found)?;
+        list(&found, code)?;
         Ok(code)
     }
 }

@@ -23,7 +23,9 @@ impl Args {
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Refused::new(format!("container `{}` has no log", info.container.name)).hint("only what `portolan run -d` starts has one").into());
+                return Err(Refused::new(format!("container `{}` has no log", info.container.name))
+                    .hint("only what `portolan run -d` starts has one")
+                    .into());
             }
             Err(error) => return Err(error).with_context(|| format!("open `{}`", path.display())),
         };

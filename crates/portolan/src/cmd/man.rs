@@ -24,7 +24,8 @@ impl Args {
             return Ok(0);
         };
         std::fs::create_dir_all(&dir).with_context(|| format!("create directory `{}`", dir.display()))?;
-        clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("write pages into `{}`", dir.display()))?;
+        clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("write pages into `{}`", dir.display()))?;
         Ok(0)
     }
 }

@@ -19,8 +19,9 @@ pub(crate) mod run;
 pub(crate) mod version;
 
 use anyhow::Result;
+use serde::Serialize;
 
-use crate::failure;
+use crate::{failure, output};
 
 /// Does something for each of several names: a failure of one is reported and does not keep the others from it.
 ///
@@ -38,4 +39,9 @@ pub(crate) fn each<T>(names: &[String], mut act: impl FnMut(&str) -> Result<T>) 
         }
     }
     (done, code)
+}
+
+/// Prints what was done to several as a list; nothing if nothing was, because of failures that were reported.
+pub(crate) fn list<T: Serialize>(done: &[T], code: i32) -> Result<()> {
+    if done.is_empty() && code != 0 { Ok(()) } else { output::json(&done) }
 }

@@ -12,7 +12,7 @@ use portolan_kernel::host::HostKernel;
 use portolan_model::{Driver, Link, Mac, Name, Network};
 use portolan_store::SqliteStore;
 
-use crate::cmd::each;
+use crate::cmd::{each, list};
 use crate::context::Context;
 use crate::failure::Refused;
 use crate::output::{self, Attached, Named, NetworkDetails, NetworkRow};
@@ -110,7 +110,9 @@ impl CreateArgs {
         let mut aux = BTreeMap::new();
         for (name, address) in self.aux_address {
             if aux.insert(name.clone(), address).is_some() {
-                return Err(Refused::new(format!("auxiliary address `{name}` is given twice")).hint("each needs a name of its own").into());
+                return Err(Refused::new(format!("auxiliary address `{name}` is given twice"))
+                    .hint("each needs a name of its own")
+                    .into());
             }
         }
         let request = NetworkRequest {
@@ -138,14 +140,17 @@ impl CreateArgs {
 
 /// List networks
 #[derive(Debug, clap::Args)]
-#[command(visible_alias = "list", after_help = "\
+#[command(
+    visible_alias = "list",
+    after_help = "\
 Examples:
   portolan network ls
   portolan network ls -q --filter label=team=web
   portolan network ls --filter type=custom --json
 
 Filters: name=PART, id=START, driver=NAME, label=NAME[=VALUE], type=builtin|custom. Several of one
-kind are alternatives; different kinds must all hold.")]
+kind are alternatives; different kinds must all hold."
+)]
 pub(crate) struct LsArgs {
     /// Print ids only
     #[arg(short, long)]
@@ -162,9 +167,12 @@ impl LsArgs {
     fn run(self, context: &Context) -> Result<i32> {
         let filters = Filters::new(&self.filter, &["name", "id", "driver", "label", "type"])?;
         if let Some(other) = filters.of("type").find(|kind| !matches!(*kind, "builtin" | "custom")) {
-            return Err(Refused::new(format!("filter `type={other}`: there is no such type")).hint("choose type=builtin or type=custom").into());
+            return Err(Refused::new(format!("filter `type={other}`: there is no such type"))
+                .hint("choose type=builtin or type=custom")
+                .into());
         }
-        let networks: Vec<Network> = context.engine()?.networks()?.into_iter().filter(|network| is_wanted(network, &filters)).collect();
+        let networks: Vec<Network> =
+            context.engine()?.networks()?.into_iter().filter(|network| is_wanted(network, &filters)).collect();
         if self.quiet {
             let ids: String = networks.iter().map(|network| format!("{}\n", id(network.id, self.no_trunc))).collect();
             output::print(&ids)?;
@@ -175,7 +183,13 @@ impl LsArgs {
                 .iter()
                 .map(|network| {
                     let subnets: Vec<String> = network.subnets.iter().map(|subnet| subnet.net.to_string()).collect();
-                    vec![id(network.id, self.no_trunc), network.name.to_string(), network.driver.to_string(), output::scope(network).to_owned(), subnets.join(", ")]
+                    vec![
+                        id(network.id, self.no_trunc),
+                        network.name.to_string(),
+                        network.driver.to_string(),
+                        output::scope(network).to_owned(),
+                        subnets.join(", "),
+                    ]
                 })
                 .collect();
             output::print(&table::render(&["NETWORK ID", "NAME", "DRIVER", "SCOPE", "SUBNETS"], &rows))?;
@@ -197,7 +211,9 @@ impl<'a> Filters<'a> {
     /// Refuses keys that are not among `known`.
     pub(crate) fn new(pairs: &'a [(String, String)], known: &[&str]) -> Result<Self> {
         match pairs.iter().find(|(key, _)| !known.contains(&key.as_str())) {
-            Some((key, _)) => Err(Refused::new(format!("unknown filter `{key}`")).hint(format!("known filters: {}", known.join(", "))).into()),
+            Some((key, _)) => Err(Refused::new(format!("unknown filter `{key}`"))
+                .hint(format!("known filters: {}", known.join(", ")))
+                .into()),
             None => Ok(Self(pairs)),
         }
     }
@@ -244,7 +260,7 @@ impl InspectArgs {
     fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine()?;
         let (found, code) = each(&self.networks, |name| Ok(NetworkDetails::from(&engine.network(name)?)));
-        output::json(&found)?;
+        list(&found, code)?;
         Ok(code)
     }
 }
@@ -253,9 +269,12 @@ impl InspectArgs {
 ///
 /// Containers whose namespace is gone do not keep a network. The predefined networks cannot be removed.
 #[derive(Debug, clap::Args)]
-#[command(visible_alias = "remove", after_help = "\
+#[command(
+    visible_alias = "remove",
+    after_help = "\
 Example:
-  portolan network rm web lan")]
+  portolan network rm web lan"
+)]
 pub(crate) struct RmArgs {
     /// Names, ids or unique starts of ids
     #[arg(required = true, value_name = "NETWORK")]
@@ -275,7 +294,7 @@ impl RmArgs {
         });
         let removed: Vec<(String, Network)> = removed.into_iter().flatten().collect();
         if context.json {
-            output::json(&removed.iter().map(|(_, network)| Named::from(network)).collect::<Vec<_>>())?;
+            list(&removed.iter().map(|(_, network)| Named::from(network)).collect::<Vec<_>>(), code)?;
         } else {
             output::print(&removed.iter().map(|(name, _)| format!("{name}\n")).collect::<String>())?;
         }
@@ -310,7 +329,9 @@ impl PruneArgs {
 
 fn confirmed() -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Refused::new("cannot ask whether to go on: standard input is no terminal").hint("add --force to remove without asking").into());
+        return Err(Refused::new("cannot ask whether to go on: standard input is no terminal")
+            .hint("add --force to remove without asking")
+            .into());
     }
     eprint!("This removes all networks without containers. Go on? [y/N] ");
     std::io::stderr().flush().context("ask on standard error")?;
@@ -380,7 +401,11 @@ impl ConnectArgs {
 }
 
 /// The container's hosts file has its addresses in it.
-fn refresh_hosts(context: &Context, engine: &Verbs<SqliteStore, HostKernel>, info: &portolan_engine::ContainerInfo) -> Result<()> {
+fn refresh_hosts(
+    context: &Context,
+    engine: &Verbs<SqliteStore, HostKernel>,
+    info: &portolan_engine::ContainerInfo,
+) -> Result<()> {
     runtime::rewrite_hosts(&context.run, info.container.id, &engine.hosts_file(info)?)
 }
 

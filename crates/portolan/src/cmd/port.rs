@@ -30,7 +30,9 @@ impl Args {
         }
         let mut lines = output::port_lines(&info);
         let Some(port) = self.port else {
-            output::print(&lines.iter().map(|line| format!("{} -> {}\n", line.container, line.host())).collect::<String>())?;
+            output::print(
+                &lines.iter().map(|line| format!("{} -> {}\n", line.container, line.host())).collect::<String>(),
+            )?;
             return Ok(0);
         };
         let wanted: Vec<String> = port.ports.ports().map(|number| format!("{number}/{}", port.protocol)).collect();

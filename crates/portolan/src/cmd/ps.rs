@@ -43,13 +43,17 @@ impl Args {
         // Newest first, as Docker lists them.
         containers.reverse();
         if self.quiet {
-            let ids: String = containers.iter().map(|info| format!("{}\n", id(info.container.id, self.no_trunc))).collect();
+            let ids: String =
+                containers.iter().map(|info| format!("{}\n", id(info.container.id, self.no_trunc))).collect();
             output::print(&ids)?;
         } else if context.json {
             output::json(&containers.iter().map(ContainerRow::from).collect::<Vec<_>>())?;
         } else {
             let rows: Vec<Vec<String>> = containers.iter().map(|info| self.row(info)).collect();
-            output::print(&table::render(&["CONTAINER ID", "COMMAND", "CREATED", "STATUS", "PORTS", "NETWORKS", "NAMES"], &rows))?;
+            output::print(&table::render(
+                &["CONTAINER ID", "COMMAND", "CREATED", "STATUS", "PORTS", "NETWORKS", "NAMES"],
+                &rows,
+            ))?;
         }
         Ok(0)
     }

@@ -18,11 +18,14 @@ pub(crate) struct VerifyArgs {}
 
 impl VerifyArgs {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
-        let differences: Vec<Difference> = context.engine_for("verify")?.verify()?.iter().map(Difference::from).collect();
+        let differences: Vec<Difference> =
+            context.engine_for("verify")?.verify()?.iter().map(Difference::from).collect();
         if context.json {
             output::json(&differences)?;
         } else {
-            output::print(&differences.iter().map(|difference| format!("{}\n", difference.line())).collect::<String>())?;
+            output::print(
+                &differences.iter().map(|difference| format!("{}\n", difference.line())).collect::<String>(),
+            )?;
         }
         Ok(i32::from(!differences.is_empty()))
     }

@@ -8,7 +8,7 @@ use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
 use portolan_model::{Container, ContainerKind, ProcessId};
 
-use crate::cmd::each;
+use crate::cmd::{each, list};
 use crate::context::{Context, Engine};
 use crate::failure::Refused;
 use crate::output::{self, Named};
@@ -19,10 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Remove containers that do not run, with their logs
 #[derive(Debug, clap::Args)]
-#[command(visible_alias = "remove", after_help = "\
+#[command(
+    visible_alias = "remove",
+    after_help = "\
 Examples:
   portolan rm site
-  portolan rm -f site db")]
+  portolan rm -f site db"
+)]
 pub(crate) struct Args {
     /// Names, ids or unique starts of ids
     #[arg(required = true, value_name = "CONTAINER")]
@@ -44,7 +47,7 @@ impl Args {
         });
         let removed: Vec<(String, Container)> = removed.into_iter().flatten().collect();
         if context.json {
-            output::json(&removed.iter().map(|(_, container)| Named::from(container)).collect::<Vec<_>>())?;
+            list(&removed.iter().map(|(_, container)| Named::from(container)).collect::<Vec<_>>(), code)?;
         } else {
             output::print(&removed.iter().map(|(name, _)| format!("{name}\n")).collect::<String>())?;
         }
@@ -62,9 +65,12 @@ fn remove(engine: &Engine, name: &str, force: bool) -> Result<Option<Container>>
     let id = container.id.to_string();
     if container.kind == ContainerKind::Attached {
         if info.alive && !force {
-            return Err(Refused::new(format!("container `{}` is a namespace that somebody else made, and is there", container.name))
-                .hint(format!("take it off its networks: portolan detach {}", container.name))
-                .into());
+            return Err(Refused::new(format!(
+                "container `{}` is a namespace that somebody else made, and is there",
+                container.name
+            ))
+            .hint(format!("take it off its networks: portolan detach {}", container.name))
+            .into());
         }
         return Ok(Some(engine.detach(&id)?));
     }
@@ -87,7 +93,9 @@ fn remove(engine: &Engine, name: &str, force: bool) -> Result<Option<Container>>
 fn open(process: ProcessId) -> Option<PidFd> {
     let handle = PidFd::open(process.pid).ok()?;
     // Read after opening: the number cannot be given to another process while we hold the handle of a living one.
-    portolan_kernel::process::pid_start_time(process.pid).is_ok_and(|started| started == process.started).then_some(handle)
+    portolan_kernel::process::pid_start_time(process.pid)
+        .is_ok_and(|started| started == process.started)
+        .then_some(handle)
 }
 
 fn kill(process: ProcessId) -> Result<()> {

@@ -42,7 +42,9 @@ impl Args {
             Form::Words => {
                 let sentences = explain::words(&rules.elements);
                 if context.json {
-                    let sentences = sentences.into_iter().map(|sentence| RuleSentence { owner: sentence.owner, text: sentence.text });
+                    let sentences = sentences
+                        .into_iter()
+                        .map(|sentence| RuleSentence { owner: sentence.owner, text: sentence.text });
                     output::json(&sentences.collect::<Vec<_>>())?;
                     return Ok(0);
                 }

@@ -29,7 +29,8 @@ use crate::runtime::{self, RuntimeDir};
 use crate::spec;
 
 /// Where the program sees the files we make for it.
-const FILES: [(&str, &str); 3] = [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")];
+const FILES: [(&str, &str); 3] =
+    [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")];
 
 /// Run a command with a network stack of its own
 ///
@@ -38,7 +39,9 @@ const FILES: [(&str, &str); 3] = [("hosts", "/etc/hosts"), ("resolv.conf", "/etc
 /// command cannot be executed, 127 if it is not found, 128 and the signal's number if it was killed. If anything fails,
 /// nothing is left behind.
 #[derive(Debug, clap::Args)]
-#[command(disable_help_flag = true, after_help = "\
+#[command(
+    disable_help_flag = true,
+    after_help = "\
 Examples:
   portolan run --rm -- ip addr
   portolan run -d --name site -p 8080:80 -- python3 -m http.server 80
@@ -50,7 +53,8 @@ Published ports:
   -p 8080:80             on port 8080 of all addresses, IPv4 and IPv6
   -p 127.0.0.1:8080:80   for this host only
   -p 8000-8009:80        on the first free port of these
-  -p 5000-5009:5000-5009/udp")]
+  -p 5000-5009:5000-5009/udp"
+)]
 pub(crate) struct Args {
     /// Go on in the background; print the container's id once the command runs
     #[arg(short, long)]
@@ -158,7 +162,9 @@ impl Args {
             (_, Some(name)) => Some(name),
             (NetworkMode::Container(_), None) => stack.hostname.clone(),
             (NetworkMode::Host, None) => None,
-            (NetworkMode::Own | NetworkMode::None, None) => Some(id.short().parse().expect("hexadecimal digits are a host name")),
+            (NetworkMode::Own | NetworkMode::None, None) => {
+                Some(id.short().parse().expect("hexadecimal digits are a host name"))
+            }
         };
         let dir = RuntimeDir::create(&context.run, id)?;
         let log = if self.detach { Some(dir.log()?) } else { None };
@@ -168,8 +174,13 @@ impl Args {
         {
             env.push(("HOSTNAME".into(), name.as_str().into()));
         }
-        let stream = || log.as_ref().map(|log| log.try_clone().map(OwnedFd::from)).transpose().context("pass on the log");
-        let null = log.is_some().then(|| File::open("/dev/null").map(OwnedFd::from)).transpose().context("open `/dev/null`")?;
+        let stream =
+            || log.as_ref().map(|log| log.try_clone().map(OwnedFd::from)).transpose().context("pass on the log");
+        let null = log
+            .is_some()
+            .then(|| File::open("/dev/null").map(OwnedFd::from))
+            .transpose()
+            .context("open `/dev/null`")?;
         let mut child = SandboxChild::spawn(&SpawnSpec {
             argv: self.command.clone(),
             env,
@@ -184,7 +195,8 @@ impl Args {
             join: stack.join,
             sysctls: self.sysctl.clone(),
         })?;
-        let process = ProcessId { pid: child.pid(), started: child.start_time().context("read the child's start time")? };
+        let process =
+            ProcessId { pid: child.pid(), started: child.start_time().context("read the child's start time")? };
         let own = matches!(stack.mode, NetworkMode::Own);
         let info = engine.attach(&AttachRequest {
             name: self.name,
@@ -226,7 +238,9 @@ impl Args {
 
     /// The life of the process in the background; its exit status is nobody's but the log's.
     fn supervise(self, context: &Context, stack: Stack, id: Id, back: session::Back) -> i32 {
-        let started = Signals::take(FORWARDED).context("take signals").and_then(|signals| Ok((signals, self.start(context, stack, id)?)));
+        let started = Signals::take(FORWARDED)
+            .context("take signals")
+            .and_then(|signals| Ok((signals, self.start(context, stack, id)?)));
         let (signals, running) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -281,7 +295,10 @@ impl Running {
             self.dir.discard();
         }
         if let Err(error) = ended {
-            failure::report(&anyhow::Error::new(error).context(format!("clean up after container `{}`", container.name)), 1);
+            failure::report(
+                &anyhow::Error::new(error).context(format!("clean up after container `{}`", container.name)),
+                1,
+            );
         }
         code
     }
@@ -354,7 +371,11 @@ fn binds(dir: &RuntimeDir, stack: &Prepared, named: bool) -> Vec<(PathBuf, PathB
         Some(theirs) => Some(theirs.join(name)).filter(|path| path.exists()),
         None => (named || name != "hostname").then(|| dir.file(name)),
     };
-    FILES.iter().filter(|(_, target)| Path::new(target).exists()).filter_map(|(name, target)| Some((ours(name)?, target.into()))).collect()
+    FILES
+        .iter()
+        .filter(|(_, target)| Path::new(target).exists())
+        .filter_map(|(name, target)| Some((ours(name)?, target.into())))
+        .collect()
 }
 
 /// Writes what the command will see.
@@ -363,9 +384,15 @@ fn prepare_files(engine: &Engine, dir: &RuntimeDir, info: &ContainerInfo) -> Res
     let reach = match container.mode {
         NetworkMode::Container(_) => return Ok(()),
         NetworkMode::Host => Reach::Host,
-        NetworkMode::Own | NetworkMode::None => Reach::Network { ipv6: info.endpoints.iter().any(|(endpoint, _)| endpoint.address(Family::V6).is_some()) },
+        NetworkMode::Own | NetworkMode::None => {
+            Reach::Network { ipv6: info.endpoints.iter().any(|(endpoint, _)| endpoint.address(Family::V6).is_some()) }
+        }
     };
-    let hosts = if container.mode == NetworkMode::Host { hosts_of_the_host(&container.hosts) } else { engine.hosts_file(info)? };
+    let hosts = if container.mode == NetworkMode::Host {
+        hosts_of_the_host(&container.hosts)
+    } else {
+        engine.hosts_file(info)?
+    };
     dir.write("hosts", &hosts)?;
     dir.write("resolv.conf", &resolv::content(&container.dns, reach))?;
     if let Some(name) = &container.hostname {
@@ -398,7 +425,12 @@ fn loopback_up(namespace: &NetnsFd) -> Result<()> {
 
 /// What `--env` asks for; a name alone is what our own environment has, if it has it.
 pub(crate) fn environment(pairs: Vec<(String, Option<String>)>) -> Vec<(OsString, OsString)> {
-    pairs.into_iter().filter_map(|(name, value)| Some((name.clone().into(), value.map(OsString::from).or_else(|| std::env::var_os(&name))?))).collect()
+    pairs
+        .into_iter()
+        .filter_map(|(name, value)| {
+            Some((name.clone().into(), value.map(OsString::from).or_else(|| std::env::var_os(&name))?))
+        })
+        .collect()
 }
 
 /// Passes signals on to a child until it ends.
@@ -409,7 +441,9 @@ pub(crate) fn stand_for(child: &mut SandboxChild, signals: &Signals) -> Result<E
             // What the terminal sends goes to the whole foreground process group: the command has it already.
             Event::Signal { from_kernel: true, .. } => {}
             Event::Signal { number, .. } => match child.pidfd().signal(number) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::debug!(number, %error, "signal not passed on"),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::debug!(number, %error, "signal not passed on")
+                }
                 _ => {}
             },
         }

@@ -12,7 +12,12 @@ pub(crate) struct Args {}
 impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-        let version = Version { version: env!("CARGO_PKG_VERSION"), kernel, os: std::env::consts::OS, arch: std::env::consts::ARCH };
+        let version = Version {
+            version: env!("CARGO_PKG_VERSION"),
+            kernel,
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+        };
         if context.json {
             output::json(&version)?;
         } else {

@@ -6,13 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use portolan_kernel::netns::NetnsFd;
-use portolan_kernel::rtnl::Family;
+use portolan_kernel::netlink::{ROUTE, Socket};
+use portolan_kernel::netns::{NetnsFd, with_netns};
+use portolan_kernel::rtnl::link::Link;
+use portolan_kernel::rtnl::{Family, addr, link};
+use portolan_kernel::socket::{packet, wait_readable};
 use portolan_lab::snapshot::{Snapshot, snapshot};
 use portolan_lab::{Host, InNetns, Lab, Lan};
 use serde_json::Value;
@@ -89,7 +93,18 @@ impl World {
             h.add_default_route(gateway).unwrap();
         }
         let root = lab.dir().join("root");
-        Some(Self { h, n, lan, root, lab })
+        let world = Self { h, n, lan, root, lab };
+        // A new namespace has it on wherever the module is loaded, which is chance.
+        world.bridge_netfilter(false);
+        Some(world)
+    }
+
+    /// Makes frames inside a bridge pass the IP hooks (`br_netfilter`) or not; `false` where the module is not loaded.
+    pub(crate) fn bridge_netfilter(&self, on: bool) -> bool {
+        let value = if on { "1" } else { "0" };
+        ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
+            .iter()
+            .all(|name| self.h.sysctl(&["net", "bridge", name], value).is_ok())
     }
 
     /// The binary on host `h`, not yet started.
@@ -319,4 +334,162 @@ pub(crate) fn endpoints(attached: &Value) -> BTreeMap<String, Endpoint> {
 pub(crate) fn mac(text: &str) -> [u8; 6] {
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
     bytes.try_into().unwrap_or_else(|_| panic!("{text} is not a MAC"))
+}
+
+fn route_socket(place: &impl InNetns) -> Socket {
+    with_netns(place.netns(), || Socket::open(ROUTE)).unwrap().unwrap()
+}
+
+/// An interface of `place`.
+#[track_caller]
+pub(crate) fn interface(place: &impl InNetns, name: &str) -> Option<Link> {
+    link::lookup(&mut route_socket(place), name).unwrap()
+}
+
+/// The addresses of an interface, link-local ones included.
+#[track_caller]
+pub(crate) fn addresses(place: &impl InNetns, name: &str) -> Vec<IpAddr> {
+    let index = interface(place, name).unwrap_or_else(|| panic!("no interface {name}")).index;
+    let addresses = addr::dump(&mut route_socket(place), Some(index)).unwrap();
+    addresses.into_iter().filter(|address| address.ifindex == index).map(|address| address.addr).collect()
+}
+
+/// The subnets of a network.
+#[track_caller]
+pub(crate) fn subnets(world: &World, network: &str) -> Vec<ipnet::IpNet> {
+    let details = world.json(&["network", "inspect", network]);
+    let configs = details[0]["IPAM"]["Config"].as_array().unwrap_or_else(|| panic!("{details}"));
+    configs.iter().map(|config| config["Subnet"].as_str().unwrap().parse().unwrap()).collect()
+}
+
+/// Whole frames on an interface: to send what no decent program sends, and to see what arrives.
+#[derive(Debug)]
+pub(crate) struct Wire(UdpSocket);
+
+impl Wire {
+    /// Taps an interface of `place`.
+    #[track_caller]
+    pub(crate) fn on(place: &impl InNetns, name: &str) -> Self {
+        let index = interface(place, name).unwrap_or_else(|| panic!("no interface {name}")).index;
+        let socket = with_netns(place.netns(), || packet(index)).unwrap().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self(socket)
+    }
+
+    /// Sends a frame.
+    #[track_caller]
+    pub(crate) fn send(&self, frame: &[u8]) {
+        self.0.send(frame).unwrap();
+    }
+
+    /// Waits for a frame for which `wanted` holds.
+    pub(crate) fn sees(&self, patience: Duration, mut wanted: impl FnMut(&[u8]) -> bool) -> bool {
+        let end = Instant::now() + patience;
+        let mut frame = [0; 65536];
+        loop {
+            while let Ok(len) = self.0.recv(&mut frame) {
+                if wanted(&frame[..len]) {
+                    return true;
+                }
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            wait_readable([self.0.as_fd()], Some(left)).unwrap();
+        }
+    }
+
+    /// All frames within `patience` that do not come from `mac`.
+    pub(crate) fn frames_not_of(&self, mac: [u8; 6], patience: Duration) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        self.sees(patience, |frame| {
+            if frame[6..12] != mac {
+                frames.push(frame.to_vec());
+            }
+            false
+        });
+        frames
+    }
+}
+
+/// Whether `frame` holds `text`.
+pub(crate) fn holds(frame: &[u8], text: &[u8]) -> bool {
+    frame.windows(text.len()).any(|window| window == text)
+}
+
+/// The bytes of an address.
+pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    let pair = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+    let mut sum: u32 = bytes.chunks(2).map(pair).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// An Ethernet frame with an IP packet.
+pub(crate) fn ip_frame(macs: ([u8; 6], [u8; 6]), ips: (IpAddr, IpAddr), protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [macs.1, macs.0].concat();
+    let len = payload.len() as u16;
+    if ips.0.is_ipv4() {
+        let mut header = vec![0x45, 0];
+        header.extend((20 + len).to_be_bytes());
+        header.extend([0, 0, 0, 0, 255, protocol, 0, 0]);
+        header.extend([octets(ips.0), octets(ips.1)].concat());
+        let sum = internet_checksum(&header);
+        header[10..12].copy_from_slice(&sum);
+        frame.extend([0x08, 0x00]);
+        frame.extend(header);
+    } else {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(len.to_be_bytes());
+        frame.extend([protocol, 255]);
+        frame.extend([octets(ips.0), octets(ips.1)].concat());
+    }
+    frame.extend(payload);
+    frame
+}
+
+/// A frame with a UDP datagram.
+pub(crate) fn udp_frame(macs: ([u8; 6], [u8; 6]), ips: (IpAddr, IpAddr), ports: (u16, u16), text: &[u8]) -> Vec<u8> {
+    let mut datagram = [ports.0.to_be_bytes(), ports.1.to_be_bytes(), (8 + text.len() as u16).to_be_bytes(), [0, 0]].concat();
+    datagram.extend(text);
+    let sum = checksum_with_pseudo_header(ips, 17, &datagram);
+    datagram[6..8].copy_from_slice(&sum);
+    ip_frame(macs, ips, 17, &datagram)
+}
+
+/// A frame with an ICMPv6 message, its checksum filled in.
+pub(crate) fn icmp6_frame(macs: ([u8; 6], [u8; 6]), ips: (IpAddr, IpAddr), message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let sum = checksum_with_pseudo_header(ips, 58, &message);
+    message[2..4].copy_from_slice(&sum);
+    ip_frame(macs, ips, 58, &message)
+}
+
+fn checksum_with_pseudo_header(ips: (IpAddr, IpAddr), protocol: u8, payload: &[u8]) -> [u8; 2] {
+    let mut bytes = [octets(ips.0), octets(ips.1)].concat();
+    bytes.extend((payload.len() as u32).to_be_bytes());
+    bytes.extend([0, 0, 0, protocol]);
+    bytes.extend(payload);
+    internet_checksum(&bytes)
+}
+
+/// An ARP message: `operation` 1 asks, 2 answers.
+pub(crate) fn arp_frame(ether: ([u8; 6], [u8; 6]), operation: u8, sender: ([u8; 6], IpAddr), target: ([u8; 6], IpAddr)) -> Vec<u8> {
+    let mut frame = [ether.1, ether.0].concat();
+    frame.extend([0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, operation]);
+    frame.extend(sender.0);
+    frame.extend(octets(sender.1));
+    frame.extend(target.0);
+    frame.extend(octets(target.1));
+    frame
 }

@@ -1,0 +1,423 @@
+//! A kernel in memory: a set of objects that depend on each other as the real ones do, steps that can be made to fail,
+//! and a process that can be made to die at any call.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use portolan_engine::{HostRoute, Kernel, KernelError, Kind, PortClash};
+use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
+use portolan_plan::{Key, Object, Objects, Set, Setting, Step};
+
+/// A port of the host that a process of somebody else's listens on.
+pub(crate) const FOREIGN_PORT: u16 = 8009;
+
+/// What the unwinding of a dying process carries.
+struct Death;
+
+#[derive(Debug, Default)]
+struct State {
+    objects: Objects,
+    sysctls: BTreeMap<String, String>,
+    namespaces: BTreeMap<PathBuf, u64>,
+    processes: BTreeSet<i32>,
+    inodes: u64,
+    random: u64,
+    boot: u32,
+    clock: u64,
+    /// Calls and steps left until the process dies.
+    dies_in: Option<usize>,
+    /// Steps of `apply` left until one fails.
+    fails_in: Option<usize>,
+}
+
+/// One host; clones are the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeKernel(Rc<RefCell<State>>);
+
+impl FakeKernel {
+    pub(crate) fn new(seed: u64) -> Self {
+        let sysctls = [("net/ipv4/ip_forward", "0"), ("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/eth0/accept_ra", "1")];
+        let sysctls = sysctls.into_iter().map(|(path, value)| (path.to_owned(), value.to_owned())).collect();
+        Self(Rc::new(RefCell::new(State { sysctls, random: seed | 1, ..State::default() })))
+    }
+
+    /// Makes a namespace, or none if there is one.
+    pub(crate) fn make_namespace(&self, path: &Path) {
+        let mut state = self.0.borrow_mut();
+        state.inodes += 1;
+        let inode = state.inodes;
+        state.namespaces.entry(path.to_owned()).or_insert(inode);
+    }
+
+    /// Removes a namespace with everything in it.
+    pub(crate) fn remove_namespace(&self, path: &Path) {
+        let mut state = self.0.borrow_mut();
+        if let Some(inode) = state.namespaces.remove(path) {
+            state.objects.retain(|object| sandbox_of(object).is_none_or(|sandbox| sandbox.inode != inode));
+        }
+    }
+
+    pub(crate) fn start_process(&self, pid: i32) -> ProcessId {
+        self.0.borrow_mut().processes.insert(pid);
+        ProcessId { pid, started: 1 }
+    }
+
+    pub(crate) fn end_process(&self, pid: i32) {
+        self.0.borrow_mut().processes.remove(&pid);
+    }
+
+    /// The machine starts anew.
+    pub(crate) fn reboot(&self) {
+        let mut state = self.0.borrow_mut();
+        let fresh = Self::new(0).0.take();
+        *state = State { boot: state.boot + 1, inodes: state.inodes, random: state.random, clock: state.clock, ..fresh };
+    }
+
+    /// Removes an object behind our back, with what depends on it.
+    pub(crate) fn remove(&self, object: &Object) {
+        self.0.borrow_mut().delete(object);
+    }
+
+    pub(crate) fn objects(&self) -> Objects {
+        self.0.borrow().objects.clone()
+    }
+
+    pub(crate) fn sysctls(&self) -> BTreeMap<String, String> {
+        self.0.borrow().sysctls.clone()
+    }
+
+    /// Runs `verb`; the process dies at the `n`-th call or step of it. None if it did.
+    pub(crate) fn dying_at<T>(&self, n: usize, verb: impl FnOnce() -> T) -> Option<T> {
+        self.0.borrow_mut().dies_in = Some(n);
+        let result = catch_unwind(AssertUnwindSafe(verb));
+        self.0.borrow_mut().dies_in = None;
+        match result {
+            Ok(value) => Some(value),
+            Err(payload) if payload.is::<Death>() => None,
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+
+    /// Runs `verb`, of which the `n`-th step is refused. Says also whether one was.
+    pub(crate) fn failing_at<T>(&self, n: usize, verb: impl FnOnce() -> T) -> (T, bool) {
+        self.0.borrow_mut().fails_in = Some(n);
+        let result = verb();
+        let refused = self.0.borrow_mut().fails_in.take().is_none();
+        (result, refused)
+    }
+
+    fn call(&self) {
+        let mut state = self.0.borrow_mut();
+        if let Some(left) = &mut state.dies_in {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                drop(state);
+                // Not by a panic: nobody is to be told.
+                resume_unwind(Box::new(Death));
+            }
+        }
+    }
+
+    /// Takes steps that are one transaction.
+    fn transaction(&self, steps: &[Step]) -> Result<(), KernelError> {
+        let saved = self.0.borrow().objects.clone();
+        for step in steps {
+            let result = self.0.borrow_mut().take_step(step);
+            if let Err(error) = result {
+                self.0.borrow_mut().objects = saved;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sandbox_of(object: &Object) -> Option<&Sandbox> {
+    match object {
+        Object::Port(port) => Some(&port.sandbox),
+        Object::Interface(interface) => Some(&interface.sandbox),
+        Object::DefaultRoute(route) => Some(&route.sandbox),
+        _ => None,
+    }
+}
+
+fn refuse(step: &Step, reason: &str, kind: Kind) -> KernelError {
+    KernelError { doing: step.to_string(), reason: reason.to_owned(), kind, hint: None }
+}
+
+impl State {
+    fn is_alive(&self, sandbox: &Sandbox) -> bool {
+        self.namespaces.get(&sandbox.path) == Some(&sandbox.inode)
+    }
+
+    /// Whether what `object` stands on is there.
+    fn has_ground(&self, object: &Object) -> bool {
+        let bridge = |name: &IfName| self.objects.find(&Key::Bridge(name.clone())).is_some();
+        sandbox_of(object).is_none_or(|sandbox| self.is_alive(sandbox))
+            && match object {
+                Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
+                Object::Port(port) => bridge(&port.bridge),
+                Object::Neighbour(neighbour) => bridge(&neighbour.bridge),
+                Object::Interface(interface) => self.objects.iter().any(|(_, object)| {
+                    matches!(object, Object::Port(port) if port.sandbox == interface.sandbox && port.sandbox_end == interface.name)
+                }),
+                Object::DefaultRoute(route) => self.objects.iter().any(|(_, object)| {
+                    matches!(object, Object::Interface(i) if i.sandbox == route.sandbox && i.name == route.interface)
+                }),
+                _ => true,
+            }
+    }
+
+    /// Removes an object with what stands on it.
+    fn delete(&mut self, gone: &Object) {
+        let key = gone.key();
+        self.objects.retain(|object| {
+            object.key() != key
+                && match gone {
+                    Object::Ruleset(_) => !matches!(object, Object::Element(_)),
+                    Object::Bridge(bridge) => !matches!(object, Object::Neighbour(n) if n.bridge == bridge.name),
+                    Object::Port(port) => match object {
+                        Object::Interface(i) => i.sandbox != port.sandbox || i.name != port.sandbox_end,
+                        Object::DefaultRoute(r) => r.sandbox != port.sandbox || r.interface != port.sandbox_end,
+                        _ => true,
+                    },
+                    _ => true,
+                }
+        });
+    }
+
+    fn take_step(&mut self, step: &Step) -> Result<(), KernelError> {
+        if let Some(left) = &mut self.fails_in {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.fails_in = None;
+                return Err(refuse(step, "try again (EAGAIN)", Kind::Transient));
+            }
+        }
+        match step {
+            Step::Create(Object::Setting(setting)) | Step::Change(_, Object::Setting(setting)) => {
+                self.sysctls.insert(setting.path.clone(), setting.value.clone());
+            }
+            Step::Delete(Object::Setting(setting)) => self.reset(setting),
+            Step::Create(object) => {
+                if !self.has_ground(object) {
+                    return Err(refuse(step, "no such device (ENODEV)", Kind::NotFound));
+                }
+                if self.objects.find(&object.key()).is_some() {
+                    return Err(refuse(step, "file exists (EEXIST)", Kind::Conflict));
+                }
+                self.objects.insert(object.clone());
+            }
+            Step::Change(from, to) => {
+                if !self.has_ground(to) || self.objects.find(&from.key()).is_none() {
+                    return Err(refuse(step, "no such file or directory (ENOENT)", Kind::NotFound));
+                }
+                self.objects.insert(to.clone());
+            }
+            Step::Delete(object) => {
+                if self.objects.find(&object.key()).is_none() {
+                    return Err(refuse(step, "no such file or directory (ENOENT)", Kind::NotFound));
+                }
+                self.delete(object);
+            }
+        }
+        Ok(())
+    }
+
+    fn repair_step(&mut self, step: &Step) {
+        match step {
+            Step::Create(Object::Setting(setting)) | Step::Change(_, Object::Setting(setting)) => {
+                self.sysctls.insert(setting.path.clone(), setting.value.clone());
+            }
+            Step::Delete(Object::Setting(setting)) => self.reset(setting),
+            Step::Create(object) | Step::Change(_, object) => {
+                if self.has_ground(object) {
+                    self.objects.insert(object.clone());
+                }
+            }
+            Step::Delete(object) => self.delete(object),
+        }
+    }
+
+    fn reset(&mut self, setting: &Setting) {
+        if self.sysctls.get(&setting.path) == Some(&setting.value) {
+            self.sysctls.insert(setting.path.clone(), setting.before.clone());
+        }
+    }
+}
+
+/// How many of the first steps are one transaction.
+fn together(steps: &[Step]) -> usize {
+    let in_table = |step: &Step| matches!(step.object(), Object::Element(_) | Object::Ruleset(_));
+    steps.iter().take_while(|step| in_table(step)).count().max(1)
+}
+
+impl Kernel for FakeKernel {
+    fn apply(&self, _: &str, steps: &[Step]) -> Result<(), KernelError> {
+        let mut rest = steps;
+        while !rest.is_empty() {
+            self.call();
+            let (now, later) = rest.split_at(together(rest));
+            self.transaction(now)?;
+            rest = later;
+        }
+        self.call();
+        Ok(())
+    }
+
+    fn repair(&self, _: &str, steps: &[Step]) -> Vec<KernelError> {
+        let mut rest = steps;
+        while !rest.is_empty() {
+            self.call();
+            let (now, later) = rest.split_at(together(rest));
+            now.iter().for_each(|step| self.0.borrow_mut().repair_step(step));
+            rest = later;
+        }
+        self.call();
+        Vec::new()
+    }
+
+    fn observe(&self, _: &str, _: &str, desired: &Objects) -> Result<Objects, KernelError> {
+        self.call();
+        let state = self.0.borrow();
+        let mut found = Objects::new();
+        for (_, object) in desired.iter() {
+            if let Object::Setting(setting) = object
+                && let Some(value) = state.sysctls.get(&setting.path)
+            {
+                found.insert(Object::Setting(Setting { value: value.clone(), ..setting.clone() }));
+            }
+        }
+        let sandboxes: BTreeSet<&Sandbox> = desired.iter().filter_map(|(_, object)| sandbox_of(object)).collect();
+        // What lies inside of a sandbox is not ours by name.
+        let is_seen = |object: &&Object| match object {
+            Object::Interface(_) | Object::DefaultRoute(_) => sandbox_of(object).is_some_and(|s| sandboxes.contains(s)),
+            _ => true,
+        };
+        found.extend(state.objects.iter().map(|(_, object)| object).filter(is_seen).cloned());
+        Ok(found)
+    }
+
+    fn tables(&self) -> Result<Vec<String>, KernelError> {
+        self.call();
+        let state = self.0.borrow();
+        Ok(state
+            .objects
+            .iter()
+            .filter_map(|(_, object)| match object {
+                Object::Ruleset(ruleset) => Some(ruleset.name.clone()),
+                _ => None,
+            })
+            .collect())
+    }
+
+    fn routes(&self) -> Result<Vec<HostRoute>, KernelError> {
+        self.call();
+        let route = |net: &str| HostRoute { net: net.parse().unwrap(), device: Some("eth0".to_owned()), table: 254 };
+        Ok(vec![route("10.0.1.0/24"), route("172.17.0.0/16")])
+    }
+
+    fn path_mtu(&self) -> Result<Mtu, KernelError> {
+        self.call();
+        Ok(Mtu::ETHERNET)
+    }
+
+    fn interfaces(&self) -> Result<Vec<(IfName, Option<String>)>, KernelError> {
+        self.call();
+        let state = self.0.borrow();
+        let ours = state.objects.iter().filter_map(|(_, object)| match object {
+            Object::Bridge(bridge) => Some((bridge.name.clone(), Some(bridge.alias.clone()))),
+            Object::Port(port) => Some((port.host_end.clone(), Some(port.alias.clone()))),
+            _ => None,
+        });
+        Ok(ours.chain([("eth0".parse().unwrap(), None)]).collect())
+    }
+
+    fn setting(&self, path: &str) -> Option<String> {
+        self.call();
+        self.0.borrow().sysctls.get(path).cloned()
+    }
+
+    fn sandbox(&self, path: &Path) -> Result<Sandbox, KernelError> {
+        self.call();
+        let gone = || KernelError { doing: format!("open `{}`", path.display()), reason: "it does not exist".to_owned(), kind: Kind::Invalid, hint: None };
+        let inode = *self.0.borrow().namespaces.get(path).ok_or_else(gone)?;
+        Ok(Sandbox { device: 4, inode, path: path.to_owned(), process: None })
+    }
+
+    fn sandbox_alive(&self, sandbox: &Sandbox) -> bool {
+        self.call();
+        self.0.borrow().is_alive(sandbox)
+    }
+
+    fn process_alive(&self, process: ProcessId) -> bool {
+        self.call();
+        self.0.borrow().processes.contains(&process.pid)
+    }
+
+    fn this_process(&self) -> ProcessId {
+        self.call();
+        ProcessId { pid: 1000, started: 1 }
+    }
+
+    fn boot(&self) -> String {
+        format!("boot {}", self.0.borrow().boot)
+    }
+
+    fn now(&self) -> u64 {
+        let mut state = self.0.borrow_mut();
+        state.clock += 1;
+        state.clock
+    }
+
+    fn random(&self) -> [u8; 32] {
+        self.call();
+        let mut state = self.0.borrow_mut();
+        let mut bytes = [0; 32];
+        for chunk in bytes.chunks_mut(8) {
+            state.random ^= state.random << 13;
+            state.random ^= state.random >> 7;
+            state.random ^= state.random << 17;
+            chunk.copy_from_slice(&state.random.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+        }
+        bytes
+    }
+
+    fn ephemeral_ports(&self) -> (u16, u16, Vec<u16>) {
+        self.call();
+        (49152, 49171, vec![49160])
+    }
+
+    fn host_ports_free(&self, publication: &Publication) -> Result<(), PortClash> {
+        self.call();
+        let (first, last) = (publication.host.first(), publication.host.last());
+        if (first..=last).contains(&FOREIGN_PORT) {
+            return Err(PortClash::Listening { port: FOREIGN_PORT, holder: "process 7 (`nginx`)".to_owned() });
+        }
+        Ok(())
+    }
+
+    fn forget_flows(&self, _: &[Publication]) {
+        self.call();
+    }
+}
+
+/// What the elements of `set` translate to or let through: how many there are.
+pub(crate) fn count_elements(objects: &Objects, set: Set) -> usize {
+    objects.iter().filter(|(_, object)| matches!(object, Object::Element(element) if element.set == set)).count()
+}
+
+/// The gateways of the default routes in `sandbox`.
+pub(crate) fn gateways(objects: &Objects, path: &Path) -> BTreeSet<IpAddr> {
+    objects
+        .iter()
+        .filter_map(|(_, object)| match object {
+            Object::DefaultRoute(route) if route.sandbox.path == path => Some(route.gateway),
+            _ => None,
+        })
+        .collect()
+}
