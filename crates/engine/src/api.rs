@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Link, Mac, Name, Network, NetworkMode, ProcessId,
-    Publication, PublishSpec,
+    Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Link, Mac,
+    Name, Network, NetworkMode, ProcessId, Publication, PublishSpec,
 };
 use portolan_plan::{Element, Step};
 

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use portolan_model::{
-    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Name, Network, NetworkMode, Phase, Sandbox,
+    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Name, Network,
+    NetworkMode, Phase, Sandbox,
 };
 use portolan_plan::{ContainerView, Object, Objects, Step, diff, generated_mac, host_end_name};
 
@@ -26,7 +27,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Whatever is malformed, taken, exhausted or refused by the kernel; nothing has changed then.
     pub fn attach(&self, request: &AttachRequest) -> Result<ContainerInfo> {
         let sandbox = match &request.netns {
-            Some(path) => Some(self.kernel.sandbox(path).map_err(|source| Error::Kernel { doing: "attach".to_owned(), source })?),
+            Some(path) => {
+                Some(self.kernel.sandbox(path).map_err(|source| Error::Kernel { doing: "attach".to_owned(), source })?)
+            }
             None => None,
         };
         let guard = self.begin()?;
@@ -44,7 +47,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             mode: request.mode.clone(),
             process: request.process,
             supervisor: None,
-            state: if request.kind == ContainerKind::Attached { ContainerState::Running } else { ContainerState::Created },
+            state: if request.kind == ContainerKind::Attached {
+                ContainerState::Running
+            } else {
+                ContainerState::Created
+            },
             sandbox,
             hostname: request.hostname.clone(),
             command: request.command.clone(),
@@ -78,9 +85,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for (wanted, network) in request.endpoints.iter().zip(&networks) {
             self.plan_endpoint(&tx, &mut view, network, wanted)?;
         }
-        let publications = self.plan_publications(&tx, &view, &request.publish, request.publish_all.then_some(&request.exposed[..]))?;
+        let publications =
+            self.plan_publications(&tx, &view, &request.publish, request.publish_all.then_some(&request.exposed[..]))?;
         for publication in &publications {
-            tx.put_publication(&PublicationRow { container: view.container.id, publication: *publication, phase: self.owner() })?;
+            tx.put_publication(&PublicationRow {
+                container: view.container.id,
+                publication: *publication,
+                phase: self.owner(),
+            })?;
         }
         view.publications = publications;
         let mut after = if first { self.surroundings(&tx, &networks)? } else { Objects::new() };
@@ -93,7 +105,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let steps = diff(&after, &before);
         let doing = || match networks.as_slice() {
             [] => format!("attach `{}`", view.container.name),
-            networks => format!("attach `{}` to `{}`", view.container.name, networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("`, `")),
+            networks => format!(
+                "attach `{}` to `{}`",
+                view.container.name,
+                networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("`, `")
+            ),
         };
         if let Err(error) = self.apply(&guard, &steps, doing) {
             let tx = self.store.write(&guard)?;
@@ -103,7 +119,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         self.forget_flows(&view.publications);
         self.settle(&guard, &mut view)?;
-        Ok(ContainerInfo { container: view.container, endpoints: view.endpoints, publications: view.publications, alive: true })
+        Ok(ContainerInfo {
+            container: view.container,
+            endpoints: view.endpoints,
+            publications: view.publications,
+            alive: true,
+        })
     }
 
     /// Marks a container, its endpoints and its ports as settled.
@@ -167,7 +188,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         if let (Some(holder), Some(sandbox)) = (inside, sandbox) {
             if self.is_alive(&holder) {
-                return Err(Error::SandboxTaken { path: sandbox.path.display().to_string(), container: holder.name.to_string() });
+                return Err(Error::SandboxTaken {
+                    path: sandbox.path.display().to_string(),
+                    container: holder.name.to_string(),
+                });
             }
             self.reap(guard, holder)?;
         }
@@ -187,12 +211,21 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Decides an endpoint on `network`, takes its leases and adds it to `view`.
-    fn plan_endpoint(&self, tx: &S::Tx<'_>, view: &mut ContainerView, network: &Network, wanted: &EndpointRequest) -> Result<()> {
+    fn plan_endpoint(
+        &self,
+        tx: &S::Tx<'_>,
+        view: &mut ContainerView,
+        network: &Network,
+        wanted: &EndpointRequest,
+    ) -> Result<()> {
         if network.driver != Driver::Bridge {
             return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
         }
         if view.endpoints.iter().any(|(_, other)| other.id == network.id) {
-            return Err(Error::AlreadyConnected { container: view.container.name.to_string(), network: network.name.to_string() });
+            return Err(Error::AlreadyConnected {
+                container: view.container.name.to_string(),
+                network: network.name.to_string(),
+            });
         }
         if tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
             return Err(Error::BridgeFull { network: network.name.to_string() });
@@ -224,7 +257,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let first = found.first().map_or(IpAddr::from([0, 0, 0, 0]), |(found, _)| found.address.addr());
         let mac = wanted.mac.unwrap_or_else(|| generated_mac(network.id, first));
         if let Some(holder) = tx.mac_holder(network.id, mac)? {
-            return Err(Error::MacTaken { mac, network: network.name.to_string(), holder: self.name_of_endpoint(tx, holder)? });
+            return Err(Error::MacTaken {
+                mac,
+                network: network.name.to_string(),
+                holder: self.name_of_endpoint(tx, holder)?,
+            });
         }
         let ifname = match &wanted.ifname {
             Some(name) => name.clone(),
@@ -248,7 +285,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             host_end,
             mac,
             mac_configured: wanted.mac.is_some(),
-            addresses: found.iter().map(|(found, configured)| EndpointAddress { address: found.address, configured: *configured }).collect(),
+            addresses: found
+                .iter()
+                .map(|(found, configured)| EndpointAddress { address: found.address, configured: *configured })
+                .collect(),
             gateway_priority: wanted.gateway_priority,
             aliases: wanted.aliases.clone(),
             links: wanted.links.clone(),
@@ -265,7 +305,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     fn name_of_endpoint(&self, tx: &S::Tx<'_>, endpoint: Id) -> Result<String> {
         let Some(endpoint) = tx.endpoint(endpoint)? else { return Ok("?".to_owned()) };
-        Ok(tx.container(endpoint.container)?.map_or_else(|| endpoint.container.short(), |container| container.name.to_string()))
+        Ok(tx
+            .container(endpoint.container)?
+            .map_or_else(|| endpoint.container.short(), |container| container.name.to_string()))
     }
 
     /// Connects a container to one more network.
@@ -302,7 +344,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         self.forget_flows(&view.publications);
         self.settle(&guard, &mut view)?;
-        Ok(ContainerInfo { container: view.container, endpoints: view.endpoints, publications: view.publications, alive: true })
+        Ok(ContainerInfo {
+            container: view.container,
+            endpoints: view.endpoints,
+            publications: view.publications,
+            alive: true,
+        })
     }
 
     /// Refuses containers without a live network stack of their own.
@@ -329,13 +376,21 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// [`Engine::disconnect`] for who holds the lock.
-    pub(crate) fn disconnect_under(&self, guard: &S::Guard<'_>, container: &str, network: &str) -> Result<ContainerInfo> {
+    pub(crate) fn disconnect_under(
+        &self,
+        guard: &S::Guard<'_>,
+        container: &str,
+        network: &str,
+    ) -> Result<ContainerInfo> {
         let tx = self.store.write(guard)?;
         let container = self.find_container(&tx, container)?;
         let network = self.find_network(&tx, network)?;
         let mut view = self.view(&tx, container)?;
         let Some(position) = view.endpoints.iter().position(|(endpoint, _)| endpoint.network == network.id) else {
-            return Err(Error::NotConnected { container: view.container.name.to_string(), network: network.name.to_string() });
+            return Err(Error::NotConnected {
+                container: view.container.name.to_string(),
+                network: network.name.to_string(),
+            });
         };
         let around = std::slice::from_ref(&network);
         let last = self.is_edge(&tx, around, 1)?;
@@ -350,10 +405,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.delete_endpoint(endpoint.id)?;
         let mut after = if last { self.surroundings(&tx, around)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
-        self.take_down(tx, &after, &before, || format!("disconnect `{}` from `{}`", view.container.name, network.name))?;
+        self.take_down(tx, &after, &before, || {
+            format!("disconnect `{}` from `{}`", view.container.name, network.name)
+        })?;
         self.forget_flows(&view.publications);
         let alive = self.is_alive(&view.container);
-        Ok(ContainerInfo { container: view.container, endpoints: view.endpoints, publications: view.publications, alive })
+        Ok(ContainerInfo {
+            container: view.container,
+            endpoints: view.endpoints,
+            publications: view.publications,
+            alive,
+        })
     }
 
     /// Takes the kernel from `before` to `after`, then commits; forgets about the host what nothing needs any more.
@@ -418,8 +480,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub(crate) fn reap(&self, guard: &S::Guard<'_>, container: Container) -> Result<()> {
         tracing::info!(container = %container.name, "its namespace is gone: taking it down");
         let ran = container.kind == ContainerKind::Run && container.state == ContainerState::Running;
-        let keep = (ran && !container.auto_remove && container.phase.is_settled())
-            .then(|| Container { state: ContainerState::Exited(255), sandbox: None, process: None, supervisor: None, ..container.clone() });
+        let keep = (ran && !container.auto_remove && container.phase.is_settled()).then(|| Container {
+            state: ContainerState::Exited(255),
+            sandbox: None,
+            process: None,
+            supervisor: None,
+            ..container.clone()
+        });
         self.withdraw(guard, container, keep)
     }
 }

@@ -48,7 +48,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.store.lock()?;
         let tx = self.store.write(&guard)?;
         let container = tx.container(id)?.ok_or_else(|| Error::NotFound { what: "container", name: id.short() })?;
-        tx.put_container(&Container { process: Some(process), supervisor, state: ContainerState::Running, ..container })?;
+        tx.put_container(&Container {
+            process: Some(process),
+            supervisor,
+            state: ContainerState::Running,
+            ..container
+        })?;
         Ok(tx.commit(Durability::Process)?)
     }
 
@@ -62,8 +67,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.read()?;
         let Some(container) = tx.container(id)? else { return Ok(()) };
         drop(tx);
-        let keep = (!container.auto_remove)
-            .then(|| Container { state: ContainerState::Exited(status), sandbox: None, process: None, supervisor: None, ..container.clone() });
+        let keep = (!container.auto_remove).then(|| Container {
+            state: ContainerState::Exited(status),
+            sandbox: None,
+            process: None,
+            supervisor: None,
+            ..container.clone()
+        });
         self.withdraw(&guard, container, keep)
     }
 
@@ -93,11 +103,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if ipv6 || info.endpoints.is_empty() {
             text.push_str("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
         }
-        let view = ContainerView { container: info.container.clone(), endpoints: info.endpoints.clone(), publications: Vec::new() };
+        let view = ContainerView {
+            container: info.container.clone(),
+            endpoints: info.endpoints.clone(),
+            publications: Vec::new(),
+        };
         for entry in &info.container.hosts {
             let gateways: Vec<IpAddr> = match entry.address {
                 Some(address) => vec![address],
-                None => Family::ALL.into_iter().filter_map(|family| default_route(&view, family)).map(|(_, _, gateway)| gateway).collect(),
+                None => Family::ALL
+                    .into_iter()
+                    .filter_map(|family| default_route(&view, family))
+                    .map(|(_, _, gateway)| gateway)
+                    .collect(),
             };
             for gateway in gateways {
                 let _ = writeln!(text, "{gateway}\t{}", entry.name);
@@ -108,9 +126,20 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             for link in &own.links {
                 let missing = || Error::NotFound { what: "container", name: link.container.to_string() };
                 let other = self.find_container(&tx, link.container.as_str())?;
-                let endpoint = tx.endpoints_of(other.id)?.into_iter().find(|endpoint| endpoint.network == network.id).ok_or_else(missing)?;
+                let endpoint = tx
+                    .endpoints_of(other.id)?
+                    .into_iter()
+                    .find(|endpoint| endpoint.network == network.id)
+                    .ok_or_else(missing)?;
                 for address in &endpoint.addresses {
-                    let _ = writeln!(text, "{}\t{} {} {}", address.address.addr(), link.alias, other.name, other.id.short());
+                    let _ = writeln!(
+                        text,
+                        "{}\t{} {} {}",
+                        address.address.addr(),
+                        link.alias,
+                        other.name,
+                        other.id.short()
+                    );
                 }
             }
         }

@@ -1,6 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use portolan_model::{Container, ContainerKind, ContainerState, Driver, Family, Id, IfName, Mtu, Network, NetworkMode, Phase, Publication};
+use portolan_model::{
+    Container, ContainerKind, ContainerState, Driver, Family, Id, IfName, Mtu, Network, NetworkMode, Phase, Publication,
+};
 use portolan_plan::{ContainerView, Objects, Setting, Step, base_objects, container_objects, network_objects};
 
 use crate::error::{Error, Result};
@@ -117,7 +119,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for endpoint in tx.endpoints_of(container.id)? {
             let network = match networks.get(&endpoint.network) {
                 Some(network) => network.clone(),
-                None => tx.network(endpoint.network)?.ok_or_else(|| Error::NotFound { what: "network", name: endpoint.network.short() })?,
+                None => tx
+                    .network(endpoint.network)?
+                    .ok_or_else(|| Error::NotFound { what: "network", name: endpoint.network.short() })?,
             };
             networks.insert(network.id, network.clone());
             endpoints.push((endpoint, network));
@@ -161,7 +165,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         let table = self.table(tx)?;
         let settings: Vec<(String, String, String)> = decode(tx.meta(meta::SETTINGS)?);
-        let settings: Vec<Setting> = settings.into_iter().map(|(path, value, before)| Setting { path, value, before }).collect();
+        let settings: Vec<Setting> =
+            settings.into_iter().map(|(path, value, before)| Setting { path, value, before }).collect();
         let closed: Vec<(u8, IfName)> = decode(tx.meta(meta::CLOSED)?);
         let closed: Vec<(Family, IfName)> =
             closed.into_iter().map(|(v, name)| (if v == 4 { Family::V4 } else { Family::V6 }, name)).collect();
@@ -172,7 +177,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     fn record_base(&self, tx: &S::Tx<'_>) -> Result<()> {
         let kernel = |source| Error::Kernel { doing: "read the host's state".to_owned(), source };
         let taken = self.kernel.tables().map_err(kernel)?;
-        let name = if taken.iter().any(|t| t == TABLE_NAME) { format!("{TABLE_NAME}_{}", short_hash(&self.root)) } else { TABLE_NAME.to_owned() };
+        let name = if taken.iter().any(|t| t == TABLE_NAME) {
+            format!("{TABLE_NAME}_{}", short_hash(&self.root))
+        } else {
+            TABLE_NAME.to_owned()
+        };
         let mut settings: Vec<(String, String, String)> = Vec::new();
         let mut closed: Vec<(u8, String)> = Vec::new();
         let interfaces = self.kernel.interfaces().map_err(kernel)?;

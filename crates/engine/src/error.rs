@@ -247,10 +247,17 @@ impl Error {
     /// What the failure asks of the caller.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Invalid(_) | Self::AddressOutside { .. } | Self::NotLocal { .. } | Self::WrongMode { .. } | Self::Ambiguous { .. } => Kind::Invalid,
+            Self::Invalid(_)
+            | Self::AddressOutside { .. }
+            | Self::NotLocal { .. }
+            | Self::WrongMode { .. }
+            | Self::Ambiguous { .. } => Kind::Invalid,
             Self::NotFound { .. } | Self::NotConnected { .. } => Kind::NotFound,
             Self::Predefined { .. } => Kind::Denied,
-            Self::PoolExhausted { .. } | Self::AddressesExhausted { .. } | Self::PortsExhausted { .. } | Self::BridgeFull { .. } => Kind::Exhausted,
+            Self::PoolExhausted { .. }
+            | Self::AddressesExhausted { .. }
+            | Self::PortsExhausted { .. }
+            | Self::BridgeFull { .. } => Kind::Exhausted,
             Self::Unsupported { .. } => Kind::Unsupported,
             Self::Kernel { source, .. } => source.kind,
             Self::Store(StoreError::Denied { .. }) => Kind::Denied,

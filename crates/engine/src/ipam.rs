@@ -24,13 +24,22 @@ pub(crate) struct Occupied {
 
 impl Occupied {
     pub(crate) fn new(networks: &[Network], routes: &[HostRoute]) -> Self {
-        let ours = networks.iter().flat_map(|network| network.subnets.iter().map(|subnet| (subnet.net, format!("network `{}` ({})", network.name, subnet.net))));
-        let bridges: Vec<&str> = networks.iter().map(|network| network.bridge.as_str()).collect();
-        let theirs = routes.iter().filter(|route| !route.device.as_deref().is_some_and(|device| bridges.contains(&device))).map(|route| {
-            let device = route.device.as_ref().map_or_else(String::new, |device| format!(" dev {device}"));
-            let table = if route.table == 254 || route.table == 255 { String::new() } else { format!(" in table {}", route.table) };
-            (route.net, format!("the host's route {}{device}{table}", route.net))
+        let ours = networks.iter().flat_map(|network| {
+            network.subnets.iter().map(|subnet| (subnet.net, format!("network `{}` ({})", network.name, subnet.net)))
         });
+        let bridges: Vec<&str> = networks.iter().map(|network| network.bridge.as_str()).collect();
+        let theirs = routes
+            .iter()
+            .filter(|route| !route.device.as_deref().is_some_and(|device| bridges.contains(&device)))
+            .map(|route| {
+                let device = route.device.as_ref().map_or_else(String::new, |device| format!(" dev {device}"));
+                let table = if route.table == 254 || route.table == 255 {
+                    String::new()
+                } else {
+                    format!(" in table {}", route.table)
+                };
+                (route.net, format!("the host's route {}{device}{table}", route.net))
+            });
         Self { nets: ours.chain(theirs).collect() }
     }
 
@@ -76,14 +85,23 @@ impl Occupied {
                 }
             }
         }
-        let last = IpNet::V4(Ipv4Net::new(Ipv4Addr::from(last.unwrap_or_default()), POOL_PREFIX).expect("a valid prefix length"));
-        Err(Error::PoolExhausted { prefix: POOL_PREFIX, last, other: self.collision(last).unwrap_or("another network").to_owned() })
+        let last = IpNet::V4(
+            Ipv4Net::new(Ipv4Addr::from(last.unwrap_or_default()), POOL_PREFIX).expect("a valid prefix length"),
+        );
+        Err(Error::PoolExhausted {
+            prefix: POOL_PREFIX,
+            last,
+            other: self.collision(last).unwrap_or("another network").to_owned(),
+        })
     }
 
     /// A free /64 of this host's unique local addresses, the same for the same network name as long as it is free.
     pub(crate) fn free_v6(&self, ula: &str, name: &Name) -> Result<Ipv6Net> {
         let global = u64::from_str_radix(ula, 16).unwrap_or(0x0070_6f72_746f) & 0xff_ffff_ffff;
-        let start = name.as_str().bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let start = name
+            .as_str()
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         let mut last = None;
         for step in 0..=u16::MAX {
             let subnet = (start as u16).wrapping_add(step);
@@ -114,9 +132,10 @@ fn overlap(a: IpNet, b: IpNet) -> bool {
 pub(crate) fn usable(net: IpNet) -> (IpAddr, IpAddr) {
     match net {
         IpNet::V4(net) if net.prefix_len() >= 31 => (IpAddr::V4(net.network()), IpAddr::V4(net.broadcast())),
-        IpNet::V4(net) => {
-            (IpAddr::V4(Ipv4Addr::from(u32::from(net.network()) + 1)), IpAddr::V4(Ipv4Addr::from(u32::from(net.broadcast()) - 1)))
-        }
+        IpNet::V4(net) => (
+            IpAddr::V4(Ipv4Addr::from(u32::from(net.network()) + 1)),
+            IpAddr::V4(Ipv4Addr::from(u32::from(net.broadcast()) - 1)),
+        ),
         IpNet::V6(net) if net.prefix_len() >= 127 => (IpAddr::V6(net.network()), IpAddr::V6(net.broadcast())),
         IpNet::V6(net) => (IpAddr::V6(Ipv6Addr::from(u128::from(net.network()) + 1)), IpAddr::V6(net.broadcast())),
     }
@@ -179,8 +198,13 @@ pub(crate) fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Res
         candidate = next(address);
     }
     match tx.oldest_resting(network.id, first, last)? {
-        Some(resting) if set_aside(subnet, resting.address).is_none() => Ok(Found { address: with_prefix(resting.address), previous: resting.mac }),
-        _ => Err(Error::AddressesExhausted { network: network.name.to_string(), range: subnet.range.unwrap_or(subnet.net) }),
+        Some(resting) if set_aside(subnet, resting.address).is_none() => {
+            Ok(Found { address: with_prefix(resting.address), previous: resting.mac })
+        }
+        _ => Err(Error::AddressesExhausted {
+            network: network.name.to_string(),
+            range: subnet.range.unwrap_or(subnet.net),
+        }),
     }
 }
 
@@ -188,10 +212,17 @@ pub(crate) fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Res
 ///
 /// # Errors
 /// [`Error::AddressOutside`]; [`Error::AddressTaken`] names the holder, whose endpoint id is given to `holder_name`.
-pub(crate) fn request<T: Tx>(tx: &T, network: &Network, address: IpAddr, holder_name: impl FnOnce(Id) -> Result<String>) -> Result<Found> {
+pub(crate) fn request<T: Tx>(
+    tx: &T,
+    network: &Network,
+    address: IpAddr,
+    holder_name: impl FnOnce(Id) -> Result<String>,
+) -> Result<Found> {
     let outside = || {
-        let subnets: Vec<String> = network.subnets_of(Family::of(address)).map(|subnet| subnet.net.to_string()).collect();
-        let subnets = if subnets.is_empty() { format!("it has no {}", Family::of(address)) } else { subnets.join(", ") };
+        let subnets: Vec<String> =
+            network.subnets_of(Family::of(address)).map(|subnet| subnet.net.to_string()).collect();
+        let subnets =
+            if subnets.is_empty() { format!("it has no {}", Family::of(address)) } else { subnets.join(", ") };
         Error::AddressOutside { address, network: network.name.to_string(), subnets }
     };
     let subnet = network.subnets.iter().find(|subnet| subnet.net.contains(&address)).ok_or_else(outside)?;
@@ -247,7 +278,10 @@ mod tests {
         let (a, b): (Name, Name) = ("web".parse().unwrap(), "db".parse().unwrap());
         assert_eq!(none.free_v6("0123456789", &a).unwrap(), none.free_v6("0123456789", &a).unwrap());
         assert_ne!(none.free_v6("0123456789", &a).unwrap(), none.free_v6("0123456789", &b).unwrap());
-        assert_eq!(none.free_v6("0123456789", &a).unwrap().network().octets()[..6], [0xfd, 0x01, 0x23, 0x45, 0x67, 0x89]);
+        assert_eq!(
+            none.free_v6("0123456789", &a).unwrap().network().octets()[..6],
+            [0xfd, 0x01, 0x23, 0x45, 0x67, 0x89]
+        );
     }
 
     #[test]

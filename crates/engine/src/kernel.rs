@@ -56,7 +56,6 @@ pub enum PortClash {
     NotLocal(IpAddr),
 }
 
-
 /// The kernel of this host, and the few other facts of the machine that verbs depend on.
 pub trait Kernel {
     /// Takes `steps` in order; stops at the first that fails. Steps that belong together (all elements) are one

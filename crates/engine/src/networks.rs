@@ -44,7 +44,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         after.extend(self.network_objects(&network));
         tx.commit(Durability::Disk)?;
 
-        if let Err(error) = self.apply(&guard, &diff(&after, &before), || format!("create network `{}`", network.name)) {
+        if let Err(error) = self.apply(&guard, &diff(&after, &before), || format!("create network `{}`", network.name))
+        {
             let tx = self.store.write(&guard)?;
             tx.delete_network(network.id)?;
             if !self.is_base_needed(&tx)? {
@@ -62,30 +63,44 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Decides everything about a network but whether its name is free.
-    pub(crate) fn plan_network(&self, tx: &S::Tx<'_>, request: &NetworkRequest, device: Option<&str>) -> Result<Network> {
+    pub(crate) fn plan_network(
+        &self,
+        tx: &S::Tx<'_>,
+        request: &NetworkRequest,
+        device: Option<&str>,
+    ) -> Result<Network> {
         let options = BridgeOptions::from_pairs(&request.options)?;
         let id = self.random_id();
         let kernel = |source| Error::Kernel { doing: format!("create network `{}`", request.name), source };
         if !request.ipv4 && !request.ipv6 {
-            return Err(Invalid::new("network", request.name.as_str(), "has neither IPv4 nor IPv6").hint("enable one of them").into());
+            return Err(Invalid::new("network", request.name.as_str(), "has neither IPv4 nor IPv6")
+                .hint("enable one of them")
+                .into());
         }
         for family in Family::ALL {
             if options.gateway_mode.of(family) == &GatewayMode::Isolated && !request.internal {
-                return Err(Invalid::new("gateway mode", "isolated", "is for internal networks").hint("add --internal").into());
+                return Err(Invalid::new("gateway mode", "isolated", "is for internal networks")
+                    .hint("add --internal")
+                    .into());
             }
         }
         let subnets = self.plan_subnets(tx, request, &options)?;
         let bridge: IfName = match (&options.bridge, device) {
             (Some(name), _) => name.clone(),
-            (None, Some(name)) if !self.kernel.interfaces().map_err(kernel)?.iter().any(|(taken, _)| taken.as_str() == name) => {
+            (None, Some(name))
+                if !self.kernel.interfaces().map_err(kernel)?.iter().any(|(taken, _)| taken.as_str() == name) =>
+            {
                 name.parse().expect("a valid interface name")
             }
             _ => format!("br-{}", id.short()).parse().expect("fifteen letters and digits"),
         };
-        if let Some((name, _)) = self.kernel.interfaces().map_err(kernel)?.into_iter().find(|(name, _)| *name == bridge) {
+        if let Some((name, _)) = self.kernel.interfaces().map_err(kernel)?.into_iter().find(|(name, _)| *name == bridge)
+        {
             return Err(Error::DeviceTaken { name: name.to_string() });
         }
-        if let Some(taken) = tx.networks()?.iter().find(|network| network.bridge == bridge && network.driver == Driver::Bridge) {
+        if let Some(taken) =
+            tx.networks()?.iter().find(|network| network.bridge == bridge && network.driver == Driver::Bridge)
+        {
             return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
         }
         let mtu = match options.mtu {
@@ -93,7 +108,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             None => self.kernel.path_mtu().map_err(kernel)?,
         };
         if request.ipv6 && mtu < Mtu::IPV6_MIN {
-            return Err(Invalid::new("MTU", mtu.to_string(), "is below IPv6's minimum of 1280").hint("choose a larger --opt mtu=, or --ipv6=false").into());
+            return Err(Invalid::new("MTU", mtu.to_string(), "is below IPv6's minimum of 1280")
+                .hint("choose a larger --opt mtu=, or --ipv6=false")
+                .into());
         }
         Ok(Network {
             id,
@@ -113,17 +130,27 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
     fn plan_subnets(&self, tx: &S::Tx<'_>, request: &NetworkRequest, options: &BridgeOptions) -> Result<Vec<Subnet>> {
-        let routes = self.kernel.routes().map_err(|source| Error::Kernel { doing: "list the host's routes".to_owned(), source })?;
+        let routes = self
+            .kernel
+            .routes()
+            .map_err(|source| Error::Kernel { doing: "list the host's routes".to_owned(), source })?;
         let mut occupied = Occupied::new(&tx.networks()?, &routes);
         let mut subnets: Vec<Subnet> = Vec::new();
         for net in &request.subnets {
             let canonical = net.trunc();
             if canonical != *net {
-                return Err(Invalid::new("subnet", net.to_string(), "has host bits set").hint(format!("write {canonical}")).into());
+                return Err(Invalid::new("subnet", net.to_string(), "has host bits set")
+                    .hint(format!("write {canonical}"))
+                    .into());
             }
             let family = Family::of(net.addr());
             if !enabled(request, family) {
-                return Err(Invalid::new("subnet", net.to_string(), format!("is {family}, which is off for this network")).into());
+                return Err(Invalid::new(
+                    "subnet",
+                    net.to_string(),
+                    format!("is {family}, which is off for this network"),
+                )
+                .into());
             }
             check_subnet(*net)?;
             if let Some(other) = occupied.collision(*net) {
@@ -145,25 +172,44 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for range in &request.ranges {
             let canonical = range.trunc();
             if canonical != *range {
-                return Err(Invalid::new("IP range", range.to_string(), "has host bits set").hint(format!("write {canonical}")).into());
+                return Err(Invalid::new("IP range", range.to_string(), "has host bits set")
+                    .hint(format!("write {canonical}"))
+                    .into());
             }
             let subnet = containing(&mut subnets, "IP range", range.to_string(), |net| net.contains(range))?;
             if subnet.range.replace(*range).is_some() {
-                return Err(Invalid::new("IP range", range.to_string(), format!("is the second one of subnet {}", subnet.net)).into());
+                return Err(Invalid::new(
+                    "IP range",
+                    range.to_string(),
+                    format!("is the second one of subnet {}", subnet.net),
+                )
+                .into());
             }
         }
         for gateway in &request.gateways {
             let subnet = containing(&mut subnets, "gateway", gateway.to_string(), |net| net.contains(gateway))?;
             let (first, last) = ipam::usable(subnet.net);
             if *gateway < first || *gateway > last {
-                return Err(Invalid::new("gateway", gateway.to_string(), "is the network or broadcast address of its subnet").into());
+                return Err(Invalid::new(
+                    "gateway",
+                    gateway.to_string(),
+                    "is the network or broadcast address of its subnet",
+                )
+                .into());
             }
             if subnet.gateway.replace(*gateway).is_some() {
-                return Err(Invalid::new("gateway", gateway.to_string(), format!("is the second one of subnet {}", subnet.net)).into());
+                return Err(Invalid::new(
+                    "gateway",
+                    gateway.to_string(),
+                    format!("is the second one of subnet {}", subnet.net),
+                )
+                .into());
             }
         }
         for (name, address) in &request.aux {
-            let subnet = containing(&mut subnets, "auxiliary address", format!("{name}={address}"), |net| net.contains(address))?;
+            let subnet = containing(&mut subnets, "auxiliary address", format!("{name}={address}"), |net| {
+                net.contains(address)
+            })?;
             subnet.aux.insert(name.clone(), *address);
         }
         for subnet in &mut subnets {
@@ -305,26 +351,36 @@ fn check_subnet(net: IpNet) -> Result<()> {
         return refuse("is multicast or loopback space");
     }
     match net {
-        IpNet::V4(net) if net.addr().octets()[0] == 0 || net.addr().octets()[0] >= 240 => refuse("is reserved (RFC 6890)"),
+        IpNet::V4(net) if net.addr().octets()[0] == 0 || net.addr().octets()[0] >= 240 => {
+            refuse("is reserved (RFC 6890)")
+        }
         IpNet::V6(net) if net.addr().is_unicast_link_local() => refuse("is link-local space"),
         _ if net.prefix_len() == net.max_prefix_len() => refuse("has room for the gateway only"),
         _ => Ok(()),
     }
 }
 
-fn containing<'a>(subnets: &'a mut [Subnet], what: &'static str, value: String, fits: impl Fn(&IpNet) -> bool) -> Result<&'a mut Subnet> {
+fn containing<'a>(
+    subnets: &'a mut [Subnet],
+    what: &'static str,
+    value: String,
+    fits: impl Fn(&IpNet) -> bool,
+) -> Result<&'a mut Subnet> {
     let all: Vec<String> = subnets.iter().map(|subnet| subnet.net.to_string()).collect();
-    subnets
-        .iter_mut()
-        .find(|subnet| fits(&subnet.net))
-        .ok_or_else(|| Invalid::new(what, value, "is in none of the network's subnets").hint(format!("the subnets are {}", all.join(", "))).into())
+    subnets.iter_mut().find(|subnet| fits(&subnet.net)).ok_or_else(|| {
+        Invalid::new(what, value, "is in none of the network's subnets")
+            .hint(format!("the subnets are {}", all.join(", ")))
+            .into()
+    })
 }
 
 /// The first address of the subnet that is not set aside.
 fn default_gateway(subnet: &Subnet) -> Result<IpAddr> {
     let (first, last) = ipam::usable(subnet.net);
     let mut hosts = match (first, last) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => Box::new((u32::from(a)..=u32::from(b)).map(|ip| IpAddr::V4(ip.into()))) as Box<dyn Iterator<Item = IpAddr>>,
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            Box::new((u32::from(a)..=u32::from(b)).map(|ip| IpAddr::V4(ip.into()))) as Box<dyn Iterator<Item = IpAddr>>
+        }
         (IpAddr::V6(a), IpAddr::V6(b)) => Box::new((u128::from(a)..=u128::from(b)).map(|ip| IpAddr::V6(ip.into()))),
         _ => unreachable!("both ends are of one family"),
     };
@@ -332,4 +388,3 @@ fn default_gateway(subnet: &Subnet) -> Result<IpAddr> {
         .find(|ip| !subnet.aux.values().any(|taken| taken == ip))
         .ok_or_else(|| Invalid::new("subnet", subnet.net.to_string(), "has no address left for a gateway").into())
 }
-

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use portolan_model::{ExposedPort, Family, HostPorts, PortRange, Publication, PublishSpec, Phase};
+use portolan_model::{ExposedPort, Family, HostPorts, Phase, PortRange, Publication, PublishSpec};
 use portolan_plan::{ContainerView, default_route, diff};
 
 use crate::engine::Engine;
@@ -51,7 +51,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
             match spec.host {
                 HostPorts::Exact(host) => {
-                    let publication = Publication { protocol: spec.protocol, host_ip: spec.host_ip, host, container: spec.container };
+                    let publication =
+                        Publication { protocol: spec.protocol, host_ip: spec.host_ip, host, container: spec.container };
                     self.check_free(tx, view, &planned, &publication)?;
                     planned.push(publication);
                 }
@@ -68,7 +69,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                             .map(|step| first + ((start + step) % span) as u16)
                             .filter(|port| !reserved.contains(port));
                         let one = PublishSpec { container: PortRange::single(container)?, ..spec.clone() };
-                        planned.push(self.first_free(tx, view, &planned, &one, candidates, || format!("{first}-{last}"))?);
+                        planned
+                            .push(self.first_free(tx, view, &planned, &one, candidates, || format!("{first}-{last}"))?);
                     }
                 }
             }
@@ -87,8 +89,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         range: impl Fn() -> String,
     ) -> Result<Publication> {
         for port in candidates {
-            let publication =
-                Publication { protocol: spec.protocol, host_ip: spec.host_ip, host: PortRange::single(port)?, container: spec.container };
+            let publication = Publication {
+                protocol: spec.protocol,
+                host_ip: spec.host_ip,
+                host: PortRange::single(port)?,
+                container: spec.container,
+            };
             match self.check_free(tx, view, planned, &publication) {
                 Ok(()) => return Ok(publication),
                 Err(Error::PortPublished { .. } | Error::PortListening { .. }) => {}
@@ -99,7 +105,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Checks that no container publishes the ports and no process of the host listens on them.
-    fn check_free(&self, tx: &S::Tx<'_>, view: &ContainerView, planned: &[Publication], publication: &Publication) -> Result<()> {
+    fn check_free(
+        &self,
+        tx: &S::Tx<'_>,
+        view: &ContainerView,
+        planned: &[Publication],
+        publication: &Publication,
+    ) -> Result<()> {
         let taken = |holder: String| Error::PortPublished { publication: *publication, holder };
         if planned.iter().any(|other| other.clashes(publication)) {
             return Err(taken(view.container.name.to_string()));
@@ -107,11 +119,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for row in tx.publications_overlapping(publication.protocol, publication.host)? {
             if row.publication.clashes(publication) {
                 let holder = tx.container(row.container)?;
-                return Err(taken(holder.map_or_else(|| row.container.short(), |container| container.name.to_string())));
+                return Err(taken(
+                    holder.map_or_else(|| row.container.short(), |container| container.name.to_string()),
+                ));
             }
         }
         self.kernel.host_ports_free(publication).map_err(|clash| match clash {
-            PortClash::Listening { port, holder } => Error::PortListening { port, protocol: publication.protocol.to_string(), holder },
+            PortClash::Listening { port, holder } => {
+                Error::PortListening { port, protocol: publication.protocol.to_string(), holder }
+            }
             PortClash::NotLocal(address) => Error::NotLocal { address },
         })
     }
@@ -129,7 +145,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let before = self.container_objects(&view);
         let planned = self.plan_publications(&tx, &view, specs, None)?;
         for publication in &planned {
-            tx.put_publication(&PublicationRow { container: view.container.id, publication: *publication, phase: self.owner() })?;
+            tx.put_publication(&PublicationRow {
+                container: view.container.id,
+                publication: *publication,
+                phase: self.owner(),
+            })?;
         }
         view.publications.extend(&planned);
         let after = self.container_objects(&view);
@@ -163,13 +183,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let before = self.container_objects(&view);
         let mut gone: Vec<Publication> = Vec::new();
         for spec in specs {
-            let matching: Vec<Publication> = view.publications.iter().copied().filter(|publication| is_meant(spec, publication)).collect();
+            let matching: Vec<Publication> =
+                view.publications.iter().copied().filter(|publication| is_meant(spec, publication)).collect();
             if matching.is_empty() {
                 let host = match spec.host {
                     HostPorts::Exact(range) | HostPorts::FirstFree(range) => format!("{range}:"),
                     HostPorts::Ephemeral => String::new(),
                 };
-                return Err(Error::NotFound { what: "published port", name: format!("{host}{}/{}", spec.container, spec.protocol) });
+                return Err(Error::NotFound {
+                    what: "published port",
+                    name: format!("{host}{}/{}", spec.container, spec.protocol),
+                });
             }
             gone.extend(matching);
         }
@@ -203,6 +227,8 @@ fn is_meant(spec: &PublishSpec, publication: &Publication) -> bool {
         && match spec.host {
             HostPorts::Ephemeral => true,
             HostPorts::Exact(range) => range == publication.host,
-            HostPorts::FirstFree(range) => range.first() <= publication.host.first() && publication.host.last() <= range.last(),
+            HostPorts::FirstFree(range) => {
+                range.first() <= publication.host.first() && publication.host.last() <= range.last()
+            }
         }
 }

@@ -88,7 +88,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             let view = self.view(&tx, container)?;
             self.delete_network_rows(&tx, &view)?;
             let container = view.container;
-            if container.kind == ContainerKind::Attached || container.auto_remove || container.state == ContainerState::Created {
+            if container.kind == ContainerKind::Attached
+                || container.auto_remove
+                || container.state == ContainerState::Created
+            {
                 tx.delete_container(container.id)?;
             } else if !matches!(container.state, ContainerState::Exited(_)) {
                 tx.put_container(&Container {
@@ -216,7 +219,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             RulesOf::Everything => None,
             RulesOf::Named(name) => Some(match self.find_network(&tx, name) {
                 Ok(network) => vec![format!("network {}", network.name), format!(" on {}", network.name)],
-                Err(Error::NotFound { .. }) => vec![format!("container {}", self.find_container(&tx, name).map_err(|error| either(error, name))?.name)],
+                Err(Error::NotFound { .. }) => vec![format!(
+                    "container {}",
+                    self.find_container(&tx, name).map_err(|error| either(error, name))?.name
+                )],
                 Err(error) => return Err(error),
             }),
         };

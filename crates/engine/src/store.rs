@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Protocol, PortRange, Publication};
+use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, PortRange, Protocol, Publication};
 
 /// A row of the published ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,7 +229,8 @@ pub trait Tx {
     /// The published ports of a container, in the order they were asked for.
     fn publications_of(&self, container: Id) -> Result<Vec<PublicationRow>, StoreError>;
     /// Published ports of `protocol` that have a host port in `ports`.
-    fn publications_overlapping(&self, protocol: Protocol, ports: PortRange) -> Result<Vec<PublicationRow>, StoreError>;
+    fn publications_overlapping(&self, protocol: Protocol, ports: PortRange)
+    -> Result<Vec<PublicationRow>, StoreError>;
     /// Adds a published port or replaces the one with the same container and publication.
     fn put_publication(&self, row: &PublicationRow) -> Result<(), StoreError>;
     /// Removes a published port.

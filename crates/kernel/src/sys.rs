@@ -194,7 +194,8 @@ pub(crate) fn mount_detached(kind: &CStr) -> io::Result<OwnedFd> {
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
     let nothing = std::ptr::null::<libc::c_void>();
     // SAFETY: this command takes no key and no value.
-    let made = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, nothing, nothing, 0) };
+    let made =
+        unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, nothing, nothing, 0) };
     cvt(made as libc::c_int)?;
     // SAFETY: fsmount takes no pointers.
     owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })

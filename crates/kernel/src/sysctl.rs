@@ -127,7 +127,8 @@ pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), Sysct
     for (name, value) in values {
         let path = path(&[name]).map(|_| place.join(name))?;
         let name = CString::new(*name).expect("checked for NUL");
-        let failed = |error: io::Error| SysctlError::Write { path: path.clone(), value: (*value).into(), source: errno(&error) };
+        let failed =
+            |error: io::Error| SysctlError::Write { path: path.clone(), value: (*value).into(), source: errno(&error) };
         let mut text = String::new();
         match crate::sys::openat(opened.as_fd(), &name, libc::O_RDWR) {
             Ok(mut file) => {
@@ -137,7 +138,8 @@ pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), Sysct
                 }
             }
             Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
-                let mut file = crate::sys::openat(opened.as_fd(), &name, libc::O_RDONLY).map_err(|error| read(path.clone(), &error))?;
+                let mut file = crate::sys::openat(opened.as_fd(), &name, libc::O_RDONLY)
+                    .map_err(|error| read(path.clone(), &error))?;
                 file.read_to_string(&mut text).map_err(|error| read(path.clone(), &error))?;
                 if !same(&text, value) {
                     return Err(failed(error));

@@ -34,7 +34,11 @@ fn samples() -> Vec<Element> {
         element(Set::Port(V6), vec![tcp(), address("2001:db8::1"), Field::Ports(80, 80)], to6(81)),
         element(Set::AnyPort(V4), vec![sctp(), Field::Ports(1880, 1880)], to4(1880)),
         element(Set::AnyPort(V6), vec![sctp(), Field::Ports(1880, 1880)], to6(1880)),
-        element(Set::Range(V4), vec![tcp(), address("10.0.0.1"), Field::Ports(100, 200)], Data::Address("172.20.0.2".parse().unwrap())),
+        element(
+            Set::Range(V4),
+            vec![tcp(), address("10.0.0.1"), Field::Ports(100, 200)],
+            Data::Address("172.20.0.2".parse().unwrap()),
+        ),
         element(Set::AnyRange(V6), vec![tcp(), Field::Ports(100, 20000)], Data::Address("fd00::2".parse().unwrap())),
         element(Set::Open(V4), vec![address("172.20.0.2"), tcp(), Field::Ports(80, 80)], Data::Member),
         element(Set::OpenRange(V6), vec![address("fd00::2"), tcp(), Field::Ports(80, 90)], Data::Member),

@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|w| w == part);
-    let parts: [(&str, fn() -> Result<()>); 5] =
+    type Part = (&'static str, fn() -> Result<()>);
+    let parts: [Part; 5] =
         [("attach", attach), ("range", range), ("parallel", parallel), ("scale", scale), ("connections", connections)];
     for (name, run) in parts {
         if is_wanted(name) {
@@ -191,7 +192,8 @@ fn attach() -> Result<()> {
             let ns = ours.container()?;
             ours.timed(ours.attach("stays", &ns, "web", &publish)?)?;
             let ns = theirs.container()?;
-            let mut command = Command::new(std::env::var("NETAVARK").unwrap_or_else(|_| "/usr/lib/podman/netavark".to_owned()));
+            let mut command =
+                Command::new(std::env::var("NETAVARK").unwrap_or_else(|_| "/usr/lib/podman/netavark".to_owned()));
             command.arg("--config").arg(theirs.lab.dir().join("netavark")).arg("setup").arg(&ns);
             theirs.timed_with(command, &netavark_config(200, 7998, 7997))?;
         }
@@ -302,7 +304,13 @@ const PORTS: usize = 10;
 /// place on its network.
 fn fill(world: &mut World, per_network: usize) -> Result<Vec<Vec<Duration>>> {
     for network in 0..NETWORKS {
-        world.run(&["network", "create", "--subnet", &format!("10.{}.0.0/20", 100 + network), &format!("net{network}")])?;
+        world.run(&[
+            "network",
+            "create",
+            "--subnet",
+            &format!("10.{}.0.0/20", 100 + network),
+            &format!("net{network}"),
+        ])?;
     }
     let mut times = vec![Vec::new(); per_network];
     let mut port = 10_000;
@@ -312,7 +320,12 @@ fn fill(world: &mut World, per_network: usize) -> Result<Vec<Vec<Duration>>> {
             let ns = world.container()?;
             let publish: Vec<String> = (port..port + PORTS).map(|port| format!("{port}:{}", port % 1000 + 1)).collect();
             port += PORTS;
-            times.push(world.timed(world.attach(&format!("c{network}-{place}"), &ns, &format!("net{network}"), &publish)?)?);
+            times.push(world.timed(world.attach(
+                &format!("c{network}-{place}"),
+                &ns,
+                &format!("net{network}"),
+                &publish,
+            )?)?);
         }
         if place % 200 == 199 {
             eprintln!("{} containers after {:.0} s", (place + 1) * NETWORKS, started.elapsed().as_secs_f64());

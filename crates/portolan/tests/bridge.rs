@@ -111,7 +111,10 @@ fn several_subnets_of_each_family() {
         let of = |c: &Container| addresses(c, "eth0").into_iter().find(|ip| net.contains(ip)).unwrap();
         assert_pings(&c, of(&d));
         assert_pings(&world.h, of(&c));
-        assert_pings(&c, net.hosts().next().filter(|ip| *ip != net.network()).unwrap_or_else(|| net.hosts().nth(1).unwrap()));
+        assert_pings(
+            &c,
+            net.hosts().next().filter(|ip| *ip != net.network()).unwrap_or_else(|| net.hosts().nth(1).unwrap()),
+        );
         assert_eq!(of(&d).is_ipv4(), net.addr().is_ipv4());
     }
     for family in FAMILIES {
@@ -207,7 +210,10 @@ fn nothing_leaves_an_internal_network() {
     let wire = Wire::on(&world.n, "eth0");
     for family in FAMILIES {
         assert_pings(&a, b.ip(family));
-        assert!(matches!(tcp_probe(&a, at(neighbour_ip(family), 53), SHORT), Probe::Unreachable(_)), "no route leads out");
+        assert!(
+            matches!(tcp_probe(&a, at(neighbour_ip(family), 53), SHORT), Probe::Unreachable(_)),
+            "no route leads out"
+        );
         let (subnets, gateway) = (subnets(&world, "vault"), choose(family, 0, 1));
         let subnet = subnets.iter().find(|net| Family::of(net.addr()) == family).unwrap();
         let gateway = subnet.hosts().nth(gateway).unwrap();
@@ -251,7 +257,13 @@ fn from_outside(world: &World, c: &Container, family: Family) -> String {
         let unpublished = scope.spawn(|| word(tcp_probe(n, at(ip, 81), SHORT)));
         let ping = scope.spawn(|| word(ping(n, ip, SHORT)));
         let seen = seen_by_neighbour(world, c, family);
-        let seen = if seen == host_ip(family) { "host" } else if seen == ip { "container" } else { "somebody else" };
+        let seen = if seen == host_ip(family) {
+            "host"
+        } else if seen == ip {
+            "container"
+        } else {
+            "somebody else"
+        };
         let [published, direct, unpublished, ping] = [published, direct, unpublished, ping].map(|t| t.join().unwrap());
         format!("host port {published}, port {direct}, other port {unpublished}, ping {ping}, seen as {seen}")
     })
@@ -290,8 +302,10 @@ fn gateway_modes_of_each_family() {
 fn an_isolated_network_has_no_host_on_it() {
     let Some(world) = World::or_skip("isolated") else { return };
     for (network, families) in [("both", &FAMILIES[..]), ("four", &FAMILIES[..1]), ("six", &FAMILIES[1..])] {
-        let options: Vec<String> =
-            families.iter().map(|family| format!("gateway_mode_{}=isolated", choose(*family, "ipv4", "ipv6"))).collect();
+        let options: Vec<String> = families
+            .iter()
+            .map(|family| format!("gateway_mode_{}=isolated", choose(*family, "ipv4", "ipv6")))
+            .collect();
         let options: Vec<&str> = options.iter().flat_map(|option| ["--opt", option.as_str()]).collect();
         world.network(network, &[&["--internal"], &options[..]].concat());
         let a = world.container(&format!("{network}-a"), &["--network", network]);
@@ -439,7 +453,8 @@ fn a_network_of_one_family_has_nothing_of_the_other() {
 
     // Asked as its bridge would ask, it says nothing: it has no address to say it from.
     let wire = Wire::on(&world.h, &four.only().host_end);
-    let bridge = interface(&world.h, &world.json(&["network", "inspect", "four"])[0]["Bridge"].as_str().unwrap().to_owned());
+    let bridge =
+        interface(&world.h, &world.json(&["network", "inspect", "four"])[0]["Bridge"].as_str().unwrap());
     let (bridge, mac) = (bridge.unwrap().mac.unwrap(), four.only().mac);
     let link_local = IpAddr::V6(portolan_kernel::rtnl::addr::link_local(mac));
     let asker = IpAddr::V6(portolan_kernel::rtnl::addr::link_local(bridge));
@@ -546,7 +561,8 @@ fn a_container_cannot_speak_as_another() {
 
     let (mine, theirs, target) = (bad.ip(Family::V6), other.ip(Family::V6), victim.ip(Family::V6));
     let link_local = IpAddr::V6(portolan_kernel::rtnl::addr::link_local(own));
-    let advertisement = |about: IpAddr, mac: [u8; 6]| [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &octets(about), &[2, 1], &mac].concat();
+    let advertisement =
+        |about: IpAddr, mac: [u8; 6]| [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &octets(about), &[2, 1], &mac].concat();
     let send = |from: IpAddr, message: &[u8]| arrives(icmp6_frame((own, to), (from, target), message));
     assert!(send(mine, &advertisement(mine, own)), "an honest advertisement arrives");
     assert!(send(link_local, &advertisement(link_local, own)), "an honest advertisement arrives");

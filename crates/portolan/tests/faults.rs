@@ -66,7 +66,8 @@ impl Place {
         let world = World::or_skip(name)?;
         let container = world.lab.host("c").unwrap();
         // The LAN's routes appear a little after its links.
-        let is_up = || snapshot(&world.h).unwrap().lines().iter().any(|line| line.starts_with("route fd00:1::1/128 table 255"));
+        let is_up =
+            || snapshot(&world.h).unwrap().lines().iter().any(|line| line.starts_with("route fd00:1::1/128 table 255"));
         assert!(eventually(LONG, is_up));
         Some(Self { world, container })
     }
@@ -446,14 +447,7 @@ fn run_in_the_background() {
 #[test]
 fn rm_force() {
     kill_everywhere(
-        &Verb {
-            name: "rm -f",
-            given: &[NETWORK_A, RUN],
-            killed: "rm -f r",
-            again: "rm -f r",
-            undo: RUN,
-            at_least: 3,
-        },
+        &Verb { name: "rm -f", given: &[NETWORK_A, RUN], killed: "rm -f r", again: "rm -f r", undo: RUN, at_least: 3 },
         BOTH,
     );
 }
@@ -461,7 +455,8 @@ fn rm_force() {
 /// A command in the foreground that removes itself: nothing is left, wherever it is killed.
 #[test]
 fn run_in_the_foreground() {
-    const RUN_RM: Line = "run --rm --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- true";
+    const RUN_RM: Line =
+        "run --rm --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- true";
     let Some(place) = Place::or_skip("run --rm") else { return };
     let untouched = snapshot(&place.world.h).unwrap();
     place.line(NETWORK_A);

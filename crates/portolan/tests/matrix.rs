@@ -247,7 +247,10 @@ fn patience(answers: bool) -> Duration {
 fn hairpin_keeps_the_client(table: &str) -> String {
     let line = |line: &str| match line.split_once('|') {
         Some((what, cells)) if what.starts_with("published port of") => {
-            format!("{what}|{}", cells.replacen("open bridge", "open client", usize::from(cells.starts_with(" open bridge"))))
+            format!(
+                "{what}|{}",
+                cells.replacen("open bridge", "open client", usize::from(cells.starts_with(" open bridge")))
+            )
         }
         _ => line.to_owned(),
     };

@@ -40,7 +40,11 @@ pub(crate) struct FakeKernel(Rc<RefCell<State>>);
 
 impl FakeKernel {
     pub(crate) fn new(seed: u64) -> Self {
-        let sysctls = [("net/ipv4/ip_forward", "0"), ("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/eth0/accept_ra", "1")];
+        let sysctls = [
+            ("net/ipv4/ip_forward", "0"),
+            ("net/ipv6/conf/all/forwarding", "0"),
+            ("net/ipv6/conf/eth0/accept_ra", "1"),
+        ];
         let sysctls = sysctls.into_iter().map(|(path, value)| (path.to_owned(), value.to_owned())).collect();
         Self(Rc::new(RefCell::new(State { sysctls, random: seed | 1, ..State::default() })))
     }
@@ -74,7 +78,8 @@ impl FakeKernel {
     pub(crate) fn reboot(&self) {
         let mut state = self.0.borrow_mut();
         let fresh = Self::new(0).0.take();
-        *state = State { boot: state.boot + 1, inodes: state.inodes, random: state.random, clock: state.clock, ..fresh };
+        *state =
+            State { boot: state.boot + 1, inodes: state.inodes, random: state.random, clock: state.clock, ..fresh };
     }
 
     /// Removes an object behind our back, with what depends on it.
@@ -344,7 +349,12 @@ impl Kernel for FakeKernel {
 
     fn sandbox(&self, path: &Path) -> Result<Sandbox, KernelError> {
         self.call();
-        let gone = || KernelError { doing: format!("open `{}`", path.display()), reason: "it does not exist".to_owned(), kind: Kind::Invalid, hint: None };
+        let gone = || KernelError {
+            doing: format!("open `{}`", path.display()),
+            reason: "it does not exist".to_owned(),
+            kind: Kind::Invalid,
+            hint: None,
+        };
         let inode = *self.0.borrow().namespaces.get(path).ok_or_else(gone)?;
         Ok(Sandbox { device: 4, inode, path: path.to_owned(), process: None })
     }

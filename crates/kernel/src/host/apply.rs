@@ -45,7 +45,8 @@ fn place(object: &Object) -> Place {
 
 /// Takes `steps` in order, runs of one place together. Answers the failures: at most one in strict mode.
 pub(super) fn run(kernel: &HostKernel, table: &str, steps: &[Step], mode: Mode) -> Vec<KernelError> {
-    let mut context = Context { kernel, table, mode, steps, peers: BTreeMap::new(), indexes: BTreeMap::new(), failures: Vec::new() };
+    let mut context =
+        Context { kernel, table, mode, steps, peers: BTreeMap::new(), indexes: BTreeMap::new(), failures: Vec::new() };
     let mut rest = steps;
     while let Some(first) = rest.first() {
         let here = place(first.object());
@@ -115,7 +116,8 @@ impl Context<'_> {
             Ok(outcome) => {
                 for error in &outcome.errors {
                     if !self.forgiven(error) {
-                        let doing = error.index().and_then(|index| labelled.labels.get(index)).cloned().unwrap_or_default();
+                        let doing =
+                            error.index().and_then(|index| labelled.labels.get(index)).cloned().unwrap_or_default();
                         self.failures.push(refusal(doing, error));
                     }
                 }
@@ -131,7 +133,9 @@ impl Context<'_> {
     fn settings(&mut self, steps: &[Step]) {
         for step in steps {
             let (setting, value) = match step {
-                Step::Create(Object::Setting(setting)) | Step::Change(_, Object::Setting(setting)) => (setting, &setting.value),
+                Step::Create(Object::Setting(setting)) | Step::Change(_, Object::Setting(setting)) => {
+                    (setting, &setting.value)
+                }
                 Step::Delete(Object::Setting(setting)) => (setting, &setting.before),
                 _ => continue,
             };
@@ -144,7 +148,11 @@ impl Context<'_> {
                 if self.mode == Mode::Lenient && error.is_missing() {
                     continue;
                 }
-                self.failures.push(failure(format!("set sysctl `{}` to {value}", setting.path.replace('/', ".")), error.to_string(), error.errno().unwrap_or(0)));
+                self.failures.push(failure(
+                    format!("set sysctl `{}` to {value}", setting.path.replace('/', ".")),
+                    error.to_string(),
+                    error.errno().unwrap_or(0),
+                ));
                 if self.mode == Mode::Strict {
                     return;
                 }
@@ -183,7 +191,8 @@ impl Context<'_> {
             let mut exists = [false; 2];
             if unmake.is_some() || (make.is_some() && insist == Insist::No) {
                 for (slot, kind) in exists.iter_mut().zip(Table::ALL) {
-                    *slot = crate::nft::decode::table_exists(socket, kind, table).map_err(|error| refusal(&doing, &error))?;
+                    *slot = crate::nft::decode::table_exists(socket, kind, table)
+                        .map_err(|error| refusal(&doing, &error))?;
                 }
             }
             let mut batch = Batch::new();
@@ -234,7 +243,11 @@ impl Context<'_> {
                     socket.transact(&batch)
                 };
                 let gone = transact(&|batch| encode::delete_elements(batch, table, &[element], Insist::Yes));
-                let result = if add { transact(&|batch| encode::add_elements(batch, table, &[element], Insist::No)) } else { gone };
+                let result = if add {
+                    transact(&|batch| encode::add_elements(batch, table, &[element], Insist::No))
+                } else {
+                    gone
+                };
                 match result {
                     Ok(_) => Ok(()),
                     Err(error) if !add && error.is_missing() => Ok(()),
@@ -348,7 +361,6 @@ impl Context<'_> {
                     group: Some(BRIDGE_GROUP),
                     // Every endpoint is known, listeners are not: multicast goes to all ports, as on a plain switch.
                     mcast_snooping: false,
-                    mcast_querier: false,
                     up: false,
                 },
             );
@@ -409,7 +421,11 @@ impl Context<'_> {
             match addr::dump(socket, Some(index)) {
                 Ok(found) => {
                     for address in found.into_iter().filter(|a| !is_link_local(a.addr)) {
-                        if !bridge.addresses.iter().any(|wanted| wanted.addr() == address.addr && wanted.prefix_len() == address.prefix_len) {
+                        if !bridge
+                            .addresses
+                            .iter()
+                            .any(|wanted| wanted.addr() == address.addr && wanted.prefix_len() == address.prefix_len)
+                        {
                             labelled.add(&doing, |batch| {
                                 addr::delete(batch, index, address.addr, address.prefix_len);
                             });
@@ -467,7 +483,8 @@ impl Context<'_> {
             );
         });
         let replies = self.send(socket, &labelled);
-        let made = replies.iter().map(|reply| link::parse(&reply.payload)).find(|made| made.name == port.host_end.as_str());
+        let made =
+            replies.iter().map(|reply| link::parse(&reply.payload)).find(|made| made.name == port.host_end.as_str());
         if let Some(made) = made {
             self.indexes.insert(port.host_end.clone(), made.index);
             if let Some(peer) = made.link {
@@ -507,7 +524,11 @@ impl Context<'_> {
         let doing = format!("configure veth `{}`", to.host_end);
         let Some(index) = self.index(socket, &to.host_end) else { return };
         last.add(&doing, |batch| {
-            link::set(batch, index, &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(PORT_GROUP), ..port_change(to) });
+            link::set(
+                batch,
+                index,
+                &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(PORT_GROUP), ..port_change(to) },
+            );
             neigh::fdb_replace(batch, index, to.mac.octets());
         });
     }
@@ -555,12 +576,19 @@ impl Context<'_> {
         };
         let ns = open_sandbox(sandbox)?;
         let entered = netns::with_netns(&ns, || self.inside(steps));
-        entered.map_err(|error| failure(format!("enter namespace `{}`", sandbox.path.display()), error.to_string(), error.errno().unwrap_or(0)))?
+        entered.map_err(|error| {
+            failure(
+                format!("enter namespace `{}`", sandbox.path.display()),
+                error.to_string(),
+                error.errno().unwrap_or(0),
+            )
+        })?
     }
 
     /// Runs in the sandbox's namespace.
     fn inside(&mut self, steps: &[&Step]) -> Result<(), KernelError> {
-        let mut socket = Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
+        let mut socket =
+            Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
         let mut labelled = Labelled::default();
         labelled.add("bring up `lo`", |batch| {
             link::set(batch, "lo", &LinkChange { up: Some(true), ..LinkChange::default() });
@@ -627,12 +655,23 @@ impl Context<'_> {
             None => match lookup(socket, interface.name.as_str())? {
                 Some(index) => Ok(Some(index)),
                 None if self.mode == Mode::Lenient => Ok(None),
-                None => Err(failure(format!("find interface `{}` in the sandbox", interface.name), "no such device (ENODEV)".to_owned(), libc::ENODEV)),
+                None => Err(failure(
+                    format!("find interface `{}` in the sandbox", interface.name),
+                    "no such device (ENODEV)".to_owned(),
+                    libc::ENODEV,
+                )),
             },
         }
     }
 
-    fn interface(&mut self, socket: &mut Socket, interface: &Interface, index: u32, existing: bool, labelled: &mut Labelled) -> Result<(), KernelError> {
+    fn interface(
+        &mut self,
+        socket: &mut Socket,
+        interface: &Interface,
+        index: u32,
+        existing: bool,
+        labelled: &mut Labelled,
+    ) -> Result<(), KernelError> {
         let doing = format!("configure interface `{}` in the sandbox", interface.name);
         let name = interface.name.as_str();
         // Before the interface is up: from then on it would listen to routers and redirects.
@@ -702,7 +741,8 @@ fn default_route(wanted: &DefaultRoute, index: u32) -> route::Route {
 }
 
 fn lookup(socket: &mut Socket, name: &str) -> Result<Option<u32>, KernelError> {
-    let found = link::lookup(socket, name).map_err(|error| refusal(format!("find interface `{name}` in the sandbox"), &error))?;
+    let found = link::lookup(socket, name)
+        .map_err(|error| refusal(format!("find interface `{name}` in the sandbox"), &error))?;
     Ok(found.map(|found| found.index))
 }
 

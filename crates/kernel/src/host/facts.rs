@@ -21,12 +21,17 @@ const PROBE_AT_MOST: u32 = 64;
 
 pub(super) fn routes(kernel: &HostKernel) -> Result<Vec<HostRoute>, KernelError> {
     kernel.with_route(|socket| {
-        let names: BTreeMap<u32, String> =
-            link::dump(socket).map_err(|error| refusal("list interfaces", &error))?.into_iter().map(|link| (link.index, link.name)).collect();
+        let names: BTreeMap<u32, String> = link::dump(socket)
+            .map_err(|error| refusal("list interfaces", &error))?
+            .into_iter()
+            .map(|link| (link.index, link.name))
+            .collect();
         let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
         Ok(routes
             .into_iter()
-            .filter(|route| !route.is_default() && !matches!(route.kind, route::RouteKind::Broadcast | route::RouteKind::Other(_)))
+            .filter(|route| {
+                !route.is_default() && !matches!(route.kind, route::RouteKind::Broadcast | route::RouteKind::Other(_))
+            })
             .filter(|route| !route.dst.is_multicast() && !route.dst.is_loopback() && !is_link_local(route.dst))
             .filter_map(|route| {
                 let net = IpNet::new(route.dst, route.prefix_len).ok()?.trunc();
@@ -47,9 +52,11 @@ fn is_link_local(address: IpAddr) -> bool {
 pub(super) fn path_mtu(kernel: &HostKernel) -> Result<Mtu, KernelError> {
     kernel.with_route(|socket| {
         for family in [rtnl::Family::V4, rtnl::Family::V6] {
-            let path = route::default_route_path(socket, family).map_err(|error| refusal("read the default route", &error))?;
+            let path =
+                route::default_route_path(socket, family).map_err(|error| refusal("read the default route", &error))?;
             let Some(path) = path else { continue };
-            let link = link::lookup(socket, path.oif).map_err(|error| refusal("read the default route's interface", &error))?;
+            let link = link::lookup(socket, path.oif)
+                .map_err(|error| refusal("read the default route's interface", &error))?;
             let mtu = path.mtu.filter(|mtu| *mtu > 0).or_else(|| link.map(|link| link.mtu));
             if let Some(mtu) = mtu.and_then(|mtu| Mtu::new(mtu).ok()) {
                 return Ok(mtu);
@@ -62,7 +69,11 @@ pub(super) fn path_mtu(kernel: &HostKernel) -> Result<Mtu, KernelError> {
 pub(super) fn interfaces(kernel: &HostKernel) -> Result<Vec<(IfName, Option<String>)>, KernelError> {
     kernel.with_route(|socket| {
         let links = link::dump(socket).map_err(|error| refusal("list interfaces", &error))?;
-        Ok(links.into_iter().filter(|link| link.index != 1).filter_map(|link| Some((link.name.parse().ok()?, link.alias))).collect())
+        Ok(links
+            .into_iter()
+            .filter(|link| link.index != 1)
+            .filter_map(|link| Some((link.name.parse().ok()?, link.alias)))
+            .collect())
     })
 }
 
@@ -92,21 +103,39 @@ fn pid_of(path: &Path) -> Option<i32> {
 
 pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
     let doing = || format!("open namespace `{}`", path.display());
-    let error = |reason: String, kind: Kind, hint: &str| KernelError { doing: doing(), reason, kind, hint: Some(hint.to_owned()) };
+    let error = |reason: String, kind: Kind, hint: &str| KernelError {
+        doing: doing(),
+        reason,
+        kind,
+        hint: Some(hint.to_owned()),
+    };
     let ns = NetnsFd::open(path).map_err(|source| {
         let errno = source.errno().unwrap_or(0);
         if source.is_missing() {
-            error("it does not exist".to_owned(), Kind::Invalid, "`ip netns list` and `lsns -t net` list namespaces; --pid takes a process's")
+            error(
+                "it does not exist".to_owned(),
+                Kind::Invalid,
+                "`ip netns list` and `lsns -t net` list namespaces; --pid takes a process's",
+            )
         } else if errno == 0 {
-            error("it is not a network namespace".to_owned(), Kind::Invalid, "give a path such as /run/netns/NAME or /proc/PID/ns/net")
+            error(
+                "it is not a network namespace".to_owned(),
+                Kind::Invalid,
+                "give a path such as /run/netns/NAME or /proc/PID/ns/net",
+            )
         } else {
             failure(doing(), source.to_string(), errno)
         }
     })?;
-    let host = NetnsFd::current().map_err(|source| failure("open the host's namespace", source.to_string(), source.errno().unwrap_or(0)))?;
+    let host = NetnsFd::current()
+        .map_err(|source| failure("open the host's namespace", source.to_string(), source.errno().unwrap_or(0)))?;
     let id = ns.identity();
     if id == host.identity() {
-        return Err(error("it is the host's own".to_owned(), Kind::Invalid, "a container needs a namespace of its own; make one with `ip netns add NAME`"));
+        return Err(error(
+            "it is the host's own".to_owned(),
+            Kind::Invalid,
+            "a container needs a namespace of its own; make one with `ip netns add NAME`",
+        ));
     }
     let absolute: PathBuf = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let process = pid_of(path).and_then(|pid| Some(ProcessId { pid, started: start_time(pid)? }));
@@ -206,7 +235,8 @@ fn name_holder(inode: u32) -> String {
 
 pub(super) fn forget_flows(kernel: &HostKernel, publications: &[Publication]) {
     for protocol in Protocol::ALL {
-        let ours: Vec<&Publication> = publications.iter().filter(|publication| publication.protocol == protocol).collect();
+        let ours: Vec<&Publication> =
+            publications.iter().filter(|publication| publication.protocol == protocol).collect();
         if ours.is_empty() {
             continue;
         }

@@ -35,7 +35,11 @@ impl HostKernel {
     }
 }
 
-fn with<T>(cell: &RefCell<Option<Socket>>, protocol: i32, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
+fn with<T>(
+    cell: &RefCell<Option<Socket>>,
+    protocol: i32,
+    ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>,
+) -> Result<T, KernelError> {
     let mut slot = cell.borrow_mut();
     let socket = match &mut *slot {
         Some(socket) => socket,
@@ -64,8 +68,12 @@ fn refusal(doing: impl Into<String>, error: &NetlinkError) -> KernelError {
 fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError {
     let kind = kind(errno);
     let hint = match (kind, errno) {
-        (Kind::Unsupported, _) => Some("this kernel lacks bridge, veth or nftables: load their modules or use a kernel that has them".to_owned()),
-        (Kind::Denied, libc::EROFS) => Some("/proc/sys is read-only here: set the value outside, or mount it writable".to_owned()),
+        (Kind::Unsupported, _) => Some(
+            "this kernel lacks bridge, veth or nftables: load their modules or use a kernel that has them".to_owned(),
+        ),
+        (Kind::Denied, libc::EROFS) => {
+            Some("/proc/sys is read-only here: set the value outside, or mount it writable".to_owned())
+        }
         (Kind::Denied, _) => Some("run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned()),
         _ => None,
     };
@@ -87,7 +95,8 @@ impl Kernel for HostKernel {
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {
         self.with_netfilter(|socket| {
-            crate::nft::decode::table_names(socket, portolan_plan::Table::Inet).map_err(|error| refusal("list nftables tables", &error))
+            crate::nft::decode::table_names(socket, portolan_plan::Table::Inet)
+                .map_err(|error| refusal("list nftables tables", &error))
         })
     }
 
@@ -125,7 +134,8 @@ impl Kernel for HostKernel {
     }
 
     fn boot(&self) -> String {
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |text| text.trim().to_owned())
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_or_else(|_| String::new(), |text| text.trim().to_owned())
     }
 
     fn now(&self) -> u64 {

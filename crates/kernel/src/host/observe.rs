@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use portolan_engine::KernelError;
 use portolan_model::{IfName, Mac, Mtu, Sandbox};
-use portolan_plan::{BRIDGE_GROUP, Bridge, Chain, DefaultRoute, Interface, Neighbour, Object, Objects, PORT_GROUP, Port, Ruleset, Set, Setting, Table, ruleset};
+use portolan_plan::{
+    BRIDGE_GROUP, Bridge, Chain, DefaultRoute, Interface, Neighbour, Object, Objects, PORT_GROUP, Port, Ruleset, Set,
+    Setting, Table, ruleset,
+};
 
 use super::apply::open_sandbox;
 use super::{HostKernel, failure, refusal};
@@ -33,8 +36,13 @@ pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Ob
     for (sandbox, interfaces) in sandboxes(desired) {
         // A sandbox that is gone holds nothing.
         let Ok(ns) = open_sandbox(&sandbox) else { continue };
-        netns::with_netns(&ns, || inside(&sandbox, &interfaces, &mut found))
-            .map_err(|error| failure(format!("enter namespace `{}`", sandbox.path.display()), error.to_string(), error.errno().unwrap_or(0)))??;
+        netns::with_netns(&ns, || inside(&sandbox, &interfaces, &mut found)).map_err(|error| {
+            failure(
+                format!("enter namespace `{}`", sandbox.path.display()),
+                error.to_string(),
+                error.errno().unwrap_or(0),
+            )
+        })??;
     }
     Ok(found)
 }
@@ -52,7 +60,8 @@ fn tables(socket: &mut Socket, name: &str, found: &mut Objects) -> Result<(), Ke
         for chain in Chain::ALL.into_iter().filter(|chain| ruleset::table(*chain) == table) {
             let comments = rules.remove(chain.name()).unwrap_or_default();
             let wanted = ruleset::rules(chain);
-            intact &= comments.len() == wanted.len() && comments.iter().zip(&wanted).all(|(is, should)| is.comment == should.comment);
+            intact &= comments.len() == wanted.len()
+                && comments.iter().zip(&wanted).all(|(is, should)| is.comment == should.comment);
         }
         intact &= rules.is_empty();
     }
@@ -99,7 +108,11 @@ fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects
         if neighbour.state & neigh::NUD_PERMANENT != 0
             && let Some(mac) = neighbour.mac
         {
-            found.insert(Object::Neighbour(Neighbour { bridge: bridge.clone(), address: neighbour.addr, mac: Mac::from_bytes(mac) }));
+            found.insert(Object::Neighbour(Neighbour {
+                bridge: bridge.clone(),
+                address: neighbour.addr,
+                mac: Mac::from_bytes(mac),
+            }));
         }
     }
     // A port without its FDB entry lets nothing through.
@@ -115,7 +128,9 @@ fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects
             Object::Port(port) => Some(port),
             _ => None,
         })
-        .filter(|port| !indexes.get(port.host_end.as_str()).is_some_and(|index| entries.contains(&(*index, port.mac.octets()))))
+        .filter(|port| {
+            !indexes.get(port.host_end.as_str()).is_some_and(|index| entries.contains(&(*index, port.mac.octets())))
+        })
         .cloned()
         .collect();
     for port in without {
@@ -163,7 +178,10 @@ fn port(link: &Link, name: IfName, alias: &str, names: &BTreeMap<u32, &str>, des
         isolated: state.isolated.unwrap_or(false),
         locked: state.locked.unwrap_or(false) && state.learning == Some(false),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
-        sandbox: wanted.map_or_else(|| Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None }, |port| port.sandbox.clone()),
+        sandbox: wanted.map_or_else(
+            || Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None },
+            |port| port.sandbox.clone(),
+        ),
         sandbox_end: wanted.map_or_else(unknown, |port| port.sandbox_end.clone()),
         host_end: name,
     }
@@ -182,13 +200,17 @@ fn sandboxes(desired: &Objects) -> BTreeMap<Sandbox, Vec<Interface>> {
 
 /// Runs in the sandbox's namespace.
 fn inside(sandbox: &Sandbox, interfaces: &[Interface], found: &mut Objects) -> Result<(), KernelError> {
-    let mut socket = Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
+    let mut socket =
+        Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
     let mut names: BTreeMap<u32, IfName> = BTreeMap::new();
     for wanted in interfaces {
-        let link = link::lookup(&mut socket, wanted.name.as_str()).map_err(|error| refusal("find an interface in the sandbox", &error))?;
+        let link = link::lookup(&mut socket, wanted.name.as_str())
+            .map_err(|error| refusal("find an interface in the sandbox", &error))?;
         let Some(link) = link.filter(|link| link.up) else { continue };
-        let addresses = addr::dump(&mut socket, Some(link.index)).map_err(|error| refusal("list addresses in the sandbox", &error))?;
-        let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
+        let addresses = addr::dump(&mut socket, Some(link.index))
+            .map_err(|error| refusal("list addresses in the sandbox", &error))?;
+        let disabled =
+            sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
         names.insert(link.index, wanted.name.clone());
         found.insert(Object::Interface(Interface {
             sandbox: sandbox.clone(),
@@ -202,8 +224,15 @@ fn inside(sandbox: &Sandbox, interfaces: &[Interface], found: &mut Objects) -> R
     }
     let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
     for default in routes.into_iter().filter(|route| route.is_default() && route.table == route::TABLE_MAIN) {
-        let (Some(gateway), Some(interface)) = (default.gateway, default.oif.and_then(|index| names.get(&index))) else { continue };
-        found.insert(Object::DefaultRoute(DefaultRoute { sandbox: sandbox.clone(), gateway, interface: interface.clone() }));
+        let (Some(gateway), Some(interface)) = (default.gateway, default.oif.and_then(|index| names.get(&index)))
+        else {
+            continue;
+        };
+        found.insert(Object::DefaultRoute(DefaultRoute {
+            sandbox: sandbox.clone(),
+            gateway,
+            interface: interface.clone(),
+        }));
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_bindings::nftables::{
-    DataAttrs, ExprAttrs, ExprListAttrs, IterableDataAttrs, PushRuleAttrs, PushSetelemListAttrs, PushTableAttrs, RuleAttrs,
-    SetelemListAttrs, SetelemListElemAttrs, TableAttrs, VerdictAttrs,
+    DataAttrs, ExprAttrs, ExprListAttrs, IterableDataAttrs, PushRuleAttrs, PushSetelemListAttrs, PushTableAttrs,
+    RuleAttrs, SetelemListAttrs, SetelemListElemAttrs, TableAttrs, VerdictAttrs,
 };
 use netlink_bindings::utils::IterableChunks;
 use portolan_model::{Family, IfName, Mac, Protocol};
@@ -131,7 +131,9 @@ fn field(kind: FieldType, bytes: &[u8], last: &[u8]) -> Option<Field> {
         FieldType::NfProto if bytes[0] == libc::NFPROTO_IPV6 as u8 => Field::NfProto(Family::V6),
         FieldType::NfProto => return None,
         FieldType::Address(family) => Field::Address(address(family, bytes)?),
-        FieldType::Port => Field::Ports(u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([last[0], last[1]])),
+        FieldType::Port => {
+            Field::Ports(u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([last[0], last[1]]))
+        }
         FieldType::IfName => {
             let text = bytes.split(|b| *b == 0).next()?;
             Field::IfName(std::str::from_utf8(text).ok()?.parse::<IfName>().ok()?)
@@ -148,39 +150,34 @@ fn address(family: Family, bytes: &[u8]) -> Option<IpAddr> {
 }
 
 fn element_data(set: Set, value: IterableDataAttrs<'_>) -> Option<Data> {
-    for attr in value {
-        match attr.ok()? {
-            DataAttrs::Value(bytes) => {
-                return match set.data() {
-                    DataType::Address(family) => Some(Data::Address(address(family, bytes)?)),
-                    DataType::AddressPort(family) => {
-                        let at = FieldType::Address(family).padded();
-                        let port = bytes.get(at..at + 2)?;
-                        Some(Data::AddressPort(address(family, bytes)?, u16::from_be_bytes([port[0], port[1]])))
-                    }
-                    DataType::Member | DataType::Verdict => None,
-                };
+    match value.into_iter().next()?.ok()? {
+        DataAttrs::Value(bytes) => match set.data() {
+            DataType::Address(family) => Some(Data::Address(address(family, bytes)?)),
+            DataType::AddressPort(family) => {
+                let at = FieldType::Address(family).padded();
+                let port = bytes.get(at..at + 2)?;
+                Some(Data::AddressPort(address(family, bytes)?, u16::from_be_bytes([port[0], port[1]])))
             }
-            DataAttrs::Verdict(verdict) => {
-                let (mut code, mut chain) = (None, None);
-                for attr in verdict {
-                    match attr.ok()? {
-                        VerdictAttrs::Code(value) => code = Some(value as i32),
-                        VerdictAttrs::Chain(name) => chain = Chain::named(name.to_str().ok()?),
-                        VerdictAttrs::ChainId(_) => {}
-                    }
+            DataType::Member | DataType::Verdict => None,
+        },
+        DataAttrs::Verdict(verdict) => {
+            let (mut code, mut chain) = (None, None);
+            for attr in verdict {
+                match attr.ok()? {
+                    VerdictAttrs::Code(value) => code = Some(value as i32),
+                    VerdictAttrs::Chain(name) => chain = Chain::named(name.to_str().ok()?),
+                    VerdictAttrs::ChainId(_) => {}
                 }
-                return match code? {
-                    libc::NF_ACCEPT => Some(Data::Accept),
-                    libc::NF_DROP => Some(Data::Drop),
-                    libc::NFT_RETURN => Some(Data::Return),
-                    libc::NFT_GOTO => Some(Data::Goto(chain?)),
-                    _ => None,
-                };
+            }
+            match code? {
+                libc::NF_ACCEPT => Some(Data::Accept),
+                libc::NF_DROP => Some(Data::Drop),
+                libc::NFT_RETURN => Some(Data::Return),
+                libc::NFT_GOTO => Some(Data::Goto(chain?)),
+                _ => None,
             }
         }
     }
-    None
 }
 
 /// A rule's shape: what it says it is for, and the kinds of its expressions in order.

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use netlink_bindings::nftables::{
-    PushChainAttrs, PushDataAttrs, PushExprBitwiseAttrs, PushExprCmpAttrs, PushExprCtAttrs, PushExprFibAttrs, PushExprImmediateAttrs,
-    PushExprMetaAttrs, PushExprNatAttrs, PushExprPayloadAttrs, PushRuleAttrs, PushSetAttrs, PushSetelemListAttrs, PushTableAttrs,
+    PushChainAttrs, PushDataAttrs, PushExprBitwiseAttrs, PushExprCmpAttrs, PushExprCtAttrs, PushExprFibAttrs,
+    PushExprImmediateAttrs, PushExprMetaAttrs, PushExprNatAttrs, PushExprPayloadAttrs, PushRuleAttrs, PushSetAttrs,
+    PushSetelemListAttrs, PushTableAttrs,
 };
 use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
@@ -64,7 +65,8 @@ pub fn delete_ruleset(batch: &mut Batch, name: &str, table: Table) {
 fn create_chain(batch: &mut Batch, table: &str, chain: Chain) {
     batch.message(message(libc::NFT_MSG_NEWCHAIN), CREATE | EXCLUSIVE, |buf| {
         push_nfgenmsg(buf, family(ruleset::table(chain)), 0);
-        let mut attrs = PushChainAttrs::new(buf).push_table_bytes(table.as_bytes()).push_name_bytes(chain.name().as_bytes());
+        let mut attrs =
+            PushChainAttrs::new(buf).push_table_bytes(table.as_bytes()).push_name_bytes(chain.name().as_bytes());
         if let Some(hook) = ruleset::hook(chain) {
             attrs = attrs.nested_hook().push_num(hook.number).push_priority(hook.priority).end_nested();
             attrs.push_policy(libc::NF_ACCEPT as u32).push_type_bytes(hook.kind.as_bytes());
@@ -163,10 +165,21 @@ fn each_set(elements: &[&Element], mut each: impl FnMut(Set, &[&Element])) {
     }
 }
 
-fn push_elements(batch: &mut Batch, kind: i32, flags: u16, table: &str, set: Set, elements: &[&Element], with_data: bool) {
+fn push_elements(
+    batch: &mut Batch,
+    kind: i32,
+    flags: u16,
+    table: &str,
+    set: Set,
+    elements: &[&Element],
+    with_data: bool,
+) {
     batch.message(message(kind), flags, |buf| {
         push_nfgenmsg(buf, family(set.table()), 0);
-        let mut list = PushSetelemListAttrs::new(buf).push_table_bytes(table.as_bytes()).push_set_bytes(set.name().as_bytes()).nested_elements();
+        let mut list = PushSetelemListAttrs::new(buf)
+            .push_table_bytes(table.as_bytes())
+            .push_set_bytes(set.name().as_bytes())
+            .nested_elements();
         for element in elements {
             let mut attrs = list.nested_elem().nested_key().push_value(&key_bytes(element, false)).end_nested();
             if set.interval() {
@@ -179,7 +192,9 @@ fn push_elements(batch: &mut Batch, kind: i32, flags: u16, table: &str, set: Set
             if with_data {
                 attrs = match element.data {
                     Data::Member => attrs,
-                    Data::Address(_) | Data::AddressPort(..) => attrs.nested_data().push_value(&data_bytes(element.data)).end_nested(),
+                    Data::Address(_) | Data::AddressPort(..) => {
+                        attrs.nested_data().push_value(&data_bytes(element.data)).end_nested()
+                    }
                     verdict => push_verdict(attrs.nested_data(), verdict).end_nested(),
                 };
                 attrs = attrs.push_userdata(&comment_userdata(&element.owner));
@@ -442,7 +457,10 @@ impl Expressions<'_> {
             Family::V6 => (libc::NFPROTO_IPV6, 4),
         };
         self.expression("nat", |buf| {
-            let attrs = PushExprNatAttrs::new(buf).push_type(kind as u32).push_family(number as u32).push_reg_addr_min(REGISTER);
+            let attrs = PushExprNatAttrs::new(buf)
+                .push_type(kind as u32)
+                .push_family(number as u32)
+                .push_reg_addr_min(REGISTER);
             if matches!(set.data(), DataType::AddressPort(_)) {
                 attrs.push_reg_proto_min(REGISTER + words).push_flags(NF_NAT_RANGE_PROTO_SPECIFIED);
             }
@@ -457,7 +475,12 @@ impl Expressions<'_> {
             Part::ToLoopback4 | Part::FromLoopback4 => {
                 self.only_family(Family::V4);
                 // The first byte says it all.
-                self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, if *part == Part::ToLoopback4 { 16 } else { 12 }, 1, REGISTER);
+                self.payload(
+                    libc::NFT_PAYLOAD_NETWORK_HEADER,
+                    if *part == Part::ToLoopback4 { 16 } else { 12 },
+                    1,
+                    REGISTER,
+                );
                 self.compare(true, &[127]);
             }
             Part::ToLoopback6 | Part::FromUnspecified6 => {
@@ -508,7 +531,10 @@ impl Expressions<'_> {
             Part::Do(verdict) => {
                 let verdict = *verdict;
                 self.expression("immediate", |buf| {
-                    push_verdict(PushExprImmediateAttrs::new(buf).push_dreg(libc::NFT_REG_VERDICT as u32).nested_data(), verdict);
+                    push_verdict(
+                        PushExprImmediateAttrs::new(buf).push_dreg(libc::NFT_REG_VERDICT as u32).nested_data(),
+                        verdict,
+                    );
                 });
             }
         }

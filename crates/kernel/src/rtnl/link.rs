@@ -175,8 +175,6 @@ pub struct BridgeSpec<'a> {
     pub group: Option<u32>,
     /// Forward multicast only to ports with listeners.
     pub mcast_snooping: bool,
-    /// Ask for listeners itself. Without any querier the kernel floods even the listeners' reports.
-    pub mcast_querier: bool,
     /// Bring it up at once.
     pub up: bool,
 }
@@ -202,8 +200,7 @@ pub fn create_bridge(batch: &mut Batch, spec: &BridgeSpec<'_>) -> usize {
         PushLinkinfoBridgeAttrs::new(&mut *buf)
             .push_forward_delay(0)
             .push_stp_state(0)
-            .push_mcast_snooping(spec.mcast_snooping.into())
-            .push_mcast_querier(spec.mcast_querier.into());
+            .push_mcast_snooping(spec.mcast_snooping.into());
         finalize_nested_header(buf, data);
         finalize_nested_header(buf, info);
     })

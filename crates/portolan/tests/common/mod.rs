@@ -460,7 +460,8 @@ pub(crate) fn ip_frame(macs: ([u8; 6], [u8; 6]), ips: (IpAddr, IpAddr), protocol
 
 /// A frame with a UDP datagram.
 pub(crate) fn udp_frame(macs: ([u8; 6], [u8; 6]), ips: (IpAddr, IpAddr), ports: (u16, u16), text: &[u8]) -> Vec<u8> {
-    let mut datagram = [ports.0.to_be_bytes(), ports.1.to_be_bytes(), (8 + text.len() as u16).to_be_bytes(), [0, 0]].concat();
+    let mut datagram =
+        [ports.0.to_be_bytes(), ports.1.to_be_bytes(), (8 + text.len() as u16).to_be_bytes(), [0, 0]].concat();
     datagram.extend(text);
     let sum = checksum_with_pseudo_header(ips, 17, &datagram);
     datagram[6..8].copy_from_slice(&sum);
@@ -484,7 +485,12 @@ fn checksum_with_pseudo_header(ips: (IpAddr, IpAddr), protocol: u8, payload: &[u
 }
 
 /// An ARP message: `operation` 1 asks, 2 answers.
-pub(crate) fn arp_frame(ether: ([u8; 6], [u8; 6]), operation: u8, sender: ([u8; 6], IpAddr), target: ([u8; 6], IpAddr)) -> Vec<u8> {
+pub(crate) fn arp_frame(
+    ether: ([u8; 6], [u8; 6]),
+    operation: u8,
+    sender: ([u8; 6], IpAddr),
+    target: ([u8; 6], IpAddr),
+) -> Vec<u8> {
     let mut frame = [ether.1, ether.0].concat();
     frame.extend([0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, operation]);
     frame.extend(sender.0);

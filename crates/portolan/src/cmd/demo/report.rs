@@ -63,9 +63,8 @@ impl Report {
         self.say(text);
     }
 
-    /// Starts a step.
-    pub(super) fn step(&mut self, title: &str, about: &str) {
-        let number = self.steps.len() + 1;
+    /// Starts step `number`, counted from 1.
+    pub(super) fn step(&mut self, number: usize, title: &str, about: &str) {
         self.say(&format!("\n{number}/{} {title}", self.planned));
         self.say(&indent(about));
         self.steps.push(Step {

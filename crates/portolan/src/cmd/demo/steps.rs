@@ -87,6 +87,7 @@ const STEPS: [Step; 7] = [
 /// Plays all steps; what failed is in the report.
 pub(super) fn play(report: &mut Report, interrupt: &Interrupt) {
     report.step(
+        1,
         "Two machines on a LAN",
         "Network namespaces stand for machines, a bridge in one of its own for the switch between them.",
     );
@@ -98,8 +99,8 @@ pub(super) fn play(report: &mut Report, interrupt: &Interrupt) {
     if let Err(error) = machines(&stage, report) {
         failed(report, &error);
     }
-    for step in &STEPS {
-        report.step(step.title, step.about);
+    for (number, step) in (2..).zip(&STEPS) {
+        report.step(number, step.title, step.about);
         if let Err(error) = (step.act)(&mut stage, report) {
             failed(report, &error);
             if step.vital || interrupt.happened() || report.is_unread() {
@@ -111,6 +112,7 @@ pub(super) fn play(report: &mut Report, interrupt: &Interrupt) {
         return;
     }
     report.step(
+        COUNT,
         "Nothing is left",
         "Containers and network go; then the host is compared with what it was before step 2.",
     );
