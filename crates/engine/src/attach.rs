@@ -237,20 +237,22 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
             found.push((ipam::request(tx, network, address, holder)?, true));
         }
+        // One address of every subnet, unless the caller chose those of the family.
         for family in Family::ALL {
-            if found.iter().any(|(found, _)| Family::of(found.address.addr()) == family) || !network.has(family) {
+            if found.iter().any(|(found, _)| Family::of(found.address.addr()) == family) {
                 continue;
             }
-            let mut subnets = network.subnets_of(family).peekable();
-            while let Some(subnet) = subnets.next() {
+            let mut exhausted = None;
+            let before = found.len();
+            for subnet in network.subnets_of(family) {
                 match ipam::allocate(tx, network, subnet) {
-                    Ok(address) => {
-                        found.push((address, false));
-                        break;
-                    }
-                    Err(Error::AddressesExhausted { .. }) if subnets.peek().is_some() => {}
+                    Ok(address) => found.push((address, false)),
+                    Err(error @ Error::AddressesExhausted { .. }) => exhausted = Some(error),
                     Err(error) => return Err(error),
                 }
+            }
+            if let Some(error) = exhausted.filter(|_| found.len() == before) {
+                return Err(error);
             }
         }
         found.sort_by_key(|(found, _)| Family::of(found.address.addr()));

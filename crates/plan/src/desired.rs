@@ -223,10 +223,20 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
                     endpoint.address(family).expect("the default route's endpoint has an address of the family");
                 let owner = format!("container {} {publication}", view.container.name);
                 publication_objects(publication, family, address, network.mode(family), &owner, &mut objects);
+                if matches!(network.mode(family), GatewayMode::Nat | GatewayMode::NatUnprotected) {
+                    let owner = format!("container {}", view.container.name);
+                    let itself = vec![Field::Address(address), Field::Address(address)];
+                    objects.insert(member(Set::Own(family), itself, &owner));
+                }
             }
         }
     }
     objects
+}
+
+/// Whether the bridge has an address of the family of `address`.
+fn host_answers(network: &Network, address: IpAddr) -> bool {
+    network.subnets_of(Family::of(address)).any(|subnet| subnet.gateway.is_some() && network.bridge_answers(subnet))
 }
 
 fn endpoint_objects(
@@ -253,7 +263,8 @@ fn endpoint_objects(
         sandbox_end: endpoint.ifname.clone(),
     }));
     let link_local = ipv6.then(|| IpAddr::V6(endpoint.mac.link_local()));
-    for address in endpoint.addresses.iter().map(|a| a.address.addr()) {
+    // Where the bridge has no address it speaks to nobody, and a bridge without IPv6 takes no such neighbours.
+    for address in endpoint.addresses.iter().map(|a| a.address.addr()).filter(|ip| host_answers(network, *ip)) {
         objects.insert(Object::Neighbour(Neighbour { bridge: network.bridge.clone(), address, mac: endpoint.mac }));
     }
     if guard {
@@ -745,7 +756,7 @@ mod tests {
             .iter()
             .filter_map(|(_, o)| if let Object::Element(e) = o { Some(e.owner.as_str()) } else { None })
             .collect();
-        assert_eq!(owners, HashSet::from(["container c1 on web", "container c1 127.0.0.1:80:8080/tcp"]));
+        assert_eq!(owners, HashSet::from(["container c1", "container c1 on web", "container c1 127.0.0.1:80:8080/tcp"]));
         let all_of_network = network_objects("/r", &network);
         assert!(all_of_network.iter().all(|(_, o)| !matches!(o, Object::Element(e) if e.owner != "network web")));
     }

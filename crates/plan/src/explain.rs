@@ -282,6 +282,11 @@ impl Run<'_> {
                     "containers on bridge {from} that use a published port of {to} are masqueraded, so that answers come back through the host"
                 )
             }
+            (Set::Own(_), [Field::Address(from), Field::Address(_)]) => {
+                format!(
+                    "what {from} sends to its own published ports is masqueraded, so that it comes back through the host"
+                )
+            }
             (Set::Source(_), [Field::IfName(port), Field::Ether(mac), Field::Address(ip)]) => {
                 format!("frames on port {port} from {mac} with source address {ip} pass; others are dropped")
             }

@@ -246,6 +246,14 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 &[In(true, within(), Set::Hairpin), Translated, Masquerade],
             ),
             rule(
+                "to its own published port",
+                &[In(true, vec![Source(V4), Destination(V4)], Set::Own(V4)), Translated, Masquerade],
+            ),
+            rule(
+                "to its own published port",
+                &[In(true, vec![Source(V6), Destination(V6)], Set::Own(V6)), Translated, Masquerade],
+            ),
+            rule(
                 "from the host's 127.0.0.1 to a container",
                 &[OifGroup(true, BRIDGE_GROUP), FromLoopback4, Masquerade],
             ),

@@ -150,6 +150,9 @@ pub enum Set {
     Checked,
     /// Networks whose published ports are reached from inside through the host: (bridge, bridge).
     Hairpin,
+    /// Containers that reach themselves by a published port: (address, the same address). What [`Set::Hairpin`] says by
+    /// interface, said by address: bridge netfilter knows no input interface when it comes to the source.
+    Own(Family),
     /// Guard: the addresses a bridge port may send from: (port, MAC, address).
     Source(Family),
     /// Guard: bridge ports without guard: (port).
@@ -158,7 +161,7 @@ pub enum Set {
 
 impl Set {
     /// Every set, in the order they are created and listed.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -186,6 +189,8 @@ impl Set {
         Self::Closed,
         Self::Checked,
         Self::Hairpin,
+        Self::Own(Family::V4),
+        Self::Own(Family::V6),
         Self::Source(Family::V4),
         Self::Source(Family::V6),
         Self::Unguarded,
@@ -222,6 +227,8 @@ impl Set {
             Self::Closed => "closed",
             Self::Checked => "checked",
             Self::Hairpin => "hairpin",
+            Self::Own(V4) => "own4",
+            Self::Own(V6) => "own6",
             Self::Source(V4) => "source4",
             Self::Source(V6) => "source6",
             Self::Unguarded => "unguarded",
@@ -255,6 +262,7 @@ impl Set {
             Self::Snat(_) | Self::Unguarded => vec![IfName],
             Self::Gateway(f) => vec![IfName, Address(f)],
             Self::Gateways(f) => vec![Address(f)],
+            Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
         }
     }

@@ -1,318 +1,346 @@
-//! Bad input that is refused before anything is looked at: one sentence, a hint, a status, and nothing made.
-//!
-//! None of these commands gets as far as the state or the kernel, so they need no privileges.
+//! Bad input: one sentence that names the thing, a hint, and nothing changed.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+mod common;
 
-/// A place for state that no command of these tests may make.
-struct Root(PathBuf);
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
 
-impl Root {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("portolan-bad-input-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Self(path)
+use common::{World, check_refusal};
+use portolan_lab::snapshot::snapshot;
+
+/// Runs what must be refused; the message must contain `names`, and nothing may change.
+#[track_caller]
+fn refused(world: &World, args: &[&str], names: &[&str]) {
+    let before = world.state();
+    let message = world.refused(args);
+    for name in names {
+        assert!(message.contains(name), "portolan {}: `{message}` does not say `{name}`", args.join(" "));
     }
-
-    fn portolan(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_portolan"))
-            .args(args)
-            .env("PORTOLAN_ROOT", &self.0)
-            .stdin(Stdio::null())
-            .output()
-            .expect("portolan runs")
-    }
-
-    /// Asserts that `args` are refused with `status` and exactly these two lines.
-    #[track_caller]
-    fn refuses(&self, args: &[&str], status: i32, message: &str, hint: &str) {
-        let output = self.portolan(args);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(stderr, format!("portolan: {message}\nhint: {hint}\n"), "{args:?}");
-        assert_eq!(output.status.code(), Some(status), "{args:?}");
-        assert!(output.stdout.is_empty(), "{args:?}: messages go to standard error");
-        assert!(!self.0.exists(), "{args:?}: made `{}`", self.0.display());
-    }
-}
-
-const PUBLISH_FORM: &str =
-    "write [[HOSTIP:][HOST[-HOST]]:]CONTAINER[-CONTAINER][/tcp|udp|sctp], such as 8080:80 or 127.0.0.1:5300:53/udp";
-const SUBNET_FORM: &str = "write ADDRESS/LENGTH, such as 172.30.0.0/24 or fd00:1::/64";
-const EITHER: &str = "leave out one of the two";
-
-#[test]
-fn unknown_commands_and_flags() {
-    let root = Root::new("flags");
-    for (args, message, hint) in [
-        (&["frobnicate"][..], "unknown command `frobnicate`", "`portolan --help` shows what it takes"),
-        (
-            &["network", "craete"],
-            "unknown command `craete`",
-            "did you mean `create`? `portolan network --help` shows what it takes",
-        ),
-        (&["ps", "--everything"], "unknown flag `--everything`", "`portolan ps --help` shows what it takes"),
-        (
-            &["run", "--pubish", "80", "--", "true"],
-            "unknown flag `--pubish`",
-            "did you mean `--publish`? `portolan run --help` shows what it takes",
-        ),
-        (
-            &["network", "create", "a", "b"],
-            "unexpected argument `b`",
-            "`portolan network create --help` shows what it takes",
-        ),
-        (&["network", "create"], "missing `NAME`", "`portolan network create --help` shows what it takes"),
-        (&["run", "-d"], "missing `COMMAND`", "`portolan run --help` shows what it takes"),
-        (&["attach"], "missing `--netns` or `--pid`", "`portolan attach --help` shows what it takes"),
-        (
-            &["attach", "--netns", "/a", "--pid", "3"],
-            "`--netns` cannot be combined with `--pid`",
-            "`portolan attach --help` shows what it takes",
-        ),
-        (
-            &["network", "create", "a", "--subnet"],
-            "`--subnet` needs a value",
-            "`portolan network create --help` shows what it takes",
-        ),
-        (&["rules", "--as", "poem"], "`--as` does not take `poem`", "choose `words` or `nft` or `iptables`"),
-        (
-            &["--log", "loud", "ps"],
-            "`--log` does not take `loud`",
-            "choose `error` or `warn` or `info` or `debug` or `trace`",
-        ),
-        (
-            &["attach", "--pid", "0"],
-            "value `0` of `--pid`: 0 is not in 1..=2147483647",
-            "`portolan attach --help` shows what it takes",
-        ),
-    ] {
-        root.refuses(args, 2, message, hint);
-    }
+    before.assert_same(&world.state(), &format!("portolan {}", args.join(" ")));
 }
 
 #[test]
-fn malformed_published_ports() {
-    let root = Root::new("ports");
-    for (spec, reason) in [
-        ("80:0", "port `0` is 0"),
-        ("70000:80", "port `70000` is larger than 65535"),
-        ("80:70000", "port `70000` is larger than 65535"),
-        ("20-10:20-10", "port range `20-10` ends before it starts"),
-        ("1-3:1-2", "maps 3 host ports to 2 container ports"),
-        ("8080:80/icmp", "protocol `icmp` is not tcp, udp or sctp"),
-        ("1.2.3:80:80", "`1.2.3` is not an IP address"),
-        ("80:", "names no container port"),
-        ("http", "port `http` is not a number or a range of two numbers"),
-    ] {
-        let message = format!("published port `{spec}`: {reason}");
-        root.refuses(&["run", "-p", spec, "--", "true"], 2, &message, PUBLISH_FORM);
-        root.refuses(&["attach", "--pid", "1", "--publish", spec], 2, &message, PUBLISH_FORM);
-        root.refuses(&["publish", "add", "c", spec], 2, &message, PUBLISH_FORM);
-        root.refuses(&["publish", "rm", "c", spec], 2, &message, PUBLISH_FORM);
-    }
+fn names_that_are_taken_or_unknown() {
+    let Some(world) = World::or_skip("bad-names") else { return };
+    world.network("web", &["--subnet", "10.44.0.0/24", "--subnet", "fd44::/64", "--aux-address", "router=10.44.0.9"]);
+    world.network("other", &[]);
+    let c = world.container("c", &["--network", "name=web,ip=10.44.0.5,ip6=fd44::5,mac-address=02:00:00:00:00:05"]);
+    let free = world.lab.host("free").unwrap();
+    let path = free.netns_path().to_str().unwrap();
+    let attach = |rest: &[&'static str]| [&["attach", "--netns", path][..], rest].concat();
+    let refused = |args: &[&str], names: &[&str]| refused(&world, args, names);
+
+    refused(&["network", "create", "web"], &["network `web` exists already"]);
+    refused(&["network", "create", "bridge"], &["`bridge`", "predefined"]);
+    refused(&["network", "rm", "bridge"], &["`bridge`", "predefined"]);
+    refused(&["network", "rm", "nobody"], &["no network `nobody`"]);
+    refused(&["network", "rm", "web"], &["`web`", "in use", "c"]);
+    refused(&["network", "connect", "nobody", "c"], &["no network `nobody`"]);
+    refused(&["network", "connect", "other", "nobody"], &["no container `nobody`"]);
+    refused(&["network", "connect", "web", "c"], &["`c`", "`web`", "already"]);
+    refused(&["network", "disconnect", "other", "c"], &["`c`", "`other`"]);
+    refused(&["detach", "nobody"], &["no container `nobody`"]);
+    refused(&["publish", "add", "nobody", "80:80"], &["no container `nobody`"]);
+    refused(&["publish", "rm", "c", "80:80"], &["80", "published port"]);
+    refused(&["inspect", "nobody"], &["`nobody`"]);
+    refused(&["rules", "nobody"], &["`nobody`"]);
+
+    refused(&attach(&["--name", "c", "--network", "web"]), &["container `c` exists already"]);
+    refused(&attach(&["--network", "nobody"]), &["no network `nobody`"]);
+    refused(&attach(&["--network", "web", "--ip", "10.44.0.5"]), &["10.44.0.5", "`web`", "container `c`"]);
+    refused(&attach(&["--network", "web", "--ip6", "fd44::5"]), &["fd44::5", "`web`", "container `c`"]);
+    refused(&attach(&["--network", "web", "--ip", "10.44.0.1"]), &["10.44.0.1", "gateway"]);
+    refused(&attach(&["--network", "web", "--ip6", "fd44::1"]), &["fd44::1", "gateway"]);
+    refused(&attach(&["--network", "web", "--ip", "10.44.0.9"]), &["10.44.0.9", "`router`"]);
+    refused(&attach(&["--network", "web", "--ip", "10.44.0.255"]), &["10.44.0.255"]);
+    refused(&attach(&["--network", "web", "--ip", "10.99.0.5"]), &["10.99.0.5", "10.44.0.0/24"]);
+    refused(&attach(&["--network", "web", "--ip6", "fd99::5"]), &["fd99::5", "fd44::/64"]);
+    refused(&attach(&["--network", "web", "--mac-address", "02:00:00:00:00:05"]), &["02:00:00:00:00:05", "`c`"]);
+    refused(&attach(&["--network", "web", "--network", "web"]), &["`web`"]);
+    refused(&attach(&["--network", "other", "-p", "10.9.9.9:80:80"]), &["10.9.9.9"]);
+    refused(&attach(&["--network", "other", "-p", "[fd99::1]:80:80"]), &["fd99::1"]);
+    refused(&attach(&["--network", "other", "-p", "[::1]:80:80"]), &["::1"]);
+    refused(&attach(&["--network", "other", "-p", "80:80", "-p", "80:81"]), &["80"]);
+    refused(&["attach", "--netns", c.path(), "--network", "other"], &["`c`", c.path()]);
+    world.verify();
 }
 
 #[test]
-fn malformed_networks() {
-    let root = Root::new("networks");
-    for (args, message, hint) in [
-        (&["--subnet", "172.30.0.1/24"][..], "subnet `172.30.0.1/24`: has host bits set", "write 172.30.0.0/24"),
-        (&["--subnet", "fd00::1/64"], "subnet `fd00::1/64`: has host bits set", "write fd00::/64"),
-        (&["--subnet", "172.30.0.0"], "subnet `172.30.0.0`: is not an address with a prefix length", SUBNET_FORM),
-        (&["--subnet", "172.30.0.0/33"], "subnet `172.30.0.0/33`: is not an address with a prefix length", SUBNET_FORM),
-        (&["--ip-range", "172.30.0.9/28"], "subnet `172.30.0.9/28`: has host bits set", "write 172.30.0.0/28"),
-        (&["--gateway", "172.30.0"], "IP address `172.30.0`: is malformed", "write it like 172.30.0.5 or fd00:1::5"),
-        (
-            &["--aux-address", "172.30.0.9"],
-            "auxiliary address `172.30.0.9`: is not of the form KEY=VALUE",
-            "write NAME=ADDRESS, such as router=172.30.0.9",
-        ),
-        (&["--opt", "mtu"], "option `mtu`: is not of the form KEY=VALUE", "write KEY=VALUE, such as mtu=1400"),
-        (&["--driver", "overlay"], "network driver `overlay`: is unknown", "this version has the driver `bridge`"),
-        (
-            &["--ipv6=maybe"],
-            "value `maybe` of `--ipv6`: is neither true nor false",
-            "`portolan network create --help` shows what it takes",
-        ),
-    ] {
-        root.refuses(&[&["network", "create", "web"], args].concat(), 2, message, hint);
+fn networks_that_cannot_be() {
+    let Some(world) = World::or_skip("bad-networks") else { return };
+    world.network("web", &["--subnet", "10.44.0.0/24", "--subnet", "fd44::/64"]);
+    let create =
+        |rest: &[&str], names: &[&str]| refused(&world, &[&["network", "create", "new"], rest].concat(), names);
+
+    create(&["--subnet", "10.44.0.0/24"], &["10.44.0.0/24", "`web`"]);
+    create(&["--subnet", "10.44.0.128/25"], &["10.44.0.128/25", "`web`", "10.44.0.0/24"]);
+    create(&["--subnet", "10.0.0.0/8"], &["10.0.0.0/8"]);
+    create(&["--subnet", "fd44::/48"], &["fd44::/48", "`web`", "fd44::/64"]);
+    create(&["--subnet", "10.0.1.0/24"], &["10.0.1.0/24", "route", "eth0"]);
+    create(&["--subnet", "10.0.1.128/25"], &["10.0.1.128/25", "10.0.1.0/24", "eth0"]);
+    create(&["--subnet", "fd00:1::/64"], &["fd00:1::/64", "route", "eth0"]);
+    create(&["--subnet", "10.45.0.0/24", "--subnet", "10.45.0.0/25"], &["10.45.0.0/25"]);
+    create(&["--subnet", "10.45.0.0/24", "--gateway", "10.46.0.1"], &["10.46.0.1"]);
+    create(&["--subnet", "fd45::/64", "--gateway", "fd46::1"], &["fd46::1"]);
+    create(&["--subnet", "10.45.0.0/24", "--gateway", "10.45.0.255"], &["10.45.0.255"]);
+    create(&["--subnet", "10.45.0.0/24", "--ip-range", "10.46.0.0/25"], &["10.46.0.0/25"]);
+    create(&["--subnet", "10.45.0.0/24", "--aux-address", "r=10.46.0.1"], &["10.46.0.1"]);
+    create(&["--subnet", "10.45.0.1/24"], &["10.45.0.1/24"]);
+    create(&["--subnet", "127.0.0.0/24"], &["127.0.0.0/24"]);
+    create(&["--subnet", "224.0.0.0/24"], &["224.0.0.0/24"]);
+    create(&["--subnet", "fe80::/64"], &["fe80::/64"]);
+    create(&["--ipv4=false", "--subnet", "10.45.0.0/24"], &["10.45.0.0/24"]);
+    create(&["--ipv4=false", "--ipv6=false"], &["neither"]);
+    create(&["--opt", "bridge=eth0"], &["`eth0`"]);
+    create(&["--opt", "mtu=67"], &["mtu=67"]);
+    create(&["--opt", "mtu=1000"], &["1000"]);
+    create(&["--opt", "gateway_mode_ipv4=isolated"], &["isolated"]);
+    create(&["--opt", "nonsense=1"], &["nonsense"]);
+    create(&["--opt", "icc=maybe"], &["icc=maybe"]);
+    create(&["--driver", "host"], &["host"]);
+
+    // With every private address routed somewhere.
+    for dst in ["172.16.0.0/12", "10.0.0.0/8", "192.168.0.0/16"] {
+        world.h.add_route(dst, "10.0.1.2").unwrap();
     }
-    root.refuses(
-        &["network", "create", "a/b"],
-        2,
-        "name `a/b`: holds the character '/'",
-        "use [a-zA-Z0-9][a-zA-Z0-9_.-]*",
-    );
-    root.refuses(
-        &["network", "create", ".."],
-        2,
-        "name `..`: does not start with a letter or digit",
-        "use [a-zA-Z0-9][a-zA-Z0-9_.-]*",
-    );
+    create(&[], &["no free subnet", "192.168.0.0/16"]);
+    world.verify();
 }
 
 #[test]
-fn malformed_containers() {
-    let root = Root::new("containers");
-    for (args, message, hint) in [
-        (&["--name", "a b"][..], "name `a b`: holds the character ' '", "use [a-zA-Z0-9][a-zA-Z0-9_.-]*"),
-        (
-            &["--ip", "fd00::1"],
-            "IPv4 address `fd00::1`: is malformed",
-            "write it like 172.30.0.5; IPv6 goes into --ip6",
-        ),
-        (
-            &["--mac-address", "01:00:5e:00:00:01"],
-            "MAC address `01:00:5e:00:00:01`: is a multicast address",
-            "write it as 02:42:ac:11:00:02",
-        ),
-        (&["--network", "container:"], "network `container:`: names no container", "write container:NAME"),
-        (
-            &["--network", "name=web,colour=red"],
-            "network `name=web,colour=red`: key `colour` is unknown",
-            "known keys: name, alias, link, ip, ip6, mac-address, gw-priority, ifname, driver-opt",
-        ),
-        (
-            &["--sysctl", "kernel.panic=1"],
-            "sysctl `kernel.panic=1`: does not belong to the network namespace",
-            "only sysctls that start with `net.` can be set",
-        ),
-        (&["--add-host", "db"], "host entry `db`: has no address", "write NAME:ADDRESS or NAME:host-gateway"),
-        (
-            &["--dns", "one.one.one.one"],
-            "IP address `one.one.one.one`: is malformed",
-            "write it like 172.30.0.5 or fd00:1::5",
-        ),
-        (&["-h", "web-"], "host name `web-`: has the label \"web-\"", "labels are letters, digits and inner hyphens"),
-        (&["--link", "a/b"], "link `a/b`: name `a/b` holds the character '/'", "write CONTAINER or CONTAINER:ALIAS"),
-    ] {
-        root.refuses(&[&["run"], args, &["--", "true"]].concat(), 2, message, hint);
-    }
-}
-
-#[test]
-fn flags_that_do_not_go_together() {
-    let root = Root::new("conflicts");
-    for (args, message) in [
-        (
-            &["--network", "host", "--network", "web"][..],
-            "container sharing network namespace with another container or host cannot be connected to any other network",
-        ),
-        (
-            &["--network", "web", "--network", "none"],
-            "container cannot be connected to multiple networks with one of the networks in private (none) mode",
-        ),
-        (
-            &["--network", "container:a", "-p", "80"],
-            "conflicting options: port publishing and the container type network mode",
-        ),
-        (
-            &["--network", "container:a", "--expose", "80"],
-            "conflicting options: port exposing and the container type network mode",
-        ),
-        (&["--network", "container:a", "-h", "web"], "conflicting options: hostname and the network mode"),
-        (&["--network", "container:a", "--dns", "1.1.1.1"], "conflicting options: dns and the network mode"),
-        (
-            &["--network", "container:a", "--add-host", "b:1.1.1.1"],
-            "conflicting options: custom host-to-IP mapping and the network mode",
-        ),
-        (
-            &["--network", "container:a", "--mac-address", "02:42:ac:11:00:02"],
-            "conflicting options: mac-address and the network mode",
-        ),
-        (
-            &["--network", "name=web,ip=10.0.0.2", "--ip", "10.0.0.3"],
-            "conflicting options: cannot specify both --ip and per-network IPv4 address",
-        ),
-        (
-            &["--network", "host", "--sysctl", "net.ipv4.ip_forward=1"],
-            "sysctl `net.ipv4.ip_forward` not allowed in host network namespace",
-        ),
-    ] {
-        // Docker's status for what it refuses to run.
-        root.refuses(&[&["run"], args, &["--", "true"]].concat(), 125, message, EITHER);
-    }
-}
-
-#[test]
-fn without_privileges_nothing_is_begun() {
-    let root = Root::new("privileges");
-    for (args, verb, status) in [
-        (&["network", "create", "web"][..], "network create", 1),
-        (&["network", "rm", "web"], "network rm", 1),
-        (&["network", "prune", "-f"], "network prune", 1),
-        (&["network", "connect", "web", "c"], "network connect", 1),
-        (&["network", "disconnect", "web", "c"], "network disconnect", 1),
-        (&["run", "--", "true"], "run", 125),
-        (&["run", "-d", "--", "true"], "run", 125),
-        (&["exec", "c", "--", "true"], "exec", 1),
-        (&["rm", "-f", "c"], "rm", 1),
-        (&["attach", "--netns", "/run/netns/c"], "attach", 1),
-        (&["detach", "c"], "detach", 1),
-        (&["publish", "add", "c", "80"], "publish add", 1),
-        (&["publish", "rm", "c", "80"], "publish rm", 1),
-        (&["verify"], "verify", 1),
-        (&["reconcile"], "reconcile", 1),
-        (&["gc"], "gc", 1),
-    ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
-        command.args(args).env("PORTOLAN_ROOT", &root.0).stdin(Stdio::null());
-        if is_root() {
-            // nobody, who has no capabilities.
-            command.uid(65_534).gid(65_534);
+fn a_pool_that_is_used_up() {
+    let Some(world) = World::or_skip("bad-pool") else { return };
+    world.network("pair", &["--subnet", "10.70.0.0/30", "--ipv6=false"]);
+    world.network("six", &["--subnet", "fd70::/126", "--ipv4=false"]);
+    world.network("part", &["--subnet", "10.71.0.0/24", "--ip-range", "10.71.0.8/31", "--ipv6=false"]);
+    for (network, range, room) in [("pair", "10.70.0.0/30", 1), ("six", "fd70::/126", 2), ("part", "10.71.0.8/31", 2)] {
+        for number in 0..room {
+            world.container(&format!("{network}{number}"), &["--network", network]);
         }
-        let output = match command.output() {
-            Ok(output) => output,
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                eprintln!("SKIPPED: nobody may not execute {}", env!("CARGO_BIN_EXE_portolan"));
-                return;
-            }
-            Err(error) => panic!("{error}"),
-        };
-        let expected = format!(
-            "portolan: `portolan {verb}` needs CAP_NET_ADMIN and CAP_SYS_ADMIN, which this process lacks\nhint: run it as root, for example with sudo\n"
-        );
-        assert_eq!(String::from_utf8_lossy(&output.stderr), expected, "{args:?}");
-        assert_eq!(output.status.code(), Some(status), "{args:?}");
-        assert!(output.stdout.is_empty() && !root.0.exists(), "{args:?}");
+        let free = world.lab.host(&format!("{network}-free")).unwrap();
+        let path = free.netns_path().to_str().unwrap();
+        refused(&world, &["attach", "--netns", path, "--network", network], &[&format!("`{network}`"), range]);
+        refused(&world, &["network", "connect", network, if network == "pair" { "six0" } else { "pair0" }], &[range]);
+        // Room again, at once.
+        world.portolan_ok(&["detach", &format!("{network}0")]);
+        world.portolan_ok(&["attach", "--netns", path, "--network", network, "--name", &format!("{network}0")]);
     }
-}
-
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+    world.verify();
 }
 
 #[test]
-fn version_and_completions_need_no_state() {
-    let root = Root::new("stateless");
-    for args in [
-        &["version"][..],
-        &["version", "--json"],
-        &["--version"],
-        &["completion", "bash"],
-        &["completion", "zsh"],
-        &["man"],
+fn namespaces_that_are_none() {
+    let Some(world) = World::or_skip("bad-netns") else { return };
+    world.network("web", &[]);
+    let file = world.lab.dir().join("file");
+    fs::write(&file, "").unwrap();
+    let (file, dir) = (file.to_str().unwrap(), world.root.to_str().unwrap());
+    let gone = world.lab.dir().join("gone");
+    let gone = gone.to_str().unwrap();
+    let own = world.h.netns_path().to_str().unwrap();
+    for (path, word) in [
+        (file, "file"),
+        (dir, "directory"),
+        (gone, ""),
+        (own, "host"),
+        ("/proc/self/ns/mnt", "namespace"),
+        ("/dev/null", "device"),
     ] {
-        let output = root.portolan(args);
-        assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
-        assert!(!root.0.exists(), "{args:?}: made `{}`", root.0.display());
+        refused(&world, &["attach", "--netns", path, "--network", "web", "-p", "8080:80"], &[path, word]);
     }
+    refused(&world, &["attach", "--pid", "2147483647", "--network", "web"], &["2147483647"]);
+    world.verify();
+}
+
+/// What lies below `dir`, with contents.
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().is_file())
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_failure() {
-    let root = Root::new("pipe");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_portolan"))
-        .args(["completion", "bash"])
-        .env("PORTOLAN_ROOT", &root.0)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("portolan runs");
-    drop(child.stdout.take());
-    let output = child.wait_with_output().expect("portolan ends");
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+fn state_that_cannot_be_read() {
+    let Some(world) = World::or_skip("bad-state") else { return };
+    world.network("web", &[]);
+    world.container("c", &["--network", "web", "-p", "8080:80"]);
+    let db = world.root.join("state.db");
+    let good = fs::read(&db).unwrap();
+    let newer = {
+        // The file's format number (SQLite's user_version) is at offset 60, big-endian.
+        let mut bytes = good.clone();
+        bytes[60..64].copy_from_slice(&9999u32.to_be_bytes());
+        bytes
+    };
+    let mut damaged = good.clone();
+    damaged[100..1100].fill(0xa5);
+    let path = db.to_str().unwrap();
+    for (bytes, names) in [
+        (&b"this is no state file at all, it is a letter to somebody".to_vec(), &[path][..]),
+        (&damaged, &[path]),
+        (&newer, &[path, "9999"]),
+    ] {
+        for left in ["state.db-wal", "state.db-shm"] {
+            let _ = fs::remove_file(world.root.join(left));
+        }
+        fs::write(&db, bytes).unwrap();
+        let before = (snapshot(&world.h).unwrap(), fs::read(&db).unwrap());
+        for args in [
+            &["network", "create", "new"][..],
+            &["detach", "c"],
+            &["publish", "add", "c", "8081:81"],
+            &["network", "ls"],
+            &["gc"],
+        ] {
+            let message = world.refused(args);
+            for name in names {
+                assert!(message.contains(name), "{args:?}: `{message}` does not say `{name}`");
+            }
+            assert!((snapshot(&world.h).unwrap(), fs::read(&db).unwrap()) == before, "{args:?} changed something");
+        }
+    }
+    for left in ["state.db-wal", "state.db-shm"] {
+        let _ = fs::remove_file(world.root.join(left));
+    }
+    fs::write(&db, good).unwrap();
+    world.verify();
+}
+
+/// Runs the binary on host `h` in a mount namespace of its own, after `script` there; `$ROOT` is the root.
+fn after(world: &World, script: &str, args: &[&str]) -> Output {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", &format!("{script}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_portolan")]);
+    command
+        .args(args)
+        .env("PORTOLAN_ROOT", &world.root)
+        .env("ROOT", &world.root)
+        .env("BIN", env!("CARGO_BIN_EXE_portolan"));
+    world.h.adopt(command).unwrap().output().unwrap()
+}
+
+fn has_unshare() -> bool {
+    let found = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success());
+    if !found {
+        assert!(std::env::var_os("CI").is_none(), "CI must have unshare(1)");
+        eprintln!("SKIP: no unshare(1), or it may not");
+    }
+    found
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let Some(world) = World::or_skip("bad-places") else { return };
+    if !has_unshare() {
+        return;
+    }
+    let root = world.root.to_str().unwrap().to_owned();
+    fs::create_dir_all(&root).unwrap();
+    let read_only_root = "mount --bind \"$ROOT\" \"$ROOT\"\nmount -o remount,bind,ro \"$ROOT\"";
+    let read_only_sysctls = "mount --bind /proc/sys /proc/sys\nmount -o remount,bind,ro /proc/sys";
+    let host = snapshot(&world.h).unwrap();
+    let refused = |script: &str, args: &[&str], name: &str| {
+        let (before, listed) = (snapshot(&world.h).unwrap(), files(&world.root).len());
+        let message = check_refusal(args, &after(&world, script, args));
+        assert!(message.contains(name), "{args:?}: `{message}` does not say `{name}`");
+        let changes = portolan_lab::snapshot::diff(&before, &snapshot(&world.h).unwrap());
+        assert!(changes.is_empty(), "{args:?}: {changes:#?}");
+        (listed, message)
+    };
+    let create = ["network", "create", "web"];
+    // Before there is any state, and with some.
+    refused(read_only_root, &create, &root);
+    assert_eq!(files(&world.root).len(), 0);
+    refused(read_only_sysctls, &create, "/proc/sys");
+    assert_eq!(world.json(&["network", "ls"]).as_array().unwrap().len(), 3, "the predefined ones");
+    world.network("web", &[]);
+    let c = world.container("c", &["--network", "web"]);
+    let free = world.lab.host("free").unwrap();
+    let attach = ["attach", "--netns", free.netns_path().to_str().unwrap(), "--network", "web", "-p", "8080:80"];
+    let state = world.state();
+    for args in [&["network", "create", "new"][..], &attach, &["detach", "c"], &["publish", "add", "c", "8081:81"]] {
+        refused(read_only_root, args, &root);
+    }
+    refused(read_only_sysctls, &["network", "create", "new"], "/proc/sys");
+    refused(read_only_sysctls, &attach, "/proc/sys");
+    state.assert_same(&world.state(), "what could not be written");
+    world.verify();
+    drop(c);
+    world.portolan_ok(&["detach", "c"]);
+    world.portolan_ok(&["network", "rm", "web"]);
+    let changes = portolan_lab::snapshot::diff(&host, &snapshot(&world.h).unwrap());
+    assert!(changes.is_empty(), "{changes:#?}");
+}
+
+#[test]
+fn a_full_disk() {
+    let Some(world) = World::or_skip("bad-disk") else { return };
+    if !has_unshare() {
+        return;
+    }
+    world.network("web", &[]);
+    world.container("c", &["--network", "web"]);
+    let free = world.lab.host("free").unwrap();
+    let attach = ["attach", "--netns", free.netns_path().to_str().unwrap(), "--network", "web", "-p", "8080:80"];
+    let state = world.state();
+    // A copy of the state on a small disk; then the rest of the disk is used up.
+    let script = "
+        mkdir -p \"$ROOT-copy\"; cp \"$ROOT\"/state.db* \"$ROOT\"/lock \"$ROOT-copy\" 2>/dev/null || true
+        mount -t tmpfs -o size=1m portolan-test \"$ROOT\"; cp \"$ROOT-copy\"/* \"$ROOT\"
+        dd if=/dev/zero of=\"$ROOT/fill\" bs=4k >/dev/null 2>&1 || true";
+    for args in [&["network", "create", "new"][..], &attach, &["publish", "add", "c", "8081:81"]] {
+        let message = check_refusal(args, &after(&world, script, args));
+        assert!(message.contains(world.root.to_str().unwrap()), "{message}");
+        state.assert_same(&world.state(), &format!("{args:?}"));
+    }
+    // On an empty full disk.
+    let script = "mount -t tmpfs -o size=16k portolan-test \"$ROOT\"; dd if=/dev/zero of=\"$ROOT/fill\" bs=4k >/dev/null 2>&1 || true";
+    let args = ["network", "create", "new"];
+    let message = check_refusal(&args, &after(&world, script, &args));
+    assert!(message.contains(world.root.to_str().unwrap()), "{message}");
+    state.assert_same(&world.state(), "a full empty disk");
+    world.verify();
+}
+
+#[test]
+fn without_privileges() {
+    let Some(world) = World::or_skip("bad-user") else { return };
+    world.network("web", &[]);
+    world.container("c", &["--network", "web"]);
+    let mut drop_all = Command::new("setpriv");
+    drop_all.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--bounding-set=-all",
+        env!("CARGO_BIN_EXE_portolan"),
+    ]);
+    if !drop_all.arg("version").output().is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "CI must have setpriv(1), and a binary that others may run");
+        eprintln!("SKIP: no setpriv(1), or nobody else may run the binary");
+        return;
+    }
+    let state = world.state();
+    for args in [
+        &["network", "create", "new"][..],
+        &["network", "rm", "web"],
+        &["attach", "--netns", "/proc/self/ns/net", "--network", "web"],
+        &["detach", "c"],
+        &["publish", "add", "c", "80:80"],
+        &["run", "--", "true"],
+        &["gc"],
+    ] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
+        command.arg(env!("CARGO_BIN_EXE_portolan")).args(args).env("PORTOLAN_ROOT", &world.root);
+        let output = world.h.adopt(command).unwrap().output().unwrap();
+        let message = check_refusal(args, &output);
+        assert!(message.contains("CAP_NET_ADMIN"), "{args:?}: {message}");
+        state.assert_same(&world.state(), &format!("{args:?}"));
+    }
 }

@@ -161,8 +161,10 @@ impl Place {
         let tables =
             with_netns(self.world.h.netns(), || nft_tables(&mut Socket::open(NETFILTER).unwrap()).unwrap()).unwrap();
         assert_eq!(tables.len(), if bridges > 0 { 2 } else { 0 }, "{what}: {tables:?}");
-        let found = std::fs::read_dir(self.world.root.join("run/containers")).map_or(0, Iterator::count);
-        assert_eq!(found, directories, "{what}: run-time directories");
+        let directories_left = || std::fs::read_dir(self.world.root.join("run/containers")).map_or(0, Iterator::count);
+        // Whoever waited for a command that was killed lets go of its files a little later.
+        let are_gone = eventually(LONG, || directories_left() == directories);
+        assert!(are_gone, "{what}: {} run-time directories instead of {directories}", directories_left());
     }
 
     /// Everything goes.

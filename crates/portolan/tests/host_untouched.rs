@@ -2,17 +2,182 @@
 
 mod common;
 
-use common::World;
+use std::process::Command;
+
+use common::{FAMILIES, LONG, SHORT, World, any, at, choose, host_ip, pick};
+use portolan_kernel::rtnl::Family;
+use portolan_lab::probe::{Probe, tcp_probe};
+use portolan_lab::server::TcpServer;
+use portolan_lab::snapshot::{Snapshot, diff, snapshot};
+
+/// Tables of somebody else's: one of nft's, and what iptables-nft makes of a firewall.
+const FOREIGN: &str = r#"
+table inet foreign {
+    set allowed { type ipv4_addr; elements = { 10.0.1.2, 10.0.1.3 } }
+    chain input { type filter hook input priority 10; policy accept; ip saddr @allowed accept; }
+}
+table ip filter {
+    chain INPUT { type filter hook input priority filter; policy accept; tcp dport 9 drop; }
+    chain FORWARD { type filter hook forward priority filter; policy accept; jump DOCKER-USER; }
+    chain DOCKER-USER { return; }
+}
+table ip nat {
+    chain PREROUTING { type nat hook prerouting priority dstnat; policy accept; tcp dport 7777 dnat to 10.0.1.2:77; }
+}
+"#;
+
+/// Runs nft(8) on the host; `None` where there is none.
+fn nft(world: &World, args: &[&str], input: &str) -> Option<String> {
+    let file = world.lab.dir().join("nft-input");
+    std::fs::create_dir_all(world.lab.dir()).unwrap();
+    std::fs::write(&file, input).unwrap();
+    let mut command = Command::new("nft");
+    command.args(args);
+    if !input.is_empty() {
+        command.arg("-f").arg(&file);
+    }
+    let Ok(output) = world.h.adopt(command).unwrap().output() else {
+        eprintln!("SKIP: no nft(8) to make foreign tables with");
+        assert!(std::env::var_os("CI").is_none(), "CI must have nft(8)");
+        return None;
+    };
+    assert!(output.status.success(), "nft {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// The text of the foreign tables.
+fn foreign_tables(world: &World) -> Option<String> {
+    ["inet foreign", "ip filter", "ip nat"]
+        .iter()
+        .map(|table| {
+            let (family, name) = table.split_once(' ').unwrap();
+            nft(world, &["list", "table", family, name], "")
+        })
+        .collect()
+}
+
+/// What differs and is neither an object of ours nor one of the few settings that we say we change.
+fn unexpected(before: &Snapshot, after: &Snapshot) -> Vec<String> {
+    let ours = |change: &str| {
+        change.starts_with("+ ")
+            && ["br-", "portolan", "pv"]
+                .iter()
+                .any(|name| change.contains(&format!(" {name}")) || change.contains(&format!("/{name}")))
+    };
+    let forwarding = |change: &str| {
+        change.contains("sysctl net/ipv4/ip_forward = ")
+            || change.contains("/forwarding = ")
+                && (change.contains("sysctl net/ipv4/conf/") || change.contains("sysctl net/ipv6/conf/"))
+    };
+    // Routers ignore advertisements unless told otherwise.
+    let accept_ra = |change: &str| {
+        ["- sysctl net/ipv6/conf/eth0/accept_ra = 1", "+ sysctl net/ipv6/conf/eth0/accept_ra = 2"].contains(&change)
+    };
+    diff(before, after)
+        .into_iter()
+        .filter(|change| !ours(change) && !forwarding(change) && !accept_ra(change))
+        .collect()
+}
+
+/// Everything there is to do, and back.
+fn live_a_life(world: &World, mut meanwhile: impl FnMut(&str)) {
+    world.network("web", &[]);
+    meanwhile("a network");
+    world.network("lan", &["--subnet", "10.44.0.0/24", "--subnet", "fd44::/64", "--opt", "icc=false"]);
+    world.network("vault", &["--internal"]);
+    let c = world.container(
+        "c",
+        &["--network", "web", "-p", "8080:80", "-p", "127.0.0.1:8081:81", "-p", "9000-9099:9000-9099/udp"],
+    );
+    let d = world.container("d", &["--network", "lan", "--network", "vault"]);
+    let e = world.container("e", &[]);
+    meanwhile("containers");
+    let _server = TcpServer::start(&c, any(Family::V6, 80), "c").unwrap();
+    for family in FAMILIES {
+        assert!(tcp_probe(&world.n, at(host_ip(family), 8080), LONG).is_open());
+        assert!(tcp_probe(&d, at(host_ip(family), 8080), LONG).is_open());
+        assert!(tcp_probe(&e, at(host_ip(family), 8080), LONG).is_open());
+    }
+    world.portolan_ok(&["network", "connect", "vault", "c"]);
+    world.portolan_ok(&["publish", "add", "c", "8443:443"]);
+    world.verify();
+    world.portolan_ok(&["reconcile"]);
+    world.portolan_ok(&["gc"]);
+    meanwhile("changes");
+    for name in ["c", "d", "e"] {
+        world.portolan_ok(&["detach", name]);
+    }
+    world.portolan_ok(&["network", "rm", "web", "lan"]);
+    meanwhile("the last but one");
+    world.portolan_ok(&["network", "rm", "vault"]);
+}
 
 #[test]
-fn smoke() {
-    let Some(world) = World::or_skip("smoke") else { return };
-    let before = world.state();
+fn the_host_is_the_same_before_the_first_network_and_after_the_last() {
+    let Some(world) = World::or_skip("untouched") else { return };
+    world.h.sysctl(&["net", "ipv6", "conf", "eth0", "accept_ra"], "1").unwrap();
+    let has_foreign = nft(&world, &[], FOREIGN).is_some();
+    let foreign = has_foreign.then(|| foreign_tables(&world).unwrap());
+    let before = snapshot(&world.h).unwrap();
+    for round in 0..2 {
+        live_a_life(&world, |when| {
+            let changes = unexpected(&before, &snapshot(&world.h).unwrap());
+            assert!(changes.is_empty(), "round {round}, with {when}: {changes:#?}");
+            assert_eq!(foreign, has_foreign.then(|| foreign_tables(&world).unwrap()), "{when}");
+        });
+        let changes = diff(&before, &snapshot(&world.h).unwrap());
+        assert!(changes.is_empty(), "round {round}: {changes:#?}");
+        assert_eq!(foreign, has_foreign.then(|| foreign_tables(&world).unwrap()));
+    }
+}
+
+#[test]
+fn a_router_stays_a_router() {
+    let Some(world) = World::or_skip("router") else { return };
+    world.h.enable_forwarding().unwrap();
+    let before = snapshot(&world.h).unwrap();
+    live_a_life(&world, |when| {
+        let after = snapshot(&world.h).unwrap();
+        let settings: Vec<String> = diff(&before, &after)
+            .into_iter()
+            .filter(|change| {
+                change.contains("ip_forward = ") || change.contains("/forwarding = ") && change.starts_with("- ")
+            })
+            .collect();
+        assert!(settings.is_empty(), "with {when}: {settings:#?}");
+    });
+    let changes = diff(&before, &snapshot(&world.h).unwrap());
+    assert!(changes.is_empty(), "{changes:#?}");
+}
+
+/// Forwarding has to be on for containers; that does not make a router of a host that was none.
+#[test]
+fn a_host_that_did_not_forward_does_not_begin_to() {
+    let Some(world) = World::or_skip("no-router") else { return };
+    let m = world.lab.host("m").unwrap();
+    let _lan2 = world
+        .lab
+        .lan(
+            "lan2",
+            &[(&m, "eth0", &["10.0.2.2/24", "fd00:2::2/64"]), (&world.h, "eth1", &["10.0.2.1/24", "fd00:2::1/64"])],
+        )
+        .unwrap();
+    for family in FAMILIES {
+        m.add_default_route(&pick(family, "10.0.2.1", "fd00:2::1").to_string()).unwrap();
+        let to = choose(family, "10.0.2.0/24", "fd00:2::/64");
+        world.n.add_route(to, &host_ip(family).to_string()).unwrap();
+    }
+    let _server = TcpServer::start(&m, any(Family::V6, 80), "m").unwrap();
+    let through = |family| tcp_probe(&world.n, at(pick(family, "10.0.2.2", "fd00:2::2"), 80), SHORT);
+    let before = FAMILIES.map(through);
+    assert!(before.iter().all(|probe| !probe.is_open()));
     world.network("web", &[]);
-    let c = world.container("c1", &["--network", "web", "-p", "8080:80"]);
-    println!("{c:#?}");
-    world.verify();
-    world.portolan_ok(&["detach", "c1"]);
+    let c = world.container("c", &["--network", "web"]);
+    for family in FAMILIES {
+        assert_eq!(through(family), Probe::Timeout);
+        assert!(tcp_probe(&c, at(pick(family, "10.0.2.2", "fd00:2::2"), 80), LONG).is_open());
+    }
+    world.portolan_ok(&["detach", "c"]);
     world.portolan_ok(&["network", "rm", "web"]);
-    before.assert_same(&world.state(), "all");
+    assert!(FAMILIES.map(through).iter().all(|probe| !probe.is_open()));
 }

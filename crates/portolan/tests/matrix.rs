@@ -95,6 +95,7 @@ impl Stage {
         let other = world.container("other", &["--network", "other"]);
         let internal = world.container("internal", &["--network", "vault"]);
         let intruder = world.container("intruder", &["--network", "vault"]);
+        world.verify();
         let bridges = world.json(&["network", "inspect", "vault"]);
         for family in FAMILIES {
             let subnet = subnet(&bridges, family);
@@ -265,7 +266,6 @@ fn check_tcp(stage: &Stage, table: &str) {
     let _service = TcpServer::start(&stage.world.h, dual(HOST_SERVICE), "service of the host").unwrap();
     stage.check("tcp", table, |from, ip, port, answers| tcp_probe(from, at(ip, port), patience(answers)));
     stage.check("icmp", PING, |from, ip, _, answers| ping(from, ip, patience(answers)));
-    stage.world.verify();
 }
 
 #[test]

@@ -726,6 +726,8 @@ fn port_change(port: &Port) -> LinkChange<'_> {
             learning: Some(!port.locked),
             locked: Some(port.locked),
             unicast_flood: Some(!port.locked),
+            // With bridge netfilter on, the kernel bridges what was translated to the port's own container back to it.
+            hairpin: Some(true),
             ..BrPort::default()
         }),
         ..LinkChange::default()

@@ -36,7 +36,7 @@ pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Ob
     for (sandbox, interfaces) in sandboxes(desired) {
         // A sandbox that is gone holds nothing.
         let Ok(ns) = open_sandbox(&sandbox) else { continue };
-        netns::with_netns(&ns, || inside(&sandbox, &interfaces, &mut found)).map_err(|error| {
+        netns::with_netns(&ns, || inside(&sandbox, &interfaces, desired, &mut found)).map_err(|error| {
             failure(
                 format!("enter namespace `{}`", sandbox.path.display()),
                 error.to_string(),
@@ -199,7 +199,12 @@ fn sandboxes(desired: &Objects) -> BTreeMap<Sandbox, Vec<Interface>> {
 }
 
 /// Runs in the sandbox's namespace.
-fn inside(sandbox: &Sandbox, interfaces: &[Interface], found: &mut Objects) -> Result<(), KernelError> {
+fn inside(
+    sandbox: &Sandbox,
+    interfaces: &[Interface],
+    desired: &Objects,
+    found: &mut Objects,
+) -> Result<(), KernelError> {
     let mut socket =
         Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
     let mut names: BTreeMap<u32, IfName> = BTreeMap::new();
@@ -228,11 +233,12 @@ fn inside(sandbox: &Sandbox, interfaces: &[Interface], found: &mut Objects) -> R
         else {
             continue;
         };
-        found.insert(Object::DefaultRoute(DefaultRoute {
-            sandbox: sandbox.clone(),
-            gateway,
-            interface: interface.clone(),
-        }));
+        let route =
+            Object::DefaultRoute(DefaultRoute { sandbox: sandbox.clone(), gateway, interface: interface.clone() });
+        // A default route that is not wanted of us is the container's own business.
+        if desired.find(&route.key()).is_some() {
+            found.insert(route);
+        }
     }
     Ok(())
 }

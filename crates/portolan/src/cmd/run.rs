@@ -291,7 +291,9 @@ impl Running {
         };
         let container = &self.info.container;
         let ended = self.engine.exited(container.id, code);
-        if container.auto_remove {
+        // Somebody may have removed it, and not waited for us to let go of its files.
+        let is_gone = || matches!(self.engine.container(&container.id.to_string()), Err(Error::NotFound { .. }));
+        if container.auto_remove || is_gone() {
             self.dir.discard();
         }
         if let Err(error) = ended {

@@ -166,11 +166,12 @@ impl World {
     /// What host `h` and the store hold.
     #[track_caller]
     pub(crate) fn state(&self) -> State {
-        State {
-            host: snapshot(&self.h).unwrap(),
-            networks: self.json(&["network", "ls"]),
-            containers: self.json(&["ps", "-a"]),
+        let mut containers = self.json(&["ps", "-a"]);
+        for container in containers.as_array_mut().unwrap() {
+            // Says how long ago.
+            container.as_object_mut().unwrap().remove("Status");
         }
+        State { host: snapshot(&self.h).unwrap(), networks: self.json(&["network", "ls"]), containers }
     }
 
     /// Panics unless the kernel holds what the store says, no more and no less.

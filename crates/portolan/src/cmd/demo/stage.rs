@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals::{Event, Signals};
 use portolan_lab::snapshot::{Snapshot, snapshot};
-use portolan_lab::{Host, Lab, Lan};
+use portolan_lab::{Host, Lab, Lan, eventually};
 use serde_json::Value;
 
 use super::report::Report;
@@ -112,7 +113,7 @@ impl Stage {
         fs::create_dir(lab.dir().join("bin")).context("create a directory for the program")?;
         let program = std::env::current_exe().context("find our own program")?;
         symlink(program, lab.dir().join("bin/portolan")).context("link our own program")?;
-        let before = snapshot(&host)?;
+        let before = settled(&host)?;
         Ok(Self {
             host,
             neighbour,
@@ -240,6 +241,31 @@ impl Drop for Stage {
             let _ = self.execute("network rm web");
         }
     }
+}
+
+/// The host once the kernel is through with giving it addresses: it makes the local route of an IPv6 address later, on
+/// a work queue of its own (addrconf_dad_work, net/ipv6/addrconf.c).
+fn settled(host: &Host) -> Result<Snapshot> {
+    let mut last = None;
+    let complete = eventually(Duration::from_secs(3), || {
+        let taken = snapshot(host);
+        let complete = taken.as_ref().is_ok_and(|snapshot| has_local_routes(snapshot.lines()));
+        last = Some(taken);
+        complete
+    });
+    let taken = last.context("no snapshot")??;
+    if !complete {
+        bail!("the host's IPv6 addresses are not usable yet");
+    }
+    Ok(taken)
+}
+
+fn has_local_routes(lines: &[String]) -> bool {
+    let address = |line: &String| Some(line.strip_prefix("address ")?.split_once('/')?.0.to_owned());
+    lines.iter().filter_map(address).filter(|address| address.contains(':')).all(|address| {
+        let route = format!("route {address}/128 table 255 Local ");
+        lines.iter().any(|line| line.starts_with(&route))
+    })
 }
 
 fn text(value: &Value) -> Result<String> {
