@@ -291,7 +291,7 @@ impl Error {
             Self::PortListening { .. } => "stop that process or choose another host port".to_owned(),
             Self::NotLocal { .. } => "publish on an address the host has, or on none for all of them".to_owned(),
             Self::PortsExhausted { .. } => "choose another range".to_owned(),
-            Self::AlreadyConnected { .. } => return None,
+            Self::AlreadyConnected { container, .. } => format!("`portolan inspect {container}` shows its networks"),
             Self::NotConnected { container, .. } => format!("`portolan inspect {container}` shows its networks"),
             Self::WrongMode { .. } => return None,
             Self::SandboxTaken { container, .. } => format!("detach it first: portolan detach {container}"),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fake::{FOREIGN_PORT, FakeKernel};
-use portolan_engine::{AttachRequest, EndpointRequest, Engine, Error, Kind, NetworkRequest};
+use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
 use portolan_model::{ContainerKind, ContainerState, Family, Id, PublishSpec};
 use portolan_plan::{Object, Set, Step};
 use portolan_store::SqliteStore;
@@ -433,8 +433,11 @@ impl World {
 
     /// What the engine says there is.
     fn observe(&self) -> Model {
+        self.observe_with(&self.engine.containers().unwrap())
+    }
+
+    fn observe_with(&self, containers: &[ContainerInfo]) -> Model {
         let networks = self.engine.networks().unwrap();
-        let containers = self.engine.containers().unwrap();
         Model {
             networks: networks
                 .iter()
@@ -461,8 +464,8 @@ impl World {
     }
 
     fn check(&self) {
-        assert_eq!(self.observe(), self.model);
         let containers = self.engine.containers().unwrap();
+        assert_eq!(self.observe_with(&containers), self.model);
         let objects = self.kernel.objects();
         let dead: BTreeSet<u64> = containers
             .iter()
@@ -529,7 +532,7 @@ impl World {
     }
 
     /// The highest priority, then both families, then the name: of each family.
-    fn check_default_route(&self, info: &portolan_engine::ContainerInfo, objects: &portolan_plan::Objects) {
+    fn check_default_route(&self, info: &ContainerInfo, objects: &portolan_plan::Objects) {
         if !info.alive {
             return;
         }

@@ -119,7 +119,7 @@ pub struct BridgeOptions {
     pub inhibit_ipv4: bool,
     /// Unsolicited ARP replies and neighbour advertisements sent when an address moves to a new MAC, 0 to 3.
     pub advertise: u8,
-    /// Drop frames whose source MAC, IP, ARP or ND address is not the endpoint's own.
+    /// Drop frames whose source MAC, IP or ARP address is not the endpoint's own, and router advertisements.
     pub guard: bool,
 }
 

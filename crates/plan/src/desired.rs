@@ -756,7 +756,10 @@ mod tests {
             .iter()
             .filter_map(|(_, o)| if let Object::Element(e) = o { Some(e.owner.as_str()) } else { None })
             .collect();
-        assert_eq!(owners, HashSet::from(["container c1", "container c1 on web", "container c1 127.0.0.1:80:8080/tcp"]));
+        assert_eq!(
+            owners,
+            HashSet::from(["container c1", "container c1 on web", "container c1 127.0.0.1:80:8080/tcp"])
+        );
         let all_of_network = network_objects("/r", &network);
         assert!(all_of_network.iter().all(|(_, o)| !matches!(o, Object::Element(e) if e.owner != "network web")));
     }

@@ -284,7 +284,7 @@ fn quoted(texts: &[String], by: &str) -> String {
 }
 
 /// Where the help is for the command that was misused.
-fn see_help() -> String {
+pub(crate) fn see_help() -> String {
     let mut command = Cli::command();
     let mut path = String::from("portolan");
     for word in std::env::args_os().skip(1) {

@@ -6,6 +6,8 @@ use std::io::Write as _;
 use portolan_kernel::process::SpawnError;
 use portolan_model::Invalid;
 
+use crate::cli;
+
 /// A failure of the command line's own, with advice.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -66,9 +68,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(refused) = cause.downcast_ref::<Refused>() {
             refused.hint.clone()
         } else if let Some(engine) = cause.downcast_ref::<portolan_engine::Error>() {
-            engine.hint().or_else(|| missing_hint(engine))
+            engine.hint().or_else(|| missing_hint(engine)).or_else(|| help_hint(engine))
         } else if let Some(invalid) = cause.downcast_ref::<Invalid>() {
-            invalid.hint.as_ref().map(ToString::to_string)
+            invalid.hint.as_ref().map(ToString::to_string).or_else(|| Some(cli::see_help()))
         } else if let Some(store) = cause.downcast_ref::<portolan_engine::StoreError>() {
             store_hint(store)
         } else if let Some(spawn) = cause.downcast_ref::<SpawnError>() {
@@ -90,6 +92,11 @@ fn store_hint(error: &portolan_engine::StoreError) -> Option<String> {
         E::Denied { .. } => "run as root, or choose another --root".to_owned(),
         E::Io { .. } => return None,
     })
+}
+
+/// Where it says what a malformed request could be instead.
+fn help_hint(error: &portolan_engine::Error) -> Option<String> {
+    (error.kind() == portolan_engine::Kind::Invalid).then(cli::see_help)
 }
 
 /// Where to look for what could be of two kinds.

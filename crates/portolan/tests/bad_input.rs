@@ -114,6 +114,7 @@ fn a_pool_that_is_used_up() {
     world.network("pair", &["--subnet", "10.70.0.0/30", "--ipv6=false"]);
     world.network("six", &["--subnet", "fd70::/126", "--ipv4=false"]);
     world.network("part", &["--subnet", "10.71.0.0/24", "--ip-range", "10.71.0.8/31", "--ipv6=false"]);
+    world.container("elsewhere", &[]);
     for (network, range, room) in [("pair", "10.70.0.0/30", 1), ("six", "fd70::/126", 2), ("part", "10.71.0.8/31", 2)] {
         for number in 0..room {
             world.container(&format!("{network}{number}"), &["--network", network]);
@@ -121,7 +122,7 @@ fn a_pool_that_is_used_up() {
         let free = world.lab.host(&format!("{network}-free")).unwrap();
         let path = free.netns_path().to_str().unwrap();
         refused(&world, &["attach", "--netns", path, "--network", network], &[&format!("`{network}`"), range]);
-        refused(&world, &["network", "connect", network, if network == "pair" { "six0" } else { "pair0" }], &[range]);
+        refused(&world, &["network", "connect", network, "elsewhere"], &[range]);
         // Room again, at once.
         world.portolan_ok(&["detach", &format!("{network}0")]);
         world.portolan_ok(&["attach", "--netns", path, "--network", network, "--name", &format!("{network}0")]);
@@ -141,11 +142,11 @@ fn namespaces_that_are_none() {
     let own = world.h.netns_path().to_str().unwrap();
     for (path, word) in [
         (file, "file"),
-        (dir, "directory"),
+        (dir, "not a network namespace"),
         (gone, ""),
         (own, "host"),
         ("/proc/self/ns/mnt", "namespace"),
-        ("/dev/null", "device"),
+        ("/dev/null", "not a network namespace"),
     ] {
         refused(&world, &["attach", "--netns", path, "--network", "web", "-p", "8080:80"], &[path, word]);
     }
@@ -171,6 +172,7 @@ fn state_that_cannot_be_read() {
     world.network("web", &[]);
     world.container("c", &["--network", "web", "-p", "8080:80"]);
     let db = world.root.join("state.db");
+    let all = files(&world.root);
     let good = fs::read(&db).unwrap();
     let newer = {
         // The file's format number (SQLite's user_version) is at offset 60, big-endian.
@@ -208,7 +210,9 @@ fn state_that_cannot_be_read() {
     for left in ["state.db-wal", "state.db-shm"] {
         let _ = fs::remove_file(world.root.join(left));
     }
-    fs::write(&db, good).unwrap();
+    for (name, bytes) in all.into_iter().filter(|(name, _)| name != "state.db-shm") {
+        fs::write(world.root.join(name), bytes).unwrap();
+    }
     world.verify();
 }
 

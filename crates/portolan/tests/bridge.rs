@@ -108,14 +108,10 @@ fn several_subnets_of_each_family() {
     let (c, d) = (world.container("c", &["--network", "web"]), world.container("d", &["--network", "web"]));
     for net in nets {
         let net: ipnet::IpNet = net.parse().unwrap();
-        let of = |c: &Container| addresses(c, "eth0").into_iter().find(|ip| net.contains(ip)).unwrap();
+        let of = |c: &Container| addresses(c, "eth0").into_iter().find(|ip| net.contains(ip)).expect("one of each");
         assert_pings(&c, of(&d));
         assert_pings(&world.h, of(&c));
-        assert_pings(
-            &c,
-            net.hosts().next().filter(|ip| *ip != net.network()).unwrap_or_else(|| net.hosts().nth(1).unwrap()),
-        );
-        assert_eq!(of(&d).is_ipv4(), net.addr().is_ipv4());
+        assert_pings(&c, net.hosts().find(|ip| *ip != net.network()).unwrap());
     }
     for family in FAMILIES {
         assert_eq!(seen_by_neighbour(&world, &c, family), host_ip(family));
@@ -237,7 +233,6 @@ fn nothing_leaves_an_internal_network() {
     let strange = |frame: &Vec<u8>| FAMILIES.iter().any(|family| holds(frame, &octets(a.ip(*family))));
     let leaked: Vec<Vec<u8>> = wire.frames_not_of(own, Duration::from_millis(50)).into_iter().filter(strange).collect();
     assert!(leaked.is_empty(), "{leaked:x?}");
-    world.verify();
 }
 
 /// What the neighbour reaches of a container that publishes 8080:80 and listens on 80 and 81, and as whom it is seen.
@@ -452,7 +447,7 @@ fn a_network_of_one_family_has_nothing_of_the_other() {
 
     // Asked as its bridge would ask, it says nothing: it has no address to say it from.
     let wire = Wire::on(&world.h, &four.only().host_end);
-    let bridge = interface(&world.h, &world.json(&["network", "inspect", "four"])[0]["Bridge"].as_str().unwrap());
+    let bridge = interface(&world.h, world.json(&["network", "inspect", "four"])[0]["Bridge"].as_str().unwrap());
     let (bridge, mac) = (bridge.unwrap().mac.unwrap(), four.only().mac);
     let link_local = IpAddr::V6(portolan_kernel::rtnl::addr::link_local(mac));
     let asker = IpAddr::V6(portolan_kernel::rtnl::addr::link_local(bridge));

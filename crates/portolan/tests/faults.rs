@@ -14,7 +14,7 @@ use portolan_kernel::probe::nft_tables;
 use portolan_kernel::rtnl::link;
 use portolan_lab::snapshot::{self, snapshot};
 use portolan_lab::trace::{CHANGES, Outcome, kill_at};
-use portolan_lab::{Host, InNetns as _, Lab, eventually};
+use portolan_lab::{Host, InNetns as _, eventually};
 use portolan_model::{ContainerKind, ContainerState, Driver, Family};
 use portolan_store::SqliteStore;
 
@@ -490,13 +490,4 @@ fn run_in_the_foreground() {
     place.clear(true);
     let changes = snapshot::diff(&untouched, &snapshot(&place.world.h).unwrap());
     assert!(changes.is_empty(), "{changes:#?}");
-}
-
-/// Makes sure that [`Lab`] is what runs here, not the machine's own network.
-#[test]
-fn the_lab_is_not_this_machine() {
-    let Some(lab) = Lab::or_skip("own namespace") else { return };
-    let host = lab.host("h").unwrap();
-    let own = portolan_kernel::netns::NetnsFd::current().unwrap().identity();
-    assert_ne!(host.netns().identity(), own);
 }

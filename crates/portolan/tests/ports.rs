@@ -281,7 +281,7 @@ fn a_datagram_client_follows_a_port_that_moves() {
         .map(|(c, port, banner)| UdpServer::start(c, any(Family::V6, port), banner).unwrap())
         .into();
     let client = |family, from: u16, to: u16| {
-        let socket = with_netns(world.n.netns(), || UdpSocket::bind(any(family, from))).unwrap().unwrap();
+        let socket = with_netns(world.n.netns(), || UdpSocket::bind(at(neighbour_ip(family), from))).unwrap().unwrap();
         socket.connect(at(host_ip(family), to)).unwrap();
         socket
     };

@@ -129,15 +129,13 @@ impl FakeKernel {
 
     /// Takes steps that are one transaction.
     fn transaction(&self, steps: &[Step]) -> Result<(), KernelError> {
-        let saved = self.0.borrow().objects.clone();
-        for step in steps {
-            let result = self.0.borrow_mut().take_step(step);
-            if let Err(error) = result {
-                self.0.borrow_mut().objects = saved;
-                return Err(error);
-            }
+        let mut state = self.0.borrow_mut();
+        let saved = (steps.len() > 1).then(|| state.objects.clone());
+        let result = steps.iter().try_for_each(|step| state.take_step(step));
+        if let (Err(_), Some(saved)) = (&result, saved) {
+            state.objects = saved;
         }
-        Ok(())
+        result
     }
 }
 

@@ -314,7 +314,7 @@ impl Context<'_> {
             let doing = step.to_string();
             match step {
                 Step::Create(Object::Bridge(bridge)) => self.create_bridge(socket, bridge),
-                Step::Change(_, Object::Bridge(bridge)) => self.configure_bridge(socket, bridge, true),
+                Step::Change(Object::Bridge(from), Object::Bridge(to)) => self.configure_bridge(socket, to, Some(from)),
                 Step::Create(Object::Port(port)) => self.create_port(socket, port, &mut last),
                 Step::Change(Object::Port(from), Object::Port(to)) => self.change_port(socket, from, to, &mut last),
                 Step::Create(Object::Neighbour(neighbour)) | Step::Change(_, Object::Neighbour(neighbour)) => {
@@ -368,12 +368,12 @@ impl Context<'_> {
         });
         self.send(socket, &labelled);
         if self.mode == Mode::Lenient || self.failures.is_empty() {
-            self.configure_bridge(socket, bridge, false);
+            self.configure_bridge(socket, bridge, None);
         }
     }
 
     /// Brings a bridge to what it should be, whatever it is; up only after its sysctls are set.
-    fn configure_bridge(&mut self, socket: &mut Socket, bridge: &Bridge, existing: bool) {
+    fn configure_bridge(&mut self, socket: &mut Socket, bridge: &Bridge, existing: Option<&Bridge>) {
         let doing = format!("configure bridge `{}`", bridge.name);
         let name = bridge.name.as_str();
         let values: &[(&str, &str)] = if bridge.ipv6 {
@@ -405,7 +405,8 @@ impl Context<'_> {
                 mtu: Some(bridge.mtu.bytes()),
                 alias: Some(&bridge.alias),
                 group: Some(BRIDGE_GROUP),
-                mac: Some(bridge.mac.octets()),
+                // Setting it, even to what it is, makes the kernel forget the bridge's neighbours (neigh_changeaddr).
+                mac: existing.is_none_or(|is| is.mac != bridge.mac).then_some(bridge.mac.octets()),
                 // Its link-local address is given below: the kernel's own comes only once a port is up, and without
                 // one the kernel solicits no neighbour for what it forwards.
                 addr_gen_mode: bridge.ipv6.then_some(AddrGenMode::None),
@@ -417,7 +418,7 @@ impl Context<'_> {
                 addr::replace(batch, &Address::new(index, bridge.mac.link_local().into(), 64));
             }
         });
-        if existing {
+        if existing.is_some() {
             match addr::dump(socket, Some(index)) {
                 Ok(found) => {
                     for address in found.into_iter().filter(|a| !is_link_local(a.addr)) {
@@ -499,7 +500,7 @@ impl Context<'_> {
         if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", port.host_end.as_str()], &[("disable_ipv6", "1")])
             && !error.is_missing()
         {
-            tracing::warn!(%error, host_end = %port.host_end, "IPv6 stays on at the bridge port");
+            tracing::info!(%error, host_end = %port.host_end, "IPv6 stays on at the bridge port");
         }
         if let Some(index) = self.index(socket, &port.host_end) {
             last.add(&doing, |batch| {
@@ -510,7 +511,7 @@ impl Context<'_> {
     }
 
     fn change_port(&mut self, socket: &mut Socket, from: &Port, to: &Port, last: &mut Labelled) {
-        let same_pair = from.sandbox == to.sandbox && from.sandbox_end == to.sandbox_end && from.bridge == to.bridge;
+        let same_pair = from.sandbox == to.sandbox && from.sandbox_end == to.sandbox_end;
         if !same_pair {
             let mut labelled = Labelled::default();
             labelled.add(&format!("delete veth `{}`", from.host_end), |batch| {
@@ -523,6 +524,13 @@ impl Context<'_> {
         }
         let doing = format!("configure veth `{}`", to.host_end);
         let Some(index) = self.index(socket, &to.host_end) else { return };
+        if from.bridge != to.bridge {
+            // Its bridge went, or somebody took it: it becomes a port first, then the port it should be.
+            let Some(bridge) = self.index(socket, &to.bridge) else { return };
+            last.add(&doing, |batch| {
+                link::set(batch, index, &LinkChange { master: Some(bridge), ..LinkChange::default() });
+            });
+        }
         last.add(&doing, |batch| {
             link::set(
                 batch,
