@@ -253,8 +253,8 @@ mod tests {
     #[test]
     fn a_thousand_networks_find_room_beside_the_hosts_routes() {
         let mut taken = occupied(&["172.17.0.0/16", "172.18.4.0/22", "10.0.0.0/8"]);
-        let name: Name = "n".parse().unwrap();
         for i in 0..1000 {
+            let name: Name = format!("network{i}").parse().unwrap();
             let net = IpNet::V4(taken.free_v4().unwrap());
             assert!(taken.collision(net).is_none(), "{i}: {net}");
             taken.add(net, &name);
