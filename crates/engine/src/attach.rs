@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use portolan_model::{
-    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Name, Network,
-    NetworkMode, Phase, Sandbox,
+    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Network,
+    NetworkMode, Phase,
 };
 use portolan_plan::{ContainerView, Object, Objects, Step, diff, generated_mac, host_end_name};
 
@@ -33,13 +33,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             None => None,
         };
         let guard = self.begin()?;
-        self.ensure_store(&guard)?;
         let id = request.id.unwrap_or_else(|| self.random_id());
         let name = match &request.name {
             Some(name) => name.clone(),
             None => id.short().parse().expect("hexadecimal digits are a name"),
         };
-        self.free_name(&guard, &name, sandbox.as_ref())?;
         let container = Container {
             id,
             name,
@@ -70,8 +68,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             return Err(Error::WrongMode { container: container.name.to_string(), why });
         }
 
-        let tx = self.store.write(&guard)?;
-        if tx.container(id)?.is_some() {
+        let tx = self.free_name(&guard, &container)?;
+        if request.id.is_some() && tx.container(id)?.is_some() {
             return Err(Error::NameTaken { what: "container", name: id.to_string() });
         }
         let mut networks: Vec<Network> = Vec::new();
@@ -100,6 +98,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if tx.meta(meta::BOOT)?.as_deref() != Some(view.container.boot.as_str()) {
             tx.put_meta(meta::BOOT, Some(&view.container.boot))?;
         }
+        let table = self.table(&tx)?;
         tx.commit(Durability::Process)?;
 
         let steps = diff(&after, &before);
@@ -111,7 +110,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("`, `")
             ),
         };
-        if let Err(error) = self.apply(&guard, &steps, doing) {
+        if let Err(error) = self.apply(&guard, &table, &steps, doing) {
             let tx = self.store.write(&guard)?;
             self.delete_rows(&tx, &view)?;
             tx.commit(Durability::Process)?;
@@ -165,14 +164,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(())
     }
 
-    /// Sees to it that no container has this name or namespace; one whose namespace is gone gives way.
-    fn free_name(&self, guard: &S::Guard<'_>, name: &Name, sandbox: Option<&Sandbox>) -> Result<()> {
-        let tx = self.store.read()?;
+    /// Begins the transaction that adds `container`, after seeing to it that no other has its name or namespace; one
+    /// whose namespace is gone gives way.
+    fn free_name<'a>(&'a self, guard: &'a S::Guard<'_>, container: &Container) -> Result<S::Tx<'a>> {
+        let Container { name, sandbox, .. } = container;
+        let tx = self.store.write(guard)?;
         let named = tx.container_named(name.as_str())?;
         let inside = match sandbox {
             Some(sandbox) => tx.container_in(sandbox.device, sandbox.inode)?,
             None => None,
         };
+        if named.is_none() && inside.is_none() {
+            return Ok(tx);
+        }
         drop(tx);
         if let Some(holder) = named {
             let finished = matches!(holder.state, ContainerState::Exited(_));
@@ -195,7 +199,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
             self.reap(guard, holder)?;
         }
-        Ok(())
+        Ok(self.store.write(guard)?)
     }
 
     /// Whether the host itself gains or loses objects with an endpoint on one of `networks`: the predefined bridge
@@ -318,7 +322,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// As for [`Engine::attach`]; [`Error::AlreadyConnected`], [`Error::WrongMode`], [`Error::NotRunning`].
     pub fn connect(&self, container: &str, wanted: &EndpointRequest) -> Result<ContainerInfo> {
         let guard = self.begin()?;
-        self.ensure_store(&guard)?;
         let tx = self.store.write(&guard)?;
         let container = self.find_container(&tx, container)?;
         self.check_own_stack(&container)?;
@@ -331,10 +334,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.plan_endpoint(&tx, &mut view, &network, wanted)?;
         let mut after = if first { self.surroundings(&tx, around)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
+        let table = self.table(&tx)?;
         tx.commit(Durability::Process)?;
 
         let doing = || format!("connect `{}` to `{}`", view.container.name, network.name);
-        if let Err(error) = self.apply(&guard, &diff(&after, &before), doing) {
+        if let Err(error) = self.apply(&guard, &table, &diff(&after, &before), doing) {
             let tx = self.store.write(&guard)?;
             let (endpoint, _) = view.endpoints.pop().expect("the endpoint was added");
             tx.delete_endpoint(endpoint.id)?;

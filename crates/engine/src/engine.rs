@@ -49,7 +49,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         &self.kernel
     }
 
-    /// Takes the lock and puts in order what died before us: then the kernel is what the rows say, as far as we did it.
+    /// Takes the lock and puts in order what died before us: then the predefined networks are there, and the kernel is
+    /// what the rows say, as far as we did it.
     pub(crate) fn begin(&self) -> Result<S::Guard<'_>> {
         let guard = self.store.lock()?;
         self.recover(&guard)?;
@@ -66,12 +67,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// Takes `steps`; when one fails, takes back those that were taken. When the kernel lacks what should long be
     /// there (somebody flushed our table or removed a bridge), makes it hold all that the rows say instead, once.
-    pub(crate) fn apply(&self, guard: &S::Guard<'_>, steps: &[Step], doing: impl Fn() -> String) -> Result<()> {
-        let tx = self.store.read()?;
-        let table = self.table(&tx)?;
-        drop(tx);
-        let Err(error) = self.kernel.apply(&table, steps) else { return Ok(()) };
-        self.kernel.repair(&table, &portolan_plan::inverse(steps));
+    pub(crate) fn apply(
+        &self,
+        guard: &S::Guard<'_>,
+        table: &str,
+        steps: &[Step],
+        doing: impl Fn() -> String,
+    ) -> Result<()> {
+        let Err(error) = self.kernel.apply(table, steps) else { return Ok(()) };
+        self.kernel.repair(table, &portolan_plan::inverse(steps));
         if error.kind == crate::Kind::NotFound {
             tracing::info!(%error, "the kernel lacks what the store has: reconciling");
             // The rows of this verb are written, so its own steps are among those taken.
@@ -81,7 +85,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             if !left.iter().any(|step| ours.contains(&step.object().key())) {
                 return Ok(());
             }
-            self.kernel.repair(&table, &portolan_plan::inverse(steps));
+            self.kernel.repair(table, &portolan_plan::inverse(steps));
         }
         Err(Error::Kernel { doing: doing(), source: error })
     }
@@ -266,12 +270,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(changed)
     }
 
+    /// Whether the store still lacks the predefined networks: one transaction writes them and this value.
+    pub(crate) fn is_new(&self, tx: &S::Tx<'_>) -> Result<bool> {
+        Ok(tx.meta(meta::ULA)?.is_none())
+    }
+
     /// Writes the predefined networks if they are not there.
     pub(crate) fn ensure_store(&self, guard: &S::Guard<'_>) -> Result<()> {
-        if self.store.read()?.network_named("bridge")?.is_some() {
+        let tx = self.store.write(guard)?;
+        if !self.is_new(&tx)? {
             return Ok(());
         }
-        let tx = self.store.write(guard)?;
         self.ensure_predefined(&tx)?;
         Ok(tx.commit(Durability::Disk)?)
     }

@@ -22,7 +22,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// the way; nothing has changed then.
     pub fn create_network(&self, request: &NetworkRequest) -> Result<Network> {
         let guard = self.begin()?;
-        self.ensure_store(&guard)?;
         let tx = self.store.write(&guard)?;
         if let Some(taken) = tx.network_named(request.name.as_str())? {
             if taken.is_predefined() {
@@ -42,10 +41,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.put_network(&network)?;
         let mut after = self.base(&tx)?;
         after.extend(self.network_objects(&network));
+        let table = self.table(&tx)?;
         tx.commit(Durability::Disk)?;
 
-        if let Err(error) = self.apply(&guard, &diff(&after, &before), || format!("create network `{}`", network.name))
-        {
+        let doing = || format!("create network `{}`", network.name);
+        if let Err(error) = self.apply(&guard, &table, &diff(&after, &before), doing) {
             let tx = self.store.write(&guard)?;
             tx.delete_network(network.id)?;
             if !self.is_base_needed(&tx)? {
@@ -229,7 +229,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// [`Error::InUse`] names each live holder; [`Error::Predefined`], [`Error::NotFound`].
     pub fn remove_network(&self, name: &str) -> Result<Network> {
         let guard = self.begin()?;
-        self.ensure_store(&guard)?;
         let tx = self.store.read()?;
         let network = self.find_network(&tx, name)?;
         if network.is_predefined() {
@@ -325,7 +324,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// Sees to it that the predefined networks are there to be read.
     pub(crate) fn ensure_readable(&self) -> Result<()> {
-        if self.store.read()?.network_named("bridge")?.is_none() {
+        if self.is_new(&self.store.read()?)? {
             let guard = self.store.lock()?;
             self.ensure_store(&guard)?;
         }

@@ -153,10 +153,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         view.publications.extend(&planned);
         let after = self.container_objects(&view);
+        let table = self.table(&tx)?;
         tx.commit(Durability::Process)?;
 
         let doing = || format!("publish ports of `{}`", view.container.name);
-        if let Err(error) = self.apply(&guard, &diff(&after, &before), doing) {
+        if let Err(error) = self.apply(&guard, &table, &diff(&after, &before), doing) {
             let tx = self.store.write(&guard)?;
             for publication in &planned {
                 tx.delete_publication(view.container.id, publication)?;

@@ -15,9 +15,14 @@ use crate::store::{Durability, Store, Transition, Tx};
 const TRANSITIONS: usize = 100_000;
 
 impl<S: Store, K: Kernel> Engine<S, K> {
-    /// Takes down the rows that died in transition, and those of an earlier boot. Answers how many.
+    /// Makes a new store ready, takes down the rows that died in transition, and those of an earlier boot. Answers how
+    /// many.
     pub(crate) fn recover(&self, guard: &S::Guard<'_>) -> Result<usize> {
         let tx = self.store.read()?;
+        if self.is_new(&tx)? {
+            drop(tx);
+            return self.ensure_store(guard).map(|()| 0);
+        }
         let boot = tx.meta(meta::BOOT)?;
         let transitions = tx.transitions(TRANSITIONS)?;
         drop(tx);
@@ -155,7 +160,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn reconcile(&self) -> Result<Repaired> {
         let guard = self.store.lock()?;
         let rows = self.recover(&guard)?;
-        self.ensure_store(&guard)?;
         let (steps, failures) = self.reconcile_kernel(&guard)?;
         Ok(Repaired { containers: Vec::new(), rows, steps, failures })
     }
@@ -167,7 +171,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn gc(&self) -> Result<Repaired> {
         let guard = self.store.lock()?;
         let rows = self.recover(&guard)?;
-        self.ensure_store(&guard)?;
         let mut repaired = Repaired { rows, ..Repaired::default() };
         let all = self.store.read()?.containers()?;
         for container in all {

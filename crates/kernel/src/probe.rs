@@ -29,12 +29,7 @@ pub struct Privileges {
 
 /// Reads the privileges of the calling thread.
 pub fn privileges() -> Privileges {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
+    let effective = crate::sys::effective_capabilities().unwrap_or(0);
     let has = |capability: u32| effective & (1 << capability) != 0;
     Privileges {
         // SAFETY: geteuid(2) cannot fail.

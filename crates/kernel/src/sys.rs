@@ -65,6 +65,20 @@ pub(crate) fn setns(fd: BorrowedFd<'_>, kind: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// The effective capabilities of the calling thread, as bits (capget(2), version 3).
+pub(crate) fn effective_capabilities() -> io::Result<u64> {
+    /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h): two data entries.
+    const VERSION: u32 = 0x2008_0522;
+    // `struct __user_cap_header_struct`: version and pid, 0 for the calling thread.
+    let mut header = [VERSION, 0];
+    // Two of `struct __user_cap_data_struct`: effective, permitted, inheritable; low bits first.
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: both pointers are to live arrays of the layouts that version 3 asks for.
+    let ret = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
+    cvt_len(ret as libc::ssize_t)?;
+    Ok(u64::from(data[1][0]) << 32 | u64::from(data[0][0]))
+}
+
 /// unshare(2).
 pub(crate) fn unshare(flags: i32) -> io::Result<()> {
     // SAFETY: unshare(2) takes no pointers.

@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -129,19 +129,16 @@ pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), Sysct
         let name = CString::new(*name).expect("checked for NUL");
         let failed =
             |error: io::Error| SysctlError::Write { path: path.clone(), value: (*value).into(), source: errno(&error) };
-        let mut text = String::new();
         match crate::sys::openat(opened.as_fd(), &name, libc::O_RDWR) {
-            Ok(mut file) => {
-                file.read_to_string(&mut text).map_err(|error| read(path.clone(), &error))?;
-                if !same(&text, value) {
+            Ok(file) => {
+                if !same(&read_short(&file).map_err(|error| read(path.clone(), &error))?, value) {
                     file.write_all_at(value.as_bytes(), 0).map_err(failed)?;
                 }
             }
             Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
-                let mut file = crate::sys::openat(opened.as_fd(), &name, libc::O_RDONLY)
+                let file = crate::sys::openat(opened.as_fd(), &name, libc::O_RDONLY)
                     .map_err(|error| read(path.clone(), &error))?;
-                file.read_to_string(&mut text).map_err(|error| read(path.clone(), &error))?;
-                if !same(&text, value) {
+                if !same(&read_short(&file).map_err(|error| read(path.clone(), &error))?, value) {
                     return Err(failed(error));
                 }
             }
@@ -183,6 +180,13 @@ fn read_path(path: &Path) -> io::Result<String> {
     let mut text = fs::read_to_string(path)?;
     text.truncate(text.trim_end().len());
     Ok(text)
+}
+
+/// A value of one line: the kernel hands out the whole of it with the first read(2) from the start.
+fn read_short(file: &fs::File) -> io::Result<String> {
+    let mut bytes = [0; 256];
+    let length = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
 }
 
 /// Lists are separated by tabs when read and by whatever the writer likes.

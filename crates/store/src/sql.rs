@@ -38,11 +38,15 @@ statements! {
         OR EXISTS (SELECT 1 FROM network WHERE name > 'bridge' AND name < 'host')
         OR EXISTS (SELECT 1 FROM network WHERE name > 'host' AND name < 'none')
         OR EXISTS (SELECT 1 FROM network WHERE name > 'none')";
-    Point HELD_NETWORK = "SELECT seq, moving, name = ?2 FROM network WHERE id = ?1";
-    Point ADD_NETWORK = "INSERT INTO network (id, name, moving, body) VALUES (?1, ?2, ?3, ?4)";
-    // Leaves the pages of the other indexes, and so the log, alone. It serves every put that only moves the phase.
-    Point MOVE_NETWORK = "UPDATE network SET moving = ?2, body = ?3 WHERE seq = ?1";
-    Point REPLACE_NETWORK = "UPDATE network SET name = ?2, moving = ?3, body = ?4 WHERE id = ?1";
+    // A row is put by the first of MOVE, ADD and REPLACE that changes one; all take the same parameters. A row in
+    // transition keeps its number until it is settled. MOVE leaves the pages of the other indexes, and so the log,
+    // alone; it serves every put that only moves the phase.
+    Point MOVE_NETWORK = "UPDATE network SET moving = iif(?3 IS NULL, NULL, coalesce(moving, ?3)), body = ?4
+        WHERE id = ?1 AND name = ?2";
+    Point ADD_NETWORK = "INSERT INTO network (id, name, moving, body) VALUES (?1, ?2, ?3, ?4)
+        ON CONFLICT (id) DO NOTHING";
+    Point REPLACE_NETWORK = "UPDATE network SET name = ?2, moving = iif(?3 IS NULL, NULL, coalesce(moving, ?3)),
+        body = ?4 WHERE id = ?1";
     Point DELETE_NETWORK = "DELETE FROM network WHERE id = ?1";
     Point DELETE_RESTING = "DELETE FROM lease WHERE network = ?1 AND endpoint IS NULL";
     Point DELETE_CURSORS = "DELETE FROM cursor WHERE network = ?1";
@@ -52,13 +56,12 @@ statements! {
     Point CONTAINERS_WITH_PREFIX = "SELECT body FROM container WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
     Point CONTAINER_IN = "SELECT body FROM container WHERE inode = ?2 AND device = ?1 ORDER BY seq LIMIT 1";
     List CONTAINERS = "SELECT body FROM container ORDER BY seq";
-    Point HELD_CONTAINER = "SELECT seq, moving, name = ?2 AND device IS ?3 AND inode IS ?4 FROM container
-        WHERE id = ?1";
+    Point MOVE_CONTAINER = "UPDATE container SET moving = iif(?5 IS NULL, NULL, coalesce(moving, ?5)), body = ?6
+        WHERE id = ?1 AND name = ?2 AND device IS ?3 AND inode IS ?4";
     Point ADD_CONTAINER = "INSERT INTO container (id, name, device, inode, moving, body)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    Point MOVE_CONTAINER = "UPDATE container SET moving = ?2, body = ?3 WHERE seq = ?1";
-    Point REPLACE_CONTAINER = "UPDATE container SET name = ?2, device = ?3, inode = ?4, moving = ?5, body = ?6
-        WHERE id = ?1";
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id) DO NOTHING";
+    Point REPLACE_CONTAINER = "UPDATE container SET name = ?2, device = ?3, inode = ?4,
+        moving = iif(?5 IS NULL, NULL, coalesce(moving, ?5)), body = ?6 WHERE id = ?1";
     Point DELETE_CONTAINER = "DELETE FROM container WHERE id = ?1";
 
     Point ENDPOINT = "SELECT body FROM endpoint WHERE id = ?1";
@@ -67,13 +70,12 @@ statements! {
     Point ENDPOINT_COUNT = "SELECT count(*) FROM (SELECT 1 FROM endpoint WHERE network = ?1 LIMIT ?2)";
     Point HOST_END_TAKEN = "SELECT EXISTS (SELECT 1 FROM endpoint WHERE host_end = ?1)";
     Point MAC_HOLDER = "SELECT id FROM endpoint WHERE network = ?1 AND mac = ?2";
-    Point HELD_ENDPOINT = "SELECT seq, moving,
-        network = ?2 AND container = ?3 AND ifname = ?4 AND host_end = ?5 AND mac = ?6 FROM endpoint WHERE id = ?1";
+    Point MOVE_ENDPOINT = "UPDATE endpoint SET moving = iif(?7 IS NULL, NULL, coalesce(moving, ?7)), body = ?8
+        WHERE id = ?1 AND network = ?2 AND container = ?3 AND ifname = ?4 AND host_end = ?5 AND mac = ?6";
     Point ADD_ENDPOINT = "INSERT INTO endpoint (id, network, container, ifname, host_end, mac, moving, body)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    Point MOVE_ENDPOINT = "UPDATE endpoint SET moving = ?2, body = ?3 WHERE seq = ?1";
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (id) DO NOTHING";
     Point REPLACE_ENDPOINT = "UPDATE endpoint SET network = ?2, container = ?3, ifname = ?4, host_end = ?5, mac = ?6,
-        moving = ?7, body = ?8 WHERE id = ?1";
+        moving = iif(?7 IS NULL, NULL, coalesce(moving, ?7)), body = ?8 WHERE id = ?1";
     Point DELETE_ENDPOINT = "DELETE FROM endpoint WHERE id = ?1";
     // Evaluated row by row, so the leases of one endpoint get different numbers.
     Point REST_LEASES = "UPDATE lease SET endpoint = NULL, freed = (
@@ -100,10 +102,10 @@ statements! {
     Point PUBLICATIONS_OF = "SELECT container, body FROM publication WHERE container = ?1 ORDER BY seq";
     Point PUBLICATIONS_OVERLAPPING = "SELECT container, body, seq FROM publication
         WHERE protocol = ?1 AND span = ?2 AND host_first BETWEEN ?3 AND ?5 AND host_last >= ?4";
-    Point HELD_PUBLICATION = "SELECT seq, moving, 1 FROM publication WHERE container = ?1 AND key = ?2";
     Point ADD_PUBLICATION = "INSERT INTO publication
         (container, key, protocol, span, host_first, host_last, moving, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    Point MOVE_PUBLICATION = "UPDATE publication SET moving = ?2, body = ?3 WHERE seq = ?1";
+    Point MOVE_PUBLICATION = "UPDATE publication SET moving = iif(?3 IS NULL, NULL, coalesce(moving, ?3)), body = ?4
+        WHERE container = ?1 AND key = ?2";
     Point DELETE_PUBLICATION = "DELETE FROM publication WHERE container = ?1 AND key = ?2";
 
     // `moving > 0` rather than `IS NOT NULL`: a search of the partial index instead of a scan of it.

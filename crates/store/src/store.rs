@@ -171,8 +171,6 @@ impl SqliteStore {
         // Without this the last process to close would empty the log, with three disk flushes.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fail)?;
         connection.busy_timeout(BUSY).map_err(fail)?;
-        // Long lists are sorted without a file in a shared directory.
-        connection.execute_batch("PRAGMA temp_store = MEMORY").map_err(fail)?;
         connection.set_prepared_statement_cache_capacity(128);
         Ok(connection)
     }

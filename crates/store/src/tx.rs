@@ -32,15 +32,6 @@ pub struct SqliteTx<'a> {
     moved: Cell<i64>,
 }
 
-/// A row that is about to be replaced.
-struct Held {
-    seq: i64,
-    /// Empty when it is settled.
-    moving: Option<i64>,
-    /// Whether the new row differs in body and phase only.
-    same_keys: bool,
-}
-
 /// The body of a publication's row; the container is a column.
 #[derive(Serialize, Deserialize)]
 struct PublicationBody {
@@ -57,11 +48,6 @@ struct PhaseOnly {
 impl<'a> SqliteTx<'a> {
     pub(crate) fn begin(store: &'a SqliteStore, connection: Connection, writable: bool) -> Result<Self, StoreError> {
         let fail = |e| from_sqlite(if writable { WRITE } else { READ }, store.path(), e);
-        if writable {
-            // Per connection, and refused inside a transaction. NORMAL: a commit flushes nothing, only moving
-            // the log does; `Durability::Disk` flushes by itself.
-            connection.prepare_cached("PRAGMA synchronous = NORMAL").and_then(|mut s| s.execute([])).map_err(fail)?;
-        }
         let begin = if writable { sql::BEGIN_WRITE } else { sql::BEGIN_READ };
         connection.prepare_cached(begin).and_then(|mut s| s.execute([])).map_err(fail)?;
         Ok(Self { store, connection: Some(connection), writable, moved: Cell::new(0) })
@@ -143,21 +129,23 @@ impl<'a> SqliteTx<'a> {
         statement.and_then(|mut s| s.execute(params)).map_err(|e| from_sqlite(WRITE, self.path(), e))
     }
 
-    /// What a row that is put replaces.
-    fn held(&self, sql: &str, params: impl Params) -> Result<Option<Held>, StoreError> {
-        self.maybe(sql, params, |row| Ok(Held { seq: row.get(0)?, moving: row.get(1)?, same_keys: row.get(2)? }))
+    /// Puts a row with the first of `statements` that changes one.
+    fn put(&self, statements: [&str; 3], params: &[&dyn ToSql]) -> Result<(), StoreError> {
+        for sql in statements {
+            if self.change(sql, params)? > 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
-    /// When the row left the settled state: as before while it goes from pending to leaving, or now.
+    /// When a row left the settled state, unless it had left it before: the statements keep the earlier number.
     ///
     /// In microseconds since 1970, so that no statement is needed to find the next number. A clock that is set
     /// back costs the order in which rows in transition are listed, nothing else.
-    fn moving(&self, phase: Phase, held: Option<&Held>) -> Option<i64> {
+    fn moving(&self, phase: Phase) -> Option<i64> {
         if phase.is_settled() {
             return None;
-        }
-        if let Some(before) = held.and_then(|held| held.moving) {
-            return Some(before);
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(since.as_micros()).unwrap_or(i64::MAX - 1);
@@ -244,14 +232,8 @@ impl Tx for SqliteTx<'_> {
 
     fn put_network(&self, network: &Network) -> Result<(), StoreError> {
         let (id, name) = (network.id.as_bytes(), network.name.as_str());
-        let held = self.held(sql::HELD_NETWORK, params![id, name])?;
-        let (moving, body) = (self.moving(network.phase, held.as_ref()), self.render(network)?);
-        match held {
-            None => self.change(sql::ADD_NETWORK, params![id, name, moving, body])?,
-            Some(held) if held.same_keys => self.change(sql::MOVE_NETWORK, params![held.seq, moving, body])?,
-            Some(_) => self.change(sql::REPLACE_NETWORK, params![id, name, moving, body])?,
-        };
-        Ok(())
+        let (moving, body) = (self.moving(network.phase), self.render(network)?);
+        self.put([sql::MOVE_NETWORK, sql::ADD_NETWORK, sql::REPLACE_NETWORK], params![id, name, moving, body])
     }
 
     fn delete_network(&self, id: Id) -> Result<(), StoreError> {
@@ -293,15 +275,11 @@ impl Tx for SqliteTx<'_> {
         let device = container.sandbox.as_ref().map(|s| s.device.cast_signed());
         let inode = container.sandbox.as_ref().map(|s| s.inode.cast_signed());
         let (id, name) = (container.id.as_bytes(), container.name.as_str());
-        let held = self.held(sql::HELD_CONTAINER, params![id, name, device, inode])?;
-        let (moving, body) = (self.moving(container.phase, held.as_ref()), self.render(container)?);
-        let all = params![id, name, device, inode, moving, body];
-        match held {
-            None => self.change(sql::ADD_CONTAINER, all)?,
-            Some(held) if held.same_keys => self.change(sql::MOVE_CONTAINER, params![held.seq, moving, body])?,
-            Some(_) => self.change(sql::REPLACE_CONTAINER, all)?,
-        };
-        Ok(())
+        let (moving, body) = (self.moving(container.phase), self.render(container)?);
+        self.put(
+            [sql::MOVE_CONTAINER, sql::ADD_CONTAINER, sql::REPLACE_CONTAINER],
+            params![id, name, device, inode, moving, body],
+        )
     }
 
     fn delete_container(&self, id: Id) -> Result<(), StoreError> {
@@ -330,15 +308,9 @@ impl Tx for SqliteTx<'_> {
         let (id, network, container) =
             (endpoint.id.as_bytes(), endpoint.network.as_bytes(), endpoint.container.as_bytes());
         let (ifname, host_end, mac) = (endpoint.ifname.as_str(), endpoint.host_end.as_str(), endpoint.mac.octets());
-        let held = self.held(sql::HELD_ENDPOINT, params![id, network, container, ifname, host_end, mac])?;
-        let (moving, body) = (self.moving(endpoint.phase, held.as_ref()), self.render(endpoint)?);
+        let (moving, body) = (self.moving(endpoint.phase), self.render(endpoint)?);
         let all = params![id, network, container, ifname, host_end, mac, moving, body];
-        match held {
-            None => self.change(sql::ADD_ENDPOINT, all)?,
-            Some(held) if held.same_keys => self.change(sql::MOVE_ENDPOINT, params![held.seq, moving, body])?,
-            Some(_) => self.change(sql::REPLACE_ENDPOINT, all)?,
-        };
-        Ok(())
+        self.put([sql::MOVE_ENDPOINT, sql::ADD_ENDPOINT, sql::REPLACE_ENDPOINT], all)
     }
 
     fn delete_endpoint(&self, id: Id) -> Result<(), StoreError> {
@@ -445,18 +417,14 @@ impl Tx for SqliteTx<'_> {
     fn put_publication(&self, row: &PublicationRow) -> Result<(), StoreError> {
         let PublicationRow { container, publication, phase } = row;
         let (id, key) = (container.as_bytes(), key(publication));
-        let held = self.held(sql::HELD_PUBLICATION, params![id, key])?;
-        let moving = self.moving(*phase, held.as_ref());
+        let moving = self.moving(*phase);
         let body = self.render(&PublicationBody { publication: *publication, phase: *phase })?;
-        match held {
-            Some(held) => self.change(sql::MOVE_PUBLICATION, params![held.seq, moving, body])?,
-            None => {
-                let (protocol, host) = (publication.protocol.number(), publication.host);
-                let span = host.count().ilog2();
-                let all = params![id, key, protocol, span, host.first(), host.last(), moving, body];
-                self.change(sql::ADD_PUBLICATION, all)?
-            }
-        };
+        if self.change(sql::MOVE_PUBLICATION, params![id, key, moving, body])? == 0 {
+            let (protocol, host) = (publication.protocol.number(), publication.host);
+            let span = host.count().ilog2();
+            let all = params![id, key, protocol, span, host.first(), host.last(), moving, body];
+            self.change(sql::ADD_PUBLICATION, all)?;
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@ mod apply;
 mod facts;
 mod observe;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 
 use portolan_engine::{Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
@@ -18,6 +18,9 @@ use crate::netlink::{self, NetlinkError, Socket};
 pub struct HostKernel {
     route: RefCell<Option<Socket>>,
     netfilter: RefCell<Option<Socket>>,
+    // Neither changes while the process lives, and reading either takes as long as a netlink message.
+    boot: OnceCell<String>,
+    process: OnceCell<ProcessId>,
 }
 
 impl HostKernel {
@@ -129,13 +132,15 @@ impl Kernel for HostKernel {
     }
 
     fn this_process(&self) -> ProcessId {
-        let pid = std::process::id() as i32;
-        ProcessId { pid, started: facts::start_time(pid).unwrap_or_default() }
+        *self.process.get_or_init(|| {
+            let pid = std::process::id() as i32;
+            ProcessId { pid, started: facts::start_time(pid).unwrap_or_default() }
+        })
     }
 
     fn boot(&self) -> String {
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_or_else(|_| String::new(), |text| text.trim().to_owned())
+        let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        self.boot.get_or_init(|| read().map_or_else(|_| String::new(), |text| text.trim().to_owned())).clone()
     }
 
     fn now(&self) -> u64 {
