@@ -6,7 +6,7 @@ mod common;
 use std::net::IpAddr;
 use std::process::Stdio;
 
-use common::{Container, FAMILIES, LONG, World, any, at, host_ip};
+use common::{Container, FAMILIES, LONG, World, any, at, host_ip, links};
 use portolan_engine::{Durability, Store as _, Tx as _};
 use portolan_kernel::netlink::{Batch, NETFILTER, ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
@@ -16,8 +16,8 @@ use portolan_kernel::rtnl::route::{self, Route};
 use portolan_kernel::rtnl::{Family, addr, link, neigh};
 use portolan_lab::probe::tcp_probe;
 use portolan_lab::server::TcpServer;
-use portolan_lab::snapshot::{self, snapshot};
-use portolan_lab::{InNetns, eventually, trace};
+use portolan_lab::snapshot::Snapshot;
+use portolan_lab::{InNetns, trace};
 use portolan_model::Container as Row;
 use portolan_plan::{Element, Set, Table};
 use portolan_store::SqliteStore;
@@ -27,18 +27,10 @@ const WEB: [&str; 4] = ["--subnet", "10.91.0.0/24", "--subnet", "fd91::/64"];
 const SITE: [&str; 6] = ["--network", "name=web,ip=10.91.0.5,ip6=fd91::5", "-p", "8080:80", "-p", "5353:53/udp"];
 
 /// A world whose links are up, and what its host held then.
-fn world(name: &str) -> Option<(World, snapshot::Snapshot)> {
+fn world(name: &str) -> Option<(World, Snapshot)> {
     let world = World::or_skip(name)?;
-    let is_up =
-        || snapshot(&world.h).unwrap().lines().iter().any(|line| line.starts_with("route fd00:1::1/128 table 255"));
-    assert!(eventually(LONG, is_up));
-    let untouched = snapshot(&world.h).unwrap();
+    let untouched = world.untouched();
     Some((world, untouched))
-}
-
-fn assert_untouched(world: &World, untouched: &snapshot::Snapshot) {
-    let changes = snapshot::diff(untouched, &snapshot(&world.h).unwrap());
-    assert!(changes.is_empty(), "{changes:#?}");
 }
 
 /// Runs `change` on a routing socket of `place`.
@@ -84,9 +76,8 @@ fn delete_link(place: &impl InNetns, name: &str) {
 fn bridge(world: &World, network: &str) -> String {
     let details = world.json(&["network", "inspect", network]);
     let id = details[0]["Id"].as_str().unwrap();
-    let links = link::dump(&mut world.h.route_socket().unwrap()).unwrap();
     let ours = |link: &link::Link| link.alias.as_ref().is_some_and(|alias| alias.ends_with(&format!(":network:{id}")));
-    links.into_iter().find(ours).unwrap().name
+    links(&world.h).into_iter().find(ours).unwrap().name
 }
 
 /// The neighbour reaches port 8080 of the host, in both families.
@@ -120,7 +111,7 @@ fn nothing_else_is_executed() {
     let run = executed(&["run", "--rm", "--network", "web", "--", "true"]);
     assert_eq!(run.len(), 1, "the command itself: {run:?}");
     assert_eq!(executed(&["network", "rm", "web"]), nothing);
-    assert_untouched(&world, &untouched);
+    world.assert_untouched(&untouched, "the test");
 }
 
 #[test]
@@ -144,7 +135,7 @@ fn a_reboot_takes_containers_and_brings_networks_back() {
         tx.commit(Durability::Disk).unwrap();
     }
     flush(&world);
-    let links = link::dump(&mut world.h.route_socket().unwrap()).unwrap();
+    let links = links(&world.h);
     for bridge in links.iter().filter(|link| link.kind.as_deref() == Some("bridge")) {
         delete_link(&world.h, &bridge.name);
     }
@@ -175,7 +166,7 @@ fn a_reboot_takes_containers_and_brings_networks_back() {
     assert_published(&world, &again);
     world.portolan_ok(&["detach", "site"]);
     world.portolan_ok(&["network", "rm", "web"]);
-    assert_untouched(&world, &untouched);
+    world.assert_untouched(&untouched, "the test");
 }
 
 #[test]
@@ -226,7 +217,7 @@ fn an_attach_after_somebody_elses_flush_heals_everything() {
         world.portolan_ok(&["detach", name]);
     }
     world.portolan_ok(&["network", "rm", "web"]);
-    assert_untouched(&world, &untouched);
+    world.assert_untouched(&untouched, "the test");
 }
 
 #[test]
@@ -332,5 +323,5 @@ fn reconcile_puts_back_what_is_gone() {
 
     world.portolan_ok(&["detach", "site"]);
     world.portolan_ok(&["network", "rm", "web", "lan"]);
-    assert_untouched(&world, &untouched);
+    world.assert_untouched(&untouched, "the test");
 }

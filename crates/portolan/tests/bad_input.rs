@@ -247,13 +247,12 @@ fn places_that_cannot_be_written() {
     fs::create_dir_all(&root).unwrap();
     let read_only_root = "mount --bind \"$ROOT\" \"$ROOT\"\nmount -o remount,bind,ro \"$ROOT\"";
     let read_only_sysctls = "mount --bind /proc/sys /proc/sys\nmount -o remount,bind,ro /proc/sys";
-    let host = snapshot(&world.h).unwrap();
+    let host = world.untouched();
     let refused = |script: &str, args: &[&str], name: &str| {
         let (before, listed) = (snapshot(&world.h).unwrap(), files(&world.root).len());
         let message = check_refusal(args, &after(&world, script, args));
         assert!(message.contains(name), "{args:?}: `{message}` does not say `{name}`");
-        let changes = portolan_lab::snapshot::diff(&before, &snapshot(&world.h).unwrap());
-        assert!(changes.is_empty(), "{args:?}: {changes:#?}");
+        world.assert_untouched(&before, &args.join(" "));
         (listed, message)
     };
     let create = ["network", "create", "web"];
@@ -277,8 +276,7 @@ fn places_that_cannot_be_written() {
     drop(c);
     world.portolan_ok(&["detach", "c"]);
     world.portolan_ok(&["network", "rm", "web"]);
-    let changes = portolan_lab::snapshot::diff(&host, &snapshot(&world.h).unwrap());
-    assert!(changes.is_empty(), "{changes:#?}");
+    world.assert_untouched(&host, "the test");
 }
 
 #[test]

@@ -20,14 +20,6 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// Of ff02::1 (RFC 2464 §7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// Lets the neighbour answer containers at their own addresses.
-#[track_caller]
-fn route_back(world: &World, network: &str) {
-    for subnet in subnets(world, network) {
-        world.n.add_route(&subnet.to_string(), &host_ip(Family::of(subnet.addr())).to_string()).unwrap();
-    }
-}
-
 /// The address that the neighbour sees when `from` connects to it.
 #[track_caller]
 fn seen_by_neighbour(world: &World, from: &impl InNetns, family: Family) -> IpAddr {
@@ -75,7 +67,7 @@ fn the_default_route_follows_priority_then_families_then_name() {
     for (name, options) in [("a", &[][..]), ("b", &[]), ("four", &["--ipv6=false"]), ("lone", &["--internal"])] {
         world.network(name, &[&["--opt", "masquerade=false"], options].concat());
         if name != "lone" {
-            route_back(&world, name);
+            world.route_back(name);
         }
     }
     let leaves_by = |c: &Container, family: Family| {
@@ -274,7 +266,7 @@ fn gateway_modes_of_each_family() {
         let options = [v4, v6].map(|mode: usize| modes[mode].0);
         let (four, six) = (format!("gateway_mode_ipv4={}", options[0]), format!("gateway_mode_ipv6={}", options[1]));
         world.network(&network, &["--opt", &four, "--opt", &six]);
-        route_back(&world, &network);
+        world.route_back(&network);
         let name = format!("c{number}");
         let c = world.container(&name, &["--network", &network, "-p", "8080:80"]);
         let _servers = [80, 81].map(|port| TcpServer::start(&c, any(Family::V6, port), "c").unwrap());
@@ -332,7 +324,7 @@ fn what_leaves_is_seen_as_the_host_a_chosen_address_or_itself() {
     world.network("masquerade", &[]);
     world.network("chosen", &["--opt", "host_ipv4=10.0.1.77", "--opt", "host_ipv6=fd00:1::77"]);
     world.network("itself", &["--opt", "masquerade=false"]);
-    route_back(&world, "itself");
+    world.route_back("itself");
     for family in FAMILIES {
         for network in ["masquerade", "chosen", "itself"] {
             let c = world.container(&format!("{network}-{family:?}"), &["--network", network]);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use portolan_kernel::process::PidFd;
@@ -24,6 +24,18 @@ fn demo() -> Command {
 fn played(arguments: &[&str]) -> (u32, Output) {
     let child = demo().args(arguments).spawn().unwrap();
     (child.id(), child.wait_with_output().unwrap())
+}
+
+/// Starts it; both containers run by now, and most is still to come.
+fn half_way() -> (Child, BufReader<ChildStdout>) {
+    let mut child = demo().spawn().unwrap();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("4/9") {
+        line.clear();
+        assert_ne!(reader.read_line(&mut line).unwrap(), 0, "it ended early");
+    }
+    (child, reader)
 }
 
 /// Neither directories nor processes of the demo with this pid are there.
@@ -101,14 +113,7 @@ fn json_has_the_same_for_programs() {
 #[test]
 fn stopped_half_way_it_cleans_up() {
     let Some(_) = Lab::or_skip("demo-stopped") else { return };
-    let mut child = demo().spawn().unwrap();
-    let mut reader = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    // Both containers run by then, and most is still to come.
-    while !line.starts_with("4/9") {
-        line.clear();
-        assert_ne!(reader.read_line(&mut line).unwrap(), 0, "it ended early");
-    }
+    let (mut child, mut reader) = half_way();
     PidFd::open(child.id() as i32).unwrap().signal(SIGINT).unwrap();
     let mut rest = String::new();
     reader.read_to_string(&mut rest).unwrap();
@@ -120,13 +125,7 @@ fn stopped_half_way_it_cleans_up() {
 #[test]
 fn a_reader_that_leaves_is_no_reason_to_leave_things_behind() {
     let Some(_) = Lab::or_skip("demo-unread") else { return };
-    let mut child = demo().spawn().unwrap();
-    let mut reader = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("4/9") {
-        line.clear();
-        assert_ne!(reader.read_line(&mut line).unwrap(), 0, "it ended early");
-    }
+    let (mut child, reader) = half_way();
     drop(reader);
     child.wait().unwrap();
     assert_nothing_left(child.id());

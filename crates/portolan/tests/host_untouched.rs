@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{FAMILIES, LONG, SHORT, World, any, at, choose, host_ip, pick};
+use common::{FAMILIES, LONG, SHORT, World, any, at, host_ip, pick};
 use portolan_kernel::rtnl::Family;
 use portolan_lab::probe::{Probe, tcp_probe};
 use portolan_lab::server::TcpServer;
@@ -68,7 +68,8 @@ fn unexpected(before: &Snapshot, after: &Snapshot) -> Vec<String> {
         change.contains("sysctl net/ipv4/ip_forward = ")
             || change.contains("/forwarding = ")
                 && (change.contains("sysctl net/ipv4/conf/") || change.contains("sysctl net/ipv6/conf/"))
-    }; // What the kernel derives from forwarding: routers believe no redirects (ip-sysctl.rst), and answer at the
+    };
+    // What the kernel derives from forwarding: routers believe no redirects (ip-sysctl.rst), and answer at the
     // subnet-router anycast address of their subnets (RFC 4291 §2.6.1).
     let derived = |change: &str| {
         change.contains("sysctl net/ipv4/conf/all/accept_redirects = ")
@@ -124,15 +125,14 @@ fn the_host_is_the_same_before_the_first_network_and_after_the_last() {
     world.h.sysctl(&["net", "ipv6", "conf", "eth0", "accept_ra"], "1").unwrap();
     let has_foreign = nft(&world, &[], FOREIGN).is_some();
     let foreign = has_foreign.then(|| foreign_tables(&world).unwrap());
-    let before = snapshot(&world.h).unwrap();
+    let before = world.untouched();
     for round in 0..2 {
         live_a_life(&world, round, |when| {
             let changes = unexpected(&before, &snapshot(&world.h).unwrap());
             assert!(changes.is_empty(), "round {round}, with {when}: {changes:#?}");
             assert_eq!(foreign, has_foreign.then(|| foreign_tables(&world).unwrap()), "{when}");
         });
-        let changes = diff(&before, &snapshot(&world.h).unwrap());
-        assert!(changes.is_empty(), "round {round}: {changes:#?}");
+        world.assert_untouched(&before, &format!("round {round}"));
         assert_eq!(foreign, has_foreign.then(|| foreign_tables(&world).unwrap()));
     }
 }
@@ -141,7 +141,7 @@ fn the_host_is_the_same_before_the_first_network_and_after_the_last() {
 fn a_router_stays_a_router() {
     let Some(world) = World::or_skip("router") else { return };
     world.h.enable_forwarding().unwrap();
-    let before = snapshot(&world.h).unwrap();
+    let before = world.untouched();
     live_a_life(&world, 0, |when| {
         let after = snapshot(&world.h).unwrap();
         let settings: Vec<String> = diff(&before, &after)
@@ -152,27 +152,14 @@ fn a_router_stays_a_router() {
             .collect();
         assert!(settings.is_empty(), "with {when}: {settings:#?}");
     });
-    let changes = diff(&before, &snapshot(&world.h).unwrap());
-    assert!(changes.is_empty(), "{changes:#?}");
+    world.assert_untouched(&before, "a life");
 }
 
 /// Forwarding has to be on for containers; that does not make a router of a host that was none.
 #[test]
 fn a_host_that_did_not_forward_does_not_begin_to() {
     let Some(world) = World::or_skip("no-router") else { return };
-    let m = world.lab.host("m").unwrap();
-    let _lan2 = world
-        .lab
-        .lan(
-            "lan2",
-            &[(&m, "eth0", &["10.0.2.2/24", "fd00:2::2/64"]), (&world.h, "eth1", &["10.0.2.1/24", "fd00:2::1/64"])],
-        )
-        .unwrap();
-    for family in FAMILIES {
-        m.add_default_route(&pick(family, "10.0.2.1", "fd00:2::1").to_string()).unwrap();
-        let to = choose(family, "10.0.2.0/24", "fd00:2::/64");
-        world.n.add_route(to, &host_ip(family).to_string()).unwrap();
-    }
+    let (m, _lan2) = world.second_lan();
     let _server = TcpServer::start(&m, any(Family::V6, 80), "m").unwrap();
     let through = |family| tcp_probe(&world.n, at(pick(family, "10.0.2.2", "fd00:2::2"), 80), SHORT);
     let before = FAMILIES.map(through);

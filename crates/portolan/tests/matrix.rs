@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use common::{Container, FAMILIES, LONG, World, any, at, host_ip, loopback, neighbour_ip};
+use common::{Container, FAMILIES, LONG, World, any, at, gateway_of, host_ip, loopback, neighbour_ip, subnets};
 use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::rtnl::Family;
 use portolan_lab::InNetns;
@@ -96,19 +96,14 @@ impl Stage {
         let internal = world.container("internal", &["--network", "vault"]);
         let intruder = world.container("intruder", &["--network", "vault"]);
         world.verify();
-        let bridges = world.json(&["network", "inspect", "vault"]);
+        let vault = subnets(&world, "vault");
         for family in FAMILIES {
-            let subnet = subnet(&bridges, family);
             // Its gateway is not told to it, but easily guessed.
             intruder.host.add_default_route(&gateway_of(&world, "vault", family).to_string()).unwrap();
-            assert!(subnet.contains(&intruder.ip(family)));
+            assert!(vault.iter().any(|subnet| subnet.contains(&intruder.ip(family))));
         }
         for network in ["web", "other", "vault"] {
-            let details = world.json(&["network", "inspect", network]);
-            for family in FAMILIES {
-                let subnet = subnet(&details, family).to_string();
-                world.n.add_route(&subnet, &host_ip(family).to_string()).unwrap();
-            }
+            world.route_back(network);
         }
         Some(Self { world, server, same, other, internal, intruder })
     }
@@ -225,19 +220,6 @@ impl Stage {
         });
         assert!(wrong.is_empty(), "{title}:\n{}", wrong.join("\n"));
     }
-}
-
-fn subnet(details: &serde_json::Value, family: Family) -> ipnet::IpNet {
-    let configs = details[0]["IPAM"]["Config"].as_array().unwrap();
-    let mut nets = configs.iter().map(|config| config["Subnet"].as_str().unwrap().parse::<ipnet::IpNet>().unwrap());
-    nets.find(|net| Family::of(net.addr()) == family).unwrap()
-}
-
-fn gateway_of(world: &World, network: &str, family: Family) -> IpAddr {
-    let details = world.json(&["network", "inspect", network]);
-    let configs = details[0]["IPAM"]["Config"].as_array().unwrap();
-    let mut gateways = configs.iter().map(|config| config["Gateway"].as_str().unwrap().parse::<IpAddr>().unwrap());
-    gateways.find(|gateway| Family::of(*gateway) == family).unwrap()
 }
 
 fn patience(answers: bool) -> Duration {

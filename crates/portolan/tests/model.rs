@@ -10,13 +10,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{LONG, World};
+use common::{LONG, World, links};
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::netns;
-use portolan_kernel::rtnl::link;
 use portolan_lab::eventually;
-use portolan_lab::snapshot::{self, snapshot};
 use portolan_lab::trace::{CHANGES, Outcome, kill_at};
 use portolan_store::SqliteStore;
 
@@ -449,8 +447,7 @@ impl Host<'_> {
     }
 
     fn veths(&self) -> usize {
-        let links = link::dump(&mut self.world.h.route_socket().unwrap()).unwrap();
-        links.iter().filter(|link| link.kind.as_deref() == Some("veth") && link.name != "eth0").count()
+        links(&self.world.h).iter().filter(|link| link.kind.as_deref() == Some("veth") && link.name != "eth0").count()
     }
 }
 
@@ -460,10 +457,7 @@ fn random_verbs_on_a_real_kernel_follow_the_model() {
     let Some(world) = World::or_skip("model") else { return };
     let steps = std::env::var("PORTOLAN_MODEL_STEPS")
         .map_or(STEPS, |steps| steps.parse().expect("PORTOLAN_MODEL_STEPS is a number"));
-    let up =
-        || snapshot(&world.h).unwrap().lines().iter().any(|line| line.starts_with("route fd00:1::1/128 table 255"));
-    assert!(eventually(LONG, up));
-    let untouched = snapshot(&world.h).unwrap();
+    let untouched = world.untouched();
     world.portolan_ok(&["network", "ls"]);
     let started = Instant::now();
     world.h.enter(|| {
@@ -487,8 +481,7 @@ fn random_verbs_on_a_real_kernel_follow_the_model() {
         assert_eq!(host.veths(), 0);
     });
     eprintln!("{steps} steps in {:?}", started.elapsed());
-    let changes = snapshot::diff(&untouched, &snapshot(&world.h).unwrap());
-    assert!(changes.is_empty(), "{changes:#?}");
+    world.assert_untouched(&untouched, "the test");
 }
 
 #[test]

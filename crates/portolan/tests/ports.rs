@@ -6,9 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{
-    Container, FAMILIES, LONG, SHORT, World, any, at, choose, host_ip, loopback, neighbour_ip, pick, subnets,
-};
+use common::{Container, FAMILIES, LONG, SHORT, World, any, at, host_ip, loopback, neighbour_ip, pick};
 use portolan_kernel::conntrack::{self, Filter};
 use portolan_kernel::netlink::{NETFILTER, Socket};
 use portolan_kernel::netns::with_netns;
@@ -332,19 +330,7 @@ fn what_passes_through_is_not_stolen() {
     let Some(world) = World::or_skip("transit") else { return };
     // A router before it had containers.
     world.h.enable_forwarding().unwrap();
-    let m = world.lab.host("m").unwrap();
-    let _lan2 = world
-        .lab
-        .lan(
-            "lan2",
-            &[(&m, "eth0", &["10.0.2.2/24", "fd00:2::2/64"]), (&world.h, "eth1", &["10.0.2.1/24", "fd00:2::1/64"])],
-        )
-        .unwrap();
-    for family in FAMILIES {
-        m.add_default_route(&pick(family, "10.0.2.1", "fd00:2::1").to_string()).unwrap();
-        let to = choose(family, "10.0.2.0/24", "fd00:2::/64");
-        world.n.add_route(to, &host_ip(family).to_string()).unwrap();
-    }
+    let (m, _lan2) = world.second_lan();
     world.network("web", &[]);
     let c = world.container("c", &["--network", "web", "-p", "8080:80", "-p", "8053:53/udp"]);
     let _c = (listen(&c, [80]), UdpServer::start(&c, any(Family::V6, 53), "53").unwrap());
@@ -367,9 +353,7 @@ fn what_passes_through_is_not_stolen() {
         assert_leads(&world.n, at(pick(family, "10.0.2.1", "fd00:2::1"), 8080), "80");
     }
     // Neither LAN reaches the containers themselves.
-    for subnet in subnets(&world, "web") {
-        world.n.add_route(&subnet.to_string(), &host_ip(Family::of(subnet.addr())).to_string()).unwrap();
-    }
+    world.route_back("web");
     for family in FAMILIES {
         for from in [&m, &world.n] {
             assert_eq!(tcp_probe(from, at(c.ip(family), 80), SHORT), Probe::Timeout);

@@ -36,10 +36,6 @@ impl World {
         (open(pid), open(parent.trim().parse().expect("a number")))
     }
 
-    fn run_time_dirs(&self) -> usize {
-        fs::read_dir(self.root.join("run/containers")).map_or(0, Iterator::count)
-    }
-
     /// Asserts that there is no container, and nothing of one.
     #[track_caller]
     fn nothing_is_left(&self) {

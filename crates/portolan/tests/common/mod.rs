@@ -5,11 +5,13 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use portolan_kernel::netlink::{ROUTE, Socket};
@@ -17,8 +19,8 @@ use portolan_kernel::netns::{NetnsFd, with_netns};
 use portolan_kernel::rtnl::link::Link;
 use portolan_kernel::rtnl::{Family, addr, link};
 use portolan_kernel::socket::{packet, wait_readable};
-use portolan_lab::snapshot::{Snapshot, snapshot};
-use portolan_lab::{Host, InNetns, Lab, Lan};
+use portolan_lab::snapshot::{self, Snapshot, snapshot};
+use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
 /// How long to wait for what must come.
@@ -174,6 +176,50 @@ impl World {
         State { host: snapshot(&self.h).unwrap(), networks: self.json(&["network", "ls"]), containers }
     }
 
+    /// What host `h` holds before anything of ours; waits for the LAN's routes, which appear a little after its links.
+    #[track_caller]
+    pub(crate) fn untouched(&self) -> Snapshot {
+        let is_up =
+            || snapshot(&self.h).unwrap().lines().iter().any(|line| line.starts_with("route fd00:1::1/128 table 255"));
+        assert!(eventually(LONG, is_up));
+        snapshot(&self.h).unwrap()
+    }
+
+    /// Panics with the differences if host `h` is not what it was before `what`.
+    #[track_caller]
+    pub(crate) fn assert_untouched(&self, untouched: &Snapshot, what: &str) {
+        let changes = snapshot::diff(untouched, &snapshot(&self.h).unwrap());
+        assert!(changes.is_empty(), "{what} changed the host: {changes:#?}");
+    }
+
+    /// A second LAN of host `h` (eth1 10.0.2.1/24, fd00:2::1/64) with a neighbour `m` (eth0 10.0.2.2/24,
+    /// fd00:2::2/64); both neighbours route to the other one by `h`.
+    #[track_caller]
+    pub(crate) fn second_lan(&self) -> (Host, Lan) {
+        let m = self.lab.host("m").unwrap();
+        let (at_m, at_h) = (["10.0.2.2/24", "fd00:2::2/64"], ["10.0.2.1/24", "fd00:2::1/64"]);
+        let lan = self.lab.lan("lan2", &[(&m, "eth0", &at_m), (&self.h, "eth1", &at_h)]).unwrap();
+        for family in FAMILIES {
+            m.add_default_route(choose(family, "10.0.2.1", "fd00:2::1")).unwrap();
+            let to = choose(family, "10.0.2.0/24", "fd00:2::/64");
+            self.n.add_route(to, &host_ip(family).to_string()).unwrap();
+        }
+        (m, lan)
+    }
+
+    /// Lets neighbour `n` answer the containers of a network at their own addresses.
+    #[track_caller]
+    pub(crate) fn route_back(&self, network: &str) {
+        for subnet in subnets(self, network) {
+            self.n.add_route(&subnet.to_string(), &host_ip(Family::of(subnet.addr())).to_string()).unwrap();
+        }
+    }
+
+    /// How many containers have run-time files.
+    pub(crate) fn run_time_dirs(&self) -> usize {
+        fs::read_dir(self.root.join("run/containers")).map_or(0, Iterator::count)
+    }
+
     /// Panics unless the kernel holds what the store says, no more and no less.
     #[track_caller]
     pub(crate) fn verify(&self) {
@@ -220,7 +266,7 @@ impl State {
     /// Panics with the differences if there are any.
     #[track_caller]
     pub(crate) fn assert_same(&self, after: &Self, what: &str) {
-        let changes = portolan_lab::snapshot::diff(&self.host, &after.host);
+        let changes = snapshot::diff(&self.host, &after.host);
         assert!(changes.is_empty(), "{what} changed the host: {changes:#?}");
         assert_eq!(self.networks, after.networks, "{what} changed the networks");
         assert_eq!(self.containers, after.containers, "{what} changed the containers");
@@ -341,6 +387,12 @@ fn route_socket(place: &impl InNetns) -> Socket {
     with_netns(place.netns(), || Socket::open(ROUTE)).unwrap().unwrap()
 }
 
+/// The interfaces of `place`.
+#[track_caller]
+pub(crate) fn links(place: &impl InNetns) -> Vec<Link> {
+    link::dump(&mut route_socket(place)).unwrap()
+}
+
 /// An interface of `place`.
 #[track_caller]
 pub(crate) fn interface(place: &impl InNetns, name: &str) -> Option<Link> {
@@ -355,12 +407,25 @@ pub(crate) fn addresses(place: &impl InNetns, name: &str) -> Vec<IpAddr> {
     addresses.into_iter().filter(|address| address.ifindex == index).map(|address| address.addr).collect()
 }
 
+/// `key` of each subnet of a network.
+#[track_caller]
+fn of_subnets<T: FromStr<Err: Debug>>(world: &World, network: &str, key: &str) -> Vec<T> {
+    let details = world.json(&["network", "inspect", network]);
+    let configs = details[0]["IPAM"]["Config"].as_array().unwrap_or_else(|| panic!("{details}"));
+    configs.iter().map(|config| config[key].as_str().unwrap().parse().unwrap()).collect()
+}
+
 /// The subnets of a network.
 #[track_caller]
 pub(crate) fn subnets(world: &World, network: &str) -> Vec<ipnet::IpNet> {
-    let details = world.json(&["network", "inspect", network]);
-    let configs = details[0]["IPAM"]["Config"].as_array().unwrap_or_else(|| panic!("{details}"));
-    configs.iter().map(|config| config["Subnet"].as_str().unwrap().parse().unwrap()).collect()
+    of_subnets(world, network, "Subnet")
+}
+
+/// The gateway of a network in `family`.
+#[track_caller]
+pub(crate) fn gateway_of(world: &World, network: &str, family: Family) -> IpAddr {
+    let gateways: Vec<IpAddr> = of_subnets(world, network, "Gateway");
+    gateways.into_iter().find(|gateway| Family::of(*gateway) == family).unwrap()
 }
 
 /// Whole frames on an interface: to send what no decent program sends, and to see what arrives.
