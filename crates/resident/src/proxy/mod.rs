@@ -1,0 +1,1 @@
+//! The proxy: what the kernel cannot translate.

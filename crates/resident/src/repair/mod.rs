@@ -1,0 +1,1 @@
+//! Repair: what others change in the kernel is put back.
