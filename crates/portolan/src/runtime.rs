@@ -15,7 +15,7 @@ use portolan_model::Id;
 #[derive(Debug)]
 pub(crate) struct RuntimeDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
     keep: bool,
 }
 
@@ -42,7 +42,7 @@ impl RuntimeDir {
         DirBuilder::new().mode(0o700).create(&path).with_context(doing)?;
         let lock = File::open(&path).with_context(doing)?;
         lock.lock().with_context(doing)?;
-        Ok(Self { path, _lock: lock, keep: false })
+        Ok(Self { path, lock, keep: false })
     }
 
     /// The path of one of its files.
@@ -76,6 +76,15 @@ impl RuntimeDir {
     /// Removes the directory on drop after all.
     pub(crate) fn discard(&mut self) {
         self.keep = false;
+    }
+
+    /// Lets go of the directory, and then removes it if nobody is left to want it.
+    ///
+    /// In this order: whoever forgets the container before `is_unwanted` looks finds the directory locked and leaves
+    /// it to us; whoever does so later finds it unlocked.
+    pub(crate) fn let_go(mut self, is_unwanted: impl FnOnce() -> bool) {
+        let _ = self.lock.unlock();
+        self.keep = !is_unwanted();
     }
 }
 
@@ -119,8 +128,12 @@ pub(crate) fn collect(run: &Path, mut known: impl FnMut(Id) -> Result<bool>) -> 
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<Id>().ok()) else { continue };
         let Ok(lock) = File::open(entry.path()) else { continue };
         if lock.try_lock().is_ok() && !known(id)? {
-            fs::remove_dir_all(entry.path()).with_context(|| format!("remove `{}`", entry.path().display()))?;
-            removed += 1;
+            match fs::remove_dir_all(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove `{}`", entry.path().display()));
+                }
+                _ => removed += 1,
+            }
         }
     }
     Ok(removed)

@@ -291,11 +291,10 @@ impl Running {
         };
         let container = &self.info.container;
         let ended = self.engine.exited(container.id, code);
+        let id = container.id.to_string();
+        let is_gone = || matches!(self.engine.container(&id), Err(Error::NotFound { .. }));
         // Somebody may have removed it, and not waited for us to let go of its files.
-        let is_gone = || matches!(self.engine.container(&container.id.to_string()), Err(Error::NotFound { .. }));
-        if container.auto_remove || is_gone() {
-            self.dir.discard();
-        }
+        self.dir.let_go(|| container.auto_remove || is_gone());
         if let Err(error) = ended {
             failure::report(
                 &anyhow::Error::new(error).context(format!("clean up after container `{}`", container.name)),
