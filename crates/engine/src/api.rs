@@ -9,7 +9,7 @@ use portolan_model::{
     Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Link, Mac,
     Name, Network, NetworkMode, ProcessId, Publication, PublishSpec,
 };
-use portolan_plan::{Element, Step};
+use portolan_plan::{ContainerView, Element, Step};
 
 /// A network to be made.
 #[derive(Debug, Clone)]
@@ -178,6 +178,19 @@ pub struct NetworkInfo {
     pub network: Network,
     /// Its endpoints with the names of their containers.
     pub endpoints: Vec<(Endpoint, Name)>,
+}
+
+/// What changed in the rows since somebody last looked.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// The number of the last commit that is in this.
+    pub revision: u64,
+    /// These are all there are: who is not listed is gone.
+    pub everything: bool,
+    /// Networks that changed, as they are now; none for one that is gone.
+    pub networks: Vec<(Id, Option<Network>)>,
+    /// Containers that changed, or whose endpoints or ports did, as they are now; none for one that is gone.
+    pub containers: Vec<(Id, Option<ContainerView>)>,
 }
 
 /// What `gc`, `reconcile` and the like did.

@@ -15,6 +15,7 @@ mod attach;
 mod containers;
 mod engine;
 mod error;
+mod follow;
 mod ipam;
 mod kernel;
 mod networks;
@@ -22,8 +23,10 @@ mod publish;
 mod repair;
 mod store;
 
-pub use api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkInfo, NetworkRequest, Repaired, Rules, RulesOf};
+pub use api::{
+    AttachRequest, Changes, ContainerInfo, EndpointRequest, NetworkInfo, NetworkRequest, Repaired, Rules, RulesOf,
+};
 pub use engine::Engine;
 pub use error::{Error, Kind, Result};
 pub use kernel::{HostRoute, Kernel, KernelError, PortClash};
-pub use store::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Transition, Tx};
+pub use store::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx};

@@ -1,5 +1,6 @@
 //! The port through which the engine reads and writes its rows.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -107,6 +108,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+/// What a commit changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Touched {
+    /// A network.
+    Network(Id),
+    /// A container, or its endpoints or published ports.
+    Container(Id),
 }
 
 /// How long a commit must last.
@@ -238,4 +248,10 @@ pub trait Tx {
 
     /// Rows in transition, oldest first, up to `limit`.
     fn transitions(&self, limit: usize) -> Result<Vec<(Transition, Phase)>, StoreError>;
+
+    /// The number of the last commit that changed a network or a container; 0 before the first.
+    fn revision(&self) -> Result<u64, StoreError>;
+    /// What the commits after `revision` changed, and the number of the last one. None when the log of changes does
+    /// not reach back so far: then everything may have.
+    fn touched_since(&self, revision: u64) -> Result<Option<(u64, BTreeSet<Touched>)>, StoreError>;
 }

@@ -30,6 +30,9 @@ pub(crate) enum Fault {
     /// Bytes that are no address.
     #[error("an address of {0} bytes")]
     Address(usize),
+    /// A change that names nothing.
+    #[error("a change of {0} bytes")]
+    Touched(usize),
 }
 
 /// What a caller did that the engine never does.

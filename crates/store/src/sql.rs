@@ -118,6 +118,12 @@ statements! {
         UNION ALL SELECT 2, moving, id, container, body FROM endpoint WHERE moving > 0
         UNION ALL SELECT 3, moving, NULL, container, body FROM publication WHERE moving > 0
         ORDER BY 2 LIMIT ?1";
+
+    Point ADD_CHANGE = "INSERT INTO change (touched) VALUES (?1)";
+    Point FORGET_CHANGES = "DELETE FROM change WHERE revision <= ?1";
+    Point REVISION = "SELECT coalesce(max(revision), 0) FROM change";
+    // From the last revision that is known, to see that none is missing in between.
+    Point CHANGES_FROM = "SELECT revision, touched FROM change WHERE revision >= ?1 ORDER BY revision";
 }
 
 #[cfg(test)]
@@ -231,6 +237,8 @@ mod tests {
         tx.put_publication(&port)?;
         tx.delete_publication(somebody, &port.publication)?;
         tx.delete_container(somebody)?;
+        let revision = tx.revision()?;
+        assert!(tx.touched_since(revision)?.is_some());
         Ok(())
     }
 

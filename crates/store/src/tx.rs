@@ -1,10 +1,11 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, StoreError, Transition, Tx};
+use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, StoreError, Touched, Transition, Tx};
 use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, PortRange, Protocol, Publication};
 use rusqlite::types::{FromSql, FromSqlError, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
@@ -21,6 +22,12 @@ const RESTING_KEPT: i64 = 1024;
 /// forgotten address would never be handed out again.
 const ENDLESS_PREFIX: u8 = 108;
 
+/// Commits that the log of changes keeps at least; whoever follows it and falls behind further reads everything anew.
+const CHANGES_KEPT: i64 = 4096;
+
+/// How often old commits are forgotten: one in so many.
+const FORGET_EVERY: i64 = 256;
+
 /// A transaction of a [`SqliteStore`], on a connection of its own.
 #[derive(Debug)]
 pub struct SqliteTx<'a> {
@@ -30,6 +37,8 @@ pub struct SqliteTx<'a> {
     writable: bool,
     /// The latest number given to a row in transition.
     moved: Cell<i64>,
+    /// What this transaction changed.
+    touched: RefCell<BTreeSet<Touched>>,
 }
 
 /// The body of a publication's row; the container is a column.
@@ -50,7 +59,7 @@ impl<'a> SqliteTx<'a> {
         let fail = |e| from_sqlite(if writable { WRITE } else { READ }, store.path(), e);
         let begin = if writable { sql::BEGIN_WRITE } else { sql::BEGIN_READ };
         connection.prepare_cached(begin).and_then(|mut s| s.execute([])).map_err(fail)?;
-        Ok(Self { store, connection: Some(connection), writable, moved: Cell::new(0) })
+        Ok(Self { store, connection: Some(connection), writable, moved: Cell::new(0), touched: RefCell::default() })
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -169,6 +178,42 @@ impl<'a> SqliteTx<'a> {
         }
     }
 
+    fn touch(&self, what: Touched) {
+        self.touched.borrow_mut().insert(what);
+    }
+
+    /// Writes down what this transaction changed, if anything that somebody may follow.
+    fn log_change(&self) -> Result<(), StoreError> {
+        let touched = self.touched.take();
+        if touched.is_empty() {
+            return Ok(());
+        }
+        self.change(sql::ADD_CHANGE, [encode(&touched)])?;
+        let revision = self.connection().last_insert_rowid();
+        if revision % FORGET_EVERY == 0 {
+            self.change(sql::FORGET_CHANGES, [revision - CHANGES_KEPT])?;
+        }
+        Ok(())
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Vec<Touched>, StoreError> {
+        let (entries, rest) = bytes.as_chunks::<33>();
+        let wrong = || corrupt(self.path(), Fault::Touched(bytes.len()));
+        if !rest.is_empty() {
+            return Err(wrong());
+        }
+        let entry = |entry: &[u8; 33]| {
+            let (kind, id) = entry.split_first().expect("33 bytes are more than none");
+            let id = Id::from_bytes(id.try_into().expect("32 bytes are left"));
+            match kind {
+                0 => Ok(Touched::Network(id)),
+                1 => Ok(Touched::Container(id)),
+                _ => Err(wrong()),
+            }
+        };
+        entries.iter().map(entry).collect()
+    }
+
     /// Ends the transaction either way and keeps the connection for the next one.
     fn end(&mut self, how: &'static str) -> rusqlite::Result<()> {
         let Some(connection) = self.connection.take() else { return Ok(()) };
@@ -195,6 +240,7 @@ impl Drop for SqliteTx<'_> {
 
 impl Tx for SqliteTx<'_> {
     fn commit(mut self, durability: Durability) -> Result<(), StoreError> {
+        self.log_change()?;
         self.end(sql::COMMIT).map_err(|e| from_sqlite(COMMIT, self.path(), e))?;
         if self.writable && durability == Durability::Disk { self.store.sync() } else { Ok(()) }
     }
@@ -233,10 +279,12 @@ impl Tx for SqliteTx<'_> {
     fn put_network(&self, network: &Network) -> Result<(), StoreError> {
         let (id, name) = (network.id.as_bytes(), network.name.as_str());
         let (moving, body) = (self.moving(network.phase), self.render(network)?);
+        self.touch(Touched::Network(network.id));
         self.put([sql::MOVE_NETWORK, sql::ADD_NETWORK, sql::REPLACE_NETWORK], params![id, name, moving, body])
     }
 
     fn delete_network(&self, id: Id) -> Result<(), StoreError> {
+        self.touch(Touched::Network(id));
         self.change(sql::DELETE_NETWORK, [id.as_bytes()])?;
         self.change(sql::DELETE_RESTING, [id.as_bytes()])?;
         self.change(sql::DELETE_CURSORS, [id.as_bytes()])?;
@@ -276,6 +324,7 @@ impl Tx for SqliteTx<'_> {
         let inode = container.sandbox.as_ref().map(|s| s.inode.cast_signed());
         let (id, name) = (container.id.as_bytes(), container.name.as_str());
         let (moving, body) = (self.moving(container.phase), self.render(container)?);
+        self.touch(Touched::Container(container.id));
         self.put(
             [sql::MOVE_CONTAINER, sql::ADD_CONTAINER, sql::REPLACE_CONTAINER],
             params![id, name, device, inode, moving, body],
@@ -283,6 +332,7 @@ impl Tx for SqliteTx<'_> {
     }
 
     fn delete_container(&self, id: Id) -> Result<(), StoreError> {
+        self.touch(Touched::Container(id));
         self.change(sql::DELETE_CONTAINER, [id.as_bytes()])?;
         Ok(())
     }
@@ -310,11 +360,13 @@ impl Tx for SqliteTx<'_> {
         let (ifname, host_end, mac) = (endpoint.ifname.as_str(), endpoint.host_end.as_str(), endpoint.mac.octets());
         let (moving, body) = (self.moving(endpoint.phase), self.render(endpoint)?);
         let all = params![id, network, container, ifname, host_end, mac, moving, body];
+        self.touch(Touched::Container(endpoint.container));
         self.put([sql::MOVE_ENDPOINT, sql::ADD_ENDPOINT, sql::REPLACE_ENDPOINT], all)
     }
 
     fn delete_endpoint(&self, id: Id) -> Result<(), StoreError> {
         let Some(endpoint) = self.endpoint(id)? else { return Ok(()) };
+        self.touch(Touched::Container(endpoint.container));
         self.change(sql::DELETE_ENDPOINT, [id.as_bytes()])?;
         self.change(sql::REST_LEASES, [id.as_bytes()])?;
         for held in endpoint.addresses.iter().map(|a| a.address) {
@@ -416,6 +468,7 @@ impl Tx for SqliteTx<'_> {
 
     fn put_publication(&self, row: &PublicationRow) -> Result<(), StoreError> {
         let PublicationRow { container, publication, phase } = row;
+        self.touch(Touched::Container(*container));
         let (id, key) = (container.as_bytes(), key(publication));
         let moving = self.moving(*phase);
         let body = self.render(&PublicationBody { publication: *publication, phase: *phase })?;
@@ -429,6 +482,7 @@ impl Tx for SqliteTx<'_> {
     }
 
     fn delete_publication(&self, container: Id, publication: &Publication) -> Result<(), StoreError> {
+        self.touch(Touched::Container(container));
         self.change(sql::DELETE_PUBLICATION, params![container.as_bytes(), key(publication)])?;
         Ok(())
     }
@@ -453,6 +507,43 @@ impl Tx for SqliteTx<'_> {
             Ok((transition, self.body::<PhaseOnly>(row, 4)?.phase))
         })
     }
+
+    fn revision(&self) -> Result<u64, StoreError> {
+        Ok(self.always::<i64>(sql::REVISION, [])?.cast_unsigned())
+    }
+
+    fn touched_since(&self, revision: u64) -> Result<Option<(u64, BTreeSet<Touched>)>, StoreError> {
+        let rows = self.rows(sql::CHANGES_FROM, [revision.cast_signed()], |row| {
+            let read = || Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
+            let (at, touched) = read().map_err(|e| self.read_error(e))?;
+            Ok((at.cast_unsigned(), self.decode(&touched)?))
+        })?;
+        // Revision 0 is before the first commit and has no row.
+        let reaches_back = match rows.first() {
+            Some((first, _)) => *first == revision || (revision == 0 && *first == 1),
+            None => revision == 0,
+        };
+        if !reaches_back {
+            return Ok(None);
+        }
+        let latest = rows.last().map_or(revision, |(last, _)| *last);
+        let touched = rows.into_iter().filter(|(at, _)| *at > revision).flat_map(|(_, touched)| touched).collect();
+        Ok(Some((latest, touched)))
+    }
+}
+
+/// What was touched, as the file writes it: for each a byte for its kind and its id.
+fn encode(touched: &BTreeSet<Touched>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(touched.len() * 33);
+    for what in touched {
+        let (kind, id) = match what {
+            Touched::Network(id) => (0, id),
+            Touched::Container(id) => (1, id),
+        };
+        bytes.push(kind);
+        bytes.extend(id.as_bytes());
+    }
+    bytes
 }
 
 /// A column that is not what the schema says.

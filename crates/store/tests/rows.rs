@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use common::*;
 use ipnet::IpNet;
-use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Transition, Tx};
+use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx};
 use portolan_model::{Family, Phase};
 use portolan_store::{SqliteStore, SqliteTx};
 
@@ -418,4 +418,50 @@ fn a_view_changes_nothing() {
     let tx = store.read().unwrap();
     let refused = tx.put_meta("a", Some("1")).unwrap_err();
     assert_eq!(refused.to_string(), format!("write state file `{}`", store.path().display()));
+}
+
+#[test]
+fn changes_can_be_followed() {
+    let scratch = Scratch::new();
+    let store = SqliteStore::open(&scratch.root()).unwrap();
+    let guard = store.lock().unwrap();
+    let change = |what: &dyn Fn(&SqliteTx<'_>)| {
+        let tx = store.write(&guard).unwrap();
+        what(&tx);
+        tx.commit(Durability::Process).unwrap();
+    };
+    let since = |revision| store.read().unwrap().touched_since(revision).unwrap();
+    assert_eq!(since(0), Some((0, BTreeSet::new())));
+    assert_eq!(since(1), None, "there was no such commit");
+
+    let (web, somebody) = (network(1, "web"), container(1));
+    change(&|tx| tx.put_network(&web).unwrap());
+    change(&|tx| tx.put_meta("boot", Some("x")).unwrap());
+    assert_eq!(since(0), Some((1, BTreeSet::from([Touched::Network(web.id)]))), "single values are nobody's business");
+    let row = endpoint(1, somebody.id, web.id, &["10.0.0.2/8"]);
+    change(&|tx| {
+        tx.put_endpoint(&row).unwrap();
+        tx.put_publication(&publication(somebody.id, "tcp", None, "80")).unwrap();
+    });
+    drop({
+        let tx = store.write(&guard).unwrap();
+        tx.delete_network(web.id).unwrap();
+        tx
+    });
+    assert_eq!(since(1), Some((2, BTreeSet::from([Touched::Container(somebody.id)]))), "rolled back is not changed");
+    change(&|tx| tx.delete_endpoint(row.id).unwrap());
+    change(&|tx| tx.delete_network(web.id).unwrap());
+    let all = BTreeSet::from([Touched::Network(web.id), Touched::Container(somebody.id)]);
+    assert_eq!(since(0), Some((4, all.clone())));
+    assert_eq!(since(2), Some((4, all)));
+    assert_eq!(since(4), Some((4, BTreeSet::new())));
+    assert_eq!(store.read().unwrap().revision().unwrap(), 4);
+
+    // The log is bounded, and says so when it was asked for more than it has.
+    for _ in 0..5000 {
+        change(&|tx| tx.put_network(&web).unwrap());
+    }
+    assert_eq!(since(0), None);
+    assert_eq!(since(4), None);
+    assert_eq!(since(5000), Some((5004, BTreeSet::from([Touched::Network(web.id)]))));
 }

@@ -53,7 +53,7 @@ fn schema() {
         text.push_str(&sql.unwrap());
         text.push_str(";\n");
     }
-    compare("schema-v1.sql", &text);
+    compare("schema-v2.sql", &text);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn rows() {
     let scratch = Scratch::new();
     let connection = filled(&scratch);
     let mut text = String::new();
-    for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication"] {
+    for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication", "change"] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
         let names: Vec<_> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).unwrap();
@@ -82,5 +82,33 @@ fn rows() {
             }
         }
     }
-    compare("rows-v1.txt", &text);
+    compare("rows-v2.txt", &text);
+}
+
+/// A file of every earlier format becomes the same as a new one.
+#[test]
+fn earlier_formats_are_brought_up_to_date() {
+    let snapshots = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.root()).unwrap();
+    let connection = Connection::open(scratch.root().join("state.db")).unwrap();
+    let schema = std::fs::read_to_string(snapshots.join("schema-v1.sql")).unwrap();
+    connection.pragma_update(None, "page_size", 2048).unwrap();
+    connection.pragma_update(None, "journal_mode", "wal").unwrap();
+    connection.execute_batch(&schema).unwrap();
+    connection.execute("INSERT INTO meta VALUES ('boot', 'before')", []).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+
+    let store = SqliteStore::open(&scratch.root()).unwrap();
+    let tx = store.read().unwrap();
+    assert_eq!(tx.meta("boot").unwrap().as_deref(), Some("before"));
+    assert_eq!(tx.revision().unwrap(), 0);
+    drop(tx);
+    let connection = Connection::open(store.path()).unwrap();
+    let mut statement =
+        connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid").unwrap();
+    let now: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let reviewed = std::fs::read_to_string(snapshots.join("schema-v2.sql")).unwrap();
+    assert_eq!(now.join(";\n") + ";\n", reviewed.split_once('\n').unwrap().1);
 }

@@ -1,0 +1,4 @@
+CREATE TABLE change (
+  revision INTEGER PRIMARY KEY,
+  touched BLOB NOT NULL
+) STRICT;
