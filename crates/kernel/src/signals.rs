@@ -2,13 +2,22 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::process::PidFd;
 use crate::sys;
 
 /// Ends a process, whatever it does about it.
 pub const KILL: i32 = libc::SIGKILL;
+
+/// Asks a process to end.
+pub const TERM: i32 = libc::SIGTERM;
+
+/// Tells a service to look at its configuration again.
+pub const HANGUP: i32 = libc::SIGHUP;
+
+/// What ends a service, from a terminal or a service manager, or tells it to look at its configuration again.
+pub const SERVICE: &[i32] = &[libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 
 /// What a process that stands for another one passes on to it.
 pub const FORWARDED: &[i32] = &[
@@ -25,6 +34,12 @@ pub const FORWARDED: &[i32] = &[
 /// Signals of this thread, blocked and waiting to be read.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// What came first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +106,11 @@ impl Signals {
         }
     }
 
-    fn read(&self) -> io::Result<Option<Event>> {
+    /// The next signal, if one waits.
+    ///
+    /// # Errors
+    /// What read(2) says.
+    pub fn read(&self) -> io::Result<Option<Event>> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the buffer is live and as long as the size says.

@@ -65,18 +65,38 @@ pub(crate) fn setns(fd: BorrowedFd<'_>, kind: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h): two data entries.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
 /// The effective capabilities of the calling thread, as bits (capget(2), version 3).
 pub(crate) fn effective_capabilities() -> io::Result<u64> {
-    /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h): two data entries.
-    const VERSION: u32 = 0x2008_0522;
+    capabilities().map(|data| u64::from(data[1][0]) << 32 | u64::from(data[0][0]))
+}
+
+/// The permitted capabilities of the calling thread, as bits.
+pub(crate) fn permitted_capabilities() -> io::Result<u64> {
+    capabilities().map(|data| u64::from(data[1][1]) << 32 | u64::from(data[0][1]))
+}
+
+/// Two of `struct __user_cap_data_struct`: effective, permitted, inheritable; low bits first.
+fn capabilities() -> io::Result<[[u32; 3]; 2]> {
     // `struct __user_cap_header_struct`: version and pid, 0 for the calling thread.
-    let mut header = [VERSION, 0];
-    // Two of `struct __user_cap_data_struct`: effective, permitted, inheritable; low bits first.
+    let mut header = [CAPABILITY_VERSION, 0];
     let mut data = [[0u32; 3]; 2];
     // SAFETY: both pointers are to live arrays of the layouts that version 3 asks for.
     let ret = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
     cvt_len(ret as libc::ssize_t)?;
-    Ok(u64::from(data[1][0]) << 32 | u64::from(data[0][0]))
+    Ok(data)
+}
+
+/// Makes `mask` the effective and permitted capabilities of the calling thread, and none inheritable (capset(2)).
+pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
+    let mut header = [CAPABILITY_VERSION, 0];
+    let (low, high) = (mask as u32, (mask >> 32) as u32);
+    let data = [[low, low, 0], [high, high, 0u32]];
+    // SAFETY: both pointers are to live arrays of the layouts that version 3 asks for.
+    let ret = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) };
+    cvt_len(ret as libc::ssize_t).map(drop)
 }
 
 /// unshare(2).

@@ -191,6 +191,27 @@ pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint,
         })
 }
 
+/// Whom a container asks for names: the gateway of its default route in each family, IPv4 first; of a container without
+/// a way out, those of its first network.
+///
+/// Whichever it asks, it is told the names of all networks it is on.
+pub fn name_servers(view: &ContainerView) -> Vec<IpAddr> {
+    let out: Vec<IpAddr> = Family::ALL
+        .into_iter()
+        .filter_map(|family| default_route(view, family))
+        .map(|(_, _, gateway)| gateway)
+        .collect();
+    if !out.is_empty() {
+        return out;
+    }
+    let Some((endpoint, network)) = view.endpoints.first() else { return Vec::new() };
+    let of = |family| {
+        let address = endpoint.address(family)?;
+        network.subnets_of(family).find(|subnet| subnet.net.contains(&address))?.gateway
+    };
+    Family::ALL.into_iter().filter_map(of).collect()
+}
+
 /// Both default routes of a container's sandbox.
 pub fn default_routes(view: &ContainerView) -> Vec<DefaultRoute> {
     let Some(sandbox) = &view.container.sandbox else { return Vec::new() };

@@ -16,7 +16,7 @@ mod set;
 
 pub use desired::{
     ContainerView, alias_of_endpoint, alias_of_network, base_objects, container_objects, default_route, default_routes,
-    generated_mac, host_end_name, network_objects,
+    generated_mac, host_end_name, name_servers, network_objects,
 };
 pub use diff::{Step, diff, inverse};
 pub use object::{

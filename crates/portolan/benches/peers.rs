@@ -61,7 +61,12 @@ impl World {
 
     fn portolan(&self, args: &[&str]) -> Result<Command> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
-        command.args(args).env("PORTOLAN_ROOT", &self.root).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(args)
+            .env("PORTOLAN_ROOT", &self.root)
+            .env("PORTOLAN_DAEMON", "off")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         Ok(command)
     }
 

@@ -76,6 +76,7 @@ enum Command {
     Verify(cmd::repair::VerifyArgs),
     Reconcile(cmd::repair::ReconcileArgs),
     Gc(cmd::repair::GcArgs),
+    Daemon(cmd::daemon::Args),
     Demo(cmd::demo::Args),
     #[command(hide = true)]
     DemoServe(cmd::demo::ServeArgs),
@@ -108,6 +109,7 @@ impl Cli {
             Command::Verify(args) => args.run(&context),
             Command::Reconcile(args) => args.run(&context),
             Command::Gc(args) => args.run(&context),
+            Command::Daemon(args) => args.run(&context),
             Command::Demo(args) => args.run(&context),
             Command::DemoServe(args) => args.run(),
             Command::Version(args) => args.run(&context),

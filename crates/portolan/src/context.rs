@@ -3,20 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use portolan_kernel::host::HostKernel;
 use portolan_kernel::probe;
-use portolan_store::SqliteStore;
+use portolan_resident::daemon;
 
 use crate::cli::DEFAULT_ROOT;
 use crate::failure::Refused;
 
-/// The engine over this host.
-pub(crate) type Engine = portolan_engine::Engine<SqliteStore, HostKernel>;
+pub(crate) use portolan_resident::daemon::Engine;
 
 /// What all commands share.
 #[derive(Debug)]
 pub(crate) struct Context {
-    root: PathBuf,
+    /// Where state is.
+    pub(crate) root: PathBuf,
     /// Where run-time files are.
     pub(crate) run: PathBuf,
     /// Print JSON.
@@ -33,11 +32,7 @@ impl Context {
 
     /// Opens the state and puts the engine over it.
     pub(crate) fn engine(&self) -> Result<Engine> {
-        let store = SqliteStore::open(&self.root)?;
-        // Now that it exists: two spellings of one root are one root.
-        let root = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
-        let root = root.to_str().ok_or_else(|| Refused::new(format!("root `{}` is not UTF-8 text", root.display())))?;
-        Ok(Engine::new(root.to_owned(), store, HostKernel::new()))
+        daemon::engine(&self.root)
     }
 
     /// The engine, for a verb that changes the kernel.

@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use portolan_model::DnsConfig;
 
-const HOST: &str = "/etc/resolv.conf";
+/// The file that lists the host's name servers: `/etc/resolv.conf`, or the one that `PORTOLAN_RESOLV_CONF` names.
+pub(crate) fn host_file() -> PathBuf {
+    std::env::var_os("PORTOLAN_RESOLV_CONF").map_or_else(|| "/etc/resolv.conf".into(), PathBuf::from)
+}
+
 /// Where systemd-resolved keeps the servers that hide behind its stub (systemd-resolved.service(8)).
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 const STUB: &str = "127.0.0.53";
@@ -15,10 +20,12 @@ const FALLBACK_V4: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 const FALLBACK_V6: [&str; 2] = ["2001:4860:4860::8888", "2001:4860:4860::8844"];
 
 /// What the container's network stack can reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// All that the host does: it is the host's own stack.
     Host,
+    /// The daemon answers names on these gateways, and asks the servers that the container is configured with.
+    Gateways(Vec<IpAddr>),
     /// Neither the host's loopback nor, without `ipv6`, IPv6.
     Network {
         /// Whether it has an IPv6 address.
@@ -27,9 +34,9 @@ pub(crate) enum Reach {
 }
 
 /// The content for a container, out of the host's files.
-pub(crate) fn content(dns: &DnsConfig, reach: Reach) -> String {
-    let mut host = fs::read_to_string(HOST).unwrap_or_default();
-    if reach != Reach::Host && servers(&host).eq([STUB]) {
+pub(crate) fn content(dns: &DnsConfig, reach: &Reach) -> String {
+    let mut host = fs::read_to_string(host_file()).unwrap_or_default();
+    if *reach != Reach::Host && servers(&host).eq([STUB]) {
         host = fs::read_to_string(BEHIND_STUB).unwrap_or(host);
     }
     render(&host, dns, reach)
@@ -46,12 +53,15 @@ fn servers(text: &str) -> impl Iterator<Item = &str> {
     words(text, "nameserver").filter_map(|words| words.into_iter().next())
 }
 
-fn render(host: &str, dns: &DnsConfig, reach: Reach) -> String {
-    let mut chosen: Vec<String> = dns.servers.iter().map(ToString::to_string).collect();
+fn render(host: &str, dns: &DnsConfig, reach: &Reach) -> String {
+    let mut chosen: Vec<String> = match reach {
+        Reach::Gateways(gateways) => gateways.iter().map(ToString::to_string).collect(),
+        Reach::Host | Reach::Network { .. } => dns.servers.iter().map(ToString::to_string).collect(),
+    };
     if chosen.is_empty() {
         chosen = servers(host).filter(|server| is_reachable(server, reach)).map(str::to_owned).collect();
         if chosen.is_empty()
-            && let Reach::Network { ipv6 } = reach
+            && let Reach::Network { ipv6 } = *reach
         {
             chosen.extend(FALLBACK_V4.map(str::to_owned));
             if ipv6 {
@@ -68,11 +78,15 @@ fn render(host: &str, dns: &DnsConfig, reach: Reach) -> String {
     } else {
         dns.search.iter().map(String::as_str).filter(|domain| *domain != ".").collect()
     };
-    let options: Vec<&str> = if dns.options.is_empty() {
+    let mut options: Vec<&str> = if dns.options.is_empty() {
         words(host, "options").flatten().collect()
     } else {
         dns.options.iter().map(String::as_str).collect()
     };
+    // A name without a dot is one of ours in the first place: asked as it is, it is answered at once.
+    if matches!(reach, Reach::Gateways(_)) && !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0");
+    }
     let mut text = String::new();
     for server in &chosen {
         text.push_str(&format!("nameserver {server}\n"));
@@ -86,8 +100,8 @@ fn render(host: &str, dns: &DnsConfig, reach: Reach) -> String {
     text
 }
 
-fn is_reachable(server: &str, reach: Reach) -> bool {
-    let Reach::Network { ipv6 } = reach else { return true };
+fn is_reachable(server: &str, reach: &Reach) -> bool {
+    let Reach::Network { ipv6 } = *reach else { return true };
     // `fe80::1%eth0` names an interface of the host and does not parse.
     match server.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) => !address.is_loopback(),
@@ -105,21 +119,30 @@ mod tests {
     #[test]
     fn what_cannot_be_reached_is_left_out() {
         let dns = DnsConfig::default();
-        let both = render(HOST, &dns, Reach::Network { ipv6: true });
+        let both = render(HOST, &dns, &Reach::Network { ipv6: true });
         assert_eq!(both, "nameserver 10.0.0.53\nnameserver fd00::53\nsearch lan example\noptions edns0 ndots:2\n");
-        let v4 = render(HOST, &dns, Reach::Network { ipv6: false });
+        let v4 = render(HOST, &dns, &Reach::Network { ipv6: false });
         assert_eq!(v4, "nameserver 10.0.0.53\nsearch lan example\noptions edns0 ndots:2\n");
-        assert!(render(HOST, &dns, Reach::Host).starts_with("nameserver 127.0.0.1\nnameserver 10.0.0.53\n"));
+        assert!(render(HOST, &dns, &Reach::Host).starts_with("nameserver 127.0.0.1\nnameserver 10.0.0.53\n"));
+    }
+
+    #[test]
+    fn the_daemon_is_asked_where_it_listens() {
+        let gateways = Reach::Gateways(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        let dns = DnsConfig { servers: vec!["9.9.9.9".parse().unwrap()], ..DnsConfig::default() };
+        let text = render("nameserver 127.0.0.1\nsearch lan\noptions edns0\n", &dns, &gateways);
+        assert_eq!(text, "nameserver 10.0.0.1\nnameserver fd00::1\nsearch lan\noptions edns0 ndots:0\n");
+        assert!(render(HOST, &dns, &gateways).ends_with("options edns0 ndots:2\n"));
     }
 
     #[test]
     fn public_servers_when_none_is_left() {
-        let text = render("nameserver ::1\n", &DnsConfig::default(), Reach::Network { ipv6: true });
+        let text = render("nameserver ::1\n", &DnsConfig::default(), &Reach::Network { ipv6: true });
         assert_eq!(
             text,
             "nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\nnameserver 2001:4860:4860::8844\n"
         );
-        assert_eq!(render("", &DnsConfig::default(), Reach::Host), "");
+        assert_eq!(render("", &DnsConfig::default(), &Reach::Host), "");
     }
 
     #[test]
@@ -129,6 +152,6 @@ mod tests {
             search: vec![".".into()],
             options: vec!["ndots:1".into()],
         };
-        assert_eq!(render(HOST, &dns, Reach::Network { ipv6: true }), "nameserver 127.0.0.1\noptions ndots:1\n");
+        assert_eq!(render(HOST, &dns, &Reach::Network { ipv6: true }), "nameserver 127.0.0.1\noptions ndots:1\n");
     }
 }

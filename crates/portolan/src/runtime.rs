@@ -102,9 +102,9 @@ fn write(path: &Path, content: &str) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?.write_all(content.as_bytes())
 }
 
-/// Replaces the hosts file of a container that has one.
-pub(crate) fn rewrite_hosts(run: &Path, id: Id, content: &str) -> Result<()> {
-    let path = dir(run, id).join("hosts");
+/// Replaces a file of a container that has it.
+pub(crate) fn rewrite(run: &Path, id: Id, name: &str, content: &str) -> Result<()> {
+    let path = dir(run, id).join(name);
     if path.exists() {
         write(&path, content).with_context(|| format!("write `{}`", path.display()))?;
     }

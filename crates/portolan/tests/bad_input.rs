@@ -223,6 +223,7 @@ fn after(world: &World, script: &str, args: &[&str]) -> Output {
     command
         .args(args)
         .env("PORTOLAN_ROOT", &world.root)
+        .env("PORTOLAN_DAEMON", "off")
         .env("ROOT", &world.root)
         .env("BIN", env!("CARGO_BIN_EXE_portolan"));
     world.h.adopt(command).unwrap().output().unwrap()
@@ -339,7 +340,11 @@ fn without_privileges() {
     ] {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
-        command.arg(env!("CARGO_BIN_EXE_portolan")).args(args).env("PORTOLAN_ROOT", &world.root);
+        command
+            .arg(env!("CARGO_BIN_EXE_portolan"))
+            .args(args)
+            .env("PORTOLAN_ROOT", &world.root)
+            .env("PORTOLAN_DAEMON", "off");
         let output = world.h.adopt(command).unwrap().output().unwrap();
         let message = check_refusal(args, &output);
         assert!(message.contains("CAP_NET_ADMIN"), "{args:?}: {message}");

@@ -1,7 +1,15 @@
 //! The resident process: names, repair, the proxy, metrics. One for each root.
+//!
+//! Commands do their work themselves, with or without it. It follows what they commit ([`daemon`]), and serves what
+//! needs somebody who stays.
 
 #![forbid(unsafe_code)]
 
+pub mod control;
+pub mod daemon;
 pub mod dns;
+pub mod notify;
 pub mod proxy;
 pub mod repair;
+pub mod services;
+pub mod supervise;

@@ -8,6 +8,7 @@ use portolan_engine::{AttachRequest, Error};
 use portolan_kernel::process::pid_start_time;
 use portolan_model::{HostName, Name, NetworkMode, ProcessId};
 
+use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
 use crate::context::{Context, Engine};
 use crate::failure::Refused;
@@ -83,6 +84,7 @@ impl Args {
             labels: self.label.into_iter().collect(),
             ..AttachRequest::namespace(path)
         })?;
+        daemon::settle(context, !info.endpoints.is_empty());
         if context.json {
             output::json(&Attached::from(&info))?;
         } else {
@@ -128,6 +130,7 @@ impl DetachArgs {
         };
         let container = engine.detach(&name)?;
         runtime::remove(&context.run, container.id);
+        daemon::settle(context, false);
         if context.json {
             output::json(&Named::from(&container))?;
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod completion;
+pub(crate) mod daemon;
 pub(crate) mod demo;
 pub(crate) mod endpoint;
 pub(crate) mod exec;

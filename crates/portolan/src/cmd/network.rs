@@ -7,16 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::IpNet;
-use portolan_engine::{EndpointRequest, Engine as Verbs, Error, NetworkRequest};
-use portolan_kernel::host::HostKernel;
+use portolan_engine::{EndpointRequest, Error, NetworkRequest};
 use portolan_model::{Driver, Link, Mac, Name, Network};
-use portolan_store::SqliteStore;
 
-use crate::cmd::{each, list};
+use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
 use crate::failure::Refused;
 use crate::output::{self, Attached, Named, NetworkDetails, NetworkRow};
-use crate::{runtime, spec, table};
+use crate::{spec, table};
 
 /// Create, list, inspect and remove networks; connect containers to them
 #[derive(Debug, Subcommand)]
@@ -292,6 +290,7 @@ impl RmArgs {
             Err(Error::NotFound { .. }) if self.force => Ok(None),
             Err(error) => Err(error.into()),
         });
+        daemon::settle(context, false);
         let removed: Vec<(String, Network)> = removed.into_iter().flatten().collect();
         if context.json {
             list(&removed.iter().map(|(_, network)| Named::from(network)).collect::<Vec<_>>(), code)?;
@@ -317,6 +316,7 @@ impl PruneArgs {
             return Ok(0);
         }
         let removed = engine.prune_networks()?;
+        daemon::settle(context, false);
         if context.json {
             output::json(&removed.iter().map(Named::from).collect::<Vec<_>>())?;
         } else if !removed.is_empty() {
@@ -392,21 +392,13 @@ impl ConnectArgs {
         }
         let engine = context.engine_for("network connect")?;
         let info = engine.connect(&self.container, &request)?;
-        refresh_hosts(context, &engine, &info)?;
+        run::refresh_files(context, &engine, &info)?;
+        daemon::settle(context, true);
         if context.json {
             output::json(&Attached::from(&info))?;
         }
         Ok(0)
     }
-}
-
-/// The container's hosts file has its addresses in it.
-fn refresh_hosts(
-    context: &Context,
-    engine: &Verbs<SqliteStore, HostKernel>,
-    info: &portolan_engine::ContainerInfo,
-) -> Result<()> {
-    runtime::rewrite_hosts(&context.run, info.container.id, &engine.hosts_file(info)?)
 }
 
 /// Disconnect a container from a network
@@ -429,7 +421,8 @@ impl DisconnectArgs {
         let engine = context.engine_for("network disconnect")?;
         match engine.disconnect(&self.container, &self.network) {
             Ok(info) => {
-                refresh_hosts(context, &engine, &info)?;
+                run::refresh_files(context, &engine, &info)?;
+                daemon::settle(context, false);
                 if context.json {
                     output::json(&Attached::from(&info))?;
                 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use portolan_model::{Publication, PublishSpec};
 
+use crate::cmd::daemon;
 use crate::context::Context;
 use crate::output::{self, PublicationRow};
 
@@ -21,10 +22,12 @@ impl Command {
         match self {
             Self::Add(args) => {
                 let changed = context.engine_for("publish add")?.publish(&args.container, &args.specs)?;
+                daemon::settle(context, true);
                 show(context, &changed)
             }
             Self::Rm(args) => {
                 let changed = context.engine_for("publish rm")?.unpublish(&args.container, &args.specs)?;
+                daemon::settle(context, false);
                 show(context, &changed)
             }
             Self::Ls(args) => show(context, &context.engine()?.container(&args.container)?.publications),

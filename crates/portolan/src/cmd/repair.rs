@@ -3,6 +3,7 @@
 use anyhow::Result;
 use portolan_engine::{Error, Repaired};
 
+use crate::cmd::daemon;
 use crate::context::Context;
 use crate::output::{self, Difference, RepairReport};
 use crate::{failure, runtime};
@@ -40,7 +41,9 @@ pub(crate) struct ReconcileArgs {}
 
 impl ReconcileArgs {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
-        let repaired = context.engine_for("reconcile")?.reconcile()?;
+        let engine = context.engine_for("reconcile")?;
+        let repaired = engine.reconcile()?;
+        daemon::settle(context, engine.has_endpoints()?);
         show(context, &repaired, 0)
     }
 }
@@ -61,6 +64,7 @@ impl GcArgs {
             Err(Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         })?;
+        daemon::settle(context, engine.has_endpoints()?);
         show(context, &repaired, directories)
     }
 }

@@ -8,7 +8,7 @@ use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
 use portolan_model::{Container, ContainerKind, ProcessId};
 
-use crate::cmd::{each, list};
+use crate::cmd::{daemon, each, list};
 use crate::context::{Context, Engine};
 use crate::failure::Refused;
 use crate::output::{self, Named};
@@ -45,6 +45,7 @@ impl Args {
             }
             Ok(removed.map(|container| (name.to_owned(), container)))
         });
+        daemon::settle(context, false);
         let removed: Vec<(String, Container)> = removed.into_iter().flatten().collect();
         if context.json {
             list(&removed.iter().map(|(_, container)| Named::from(container)).collect::<Vec<_>>(), code)?;

@@ -19,7 +19,9 @@ use portolan_kernel::rtnl::link::{self, LinkChange};
 use portolan_kernel::session::{self, Side};
 use portolan_kernel::signals::{self, Event, FORWARDED, Signals};
 use portolan_model::{ContainerKind, DnsConfig, Family, HostEntry, HostName, Id, Name, NetworkMode, ProcessId};
+use portolan_plan::{ContainerView, name_servers};
 
+use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
 use crate::context::{Context, Engine};
 use crate::failure::{self, Refused};
@@ -155,7 +157,7 @@ impl Args {
     }
 
     /// Everything up to the command: when this returns, it runs. Nothing is left behind on failure.
-    fn start(self, context: &Context, stack: Stack, id: Id) -> Result<Running> {
+    fn start(self, context: &Context, stack: Stack, id: Id) -> Result<Running<'_>> {
         let engine = context.engine()?;
         let stack = Prepared::new(&engine, context, stack)?;
         let hostname = match (&stack.mode, self.hostname) {
@@ -219,6 +221,7 @@ impl Args {
         })?;
         let mut release = || -> Result<()> {
             prepare_files(&engine, &dir, &info)?;
+            daemon::settle(context, !info.endpoints.is_empty());
             if info.container.mode == NetworkMode::None {
                 loopback_up(&child.netns()?)?;
             }
@@ -226,7 +229,7 @@ impl Args {
             Ok(engine.started(id, process, Some(engine.kernel().this_process()))?)
         };
         let released = release();
-        let running = Running { engine, child, dir, log, info };
+        let running = Running { context, engine, child, dir, log, info };
         match released {
             Ok(()) => Ok(running.kept()),
             Err(error) => {
@@ -265,7 +268,8 @@ impl Args {
 }
 
 /// A container whose command runs.
-struct Running {
+struct Running<'a> {
+    context: &'a Context,
     engine: Engine,
     child: SandboxChild,
     dir: RuntimeDir,
@@ -273,7 +277,7 @@ struct Running {
     info: ContainerInfo,
 }
 
-impl Running {
+impl Running<'_> {
     fn kept(mut self) -> Self {
         self.dir.keep();
         self
@@ -291,6 +295,7 @@ impl Running {
         };
         let container = &self.info.container;
         let ended = self.engine.exited(container.id, code);
+        daemon::settle(self.context, false);
         let id = container.id.to_string();
         let is_gone = || matches!(self.engine.container(&id), Err(Error::NotFound { .. }));
         // Somebody may have removed it, and not waited for us to let go of its files.
@@ -315,6 +320,7 @@ impl Running {
                 failure::report(&error.into(), 1);
             }
         }
+        daemon::settle(self.context, false);
     }
 }
 
@@ -382,24 +388,41 @@ fn binds(dir: &RuntimeDir, stack: &Prepared, named: bool) -> Vec<(PathBuf, PathB
 /// Writes what the command will see.
 fn prepare_files(engine: &Engine, dir: &RuntimeDir, info: &ContainerInfo) -> Result<()> {
     let container = &info.container;
-    let reach = match container.mode {
-        NetworkMode::Container(_) => return Ok(()),
-        NetworkMode::Host => Reach::Host,
-        NetworkMode::Own | NetworkMode::None => {
-            Reach::Network { ipv6: info.endpoints.iter().any(|(endpoint, _)| endpoint.address(Family::V6).is_some()) }
-        }
-    };
+    if matches!(container.mode, NetworkMode::Container(_)) {
+        return Ok(());
+    }
     let hosts = if container.mode == NetworkMode::Host {
         hosts_of_the_host(&container.hosts)
     } else {
         engine.hosts_file(info)?
     };
     dir.write("hosts", &hosts)?;
-    dir.write("resolv.conf", &resolv::content(&container.dns, reach))?;
+    dir.write("resolv.conf", &resolv::content(&container.dns, &reach(info)))?;
     if let Some(name) = &container.hostname {
         dir.write("hostname", &format!("{name}\n"))?;
     }
     Ok(())
+}
+
+/// Where the container's resolver finds its name servers.
+fn reach(info: &ContainerInfo) -> Reach {
+    if info.container.mode == NetworkMode::Host {
+        return Reach::Host;
+    }
+    let ipv6 = info.endpoints.iter().any(|(endpoint, _)| endpoint.address(Family::V6).is_some());
+    let gateways = name_servers(&ContainerView {
+        container: info.container.clone(),
+        endpoints: info.endpoints.clone(),
+        publications: Vec::new(),
+    });
+    if daemon::is_off() || gateways.is_empty() { Reach::Network { ipv6 } } else { Reach::Gateways(gateways) }
+}
+
+/// Writes those files of a container of ours anew that say where it is.
+pub(crate) fn refresh_files(context: &Context, engine: &Engine, info: &ContainerInfo) -> Result<()> {
+    let id = info.container.id;
+    runtime::rewrite(&context.run, id, "hosts", &engine.hosts_file(info)?)?;
+    runtime::rewrite(&context.run, id, "resolv.conf", &resolv::content(&info.container.dns, &reach(info)))
 }
 
 /// The host's own hosts file with what `--add-host` adds.

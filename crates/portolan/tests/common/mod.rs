@@ -77,6 +77,8 @@ pub(crate) struct World {
     pub(crate) n: Host,
     pub(crate) lan: Lan,
     pub(crate) root: PathBuf,
+    /// Whether commands start the daemon when they need it.
+    pub(crate) daemon: bool,
     pub(crate) lab: Lab,
 }
 
@@ -95,7 +97,7 @@ impl World {
             h.add_default_route(gateway).unwrap();
         }
         let root = lab.dir().join("root");
-        let world = Self { h, n, lan, root, lab };
+        let world = Self { h, n, lan, root, daemon: false, lab };
         // A new namespace has it on wherever the module is loaded, which is chance.
         world.bridge_netfilter(false);
         Some(world)
@@ -113,6 +115,7 @@ impl World {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
         command.args(args).env("PORTOLAN_ROOT", &self.root);
+        command.env("PORTOLAN_DAEMON", if self.daemon { "auto" } else { "off" });
         self.h.adopt(command).unwrap()
     }
 
@@ -229,6 +232,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if self.daemon {
+            let _ = self.portolan(&["daemon", "stop"]);
+        }
         // Processes of `portolan run`; the rest goes with the namespaces.
         if self.root.exists()
             && let Ok(ids) = self.command(&["ps", "-aq"]).output()

@@ -169,6 +169,7 @@ impl Stage {
             .args(line.split_whitespace())
             .env("PATH", path)
             .env("PORTOLAN_ROOT", self.lab.dir().join("state"))
+            .env("PORTOLAN_DAEMON", "off")
             .stdin(Stdio::null());
         let output = self.host.adopt(command)?.output().with_context(|| format!("run `portolan {line}`"))?;
         let text = [output.stdout, output.stderr].concat();

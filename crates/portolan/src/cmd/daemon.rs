@@ -1,0 +1,264 @@
+//! `portolan daemon`
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use portolan_kernel::session::{self, Side};
+use portolan_resident::control::{Answer, Client, Request};
+use portolan_resident::daemon::{self, Config};
+use portolan_resident::supervise::{self, Service};
+
+use crate::context::Context;
+use crate::failure::Refused;
+use crate::{output, resolv};
+
+/// Serve names, repair and proxied ports; for service managers
+///
+/// Commands start a daemon by themselves when a container joins a network, and it leaves when the last one has gone. Under
+/// systemd or another service manager, run `portolan daemon` in the foreground: it says when it is ready and has its
+/// sockets kept over a restart (sd_notify(3)).
+///
+/// With PORTOLAN_DAEMON=off in the environment commands start none; then names are not answered, `[::1]` is not served,
+/// and what others change in the kernel stays until the next command.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  portolan daemon status
+  portolan daemon upgrade            go on as the portolan that is installed now; nothing is lost
+  portolan daemon                    in the foreground, until a signal ends it"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How the daemon in the foreground runs.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Leave when no container is on any network
+    #[arg(long)]
+    on_demand: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Start one in the background, unless one runs; return when it answers
+    Start {
+        /// Leave when no container is on any network
+        #[arg(long)]
+        on_demand: bool,
+    },
+    /// Show whether one runs, and how it is
+    ///
+    /// Exits with 1 if none runs, or something is not as it should be.
+    Status,
+    /// End it: names are not answered and nothing is repaired until one is started again
+    Stop,
+    /// Go on as this very program, without losing a question, a connection or a packet
+    Upgrade,
+}
+
+impl Args {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        match self.command {
+            None => {
+                Context::require_privileges("daemon")?;
+                daemon::run(config(context, self.run.on_demand))
+            }
+            Some(Command::Start { on_demand }) => {
+                Context::require_privileges("daemon start")?;
+                start(context, on_demand)
+            }
+            Some(Command::Status) => status(context),
+            Some(Command::Stop) => tell(context, &Request::Stop {}, "stopped"),
+            Some(Command::Upgrade) => {
+                let binary = std::env::current_exe().context("find this program")?;
+                tell(context, &Request::Upgrade { binary }, "upgraded")
+            }
+        }
+    }
+}
+
+fn config(context: &Context, on_demand: bool) -> Config {
+    Config {
+        root: context.root.clone(),
+        run: context.run.clone(),
+        on_demand,
+        resolv_conf: resolv::host_file(),
+        arguments: arguments(context, on_demand),
+    }
+}
+
+/// The command line of the daemon in the foreground.
+fn arguments(context: &Context, on_demand: bool) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["--root".into(), context.root.clone().into(), "daemon".into()];
+    if on_demand {
+        arguments.push("--on-demand".into());
+    }
+    arguments
+}
+
+fn start(context: &Context, on_demand: bool) -> Result<i32> {
+    fs::create_dir_all(&context.run).with_context(|| format!("create `{}`", context.run.display()))?;
+    // Others who want one wait here until it answers.
+    let path = context.run.join("daemon.start");
+    let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let starting = starting.with_context(|| format!("open `{}`", path.display()))?;
+    starting.lock().with_context(|| format!("lock `{}`", path.display()))?;
+    if Client::connect(&context.run)?.is_some() {
+        return Ok(0);
+    }
+    let log = context.run.join("daemon.log");
+    match session::detach().context("go to the background")? {
+        Side::Front(front) => match front.wait().context("wait for the daemon")? {
+            Some(0) => Ok(0),
+            _ => Err(did_not_start(&log).into()),
+        },
+        Side::Back(back) => {
+            drop(starting);
+            let mut back = Some(back);
+            match supervise(context, on_demand, &log, || {
+                if let Some(back) = back.take() {
+                    let _ = back.report(0);
+                }
+            }) {
+                Ok(code) => Ok(code),
+                Err(error) => {
+                    tracing::error!("{error:#}");
+                    Ok(1)
+                }
+            }
+        }
+    }
+}
+
+/// Stands behind the daemon as long as it lives.
+fn supervise(context: &Context, on_demand: bool, log: &Path, ready: impl FnMut()) -> Result<i32> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(log);
+    session::leave_terminal(file.with_context(|| format!("create `{}`", log.display()))?.as_fd())?;
+    std::env::set_current_dir("/")?;
+    let Some(lock) = daemon::lock(&context.run)? else { return Ok(0) };
+    let program = std::env::current_exe().context("find this program")?;
+    let service = Service {
+        command: (&program, &arguments(context, on_demand)),
+        socket: &context.run.join("notify.sock"),
+        lock: &lock,
+    };
+    supervise::supervise(&service, ready)
+}
+
+fn did_not_start(log: &Path) -> Refused {
+    let why = fs::read_to_string(log).unwrap_or_default();
+    let why = why.lines().rfind(|line| line.starts_with("portolan: ")).unwrap_or("portolan: it said nothing");
+    Refused::new(format!("the daemon did not start: {}", why.trim_start_matches("portolan: ")))
+        .hint(format!("its log is `{}`", log.display()))
+}
+
+fn client(context: &Context) -> Result<Client> {
+    Client::connect(&context.run)?.ok_or_else(|| none_runs().into())
+}
+
+fn none_runs() -> Refused {
+    Refused::new("no daemon runs for this root")
+        .hint("`portolan daemon start` starts one; so does a container on a network")
+}
+
+fn tell(context: &Context, request: &Request, done: &str) -> Result<i32> {
+    let warnings = client(context)?.tell(request)?.unwrap_or_default();
+    if context.json {
+        output::json(&serde_json::json!({ "done": done, "warnings": warnings }))?;
+    } else {
+        for warning in &warnings {
+            crate::failure::print(warning, None);
+        }
+    }
+    Ok(0)
+}
+
+fn status(context: &Context) -> Result<i32> {
+    let Some(Answer::Status(status)) = client(context)?.ask(&Request::Status {})? else {
+        return Err(none_runs().into());
+    };
+    if context.json {
+        output::json(&status)?;
+    } else {
+        let mut text = format!(
+            "daemon {} runs as process {} since {} s\nsupervisor: {}\nleaves when not needed: {}\nnames: {} endpoints on {} networks, up to commit {}\n",
+            status.version,
+            status.pid,
+            status.uptime,
+            status.supervisor,
+            if status.on_demand { "yes" } else { "no" },
+            status.endpoints,
+            status.networks,
+            status.revision,
+        );
+        for warning in &status.warnings {
+            text.push_str(&format!("warning: {warning}\n"));
+        }
+        output::print(&text)?;
+    }
+    Ok(i32::from(!status.warnings.is_empty()))
+}
+
+/// How often a command looks for a daemon and starts one: the first may just be leaving.
+const ATTEMPTS: usize = 3;
+
+/// Whether commands are to do without a daemon.
+pub(crate) fn is_off() -> bool {
+    std::env::var_os("PORTOLAN_DAEMON").is_some_and(|value| value == "off")
+}
+
+/// Waits until what was committed is in force with the daemon; starts one if `is_needed` and none runs.
+///
+/// The verb is done whatever comes of this: failures are warnings.
+pub(crate) fn settle(context: &Context, is_needed: bool) {
+    let settled = (|| -> Result<Vec<String>> {
+        for _ in 0..ATTEMPTS {
+            if let Some(mut client) = Client::connect(&context.run)? {
+                // One that leaves while we ask has nothing to serve, unless we have just made something.
+                if let Some(warnings) = client.tell(&Request::Sync {})? {
+                    return Ok(warnings);
+                }
+            }
+            if !is_needed || is_off() {
+                return Ok(Vec::new());
+            }
+            launch(context)?;
+        }
+        Err(Refused::new("the daemon leaves as soon as it was started").into())
+    })();
+    match settled {
+        Ok(warnings) => warnings.iter().for_each(|warning| crate::failure::print(warning, None)),
+        Err(error) => {
+            crate::failure::report(&error.context("names and proxied ports are not served"), 0);
+        }
+    }
+}
+
+/// Starts a daemon that leaves when it is not needed.
+fn launch(context: &Context) -> Result<()> {
+    let program: PathBuf = std::env::current_exe().context("find this program")?;
+    let output = std::process::Command::new(&program)
+        .arg("--root")
+        .arg(&context.root)
+        .args(["daemon", "start", "--on-demand"])
+        .output()
+        .with_context(|| format!("start `{}`", program.display()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().next().unwrap_or("it said nothing").trim_start_matches("portolan: ");
+        return Err(Refused::new(said)
+            .hint(format!("its log is `{}`", context.run.join("daemon.log").display()))
+            .into());
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! The control socket: how commands talk to the resident. One JSON object a line, each way.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// How long an answer may take: the slowest is a verb that waits for thousands of listeners.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the resident is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask", deny_unknown_fields)]
+pub enum Request {
+    /// Take notice of all that is committed; answered when it is in force.
+    Sync {},
+    /// How are you?
+    Status {},
+    /// End. Names are not answered any more and nothing is repaired until somebody starts another one.
+    Stop {},
+    /// Go on as another binary, with all sockets and connections.
+    Upgrade {
+        /// The binary.
+        binary: PathBuf,
+    },
+    /// From now on, a line for everything that happens.
+    Events {},
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub enum Answer {
+    /// Done.
+    Done {
+        /// What is not as it should be all the same, a sentence each.
+        warnings: Vec<String>,
+    },
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// It cannot be done.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The state of the resident.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Seconds since it was started; an upgrade does not count as a start.
+    pub uptime: u64,
+    /// Who starts it again when it dies: `systemd`, `portolan`, or nobody.
+    pub supervisor: String,
+    /// Whether it leaves when no container is on any network.
+    pub on_demand: bool,
+    /// The last commit it has seen.
+    pub revision: u64,
+    /// Networks whose names it answers.
+    pub networks: usize,
+    /// Endpoints whose names it answers.
+    pub endpoints: usize,
+    /// What is not as it should be, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Where the control socket of a resident is.
+pub fn path(run: &Path) -> PathBuf {
+    run.join("control.sock")
+}
+
+/// A conversation with a resident.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the resident whose run-time directory is `run`; none if there is none.
+    ///
+    /// # Errors
+    /// When the socket is there and cannot be used.
+    pub fn connect(run: &Path) -> Result<Option<Self>> {
+        let path = path(run);
+        match UnixStream::connect(&path) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
+                Ok(Some(Self { stream: BufReader::new(stream) }))
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(error) => Err(error).with_context(|| format!("connect to `{}`", path.display())),
+        }
+    }
+
+    /// Asks; none when the resident left before it answered.
+    ///
+    /// # Errors
+    /// When it does not answer in time, or not in our language.
+    pub fn ask(&mut self, request: &Request) -> Result<Option<Answer>> {
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        match self.stream.get_mut().write_all(line.as_bytes()) {
+            Err(error) if is_gone(&error) => return Ok(None),
+            other => other.context("ask the daemon")?,
+        }
+        match self.line().context("wait for the daemon's answer")? {
+            Some(line) => Ok(Some(serde_json::from_str(&line).context("read the daemon's answer")?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The next line; none at the end.
+    ///
+    /// # Errors
+    /// What read(2) says.
+    pub fn line(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(line)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for lines as long as it takes.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn wait_forever(&self) -> io::Result<()> {
+        self.stream.get_ref().set_read_timeout(None)
+    }
+
+    /// As [`Self::ask`] for what is answered with [`Answer::Done`]: the warnings.
+    ///
+    /// # Errors
+    /// Also the resident's refusal.
+    pub fn tell(&mut self, request: &Request) -> Result<Option<Vec<String>>> {
+        match self.ask(request)? {
+            Some(Answer::Done { warnings }) => Ok(Some(warnings)),
+            Some(Answer::Refused { reason }) => bail!(reason),
+            Some(other) => bail!("the daemon answered something else: {other:?}"),
+            None => Ok(None),
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
