@@ -10,9 +10,13 @@
 
 pub mod wire;
 
+mod cache;
+mod forward;
 mod names;
 mod resolv;
 mod table;
 
+pub use cache::Cache;
+pub use forward::{Action, Attempt, Event, Forwarder, ForwarderStats, Limits, UpstreamStats};
 pub use names::{Decision, Endpoint, Local, Names, NamesError, Network, Route, Seen, Service, Tally, Transport};
 pub use resolv::ResolvConf;

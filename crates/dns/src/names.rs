@@ -179,6 +179,9 @@ struct NetworkSlot {
     tally: Tally,
 }
 
+/// An alias and the container's name it stands for, in wire form without last zeroes.
+type Link = (Box<[u8]>, Box<[u8]>);
+
 #[derive(Debug)]
 struct EndpointSlot {
     id: Id,
@@ -188,7 +191,7 @@ struct EndpointSlot {
     names: Box<[Box<[u8]>]>,
     has_primary: bool,
     addresses: Box<[IpAddr]>,
-    links: Box<[(Box<[u8]>, Box<[u8]>)]>,
+    links: Box<[Link]>,
     services: Box<[Service]>,
     upstreams: Option<Arc<[SocketAddr]>>,
     search: Option<Box<[Box<[u8]>]>>,

@@ -239,8 +239,7 @@ impl Outbox {
             let rest = &mut headers[at..count];
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             // SAFETY: every header points to a vector, a name and a buffer that outlive the call, with their lengths.
-            let ret =
-                unsafe { libc::sendmmsg(fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as libc::c_uint, flags) };
+            let ret = unsafe { libc::sendmmsg(fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as libc::c_uint, flags) };
             match sys::cvt(ret) {
                 Ok(sent) => at += (sent as usize).max(1),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
