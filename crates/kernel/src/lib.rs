@@ -23,5 +23,6 @@ pub mod session;
 pub mod signals;
 pub mod socket;
 pub mod sysctl;
+pub mod udp;
 
 mod sys;

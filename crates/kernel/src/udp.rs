@@ -1,0 +1,366 @@
+//! Sockets that wait for questions, and datagrams by the batch (recvmmsg(2), sendmmsg(2)).
+//!
+//! There is one socket for each local address, so that the address a datagram came to is known by its socket, and
+//! answers leave from it, without control messages.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::diag::{self, Holder, Transport};
+use crate::rtnl::Family;
+use crate::sys;
+
+/// Datagrams received or sent at once.
+pub const BATCH: usize = 64;
+
+/// What a receive buffer may take: some thousands of small datagrams, each of which counts with its overhead.
+const RECEIVE_BUFFER: i32 = 4 << 20;
+/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 512;
+
+/// A local address could not be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("listen on `{address}` ({}){}", name_of(*transport), held_by(holder.as_ref()))]
+pub struct ListenError {
+    /// The address.
+    pub address: SocketAddr,
+    /// The protocol.
+    pub transport: Transport,
+    /// The process in the way, if the address is in use and the process can be seen from here.
+    pub holder: Option<Holder>,
+    /// What the kernel said.
+    #[source]
+    pub source: io::Error,
+}
+
+fn name_of(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+        Transport::Sctp => "SCTP",
+    }
+}
+
+fn held_by(holder: Option<&Holder>) -> String {
+    holder.map_or_else(String::new, |holder| format!(": held by `{}`, process {}", holder.comm, holder.pid))
+}
+
+/// Opens a UDP socket on `address` in the calling thread's network namespace: non-blocking, with a large receive
+/// buffer, and for IPv6 deaf to IPv4.
+///
+/// The address need not be there (`IP_FREEBIND`, ip(7)): a bridge may come later, or be away for a moment.
+///
+/// # Errors
+/// [`ListenError`] with the holder of the port if there is one.
+pub fn listen_udp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    open(Transport::Udp, address)
+}
+
+/// Opens a TCP socket that listens on `address`, as [`listen_udp`] does. Connections in TIME-WAIT are not in its way.
+///
+/// # Errors
+/// As there.
+pub fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    open(Transport::Tcp, address)
+}
+
+fn open(transport: Transport, address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    try_open(transport, address).map_err(|source| {
+        let in_use = source.raw_os_error() == Some(libc::EADDRINUSE);
+        let holder = in_use.then(|| holder_of(transport, address)).flatten();
+        ListenError { address, transport, holder, source }
+    })
+}
+
+fn try_open(transport: Transport, address: SocketAddr) -> io::Result<OwnedFd> {
+    let kind = if transport == Transport::Udp { libc::SOCK_DGRAM } else { libc::SOCK_STREAM };
+    let family = Family::of(address.ip()).number();
+    let socket = sys::socket(family.into(), kind | libc::SOCK_NONBLOCK, transport.number().into())?;
+    let set = |level, name, value| sys::setsockopt_int(socket.as_fd(), level, name, value);
+    if address.is_ipv6() {
+        set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+        set(libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1)?;
+    } else {
+        set(libc::IPPROTO_IP, libc::IP_FREEBIND, 1)?;
+    }
+    if transport == Transport::Udp {
+        // Beyond net.core.rmem_max only with CAP_NET_ADMIN.
+        set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            .or_else(|_| set(libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_BUFFER))?;
+    } else {
+        set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    }
+    sys::bind(socket.as_fd(), address)?;
+    if transport == Transport::Tcp {
+        // SAFETY: listen(2) takes no pointers.
+        sys::cvt(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
+    }
+    Ok(socket)
+}
+
+fn holder_of(transport: Transport, address: SocketAddr) -> Option<Holder> {
+    let all = diag::listeners().ok()?;
+    let inode = all.iter().find(|it| it.occupies(transport, address.ip(), address.port()))?.inode;
+    diag::holder_of(inode)
+}
+
+/// Room for the datagrams of one [`Inbox::receive`].
+#[derive(Debug)]
+pub struct Inbox {
+    size: usize,
+    bytes: Box<[u8]>,
+    names: Box<[libc::sockaddr_storage]>,
+    /// Of each datagram its length, unless it was longer than `size`, and the length of its sender's address.
+    lens: Vec<(Option<usize>, usize)>,
+}
+
+impl Inbox {
+    /// Room for [`BATCH`] datagrams of up to `size` bytes.
+    pub fn new(size: usize) -> Self {
+        // SAFETY: sockaddr_storage is plain data for which all zeroes is valid.
+        let nobody: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let names = vec![nobody; BATCH].into();
+        Self { size, bytes: vec![0; BATCH * size].into(), names, lens: Vec::with_capacity(BATCH) }
+    }
+
+    /// Receives what is there, up to [`BATCH`] datagrams, without waiting; returns how many.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; a connected socket also reports what an ICMP error said.
+    pub fn receive(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        self.lens.clear();
+        // SAFETY: iovec and mmsghdr are plain data for which all zeroes is valid.
+        let mut vectors: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        let buffers = self.bytes.chunks_exact_mut(self.size);
+        for (((header, vector), buffer), name) in
+            headers.iter_mut().zip(&mut vectors).zip(buffers).zip(self.names.iter_mut())
+        {
+            *vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_name = (&raw mut *name).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        }
+        let flags = libc::MSG_DONTWAIT;
+        // SAFETY: every header points to a vector, a buffer and a name of its own, all of which outlive the call, with
+        // their lengths; the timeout may be null.
+        let ret = unsafe {
+            libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), BATCH as libc::c_uint, flags, std::ptr::null_mut())
+        };
+        let count = sys::cvt(ret)? as usize;
+        for header in &headers[..count] {
+            let whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+            let len = whole.then_some((header.msg_len as usize).min(self.size));
+            self.lens.push((len, header.msg_hdr.msg_namelen as usize));
+        }
+        Ok(count)
+    }
+
+    /// One of the datagrams last received, and who sent it; `None` for one that did not fit, or of no sender.
+    pub fn message(&self, index: usize) -> Option<(&[u8], SocketAddr)> {
+        let &(len, name_len) = self.lens.get(index)?;
+        let start = index * self.size;
+        Some((&self.bytes[start..start + len?], read_address(&self.names[index], name_len)?))
+    }
+}
+
+/// Datagrams to be sent together.
+#[derive(Debug)]
+pub struct Outbox {
+    messages: Vec<(Vec<u8>, SocketAddr)>,
+    used: usize,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Outbox {
+    /// Room for [`BATCH`] datagrams, which keeps their buffers for the next ones.
+    pub fn new() -> Self {
+        let nobody = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        Self { messages: (0..BATCH).map(|_| (Vec::new(), nobody)).collect(), used: 0 }
+    }
+
+    /// Whether [`Outbox::send`] is due.
+    pub fn is_full(&self) -> bool {
+        self.used == BATCH
+    }
+
+    /// The empty buffer of one more datagram to `to`; what is left empty is not sent.
+    ///
+    /// # Panics
+    /// If it is full.
+    pub fn message(&mut self, to: SocketAddr) -> &mut Vec<u8> {
+        // A datagram that was left empty gives its place up.
+        if self.used > 0 && self.messages[self.used - 1].0.is_empty() {
+            self.used -= 1;
+        }
+        let (buffer, address) = &mut self.messages[self.used];
+        self.used += 1;
+        *address = to;
+        buffer.clear();
+        buffer
+    }
+
+    /// Sends all and empties it; returns how many the kernel did not take.
+    ///
+    /// Nothing is waited for: what finds a full buffer is dropped, as UDP allows. A datagram that the kernel refuses
+    /// (a firewall, a route that is gone) does not keep back the ones after it.
+    pub fn send(&mut self, fd: BorrowedFd<'_>) -> usize {
+        let messages = &mut self.messages[..self.used];
+        self.used = 0;
+        // SAFETY: iovec and mmsghdr are plain data for which all zeroes is valid.
+        let mut vectors: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        // SAFETY: sockaddr_storage likewise.
+        let mut names: [libc::sockaddr_storage; BATCH] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        for (buffer, to) in messages.iter_mut().filter(|(buffer, _)| !buffer.is_empty()) {
+            let (name, name_len) = sys::socket_address(*to);
+            names[count] = name;
+            vectors[count] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            let header = &mut headers[count].msg_hdr;
+            header.msg_iov = &raw mut vectors[count];
+            header.msg_iovlen = 1;
+            header.msg_name = (&raw mut names[count]).cast();
+            header.msg_namelen = name_len;
+            count += 1;
+        }
+        let mut at = 0;
+        let mut dropped = 0;
+        while at < count {
+            let rest = &mut headers[at..count];
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: every header points to a vector, a name and a buffer that outlive the call, with their lengths.
+            let ret = unsafe { libc::sendmmsg(fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as libc::c_uint, flags) };
+            match sys::cvt(ret) {
+                Ok(sent) => at += (sent as usize).max(1),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return dropped + count - at,
+                // The error is the first one's.
+                Err(_) => {
+                    at += 1;
+                    dropped += 1;
+                }
+            }
+        }
+        dropped
+    }
+}
+
+fn read_address(storage: &libc::sockaddr_storage, len: usize) -> Option<SocketAddr> {
+    match i32::from(storage.ss_family) {
+        libc::AF_INET if len >= size_of::<libc::sockaddr_in>() => {
+            // SAFETY: the family and the length say that the kernel wrote a sockaddr_in, and a sockaddr_storage is
+            // large and aligned enough for every address.
+            let addr = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(u32::from_be(addr.sin_addr.s_addr));
+            Some(SocketAddr::new(ip.into(), u16::from_be(addr.sin_port)))
+        }
+        libc::AF_INET6 if len >= size_of::<libc::sockaddr_in6>() => {
+            // SAFETY: likewise for a sockaddr_in6.
+            let addr = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in6>() };
+            let ip = Ipv6Addr::from(addr.sin6_addr.s6_addr);
+            Some(SocketAddrV6::new(ip, u16::from_be(addr.sin6_port), 0, addr.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    /// An address nobody else listens on: its port is the kernel's choice, held by the socket returned.
+    fn reserve(ip: &str) -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind((ip, 0)).expect("loopback is up");
+        let address = socket.local_addr().expect("it is bound");
+        (socket, address)
+    }
+
+    #[test]
+    fn datagrams_come_and_go_in_batches() {
+        for ip in ["127.0.0.1", "::1"] {
+            let Ok(ours) = listen_udp(SocketAddr::new(ip.parse().unwrap(), 0)) else {
+                assert_eq!(ip, "::1", "IPv4 is there");
+                continue;
+            };
+            let ours = UdpSocket::from(ours);
+            let (client, client_addr) = reserve(ip);
+            client.connect(ours.local_addr().unwrap()).unwrap();
+            for number in 0..BATCH as u8 + 3 {
+                client.send(&[number; 5]).unwrap();
+            }
+            client.send(&[9; 17]).unwrap();
+            let mut inbox = Inbox::new(16);
+            let mut outbox = Outbox::new();
+            assert_eq!(inbox.receive(ours.as_fd()).unwrap(), BATCH);
+            for index in 0..BATCH {
+                let (bytes, from) = inbox.message(index).unwrap();
+                assert_eq!((bytes, from), (&[index as u8; 5][..], client_addr));
+                outbox.message(from).extend_from_slice(bytes);
+            }
+            assert!(outbox.is_full());
+            assert_eq!(outbox.send(ours.as_fd()), 0);
+            assert_eq!(inbox.receive(ours.as_fd()).unwrap(), 4);
+            assert!(inbox.message(2).is_some());
+            assert_eq!(inbox.message(3), None, "one that did not fit");
+            assert_eq!(inbox.receive(ours.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            for number in 0..BATCH as u8 {
+                let mut buffer = [0; 16];
+                let len = client.recv(&mut buffer).unwrap();
+                assert_eq!(&buffer[..len], &[number; 5]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unsendable_datagram_does_not_keep_back_the_others() {
+        let ours = UdpSocket::from(listen_udp("127.0.0.1:0".parse().unwrap()).unwrap());
+        let (client, client_addr) = reserve("127.0.0.1");
+        let mut outbox = Outbox::new();
+        outbox.message(client_addr).extend_from_slice(b"one");
+        outbox.message(client_addr).clear();
+        // Port 0 is refused with EINVAL.
+        outbox.message(SocketAddr::new(client_addr.ip(), 0)).extend_from_slice(b"two");
+        outbox.message(client_addr).extend_from_slice(b"three");
+        assert_eq!(outbox.send(ours.as_fd()), 1);
+        let mut buffer = [0; 16];
+        for want in ["one", "three"] {
+            let len = client.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], want.as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_named() {
+        let (_socket, address) = reserve("127.0.0.1");
+        let error = listen_udp(address).unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EADDRINUSE));
+        let holder = error.holder.as_ref().expect("our own process can be seen");
+        assert_eq!(holder.pid, std::process::id() as i32);
+        assert_eq!(
+            error.to_string(),
+            format!("listen on `{address}` (UDP): held by `{}`, process {}", holder.comm, holder.pid)
+        );
+    }
+
+    #[test]
+    fn an_address_need_not_be_there() {
+        for address in ["192.0.2.53:0", "[2001:db8::53]:0"] {
+            let address = address.parse().unwrap();
+            if let Err(error) = listen_udp(address).and(listen_tcp(address)) {
+                // A machine without IPv6 has no such sockets.
+                assert_eq!(error.source.raw_os_error(), Some(libc::EAFNOSUPPORT), "{error}");
+            }
+        }
+    }
+}
