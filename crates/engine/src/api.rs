@@ -180,17 +180,22 @@ pub struct NetworkInfo {
     pub endpoints: Vec<(Endpoint, Name)>,
 }
 
-/// What changed in the rows since somebody last looked.
-#[derive(Debug, Clone, Default)]
-pub struct Changes {
-    /// The number of the last commit that is in this.
+/// Something that changed in the rows, as it is now.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A network; none if it is gone.
+    Network(Id, Option<Network>),
+    /// A container, or its endpoints or ports; none if it is gone.
+    Container(Id, Option<ContainerView>),
+}
+
+/// How far [`crate::Engine::follow`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followed {
+    /// The number of the last commit that was seen.
     pub revision: u64,
-    /// These are all there are: who is not listed is gone.
-    pub everything: bool,
-    /// Networks that changed, as they are now; none for one that is gone.
-    pub networks: Vec<(Id, Option<Network>)>,
-    /// Containers that changed, or whose endpoints or ports did, as they are now; none for one that is gone.
-    pub containers: Vec<(Id, Option<ContainerView>)>,
+    /// What was shown is all there is: what was not is gone.
+    pub is_everything: bool,
 }
 
 /// What `gc`, `reconcile` and the like did.

@@ -118,8 +118,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// A container with its endpoints and ports.
     pub(crate) fn view(&self, tx: &S::Tx<'_>, container: Container) -> Result<ContainerView> {
+        self.view_among(tx, container, &mut BTreeMap::new())
+    }
+
+    /// The same, for one of many: `networks` are those that were read already.
+    pub(crate) fn view_among(
+        &self,
+        tx: &S::Tx<'_>,
+        container: Container,
+        networks: &mut BTreeMap<Id, Network>,
+    ) -> Result<ContainerView> {
         let mut endpoints = Vec::new();
-        let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
         for endpoint in tx.endpoints_of(container.id)? {
             let network = match networks.get(&endpoint.network) {
                 Some(network) => network.clone(),
@@ -127,7 +136,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     .network(endpoint.network)?
                     .ok_or_else(|| Error::NotFound { what: "network", name: endpoint.network.short() })?,
             };
-            networks.insert(network.id, network.clone());
+            networks.entry(network.id).or_insert_with(|| network.clone());
             endpoints.push((endpoint, network));
         }
         let publications = tx.publications_of(container.id)?.into_iter().map(|row| row.publication).collect();

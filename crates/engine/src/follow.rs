@@ -1,52 +1,49 @@
 //! Following the rows: what a process that stays needs to know of what others did.
 
+use std::collections::BTreeMap;
+
 use portolan_model::Phase;
 use portolan_plan::ContainerView;
 
-use crate::api::Changes;
+use crate::api::{Change, Followed};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::store::{Store, Touched, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
-    /// What the commits after `since` changed; everything there is without it, or when the log of changes does not
-    /// reach back so far.
+    /// Shows what the commits after `since` changed, networks first; everything there is without it, or when the log of
+    /// changes does not reach back so far.
     ///
     /// Rows that are being made or removed count as not there.
     ///
     /// # Errors
-    /// When the store cannot be read.
-    pub fn changes(&self, since: Option<u64>) -> Result<Changes> {
+    /// When the store cannot be read; what was shown before that may be incomplete.
+    pub fn follow(&self, since: Option<u64>, mut show: impl FnMut(Change)) -> Result<Followed> {
         let tx = self.store.read()?;
-        let Some((revision, touched)) = since.map(|since| tx.touched_since(since)).transpose()?.flatten() else {
-            let mut all = Changes { revision: tx.revision()?, everything: true, ..Changes::default() };
-            for network in tx.networks()? {
-                all.networks.push((network.id, network.phase.is_settled().then_some(network)));
+        let touched = since.map(|since| tx.touched_since(since)).transpose()?.flatten();
+        let is_everything = touched.is_none();
+        let (revision, touched) = match touched {
+            Some(touched) => touched,
+            None => {
+                let networks = tx.networks()?.into_iter().map(|network| Touched::Network(network.id));
+                (tx.revision()?, networks.chain(tx.container_ids()?.into_iter().map(Touched::Container)).collect())
             }
-            for container in tx.containers()? {
-                let id = container.id;
-                let view = if container.phase.is_settled() { Some(self.view(&tx, container)?) } else { None };
-                all.containers.push((id, view.map(settled)));
-            }
-            return Ok(all);
         };
-        let mut changes = Changes { revision, ..Changes::default() };
+        let mut networks = BTreeMap::new();
         for what in touched {
-            match what {
-                Touched::Network(id) => {
-                    changes.networks.push((id, tx.network(id)?.filter(|network| network.phase.is_settled())));
-                }
+            show(match what {
+                Touched::Network(id) => Change::Network(id, tx.network(id)?.filter(|row| row.phase.is_settled())),
                 Touched::Container(id) => {
-                    let view = match tx.container(id)?.filter(|container| container.phase.is_settled()) {
-                        Some(container) => Some(settled(self.view(&tx, container)?)),
+                    let view = match tx.container(id)?.filter(|row| row.phase.is_settled()) {
+                        Some(container) => Some(settled(self.view_among(&tx, container, &mut networks)?)),
                         None => None,
                     };
-                    changes.containers.push((id, view));
+                    Change::Container(id, view)
                 }
-            }
+            });
         }
-        Ok(changes)
+        Ok(Followed { revision, is_everything })
     }
 
     /// The number of the last commit that changed a network or a container.

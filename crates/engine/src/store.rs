@@ -199,6 +199,8 @@ pub trait Tx {
     fn containers_with_prefix(&self, prefix: &str) -> Result<Vec<Container>, StoreError>;
     /// The container whose sandbox is this namespace.
     fn container_in(&self, device: u64, inode: u64) -> Result<Option<Container>, StoreError>;
+    /// The ids of all containers, oldest first.
+    fn container_ids(&self) -> Result<Vec<Id>, StoreError>;
     /// All containers, oldest first.
     fn containers(&self) -> Result<Vec<Container>, StoreError>;
     /// Adds or replaces a container.

@@ -55,6 +55,7 @@ statements! {
     Point CONTAINER_NAMED = "SELECT body FROM container WHERE name = ?1";
     Point CONTAINERS_WITH_PREFIX = "SELECT body FROM container WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
     Point CONTAINER_IN = "SELECT body FROM container WHERE inode = ?2 AND device = ?1 ORDER BY seq LIMIT 1";
+    List CONTAINER_IDS = "SELECT id FROM container ORDER BY seq";
     List CONTAINERS = "SELECT body FROM container ORDER BY seq";
     Point MOVE_CONTAINER = "UPDATE container SET moving = iif(?5 IS NULL, NULL, coalesce(moving, ?5)), body = ?6
         WHERE id = ?1 AND name = ?2 AND device IS ?3 AND inode IS ?4";

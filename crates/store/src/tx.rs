@@ -315,6 +315,10 @@ impl Tx for SqliteTx<'_> {
         self.maybe_body(sql::CONTAINER_IN, [device.cast_signed(), inode.cast_signed()])
     }
 
+    fn container_ids(&self) -> Result<Vec<Id>, StoreError> {
+        self.rows(sql::CONTAINER_IDS, [], |row| row.get(0).map(Id::from_bytes).map_err(|e| self.read_error(e)))
+    }
+
     fn containers(&self) -> Result<Vec<Container>, StoreError> {
         self.bodies(sql::CONTAINERS, [])
     }

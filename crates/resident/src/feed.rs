@@ -1,0 +1,193 @@
+//! What a change of the rows means for names: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use portolan_dns::{Endpoint as DnsEndpoint, Network as DnsNetwork, Service, Transport};
+use portolan_engine::Change;
+use portolan_model::{Driver, Id, IfName, Name, Network, NetworkMode, Protocol};
+use portolan_plan::ContainerView;
+
+use crate::dns;
+
+/// The port of name servers.
+const PORT: u16 = 53;
+
+/// An endpoint, as far as the resident remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownEndpoint {
+    /// Its id.
+    pub id: Id,
+    /// Its network.
+    pub network: Id,
+    /// The veth end on the bridge.
+    pub host_end: IfName,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A container, as far as the resident remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownContainer {
+    /// Its name.
+    pub name: Name,
+    /// Its endpoints.
+    pub endpoints: Vec<KnownEndpoint>,
+}
+
+/// What the resident knows of the rows: little for each, for there may be many.
+#[derive(Debug, Default)]
+pub struct Feed {
+    networks: BTreeMap<Id, Network>,
+    containers: BTreeMap<Id, KnownContainer>,
+    /// How many endpoints each network has that has any.
+    members: BTreeMap<Id, usize>,
+}
+
+impl Feed {
+    /// The networks, by id.
+    pub fn networks(&self) -> &BTreeMap<Id, Network> {
+        &self.networks
+    }
+
+    /// The containers, by id.
+    pub fn containers(&self) -> &BTreeMap<Id, KnownContainer> {
+        &self.containers
+    }
+
+    /// How many endpoints there are on all networks.
+    pub fn endpoints(&self) -> usize {
+        self.members.values().sum()
+    }
+
+    /// Takes note of a change; what the name server is to be told goes to `tell`.
+    pub fn take(&mut self, change: Change, tell: &mut Vec<dns::Change>) {
+        match change {
+            Change::Network(id, network) => self.take_network(id, network, tell),
+            Change::Container(id, view) => self.take_container(id, view, tell),
+        }
+    }
+
+    /// Takes note that there is nothing but these.
+    pub fn keep_only(&mut self, networks: &BTreeSet<Id>, containers: &BTreeSet<Id>, tell: &mut Vec<dns::Change>) {
+        let gone: Vec<Id> = self.containers.keys().filter(|id| !containers.contains(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.take_container(id, None, tell));
+        let gone: Vec<Id> = self.networks.keys().filter(|id| !networks.contains(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.take_network(id, None, tell));
+    }
+
+    fn take_network(&mut self, id: Id, network: Option<Network>, tell: &mut Vec<dns::Change>) {
+        match network {
+            Some(network) => {
+                if self.members.contains_key(&id) && self.networks.get(&id) != Some(&network) {
+                    tell.push(dns::Change::PutNetwork(dns_network(&network)));
+                }
+                self.networks.insert(id, network);
+            }
+            None => {
+                if self.members.remove(&id).is_some() {
+                    tell.push(dns::Change::RemoveNetwork(id));
+                }
+                self.networks.remove(&id);
+            }
+        }
+    }
+
+    fn take_container(&mut self, id: Id, view: Option<ContainerView>, tell: &mut Vec<dns::Change>) {
+        let before = self.containers.remove(&id);
+        let now = view.filter(|view| view.container.mode == NetworkMode::Own && view.container.sandbox.is_some());
+        let stays = |endpoint: &KnownEndpoint| {
+            now.as_ref().is_some_and(|view| view.endpoints.iter().any(|(now, _)| now.id == endpoint.id))
+        };
+        // Who comes, comes before others go: a network that one leaves and another joins is not closed in between.
+        for (endpoint, network) in now.iter().flat_map(|view| &view.endpoints) {
+            let is_new = before.as_ref().is_none_or(|known| known.endpoints.iter().all(|e| e.id != endpoint.id));
+            if is_new {
+                let members = self.members.entry(network.id).or_insert(0);
+                *members += 1;
+                if *members == 1 {
+                    tell.push(dns::Change::PutNetwork(dns_network(network)));
+                    self.networks.entry(network.id).or_insert_with(|| network.clone());
+                }
+            }
+        }
+        for endpoint in before.iter().flat_map(|known| &known.endpoints).filter(|endpoint| !stays(endpoint)) {
+            let Some(members) = self.members.get_mut(&endpoint.network) else { continue };
+            *members -= 1;
+            if *members == 0 {
+                self.members.remove(&endpoint.network);
+                tell.push(dns::Change::RemoveNetwork(endpoint.network));
+            } else {
+                tell.push(dns::Change::RemoveEndpoint(endpoint.id));
+            }
+        }
+        let Some(view) = now else { return };
+        tell.extend(dns_endpoints(&view).into_iter().map(dns::Change::PutEndpoint));
+        let endpoints = view.endpoints.iter().map(|(endpoint, _)| KnownEndpoint {
+            id: endpoint.id,
+            network: endpoint.network,
+            host_end: endpoint.host_end.clone(),
+            addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
+        });
+        let known = KnownContainer { name: view.container.name.clone(), endpoints: endpoints.collect() };
+        self.containers.insert(id, known);
+    }
+}
+
+fn dns_network(network: &Network) -> DnsNetwork {
+    let is_ours = network.driver == Driver::Bridge;
+    DnsNetwork {
+        id: network.id,
+        name: network.name.to_string(),
+        gateways: network.subnets.iter().filter(|_| is_ours).filter_map(|subnet| subnet.gateway).collect(),
+        internal: network.internal,
+        upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),
+        subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
+    }
+}
+
+fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
+    let container = &view.container;
+    let published = view.publications.iter().flat_map(|publication| {
+        (publication.container.first()..=publication.container.last()).map(|port| (publication.protocol, port))
+    });
+    let exposed = container.exposed.iter().flat_map(|exposed| {
+        (exposed.ports.first()..=exposed.ports.last()).map(|port| (exposed.protocol, port))
+    });
+    let mut services: Vec<Service> = Vec::new();
+    for (protocol, port) in published.chain(exposed).take(SERVICES) {
+        let service = Service { transport: transport(protocol), port };
+        if !services.contains(&service) {
+            services.push(service);
+        }
+    }
+    let endpoint = |(endpoint, network): &(portolan_model::Endpoint, Network)| {
+        let mut names: Vec<String> = endpoint.aliases.iter().map(ToString::to_string).collect();
+        names.push(container.id.short());
+        names.extend(container.hostname.as_ref().map(ToString::to_string));
+        DnsEndpoint {
+            id: endpoint.id,
+            network: network.id,
+            container: container.id,
+            name: container.name.to_string(),
+            names,
+            addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
+            links: endpoint.links.iter().map(|link| (link.alias.to_string(), link.container.to_string())).collect(),
+            services: services.clone(),
+            upstreams: container.dns.servers.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),
+            search: container.dns.search.iter().filter(|domain| *domain != ".").cloned().collect(),
+        }
+    };
+    view.endpoints.iter().map(endpoint).collect()
+}
+
+/// So many ports of one container can be asked for by SRV. A range of thousands is media, not services.
+const SERVICES: usize = 256;
+
+const fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+        Protocol::Sctp => Transport::Sctp,
+    }
+}
