@@ -1,0 +1,798 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use portolan_dns::wire::{self, Query};
+use portolan_dns::{Action, Attempt, Decision, Event, Forwarder, Local, Names};
+use portolan_kernel::diag::Transport;
+use portolan_kernel::udp::{self, BATCH, Inbox, Outbox};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, accept_with, send, sendto, socket_with};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::connection::{Connection, Fate, MAX_QUESTION};
+use super::hand_over::{ConnectionData, HandOver, Pending, ends_of, listens_on};
+use super::{Change, Command, Config, ListenFailure, ListenerEvent, Place, Stats};
+
+/// Clients' connections in all, and of one address.
+const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS_EACH: usize = 32;
+/// Connections accepted before others have their turn.
+const MAX_ACCEPTED: usize = 16;
+/// Descriptors looked at between two looks at the clock.
+const MAX_EVENTS: usize = 256;
+/// Answers of one upstream socket read in a row: more than one come only of strangers.
+const MAX_REPLIES: usize = 4;
+
+/// What a readiness event is about; the number beside it never comes twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Wake,
+    Listener,
+    Connection,
+    Upstream,
+}
+
+fn token(kind: Kind, number: u64) -> EventData {
+    EventData::new_u64(number << 2 | kind as u64)
+}
+
+fn token_of(data: EventData) -> (Kind, u64) {
+    let kind = match data.u64() & 3 {
+        0 => Kind::Wake,
+        1 => Kind::Listener,
+        2 => Kind::Connection,
+        _ => Kind::Upstream,
+    };
+    (kind, data.u64() >> 2)
+}
+
+/// Where an answer goes.
+#[derive(Debug, Clone, Copy)]
+enum Client {
+    Udp { listener: u64, to: SocketAddr },
+    Tcp { connection: u64 },
+}
+
+#[derive(Debug)]
+struct Listener {
+    fd: OwnedFd,
+    place: Place,
+    polled: bool,
+}
+
+/// A socket of an attempt at an upstream.
+#[derive(Debug)]
+enum Upstream {
+    Udp(OwnedFd),
+    Tcp { fd: OwnedFd, output: Vec<u8>, sent: usize, input: Vec<u8> },
+}
+
+/// What a question needs that has come in.
+struct Core {
+    names: Names,
+    forwarder: Forwarder<Client>,
+    actions: Vec<Action<Client>>,
+    questions: u64,
+    tcp: u64,
+    local: u64,
+    forwarded: u64,
+    refused: u64,
+    malformed: u64,
+    unsent: u64,
+    evicted: u64,
+}
+
+pub(super) struct Server {
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    commands: Receiver<Command>,
+    config: Config,
+    core: Core,
+    listeners: BTreeMap<u64, Listener>,
+    places: BTreeMap<Place, u64>,
+    failures: BTreeMap<Place, ListenFailure>,
+    connections: BTreeMap<u64, Connection>,
+    /// At least one entry for each connection, at its deadline or before.
+    timers: BTreeSet<(Instant, u64)>,
+    upstreams: BTreeMap<u64, Upstream>,
+    pending: Vec<Pending>,
+    serving: bool,
+    next: u64,
+    inbox: Inbox,
+    outbox: Outbox,
+    scratch: Vec<u8>,
+    answer: Vec<u8>,
+    /// Given up for a moment when there are no descriptors left, to accept a connection and close it.
+    spare: Option<OwnedFd>,
+}
+
+impl Server {
+    pub(super) fn new(
+        inherited: HandOver,
+        config: Config,
+        wake: Arc<OwnedFd>,
+        commands: Receiver<Command>,
+    ) -> io::Result<Self> {
+        raise_file_limit();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*wake, token(Kind::Wake, 0), EventFlags::IN)?;
+        let serving =
+            inherited.listeners.is_empty() && inherited.connections.is_empty() && inherited.pending.is_empty();
+        let core = Core {
+            names: Names::new(),
+            forwarder: Forwarder::new(config.limits, fill_random),
+            actions: Vec::new(),
+            questions: 0,
+            tcp: 0,
+            local: 0,
+            forwarded: 0,
+            refused: 0,
+            malformed: 0,
+            unsent: 0,
+            evicted: 0,
+        };
+        let mut server = Self {
+            epoll,
+            wake,
+            commands,
+            core,
+            listeners: BTreeMap::new(),
+            places: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            upstreams: BTreeMap::new(),
+            pending: inherited.pending,
+            serving,
+            next: 0,
+            inbox: Inbox::new(MAX_QUESTION / 2),
+            outbox: Outbox::new(),
+            scratch: vec![0; wire::MAX_TCP],
+            answer: Vec::new(),
+            spare: eventfd(0, EventfdFlags::CLOEXEC).ok(),
+            config,
+        };
+        for fd in inherited.listeners {
+            server.adopt(fd)?;
+        }
+        let now = Instant::now();
+        for (fd, data) in inherited.connections {
+            if let Some((local, peer)) = ends_of(&fd) {
+                rustix::io::ioctl_fionbio(&fd, true)?;
+                let number = server.number();
+                server.connections.insert(number, Connection::new(fd, local.ip(), peer, data, now));
+            }
+        }
+        Ok(server)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn adopt(&mut self, fd: OwnedFd) -> io::Result<()> {
+        let Some((address, transport)) = listens_on(&fd) else { return Ok(()) };
+        let place = (address.ip(), transport);
+        if address.port() != self.config.port || self.places.contains_key(&place) {
+            return Ok(());
+        }
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        let number = self.number();
+        self.places.insert(place, number);
+        self.listeners.insert(number, Listener { fd, place, polled: false });
+        Ok(())
+    }
+
+    /// Serves until told to stop.
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(MAX_EVENTS);
+        loop {
+            let timeout = self.deadline().map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "wait for questions");
+                    return;
+                }
+            }
+            let now = Instant::now();
+            for event in events.drain(..) {
+                match token_of(event.data) {
+                    (Kind::Wake, _) => {
+                        if !self.command(now) {
+                            return;
+                        }
+                    }
+                    (Kind::Listener, number) => self.listener_ready(number, now),
+                    (Kind::Connection, number) => self.connection_ready(number, event.flags, now),
+                    (Kind::Upstream, number) => self.upstream_ready(number, now),
+                }
+                self.act(now);
+            }
+            self.timeouts(now);
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let connection = self.timers.first().map(|&(at, _)| at);
+        [connection, self.core.forwarder.deadline()].into_iter().flatten().min()
+    }
+
+    /// Carries out what was asked for; `false` when it was to stop.
+    fn command(&mut self, now: Instant) -> bool {
+        let mut count = [0; 8];
+        // It is non-blocking; an empty one was read before.
+        let _ = rustix::io::read(&*self.wake, &mut count);
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Update(changes)) => self.update(changes),
+                Ok(Command::Barrier(reply)) => {
+                    self.begin(now);
+                    let failures = self.failures.values().cloned().collect();
+                    let _ = reply.send(failures);
+                }
+                Ok(Command::Stats(reply)) => {
+                    let _ = reply.send(self.stats(now));
+                }
+                Ok(Command::HandOver(reply)) => {
+                    let _ = reply.send(self.hand_over());
+                    return false;
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
+                    self.close_listeners();
+                    return false;
+                }
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn update(&mut self, changes: Vec<Change>) {
+        let mut places_changed = !self.failures.is_empty();
+        for change in changes {
+            let result = match change {
+                Change::PutNetwork(network) => {
+                    places_changed = true;
+                    self.core.names.put_network(network)
+                }
+                Change::RemoveNetwork(id) => {
+                    places_changed |= self.core.names.remove_network(&id);
+                    Ok(())
+                }
+                Change::PutEndpoint(endpoint) => self.core.names.put_endpoint(endpoint),
+                Change::RemoveEndpoint(id) => {
+                    self.core.names.remove_endpoint(&id);
+                    Ok(())
+                }
+                Change::HostResolver(resolver) => {
+                    self.core.names.set_host(&resolver);
+                    self.core.forwarder.forget();
+                    Ok(())
+                }
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, "change of names");
+            }
+        }
+        if places_changed {
+            self.sync_listeners();
+        }
+    }
+
+    /// Listens where gateways are, and nowhere else.
+    fn sync_listeners(&mut self) {
+        let wanted: BTreeSet<Place> = self
+            .core
+            .names
+            .gateways()
+            .flat_map(|address| [(address, Transport::Udp), (address, Transport::Tcp)])
+            .collect();
+        // What was inherited may be claimed later, until the first barrier.
+        if self.serving {
+            let gone: Vec<Place> = self.places.keys().filter(|place| !wanted.contains(place)).copied().collect();
+            for place in gone {
+                self.close_listener(place);
+            }
+        }
+        self.failures.clear();
+        for place in wanted {
+            if self.places.contains_key(&place) {
+                continue;
+            }
+            let (ip, transport) = place;
+            let address = SocketAddr::new(ip, self.config.port);
+            let opened = match transport {
+                Transport::Udp => udp::listen_udp(address),
+                _ => udp::listen_tcp(address),
+            };
+            match opened {
+                Ok(fd) => {
+                    let number = self.number();
+                    if let Some(hook) = &self.config.on_listener {
+                        hook(ListenerEvent::Opened { fd: fd.as_fd(), address, transport });
+                    }
+                    self.places.insert(place, number);
+                    self.listeners.insert(number, Listener { fd, place, polled: false });
+                }
+                Err(error) => {
+                    self.failures.insert(place, error.into());
+                }
+            }
+        }
+        if self.serving {
+            self.poll_listeners();
+        }
+    }
+
+    fn poll_listeners(&mut self) {
+        for (&number, listener) in self.listeners.iter_mut().filter(|(_, listener)| !listener.polled) {
+            match epoll::add(&self.epoll, &listener.fd, token(Kind::Listener, number), EventFlags::IN) {
+                Ok(()) => listener.polled = true,
+                Err(error) => tracing::error!(%error, address = %listener.place.0, "poll a listening socket"),
+            }
+        }
+    }
+
+    fn close_listener(&mut self, place: Place) {
+        let Some(listener) = self.places.remove(&place).and_then(|number| self.listeners.remove(&number)) else {
+            return;
+        };
+        if let Some(hook) = &self.config.on_listener {
+            let address = SocketAddr::new(place.0, self.config.port);
+            hook(ListenerEvent::Closed { address, transport: place.1 });
+        }
+        // Where somebody holds a duplicate, closing would not end the polling (epoll(7)).
+        if listener.polled {
+            let _ = epoll::delete(&self.epoll, &listener.fd);
+        }
+    }
+
+    fn close_listeners(&mut self) {
+        let places: Vec<Place> = self.places.keys().copied().collect();
+        for place in places {
+            self.close_listener(place);
+        }
+    }
+
+    /// Answers from now on, if that had to wait for the names.
+    fn begin(&mut self, now: Instant) {
+        let begins = !self.serving;
+        self.serving = true;
+        if begins || !self.failures.is_empty() {
+            self.sync_listeners();
+        }
+        if !begins {
+            return;
+        }
+        let numbers: Vec<u64> = self.connections.keys().copied().collect();
+        for number in numbers {
+            if let Some(connection) = self.connections.get_mut(&number) {
+                connection.deadline = now + super::connection::IDLE;
+                self.timers.insert((connection.deadline, number));
+            }
+            self.serve_connection(number, now);
+        }
+        for Pending { local, client, bytes } in std::mem::take(&mut self.pending) {
+            let Some(&listener) = self.places.get(&(local.ip(), Transport::Udp)) else { continue };
+            let to = Client::Udp { listener, to: client };
+            self.core.answer(local.ip(), client.ip(), &bytes, None, to, now, &mut self.answer);
+            let answer = std::mem::take(&mut self.answer);
+            if !answer.is_empty() {
+                self.deliver(to, &answer, now);
+            }
+            self.answer = answer;
+        }
+        self.act(now);
+    }
+
+    fn stats(&self, now: Instant) -> Stats {
+        let core = &self.core;
+        let (by_network, by_endpoint) = core.names.tallies();
+        Stats {
+            questions: core.questions,
+            tcp: core.tcp,
+            local: core.local,
+            forwarded: core.forwarded,
+            refused: core.refused,
+            malformed: core.malformed,
+            unsent: core.unsent,
+            connections: self.connections.len(),
+            evicted: core.evicted,
+            listeners: self.listeners.len(),
+            forwarder: core.forwarder.stats(),
+            in_flight: core.forwarder.load(),
+            upstreams: core.forwarder.upstreams(now),
+            by_network,
+            by_endpoint,
+        }
+    }
+
+    fn hand_over(&mut self) -> HandOver {
+        let mut pending = std::mem::take(&mut self.pending);
+        let mut unanswered: BTreeMap<u64, Vec<Box<[u8]>>> = BTreeMap::new();
+        for (client, bytes) in self.core.forwarder.drain() {
+            match client {
+                Client::Udp { listener, to } => {
+                    if let Some(listener) = self.listeners.get(&listener) {
+                        let local = SocketAddr::new(listener.place.0, self.config.port);
+                        pending.push(Pending { local, client: to, bytes: bytes.into() });
+                    }
+                }
+                Client::Tcp { connection } => unanswered.entry(connection).or_default().push(bytes),
+            }
+        }
+        let connections = std::mem::take(&mut self.connections)
+            .into_iter()
+            .map(|(number, connection)| {
+                connection.into_data(unanswered.get(&number).map(Vec::as_slice).unwrap_or_default())
+            })
+            .collect();
+        let listeners = std::mem::take(&mut self.listeners).into_values().map(|listener| listener.fd).collect();
+        self.places.clear();
+        HandOver { listeners, connections, pending }
+    }
+
+    fn listener_ready(&mut self, number: u64, now: Instant) {
+        match self.listeners.get(&number).map(|listener| listener.place.1) {
+            Some(Transport::Udp) => self.read_datagrams(number, now),
+            Some(_) => self.accept(number, now),
+            None => {}
+        }
+    }
+
+    /// One batch, so that every socket has its turn.
+    fn read_datagrams(&mut self, number: u64, now: Instant) {
+        let Some(listener) = self.listeners.get(&number) else { return };
+        let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { return };
+        for index in 0..count.min(BATCH) {
+            let Some((bytes, from)) = self.inbox.message(index) else {
+                self.core.questions += 1;
+                self.core.malformed += 1;
+                continue;
+            };
+            let client = Client::Udp { listener: number, to: from };
+            let out = self.outbox.message(from);
+            self.core.answer(listener.place.0, from.ip(), bytes, None, client, now, out);
+        }
+        self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
+    }
+
+    fn accept(&mut self, number: u64, now: Instant) {
+        for _ in 0..MAX_ACCEPTED {
+            let Some(listener) = self.listeners.get(&number) else { return };
+            let fd = match accept_with(&listener.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) => fd,
+                Err(Errno::CONNABORTED | Errno::INTR) => continue,
+                Err(Errno::MFILE | Errno::NFILE) => {
+                    // Left in the queue it would be reported again and again.
+                    self.spare = None;
+                    drop(accept_with(&listener.fd, SocketFlags::CLOEXEC));
+                    self.spare = eventfd(0, EventfdFlags::CLOEXEC).ok();
+                    self.core.evicted += 1;
+                    return;
+                }
+                Err(_) => return,
+            };
+            let gateway = listener.place.0;
+            let Some((_, peer)) = ends_of(&fd) else { continue };
+            let same = self.connections.values().filter(|other| other.peer.ip() == peer.ip()).count();
+            if same >= MAX_CONNECTIONS_EACH {
+                self.core.evicted += 1;
+                continue;
+            }
+            if self.connections.len() >= MAX_CONNECTIONS {
+                let idlest = self.connections.iter().min_by_key(|(_, connection)| connection.deadline);
+                if let Some((&idlest, _)) = idlest {
+                    self.core.evicted += 1;
+                    self.connections.remove(&idlest);
+                }
+            }
+            let number = self.number();
+            let connection = Connection::new(fd, gateway, peer, ConnectionData::default(), now);
+            self.timers.insert((connection.deadline, number));
+            self.connections.insert(number, connection);
+            self.serve_connection(number, now);
+        }
+    }
+
+    fn connection_ready(&mut self, number: u64, flags: EventFlags, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) && !flags.contains(EventFlags::IN) {
+            self.connections.remove(&number);
+            return;
+        }
+        if flags.contains(EventFlags::IN) && connection.read(&mut self.scratch[..2 * MAX_QUESTION]) == Fate::Goes {
+            self.connections.remove(&number);
+            return;
+        }
+        self.serve_connection(number, now);
+    }
+
+    /// Answers what was read, writes what can be written, and says what to wait for.
+    fn serve_connection(&mut self, number: u64, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        let client = Client::Tcp { connection: number };
+        let mut fate = Fate::Stays;
+        while fate == Fate::Stays {
+            match connection.next_question(now) {
+                Ok(Some(question)) => {
+                    self.core.tcp += 1;
+                    let (gateway, peer) = (connection.gateway, connection.peer.ip());
+                    let limit = Some(wire::MAX_TCP);
+                    let answer = &mut self.answer;
+                    if self.core.answer(gateway, peer, &question, limit, client, now, answer) == Outcome::Waits {
+                        connection.pending += 1;
+                    } else if answer.is_empty() {
+                        fate = Fate::Goes;
+                    } else {
+                        connection.push(answer);
+                    }
+                }
+                Ok(None) => {
+                    fate = connection.flush(now);
+                    // Writing may have made room for what was read before.
+                    if !connection.has_question() {
+                        break;
+                    }
+                }
+                Err(()) => fate = Fate::Goes,
+            }
+        }
+        let wanted = connection.wanted();
+        if fate == Fate::Stays && connection.interest != Some(wanted) {
+            let data = token(Kind::Connection, number);
+            let result = match connection.interest {
+                Some(_) => epoll::modify(&self.epoll, &connection.fd, data, wanted),
+                None => epoll::add(&self.epoll, &connection.fd, data, wanted),
+            };
+            connection.interest = Some(wanted);
+            if result.is_err() {
+                fate = Fate::Goes;
+            }
+        }
+        if fate == Fate::Goes {
+            self.connections.remove(&number);
+        }
+    }
+
+    fn timeouts(&mut self, now: Instant) {
+        while let Some(&(at, number)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(connection) = self.connections.get(&number) {
+                if connection.deadline > now {
+                    self.timers.insert((connection.deadline, number));
+                } else {
+                    self.core.evicted += 1;
+                    self.connections.remove(&number);
+                }
+            }
+        }
+        if self.core.forwarder.deadline().is_some_and(|at| at <= now) {
+            self.core.forwarder.step(Event::Timeout, now, &mut self.core.actions);
+            self.act(now);
+        }
+    }
+
+    /// Does what the forwarder wants done, until it wants nothing more.
+    fn act(&mut self, now: Instant) {
+        while !self.core.actions.is_empty() {
+            for action in std::mem::take(&mut self.core.actions) {
+                match action {
+                    Action::Ask { attempt, to, stream, message } => {
+                        if self.ask(attempt, to, stream, message).is_err() {
+                            self.core.forwarder.step(Event::Failed { attempt }, now, &mut self.core.actions);
+                        }
+                    }
+                    Action::Close { attempt } => {
+                        self.upstreams.remove(&attempt.0);
+                    }
+                    Action::Answer { client, message } => {
+                        if let Client::Tcp { connection } = client
+                            && let Some(connection) = self.connections.get_mut(&connection)
+                        {
+                            connection.pending = connection.pending.saturating_sub(1);
+                        }
+                        self.deliver(client, &message, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, client: Client, message: &[u8], now: Instant) {
+        match client {
+            Client::Udp { listener, to } => {
+                let Some(listener) = self.listeners.get(&listener) else { return };
+                if sendto(&listener.fd, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &to).is_err() {
+                    self.core.unsent += 1;
+                }
+            }
+            Client::Tcp { connection: number } => {
+                if let Some(connection) = self.connections.get_mut(&number) {
+                    connection.push(message);
+                    // There may be room for its next question now.
+                    self.serve_connection(number, now);
+                } else {
+                    self.core.unsent += 1;
+                }
+            }
+        }
+    }
+
+    /// Opens a socket for an attempt; the kernel draws its port (`udp_lib_get_port`, net/ipv4/udp.c).
+    fn ask(&mut self, attempt: Attempt, to: SocketAddr, stream: bool, message: Vec<u8>) -> Result<(), Errno> {
+        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let kind = if stream { SocketType::STREAM } else { SocketType::DGRAM };
+        let fd = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        let connected = rustix::net::connect(&fd, &to);
+        let data = token(Kind::Upstream, attempt.0);
+        let upstream = if stream {
+            match connected {
+                Ok(()) | Err(Errno::INPROGRESS) => {}
+                Err(error) => return Err(error),
+            }
+            epoll::add(&self.epoll, &fd, data, EventFlags::OUT)?;
+            let mut output = (message.len() as u16).to_be_bytes().to_vec();
+            output.extend_from_slice(&message);
+            Upstream::Tcp { fd, output, sent: 0, input: Vec::new() }
+        } else {
+            connected?;
+            send(&fd, &message, SendFlags::NOSIGNAL)?;
+            epoll::add(&self.epoll, &fd, data, EventFlags::IN)?;
+            Upstream::Udp(fd)
+        };
+        self.upstreams.insert(attempt.0, upstream);
+        Ok(())
+    }
+
+    fn upstream_ready(&mut self, number: u64, now: Instant) {
+        let attempt = Attempt(number);
+        let Core { forwarder, actions, .. } = &mut self.core;
+        let failed = match self.upstreams.get_mut(&number) {
+            None => return,
+            Some(Upstream::Udp(fd)) => {
+                let mut result = Ok(());
+                for _ in 0..MAX_REPLIES {
+                    match rustix::io::read(&*fd, &mut *self.scratch) {
+                        Ok(len) => forwarder.step(Event::Reply { attempt, bytes: &self.scratch[..len] }, now, actions),
+                        Err(error) => {
+                            result = Err(error);
+                            break;
+                        }
+                    }
+                }
+                !matches!(result, Ok(()) | Err(Errno::AGAIN | Errno::INTR))
+            }
+            Some(Upstream::Tcp { fd, output, sent, input }) => {
+                let result = if *sent < output.len() {
+                    let result = write_some(fd, output, sent);
+                    if *sent == output.len() {
+                        let data = token(Kind::Upstream, number);
+                        result.and(epoll::modify(&self.epoll, &*fd, data, EventFlags::IN))
+                    } else {
+                        result
+                    }
+                } else {
+                    read_some(fd, &mut self.scratch, input)
+                };
+                if let Some((len, rest)) = input.split_first_chunk::<2>()
+                    && let Some(bytes) = rest.get(..usize::from(u16::from_be_bytes(*len)))
+                {
+                    forwarder.step(Event::Reply { attempt, bytes }, now, actions);
+                    false
+                } else {
+                    result.is_err()
+                }
+            }
+        };
+        if failed {
+            forwarder.step(Event::Failed { attempt }, now, actions);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The answer is written, or there is none.
+    Done,
+    /// The forwarder will answer.
+    Waits,
+}
+
+impl Core {
+    /// Answers a message into `out`, or leaves that empty. `limit` is `None` for UDP, where the client says.
+    #[expect(clippy::too_many_arguments, reason = "all that is known about one datagram")]
+    fn answer(
+        &mut self,
+        gateway: IpAddr,
+        source: IpAddr,
+        bytes: &[u8],
+        limit: Option<usize>,
+        client: Client,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        self.questions += 1;
+        let query = match Query::parse(bytes) {
+            Ok(query) => query,
+            Err(rejected) => {
+                self.malformed += 1;
+                wire::reject(bytes, rejected, out);
+                return Outcome::Done;
+            }
+        };
+        let limit = limit.unwrap_or_else(|| query.udp_limit());
+        match self.names.answer(gateway, source, &query, limit, out) {
+            Decision::Answered(Local::Refused) => self.refused += 1,
+            Decision::Answered(_) => self.local += 1,
+            Decision::Forward(route) => {
+                self.forwarded += 1;
+                if !self.forwarder.cached(&route, &query, limit, now, out) {
+                    out.clear();
+                    let event = Event::Question { client, route: &route, query, limit };
+                    self.forwarder.step(event, now, &mut self.actions);
+                    return Outcome::Waits;
+                }
+            }
+        }
+        Outcome::Done
+    }
+}
+
+fn write_some(fd: &OwnedFd, output: &[u8], sent: &mut usize) -> Result<(), Errno> {
+    match send(fd, &output[*sent..], SendFlags::NOSIGNAL) {
+        Ok(len) => *sent += len,
+        Err(Errno::AGAIN | Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn read_some(fd: &OwnedFd, scratch: &mut [u8], input: &mut Vec<u8>) -> Result<(), Errno> {
+    match rustix::io::read(fd, &mut *scratch) {
+        Ok(0) => Err(Errno::CONNRESET),
+        Ok(len) => {
+            input.extend_from_slice(&scratch[..len]);
+            Ok(())
+        }
+        Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn fill_random(bytes: &mut [u8]) {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(len) => filled += len,
+            Err(Errno::INTR) => {}
+            Err(error) => panic!("getrandom, which cannot fail on this kernel: {error}"),
+        }
+    }
+}
+
+/// Listening sockets alone may be more than the usual 1024.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        // Then it has to do with what there is.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
+}
