@@ -32,6 +32,8 @@ pub struct NetworkRequest {
     pub ipv4: bool,
     /// Whether it speaks IPv6.
     pub ipv6: bool,
+    /// Name servers that its questions are forwarded to; none for the host's.
+    pub dns: Vec<IpAddr>,
     /// Options as given.
     pub options: BTreeMap<String, String>,
     /// Labels.
@@ -51,6 +53,7 @@ impl NetworkRequest {
             internal: false,
             ipv4: true,
             ipv6: true,
+            dns: Vec::new(),
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
         }

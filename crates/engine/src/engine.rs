@@ -260,6 +260,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     internal: false,
                     subnets: Vec::new(),
                     options: Default::default(),
+                    dns: Vec::new(),
                     raw_options: BTreeMap::new(),
                     labels: BTreeMap::new(),
                     bridge: "none".parse().expect("a valid interface name"),

@@ -24,7 +24,8 @@ mod repair;
 mod store;
 
 pub use api::{
-    AttachRequest, Change, ContainerInfo, EndpointRequest, Followed, NetworkInfo, NetworkRequest, Repaired, Rules, RulesOf,
+    AttachRequest, Change, ContainerInfo, EndpointRequest, Followed, NetworkInfo, NetworkRequest, Repaired, Rules,
+    RulesOf,
 };
 pub use engine::Engine;
 pub use error::{Error, Kind, Result};

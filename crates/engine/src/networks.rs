@@ -119,6 +119,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             internal: request.internal,
             subnets,
             options,
+            dns: request.dns.clone(),
             raw_options: request.options.clone(),
             labels: request.labels.clone(),
             bridge,

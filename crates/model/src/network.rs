@@ -172,6 +172,9 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     /// Typed options.
     pub options: BridgeOptions,
+    /// The name servers that questions from this network are forwarded to; empty for the host's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
     /// Options as given, for `inspect`.
     pub raw_options: BTreeMap<String, String>,
     /// Labels, for people.
@@ -240,6 +243,7 @@ mod tests {
             internal,
             subnets: subnets.iter().map(subnet).collect(),
             options: BridgeOptions::from_pairs(&options).unwrap(),
+            dns: Vec::new(),
             raw_options: options,
             labels: BTreeMap::new(),
             bridge: "br0".parse().unwrap(),

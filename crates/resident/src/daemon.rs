@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{self, Answer, Request, Status};
 use crate::notify::Manager;
-use crate::services::{Inherited, Services};
+use crate::services::{self, Inherited, Services};
 
 /// The engine over this host.
 pub type Engine = portolan_engine::Engine<SqliteStore, HostKernel>;
@@ -111,7 +111,7 @@ struct Memory {
     /// Those who follow events.
     followers: Vec<i32>,
     /// The services' own.
-    services: serde_json::Value,
+    services: services::Memory,
 }
 
 /// The name of the memory file (memfd_create(2)), by which it is found among the descriptors.
@@ -224,7 +224,7 @@ impl Daemon {
         }
         let (tell, happened) = mpsc::channel();
         let inherited = Inherited { fds: found.others, memory: memory.services };
-        let services = Services::start(&config, &engine, inherited, manager.sibling()?, tell)?;
+        let services = Services::start(&config, inherited, manager.sibling()?, tell)?;
         add(services.wakes(), token::SERVICES)?;
         let mut daemon = Self {
             config,
@@ -476,7 +476,7 @@ impl Daemon {
         if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
             bail!("`{}` is no program", binary.display());
         }
-        let handed = self.services.hand_over();
+        let handed = self.services.hand_over()?;
         let memory = Memory {
             started: self.started,
             asker: asker.map(|at| self.clients[at].stream.as_raw_fd()),
@@ -501,7 +501,8 @@ impl Daemon {
             fcntl_setfd(fd, FdFlags::CLOEXEC)?;
         }
         drop(passed);
-        self.services.resume(&self.config, &self.engine, handed)?;
+        self.services.resume(handed)?;
+        self.follow_and_settle()?;
         Err(error).with_context(|| format!("execute `{}`", binary.display()))
     }
 }

@@ -151,9 +151,10 @@ fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
     let published = view.publications.iter().flat_map(|publication| {
         (publication.container.first()..=publication.container.last()).map(|port| (publication.protocol, port))
     });
-    let exposed = container.exposed.iter().flat_map(|exposed| {
-        (exposed.ports.first()..=exposed.ports.last()).map(|port| (exposed.protocol, port))
-    });
+    let exposed = container
+        .exposed
+        .iter()
+        .flat_map(|exposed| (exposed.ports.first()..=exposed.ports.last()).map(|port| (exposed.protocol, port)));
     let mut services: Vec<Service> = Vec::new();
     for (protocol, port) in published.chain(exposed).take(SERVICES) {
         let service = Service { transport: transport(protocol), port };

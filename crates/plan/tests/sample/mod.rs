@@ -30,6 +30,7 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         internal: false,
         subnets: subnets.iter().map(|text| subnet(text)).collect(),
         options: BridgeOptions::from_pairs(&pairs).unwrap(),
+        dns: Vec::new(),
         raw_options: pairs,
         labels: BTreeMap::new(),
         bridge: format!("br-{name}").parse().unwrap(),

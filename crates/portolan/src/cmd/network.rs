@@ -95,6 +95,9 @@ pub(crate) struct CreateArgs {
     /// Whether the network speaks IPv6
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = spec::boolean, action = clap::ArgAction::Set)]
     ipv6: bool,
+    /// Name server that questions of its containers are forwarded to, instead of the host's
+    #[arg(long, value_name = "IP", value_parser = spec::address)]
+    dns: Vec<IpAddr>,
     /// Option of the driver; see below
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = spec::option)]
     opt: Vec<(String, String)>,
@@ -123,6 +126,7 @@ impl CreateArgs {
             internal: self.internal,
             ipv4: self.ipv4,
             ipv6: self.ipv6,
+            dns: self.dns,
             options: self.opt.into_iter().collect(),
             labels: self.label.into_iter().collect(),
         };

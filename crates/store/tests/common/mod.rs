@@ -81,6 +81,7 @@ pub fn network(number: u32, name: &str) -> Network {
             configured: false,
         }],
         options: BridgeOptions::default(),
+        dns: Vec::new(),
         raw_options: Default::default(),
         labels: [("made by".to_owned(), "a test, \"quoted\"".to_owned())].into(),
         bridge: parse(&format!("pt{number}")),
