@@ -42,7 +42,7 @@ fn samples() -> Vec<Element> {
         element(Set::AnyRange(V6), vec![tcp(), Field::Ports(100, 20000)], Data::Address("fd00::2".parse().unwrap())),
         element(Set::Open(V4), vec![address("172.20.0.2"), tcp(), Field::Ports(80, 80)], Data::Member),
         element(Set::OpenRange(V6), vec![address("fd00::2"), tcp(), Field::Ports(80, 90)], Data::Member),
-        element(Set::Within, vec![name("br-0"), name("br-0")], Data::Accept),
+        element(Set::Within, vec![name("br-0"), name("br-0")], Data::Goto(Chain::Allow)),
         element(Set::Within, vec![name("br-1"), name("br-1")], Data::Goto(Chain::WithinClosed)),
         element(Set::Leave, vec![Field::NfProto(V4), name("br-0")], Data::Goto(Chain::Enter)),
         element(Set::Enter, vec![Field::NfProto(V6), name("br-0")], Data::Drop),
@@ -146,5 +146,57 @@ fn nft_lists_what_the_plan_renders() {
         let read = Command::new("nft").arg("-c").arg("-f").arg(&check).output().unwrap();
         std::fs::remove_file(&check).unwrap();
         assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    });
+}
+
+/// A listing without what says that somebody owns the table.
+fn without_flags(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.contains("flags "));
+    lines.map(|line| line.split(" # progname").next().unwrap_or_default().to_owned() + "\n").collect()
+}
+
+fn nft(args: &[&str]) -> String {
+    let output = Command::new("nft").args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_fence_survives_what_others_flush_and_its_owner() {
+    if Command::new("nft").arg("--version").output().is_err() {
+        eprintln!("SKIP: no nft(8) to flush with");
+        assert!(std::env::var_os("CI").is_none(), "CI must have nft(8)");
+        return;
+    }
+    in_new_namespace(|| {
+        let mut owner = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        transact(&mut owner, |batch| encode::create_fence(batch, "portolan"));
+        let mut other = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        transact(&mut other, |batch| encode::create_ruleset(batch, "portolan"));
+        let wanted = normal(&ruleset::render_fence("portolan"));
+        let fence = || normal(&without_flags(&nft(&["list", "table", "inet", "portolan_fence"])));
+        assert_eq!(fence(), wanted);
+
+        nft(&["flush", "ruleset"]);
+        let left = normal(&without_flags(&nft(&["list", "ruleset"])));
+        assert_eq!(left, wanted, "nothing but the fence is left");
+        for line in ["delete table inet portolan_fence", "flush table inet portolan_fence"] {
+            let output = Command::new("nft").args(line.split(' ')).output().unwrap();
+            assert!(!output.status.success(), "`nft {line}` is refused");
+        }
+
+        // Its owner dies: it stays, and the next one adopts it.
+        drop(owner);
+        assert_eq!(fence(), wanted);
+        let mut next = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        transact(&mut next, |batch| encode::create_fence(batch, "portolan"));
+        assert_eq!(fence(), wanted);
+        nft(&["flush", "ruleset"]);
+        assert_eq!(fence(), wanted);
+        // Again by the same owner: nothing changes.
+        transact(&mut next, |batch| encode::create_fence(batch, "portolan"));
+        assert_eq!(fence(), wanted);
+        transact(&mut next, |batch| encode::delete_fence(batch, "portolan"));
+        assert!(nft(&["list", "ruleset"]).is_empty());
     });
 }

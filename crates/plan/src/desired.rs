@@ -116,7 +116,7 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         ipv6: on_bridge.iter().any(|net| matches!(net, IpNet::V6(_))),
         route_localnet: !network.internal && network.has(Family::V4),
     }));
-    let within = if network.options.icc { Data::Accept } else { Data::Goto(Chain::WithinClosed) };
+    let within = if network.options.icc { Data::Goto(Chain::Allow) } else { Data::Goto(Chain::WithinClosed) };
     objects.insert(element(Set::Within, vec![bridge(), bridge()], within, &owner));
     objects.insert(member(Set::Hairpin, vec![bridge(), bridge()], &owner));
     for interface in network.options.trusted_host_interfaces.iter().filter(|_| !network.internal) {
@@ -150,7 +150,7 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         objects.insert(element(Set::Leave, key(), leave, &owner));
         let enter = match mode {
             GatewayMode::Nat => Data::Goto(Chain::EnterNat),
-            GatewayMode::NatUnprotected => Data::Accept,
+            GatewayMode::NatUnprotected => Data::Goto(Chain::Allow),
             GatewayMode::Routed => Data::Goto(Chain::EnterRouted),
             GatewayMode::Isolated => Data::Drop,
         };

@@ -31,7 +31,7 @@ impl fmt::Display for Sentence {
 const EVERY_NETWORK: &str = "every network";
 
 /// The chains in the order a packet passes them, each followed by those that only it calls.
-const PATH: [Chain; 14] = [
+const PATH: [Chain; 15] = [
     Chain::Guard,
     Chain::Early,
     Chain::NatIn,
@@ -46,6 +46,7 @@ const PATH: [Chain; 14] = [
     Chain::Input,
     Chain::ToHostInternal,
     Chain::NatSource,
+    Chain::Answer,
 ];
 
 /// What `elements` do, in sentences: the host's first, then networks, then containers; for each owner in the order
@@ -202,7 +203,7 @@ impl Run<'_> {
                     format!("containers on bridge {from} and those on {to}")
                 };
                 match data {
-                    Data::Accept => format!("{who} reach each other"),
+                    Data::Goto(Chain::Allow) => format!("{who} reach each other"),
                     Data::Goto(Chain::WithinClosed) => {
                         format!("{who} do not reach each other, except through published ports")
                     }
@@ -233,7 +234,9 @@ impl Run<'_> {
                         "what enters {bridge} over {family} must be for an open port of a container, come through a published port, or be ICMP"
                     )
                 }
-                Data::Accept => format!("anything enters {bridge} over {family}, to every port of its containers"),
+                Data::Goto(Chain::Allow) => {
+                    format!("anything enters {bridge} over {family}, to every port of its containers")
+                }
                 Data::Drop => {
                     format!("nothing enters {bridge} over {family}: the network has no {family} or is internal")
                 }
@@ -333,8 +336,8 @@ impl fmt::Display for Ports {
 fn verdict(data: Data) -> String {
     match data {
         Data::Member => "it is a member".to_owned(),
+        Data::Accept | Data::Goto(Chain::Allow) => "it passes".to_owned(),
         Data::Goto(chain) => format!("it goes on in `{}`", chain.name()),
-        Data::Accept => "it passes".to_owned(),
         Data::Drop => "it is dropped".to_owned(),
         Data::Return => "it is left as it is".to_owned(),
         Data::Address(ip) => format!("it is translated to {ip}"),
@@ -348,6 +351,9 @@ fn rule_sentence(chain: Chain, rule: &Rule) -> String {
     for part in &rule.parts {
         match part {
             Part::Count => {}
+            Part::SetPriority(0) => actions.push("its mark is taken away".to_owned()),
+            Part::SetPriority(_) => actions.push("it is marked as allowed".to_owned()),
+            Part::NoTrack => actions.push("it is not tracked".to_owned()),
             Part::Masquerade => actions.push("its source becomes the address of the interface it leaves by".to_owned()),
             Part::Do(data) => actions.push(verdict(*data)),
             Part::Verdict(loads, set) => actions.push(format!("`{}` decides by {}", set.name(), list(loads))),
@@ -385,6 +391,10 @@ fn condition_words(part: &Part) -> String {
         Part::Ether(EtherType::Arp) => "is ARP".to_owned(),
         Part::Ether(EtherType::Ipv6) => "is IPv6".to_owned(),
         Part::UdpSource(port) => format!("is from udp port {port}"),
+        Part::TcpSource(port) => format!("is from tcp port {port}"),
+        Part::UdpDestination(port) => format!("is for udp port {port}"),
+        Part::TcpDestination(port) => format!("is for tcp port {port}"),
+        Part::Priority(_) => "is marked as allowed".to_owned(),
         Part::Established => "belongs to a known connection".to_owned(),
         Part::InvalidState => "belongs to no connection".to_owned(),
         Part::Translated => "had its destination translated".to_owned(),
@@ -603,7 +613,7 @@ impl<'a> View<'a> {
                     lines.push(Line::new("ACCEPT", format!("out:{bridge} ctstate DNAT"), &element.owner));
                     lines.push(Line::new("DROP", format!("out:{bridge}"), &element.owner));
                 }
-                Data::Goto(chain) => {
+                Data::Goto(chain) if chain != Chain::Allow => {
                     lines.push(Line::new(target(Data::Goto(chain)), format!("out:{bridge} [goto]"), &element.owner))
                 }
                 data => lines.push(Line::new(target(data), format!("out:{bridge}"), &element.owner)),
@@ -661,7 +671,7 @@ impl<'a> View<'a> {
 /// The target that stands for `data` in a filter chain.
 const fn target(data: Data) -> &'static str {
     match data {
-        Data::Accept => "ACCEPT",
+        Data::Accept | Data::Goto(Chain::Allow) => "ACCEPT",
         Data::Drop => "DROP",
         Data::Goto(Chain::Enter) => "ENTER",
         Data::Goto(Chain::EnterRouted) => "ROUTED",

@@ -20,7 +20,7 @@ pub use desired::{
 };
 pub use diff::{Step, diff, inverse};
 pub use object::{
-    BRIDGE_GROUP, Bridge, Chain, Data, DefaultRoute, Element, Field, Interface, Key, Neighbour, Object, Objects,
-    PORT_GROUP, Port, Ruleset, Setting,
+    ALLOWED, BRIDGE_GROUP, Bridge, Chain, Data, DefaultRoute, Element, Field, Interface, Key, Neighbour, Object,
+    Objects, PORT_GROUP, Port, Ruleset, Setting,
 };
 pub use set::{DataType, FieldType, Set, Table};

@@ -80,6 +80,10 @@ impl fmt::Display for Data {
     }
 }
 
+/// The packet priority (`skb->priority`) that says that our tables let a packet pass: "PORT". On the way through
+/// `forward` nothing else is in it but what the kernel makes of the type of service.
+pub const ALLOWED: u32 = 0x504f_5254;
+
 /// A chain of our tables. The chains and their rules never change; all that does are elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Chain {
@@ -109,13 +113,32 @@ pub enum Chain {
     Input,
     /// From a container of an internal network to the host.
     ToHostInternal,
+    /// What may be forwarded or come in, marked as such for the fence.
+    Allow,
+    /// Hook forward, after the fence: takes the mark away.
+    Unmark,
+    /// Hook output, priority raw: answers to questions about names.
+    Answer,
     /// Bridge hook prerouting: the guard.
     Guard,
+    /// The fence's hook prerouting, priority raw.
+    FenceEarly,
+    /// The fence's hook prerouting, for destination translation.
+    FenceNatIn,
+    /// The fence's hook output, for destination translation.
+    FenceNatOut,
+    /// The fence's hook postrouting, for source translation.
+    FenceNatSource,
+    /// The fence's hook forward, right after ours.
+    FenceForward,
+    /// The fence's hook input, right after ours.
+    FenceInput,
 }
 
 impl Chain {
     /// Every chain, in the order they are listed.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 23] = [
+        Self::Allow,
         Self::Publish,
         Self::Transit,
         Self::EnterNat,
@@ -129,7 +152,15 @@ impl Chain {
         Self::NatSource,
         Self::Forward,
         Self::Input,
+        Self::Unmark,
+        Self::Answer,
         Self::Guard,
+        Self::FenceEarly,
+        Self::FenceNatIn,
+        Self::FenceNatOut,
+        Self::FenceNatSource,
+        Self::FenceForward,
+        Self::FenceInput,
     ];
 
     /// Its name in the table.
@@ -148,7 +179,16 @@ impl Chain {
             Self::WithinClosed => "within_closed",
             Self::Input => "input",
             Self::ToHostInternal => "to_host_internal",
+            Self::Allow => "allow",
+            Self::Unmark => "unmark",
+            Self::Answer => "answer",
             Self::Guard => "guard",
+            Self::FenceEarly => "fence_early",
+            Self::FenceNatIn => "fence_nat_in",
+            Self::FenceNatOut => "fence_nat_out",
+            Self::FenceNatSource => "fence_nat_source",
+            Self::FenceForward => "fence_forward",
+            Self::FenceInput => "fence_input",
         }
     }
 

@@ -3,13 +3,22 @@
 //! A rule is a list of [`Part`]s, rendered as text here and as netlink expressions by `portolan-kernel`. A test
 //! compares this text with what nft(8) lists of the kernel's, so both renderings say the same.
 //!
-//! `meta priority` and the packet mark are left alone: others use them.
+//! The packet mark is left alone, because others use it. The packet priority carries [`ALLOWED`] from where our table
+//! lets the first packet of a connection pass to the fence, no further.
+//!
+//! # The fence
+//!
+//! A second table, held by the resident process: owned by its socket, `nft flush ruleset` and `nft delete table` of
+//! others leave it alone (`NFT_TABLE_F_OWNER`, Linux 5.12), and it stays when the process dies (`NFT_TABLE_F_PERSIST`,
+//! 6.9). Its rules are constant and know neither networks nor ports: what begins and was not marked by our own table is
+//! dropped. While our table is away nothing begins, what had begun goes on, and its own empty translation chains keep
+//! the kernel translating it.
 
 use std::fmt::{self, Write as _};
 
 use portolan_model::Family;
 
-use crate::object::{BRIDGE_GROUP, Chain, Data, Element, PORT_GROUP};
+use crate::object::{ALLOWED, BRIDGE_GROUP, Chain, Data, Element, PORT_GROUP};
 use crate::set::{Set, Table};
 
 /// Where a base chain hooks into the stack.
@@ -99,6 +108,18 @@ pub enum Part {
     Icmp6Type(u8),
     /// `udp sport`.
     UdpSource(u16),
+    /// `tcp sport`.
+    TcpSource(u16),
+    /// `udp dport`.
+    UdpDestination(u16),
+    /// `tcp dport`.
+    TcpDestination(u16),
+    /// The packet's priority is this.
+    Priority(u32),
+    /// Make this the packet's priority.
+    SetPriority(u32),
+    /// Leave the packet out of connection tracking, and so of translation.
+    NoTrack,
     /// The connection is established or related to one.
     Established,
     /// The packet belongs to no connection that could be.
@@ -139,6 +160,7 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 const LISTENER_REPORT: u8 = 143;
+const DNS: u16 = 53;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 const IGMP: u8 = 2;
@@ -161,8 +183,17 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::NatSource => at("nat", "postrouting", 4, 100, "srcnat"),
         Chain::Forward => at("filter", "forward", 2, 0, "filter"),
         Chain::Input => at("filter", "input", 1, 0, "filter"),
+        Chain::Unmark => at("filter", "forward", 2, 2, "filter + 2"),
+        Chain::Answer => at("filter", "output", 3, -300, "raw"),
         Chain::Guard => at("filter", "prerouting", 0, -300, "dstnat"),
-        Chain::Publish
+        Chain::FenceEarly => at("filter", "prerouting", 0, -300, "raw"),
+        Chain::FenceNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
+        Chain::FenceNatOut => at("nat", "output", 3, -100, "-100"),
+        Chain::FenceNatSource => at("nat", "postrouting", 4, 100, "srcnat"),
+        Chain::FenceForward => at("filter", "forward", 2, 1, "filter + 1"),
+        Chain::FenceInput => at("filter", "input", 1, 1, "filter + 1"),
+        Chain::Allow
+        | Chain::Publish
         | Chain::Transit
         | Chain::Enter
         | Chain::EnterNat
@@ -176,6 +207,12 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
 pub const fn table(chain: Chain) -> Table {
     match chain {
         Chain::Guard => Table::Bridge,
+        Chain::FenceEarly
+        | Chain::FenceNatIn
+        | Chain::FenceNatOut
+        | Chain::FenceNatSource
+        | Chain::FenceForward
+        | Chain::FenceInput => Table::Fence,
         _ => Table::Inet,
     }
 }
@@ -199,7 +236,28 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     };
     let within = || vec![IifName, OifName];
     let by_in = || vec![NfProto, IifName];
+    // Questions about names would fill the table of connections, and a port 53 that somebody publishes catch them.
+    let name = |family, port: &Part| {
+        rule(
+            "names are asked for without a connection",
+            &[port.clone(), In(true, vec![IifName, Destination(family)], Set::Gateway(family)), Part::NoTrack],
+        )
+    };
+    let answer = |family, port: &Part| {
+        rule(
+            "and answered without",
+            &[
+                port.clone(),
+                OifGroup(true, BRIDGE_GROUP),
+                In(true, vec![Source(family)], Set::Gateways(family)),
+                Part::NoTrack,
+            ],
+        )
+    };
+    let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
+        Chain::Allow => vec![rule("a mark for the fence", &[Part::SetPriority(ALLOWED), Do(Data::Accept)])],
+        Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
             drop("a container sent from a loopback address", &[IifGroup(true, BRIDGE_GROUP), FromLoopback4]),
             drop("a container sent to a loopback address", &[IifGroup(true, BRIDGE_GROUP), ToLoopback4]),
@@ -207,6 +265,16 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "a container sent from an address that is not of its network",
                 &[In(true, by_in(), Set::Checked), NoWayBack],
             ),
+            name(V4, &Part::UdpDestination(DNS)),
+            name(V4, &Part::TcpDestination(DNS)),
+            name(V6, &Part::UdpDestination(DNS)),
+            name(V6, &Part::TcpDestination(DNS)),
+        ],
+        Chain::Answer => vec![
+            answer(V4, &Part::UdpSource(DNS)),
+            answer(V4, &Part::TcpSource(DNS)),
+            answer(V6, &Part::UdpSource(DNS)),
+            answer(V6, &Part::TcpSource(DNS)),
         ],
         Chain::NatIn => vec![
             rule("127.0.0.1 is the host alone", &[ToLoopback4, Do(Data::Return)]),
@@ -270,7 +338,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("", &[Part::Established, Do(Data::Accept)]),
             drop("no connection it could belong to", &[Part::InvalidState]),
             rule("inside a network", &[Verdict(within(), Set::Within)]),
-            rule("trusted host interfaces", &[In(true, within(), Set::Trusted), Do(Data::Accept)]),
+            rule("trusted host interfaces", &[In(true, within(), Set::Trusted), allow()]),
             rule("out of a network", &[IifGroup(true, BRIDGE_GROUP), Verdict(by_in(), Set::Leave)]),
             drop("out of a network unknown to the store", &[IifGroup(true, BRIDGE_GROUP)]),
             rule("", &[Do(Data::Goto(Chain::Enter))]),
@@ -282,37 +350,31 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             )]
         }
         Chain::Enter => vec![
-            rule("to the world", &[OifGroup(false, BRIDGE_GROUP), Do(Data::Accept)]),
+            rule("to the world", &[OifGroup(false, BRIDGE_GROUP), allow()]),
             rule("into a network", &[Verdict(vec![NfProto, OifName], Set::Enter)]),
             drop("into a network unknown to the store", &[]),
         ],
         Chain::EnterNat => {
-            vec![rule("through a published port", &[Translated, Do(Data::Accept)]), drop("not published", &[])]
+            vec![rule("through a published port", &[Translated, allow()]), drop("not published", &[])]
         }
         Chain::EnterRouted => vec![
-            rule("through a published port", &[Translated, Do(Data::Accept)]),
-            rule("", &[L4Proto(ICMP), Do(Data::Accept)]),
-            rule("", &[L4Proto(ICMP6), Do(Data::Accept)]),
+            rule("through a published port", &[Translated, allow()]),
+            rule("", &[L4Proto(ICMP), allow()]),
+            rule("", &[L4Proto(ICMP6), allow()]),
+            rule("open port", &[In(true, vec![Destination(V4), Protocol, DestinationPort], Set::Open(V4)), allow()]),
+            rule("open port", &[In(true, vec![Destination(V6), Protocol, DestinationPort], Set::Open(V6)), allow()]),
             rule(
-                "open port",
-                &[In(true, vec![Destination(V4), Protocol, DestinationPort], Set::Open(V4)), Do(Data::Accept)],
-            ),
-            rule(
-                "open port",
-                &[In(true, vec![Destination(V6), Protocol, DestinationPort], Set::Open(V6)), Do(Data::Accept)],
+                "open ports",
+                &[In(true, vec![Destination(V4), Protocol, DestinationPort], Set::OpenRange(V4)), allow()],
             ),
             rule(
                 "open ports",
-                &[In(true, vec![Destination(V4), Protocol, DestinationPort], Set::OpenRange(V4)), Do(Data::Accept)],
-            ),
-            rule(
-                "open ports",
-                &[In(true, vec![Destination(V6), Protocol, DestinationPort], Set::OpenRange(V6)), Do(Data::Accept)],
+                &[In(true, vec![Destination(V6), Protocol, DestinationPort], Set::OpenRange(V6)), allow()],
             ),
             drop("not published", &[]),
         ],
         Chain::WithinClosed => vec![
-            rule("through a published port", &[Translated, Do(Data::Accept)]),
+            rule("through a published port", &[Translated, allow()]),
             drop("containers of this network do not reach each other", &[]),
         ],
         Chain::Input => vec![
@@ -333,13 +395,39 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 ],
             ),
             rule("from an internal network", &[Verdict(by_in(), Set::ToHost)]),
+            rule("from any other network", &[IifGroup(true, BRIDGE_GROUP), allow()]),
         ],
         Chain::ToHostInternal => vec![
-            rule("its own gateway", &[In(true, vec![IifName, Destination(V4)], Set::Gateway(V4)), Do(Data::Accept)]),
-            rule("its own gateway", &[In(true, vec![IifName, Destination(V6)], Set::Gateway(V6)), Do(Data::Accept)]),
+            rule("its own gateway", &[In(true, vec![IifName, Destination(V4)], Set::Gateway(V4)), allow()]),
+            rule("its own gateway", &[In(true, vec![IifName, Destination(V6)], Set::Gateway(V6)), allow()]),
+            rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_SOLICITATION), allow()]),
+            rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_ADVERTISEMENT), allow()]),
+            drop("an internal network reaches the host at its gateway only", &[]),
+        ],
+        Chain::FenceEarly => vec![
+            drop("a container sent from a loopback address", &[IifGroup(true, BRIDGE_GROUP), FromLoopback4]),
+            drop("a container sent to a loopback address", &[IifGroup(true, BRIDGE_GROUP), ToLoopback4]),
+        ],
+        // Empty: a translation chain at a hook is what makes the kernel translate there at all.
+        Chain::FenceNatIn | Chain::FenceNatOut | Chain::FenceNatSource => Vec::new(),
+        Chain::FenceForward => vec![
+            rule(
+                "neither from nor to a network",
+                &[IifGroup(false, BRIDGE_GROUP), OifGroup(false, BRIDGE_GROUP), Do(Data::Accept)],
+            ),
+            rule("", &[Part::Established, Do(Data::Accept)]),
+            rule("our own table let it pass", &[Part::Priority(ALLOWED), Do(Data::Accept)]),
+            drop("our own table is not there", &[]),
+        ],
+        Chain::FenceInput => vec![
+            rule("not from a network", &[IifGroup(false, BRIDGE_GROUP), Do(Data::Accept)]),
+            rule("", &[Part::Established, Do(Data::Accept)]),
+            rule("names", &[Part::UdpDestination(DNS), Do(Data::Accept)]),
+            rule("names", &[Part::TcpDestination(DNS), Do(Data::Accept)]),
             rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_SOLICITATION), Do(Data::Accept)]),
             rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_ADVERTISEMENT), Do(Data::Accept)]),
-            drop("an internal network reaches the host at its gateway only", &[]),
+            rule("our own table let it pass", &[Part::Priority(ALLOWED), Do(Data::Accept)]),
+            drop("our own table is not there", &[]),
         ],
         Chain::Guard => vec![
             rule("not from a container", &[IifGroup(false, PORT_GROUP), Do(Data::Accept)]),
@@ -408,6 +496,18 @@ impl fmt::Display for Load {
     }
 }
 
+/// A packet priority as nft(8) writes it: a class of tc(8).
+struct Handle(u32);
+
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => write!(f, "none"),
+            number => write!(f, "{:04x}:{:04x}", number >> 16, number & 0xffff),
+        }
+    }
+}
+
 fn concat(loads: &[Load]) -> String {
     loads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" . ")
 }
@@ -437,6 +537,12 @@ impl fmt::Display for Part {
             Self::Icmp6Type(REDIRECT) => write!(f, "icmpv6 type nd-redirect"),
             Self::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),
             Self::UdpSource(port) => write!(f, "udp sport {port}"),
+            Self::TcpSource(port) => write!(f, "tcp sport {port}"),
+            Self::UdpDestination(port) => write!(f, "udp dport {port}"),
+            Self::TcpDestination(port) => write!(f, "tcp dport {port}"),
+            Self::Priority(number) => write!(f, "meta priority {}", Handle(*number)),
+            Self::SetPriority(number) => write!(f, "meta priority set {}", Handle(*number)),
+            Self::NoTrack => write!(f, "notrack"),
             Self::Established => write!(f, "ct state established,related"),
             Self::InvalidState => write!(f, "ct state invalid"),
             Self::Translated => write!(f, "ct status dnat"),
@@ -480,31 +586,42 @@ pub fn render<'a>(name: &str, elements: impl IntoIterator<Item = &'a Element>) -
     let elements: Vec<&Element> = elements.into_iter().collect();
     let mut text = String::new();
     for table_kind in Table::ALL {
-        let family = match table_kind {
-            Table::Inet => "inet",
-            Table::Bridge => "bridge",
-        };
-        let _ = writeln!(text, "table {family} {name} {{");
-        for set in Set::ALL.into_iter().filter(|set| set.table() == table_kind) {
-            render_set(&mut text, set, elements.iter().copied().filter(|e| e.set == set));
-        }
-        for chain in Chain::ALL.into_iter().filter(|chain| table(*chain) == table_kind) {
-            let _ = writeln!(text, "\tchain {} {{", chain.name());
-            if let Some(hook) = hook(chain) {
-                let _ = writeln!(
-                    text,
-                    "\t\ttype {} hook {} priority {}; policy accept;",
-                    hook.kind, hook.hook, hook.priority_name
-                );
-            }
-            for rule in rules(chain) {
-                let _ = writeln!(text, "\t\t{rule}");
-            }
-            let _ = writeln!(text, "\t}}\n");
-        }
-        let _ = writeln!(text, "}}");
+        render_table(&mut text, table_kind, name, &elements);
     }
     text
+}
+
+/// The fence beside the tables `name`, as nft(8) reads it, without its flags: nft cannot own a table for long.
+pub fn render_fence(name: &str) -> String {
+    let mut text = String::new();
+    render_table(&mut text, Table::Fence, &Table::fence_name(name), &[]);
+    text
+}
+
+fn render_table(text: &mut String, table_kind: Table, name: &str, elements: &[&Element]) {
+    let family = match table_kind {
+        Table::Inet | Table::Fence => "inet",
+        Table::Bridge => "bridge",
+    };
+    let _ = writeln!(text, "table {family} {name} {{");
+    for set in Set::ALL.into_iter().filter(|set| set.table() == table_kind) {
+        render_set(text, set, elements.iter().copied().filter(|e| e.set == set));
+    }
+    for chain in Chain::ALL.into_iter().filter(|chain| table(*chain) == table_kind) {
+        let _ = writeln!(text, "\tchain {} {{", chain.name());
+        if let Some(hook) = hook(chain) {
+            let _ = writeln!(
+                text,
+                "\t\ttype {} hook {} priority {}; policy accept;",
+                hook.kind, hook.hook, hook.priority_name
+            );
+        }
+        for rule in rules(chain) {
+            let _ = writeln!(text, "\t\t{rule}");
+        }
+        let _ = writeln!(text, "\t}}\n");
+    }
+    let _ = writeln!(text, "}}");
 }
 
 fn render_set<'a>(text: &mut String, set: Set, elements: impl Iterator<Item = &'a Element>) {

@@ -9,11 +9,18 @@ pub enum Table {
     Inet,
     /// `table bridge`: the guard at the bridge ports.
     Bridge,
+    /// `table inet` of another name: the fence, which the resident process holds.
+    Fence,
 }
 
 impl Table {
-    /// Both.
+    /// The two that are there with the first network and go with the last.
     pub const ALL: [Self; 2] = [Self::Inet, Self::Bridge];
+
+    /// The name of the fence beside the tables called `name`.
+    pub fn fence_name(name: &str) -> String {
+        format!("{name}_fence")
+    }
 }
 
 /// A part of a set's key or data. Each takes a multiple of four bytes in the kernel's registers.

@@ -54,6 +54,41 @@ pub fn create_ruleset(batch: &mut Batch, name: &str) {
     }
 }
 
+/// Adds the fence beside the tables `name`, owned by the socket that sends this, to stay when that is closed.
+///
+/// An orphan of a dead owner is adopted and filled anew. That and the flags take Linux 6.9; before it the kernel
+/// answers `EOPNOTSUPP` or `EINVAL`.
+pub fn create_fence(batch: &mut Batch, name: &str) {
+    let name = Table::fence_name(name);
+    let table = |batch: &mut Batch, kind, flags, with_flags: bool| {
+        batch.message(message(kind), flags, |buf| {
+            push_nfgenmsg(buf, family(Table::Fence), 0);
+            let attrs = PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
+            if with_flags {
+                attrs.push_flags(NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+            }
+        });
+    };
+    // To adopt is to add what is there; to have just one content, it goes first, in the same transaction.
+    table(batch, libc::NFT_MSG_NEWTABLE, CREATE, true);
+    table(batch, libc::NFT_MSG_DELTABLE, 0, false);
+    table(batch, libc::NFT_MSG_NEWTABLE, CREATE, true);
+    let chains = || Chain::ALL.into_iter().filter(|chain| ruleset::table(*chain) == Table::Fence);
+    for chain in chains() {
+        create_chain(batch, &name, chain);
+    }
+    for chain in chains() {
+        for rule in ruleset::rules(chain) {
+            create_rule(batch, &name, chain, &rule);
+        }
+    }
+}
+
+/// Removes the fence beside the tables `name`; its owner alone may.
+pub fn delete_fence(batch: &mut Batch, name: &str) {
+    delete_ruleset(batch, &Table::fence_name(name), Table::Fence);
+}
+
 /// Removes both tables with all they hold; `destroy` does not mind their absence (Linux 6.3).
 pub fn delete_ruleset(batch: &mut Batch, name: &str, table: Table) {
     batch.message(message(libc::NFT_MSG_DELTABLE), 0, |buf| {
@@ -329,7 +364,7 @@ impl Expressions<'_> {
 
     /// The network header's offsets mean something only for the family they belong to.
     fn only_family(&mut self, family: Family) {
-        if self.table == Table::Inet {
+        if self.table != Table::Bridge {
             let number = match family {
                 Family::V4 => libc::NFPROTO_IPV4,
                 Family::V6 => libc::NFPROTO_IPV6,
@@ -338,6 +373,13 @@ impl Expressions<'_> {
         } else {
             assert!(self.ether_known, "a rule of the bridge table names the link layer protocol first");
         }
+    }
+
+    /// The port at `offset` of the transport header.
+    fn port(&mut self, protocol: i32, offset: u32, port: u16) {
+        self.meta_is(libc::NFT_META_L4PROTO, true, &[protocol as u8]);
+        self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2, REGISTER);
+        self.compare(true, &port.to_be_bytes());
     }
 
     /// A bit of a `ct` key is set.
@@ -500,11 +542,23 @@ impl Expressions<'_> {
                 self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, REGISTER);
                 self.compare(true, &[*kind]);
             }
-            Part::UdpSource(port) => {
-                self.meta_is(libc::NFT_META_L4PROTO, true, &[libc::IPPROTO_UDP as u8]);
-                self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, REGISTER);
-                self.compare(true, &port.to_be_bytes());
+            Part::UdpSource(port) => self.port(libc::IPPROTO_UDP, 0, *port),
+            Part::TcpSource(port) => self.port(libc::IPPROTO_TCP, 0, *port),
+            Part::UdpDestination(port) => self.port(libc::IPPROTO_UDP, 2, *port),
+            Part::TcpDestination(port) => self.port(libc::IPPROTO_TCP, 2, *port),
+            Part::Priority(number) => self.meta_is(libc::NFT_META_PRIORITY, true, &number.to_ne_bytes()),
+            Part::SetPriority(number) => {
+                self.expression("immediate", |buf| {
+                    PushExprImmediateAttrs::new(buf)
+                        .push_dreg(REGISTER)
+                        .nested_data()
+                        .push_value(&number.to_ne_bytes());
+                });
+                self.expression("meta", |buf| {
+                    PushExprMetaAttrs::new(buf).push_key(libc::NFT_META_PRIORITY as u32).push_sreg(REGISTER);
+                });
             }
+            Part::NoTrack => self.expression("notrack", |_| {}),
             Part::Established => self.ct_bits(libc::NFT_CT_STATE, CT_ESTABLISHED | CT_RELATED),
             Part::InvalidState => self.ct_bits(libc::NFT_CT_STATE, CT_INVALID),
             Part::Translated => self.ct_bits(libc::NFT_CT_STATUS, IPS_DST_NAT),
@@ -543,6 +597,8 @@ impl Expressions<'_> {
 
 /// Numbers of nf_tables.h that the libc crate lacks.
 const NFT_SET_CONCAT: u32 = 0x80;
+const NFT_TABLE_F_OWNER: u32 = 2;
+const NFT_TABLE_F_PERSIST: u32 = 4;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_EXPR_NAME: u16 = 1;

@@ -19,7 +19,7 @@ const DESTROY_SET_ELEMENT: i32 = 30;
 /// The address family number of a table.
 const fn family(table: Table) -> u8 {
     match table {
-        Table::Inet => libc::NFPROTO_INET as u8,
+        Table::Inet | Table::Fence => libc::NFPROTO_INET as u8,
         Table::Bridge => libc::NFPROTO_BRIDGE as u8,
     }
 }

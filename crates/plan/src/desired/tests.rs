@@ -73,7 +73,7 @@ fn mode_nat_lets_in_published_ports_and_masquerades() {
     assert_eq!(elements(&objects, Set::Leave), ["ipv4 . br-n : goto enter", "ipv6 . br-n : goto enter"]);
     assert_eq!(elements(&objects, Set::Masquerade), ["ipv4 . br-n", "ipv6 . br-n"]);
     assert_eq!(elements(&objects, Set::Checked), ["ipv4 . br-n", "ipv6 . br-n"]);
-    assert_eq!(elements(&objects, Set::Within), ["br-n . br-n : accept"]);
+    assert_eq!(elements(&objects, Set::Within), ["br-n . br-n : goto allow"]);
     assert_eq!(elements(&objects, Set::Hairpin), ["br-n . br-n"]);
     assert_eq!(elements(&objects, Set::Gateway(Family::V4)), ["br-n . 172.20.0.1"]);
     assert_eq!(elements(&objects, Set::Gateways(Family::V4)), ["172.20.0.1"]);
@@ -103,7 +103,7 @@ fn mode_nat_lets_in_published_ports_and_masquerades() {
 #[test]
 fn mode_nat_unprotected_lets_everything_in_and_masquerades() {
     let objects = network_objects("/r", &network("n", 1, &DUAL, &[("gateway_mode_ipv6", "nat-unprotected")]));
-    assert_eq!(elements(&objects, Set::Enter), ["ipv4 . br-n : goto enter_nat", "ipv6 . br-n : accept"]);
+    assert_eq!(elements(&objects, Set::Enter), ["ipv4 . br-n : goto enter_nat", "ipv6 . br-n : goto allow"]);
     assert_eq!(elements(&objects, Set::Masquerade), ["ipv4 . br-n", "ipv6 . br-n"]);
 }
 
