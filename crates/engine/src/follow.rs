@@ -1,15 +1,16 @@
 //! Following the rows: what a process that stays needs to know of what others did.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use portolan_model::Phase;
+use portolan_model::{Driver, Endpoint, Family, Id, Mtu, Network, Phase};
 use portolan_plan::ContainerView;
 
-use crate::api::{Change, Followed};
+use crate::api::{Change, Followed, Repaired};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::Kernel;
-use crate::store::{Store, Touched, Tx};
+use crate::store::{Durability, Store, Touched, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Shows what the commits after `since` changed, networks first; everything there is without it, or when the log of
@@ -52,6 +53,85 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// When the store cannot be read.
     pub fn revision(&self) -> Result<u64> {
         Ok(self.store.read()?.revision()?)
+    }
+
+    /// The name of our tables.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn table_name(&self) -> Result<String> {
+        let tx = self.store.read()?;
+        self.table(&tx)
+    }
+
+    /// Whether an interface of the host belongs to an endpoint that neither comes nor goes.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_host_end(&self, name: &str) -> Result<bool> {
+        let tx = self.store.read()?;
+        match tx.endpoint_at(name)? {
+            Some(endpoint) => self.is_settled(&tx, &endpoint),
+            None => Ok(false),
+        }
+    }
+
+    /// The network that an interface with this alias is the bridge of, if it is one of ours and neither comes nor goes.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn network_of_bridge(&self, alias: &str) -> Result<Option<Network>> {
+        let ours = format!("portolan:{}:network:", self.root);
+        let Some(id) = alias.strip_prefix(&ours).and_then(|id| id.parse().ok()) else { return Ok(None) };
+        let tx = self.store.read()?;
+        match tx.network(id)?.filter(|network| network.phase.is_settled()) {
+            Some(network) => Ok(self.is_materialised(&tx, &network)?.then_some(network)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether `address` is leased to an endpoint of `network` that neither comes nor goes.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_leased(&self, network: Id, address: IpAddr) -> Result<bool> {
+        let tx = self.store.read()?;
+        let Some(holder) = tx.lease(network, address)?.and_then(|lease| lease.endpoint) else { return Ok(false) };
+        match tx.endpoint(holder)? {
+            Some(endpoint) => self.is_settled(&tx, &endpoint),
+            None => Ok(false),
+        }
+    }
+
+    fn is_settled(&self, tx: &S::Tx<'_>, endpoint: &Endpoint) -> Result<bool> {
+        let container = tx.container(endpoint.container)?;
+        Ok(endpoint.phase.is_settled() && container.is_some_and(|container| container.phase.is_settled()))
+    }
+
+    /// Gives networks whose MTU nobody chose that of the path to the world, as it is now.
+    ///
+    /// # Errors
+    /// When store or kernel cannot be read; what could not be changed is in the answer.
+    pub fn follow_path_mtu(&self) -> Result<Repaired> {
+        let guard = self.begin()?;
+        let mtu =
+            self.kernel.path_mtu().map_err(|source| Error::Kernel { doing: "read the path MTU".to_owned(), source })?;
+        let tx = self.store.write(&guard)?;
+        let mut is_other = false;
+        for network in tx.networks()? {
+            let follows = network.driver == Driver::Bridge && network.options.mtu.is_none() && network.mtu != mtu;
+            // IPv6 does not live below its minimum (RFC 8200 §5).
+            if follows && (mtu >= Mtu::IPV6_MIN || !network.has(Family::V6)) {
+                tx.put_network(&Network { mtu, ..network })?;
+                is_other = true;
+            }
+        }
+        if !is_other {
+            return Ok(Repaired::default());
+        }
+        tx.commit(Durability::Disk)?;
+        let (steps, failures) = self.reconcile_kernel(&guard)?;
+        Ok(Repaired { steps, failures, ..Repaired::default() })
     }
 
     /// Whether anybody is on any network: then there are names to be answered and rules to be kept.

@@ -77,6 +77,12 @@ pub trait Kernel {
     /// [`KernelError`] when the kernel cannot be read.
     fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError>;
 
+    /// The part of [`Kernel::observe`] that is about rules: our tables with their elements.
+    ///
+    /// # Errors
+    /// [`KernelError`] when they cannot be read.
+    fn observe_rules(&self, table: &str) -> Result<Objects, KernelError>;
+
     /// The names of nftables tables of the inet family.
     ///
     /// # Errors

@@ -144,6 +144,68 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(diff(&desired, &observed))
     }
 
+    /// Makes our tables hold what the rows say, whatever somebody else did to them. Reads nothing but rows and tables.
+    ///
+    /// # Errors
+    /// When store or kernel cannot be read; what could not be repaired is in the answer.
+    pub fn repair_rules(&self) -> Result<Repaired> {
+        let guard = self.store.lock()?;
+        let rows = self.recover(&guard)?;
+        let tx = self.store.write(&guard)?;
+        let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
+        let desired: Objects = self.desired(&tx)?.into_iter().filter(is_rule).collect();
+        let table = self.table(&tx)?;
+        tx.commit(Durability::Process)?;
+        let observed = self
+            .kernel
+            .observe_rules(&table)
+            .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
+        let steps = diff(&desired, &observed);
+        let failures = self.repair(&steps)?.into_iter().map(|failure| failure.to_string()).collect();
+        Ok(Repaired { rows, steps, failures, ..Repaired::default() })
+    }
+
+    /// Takes note that these interfaces of the host are gone: where an endpoint is meant to have one, its container is
+    /// taken down if its namespace died, and its links are made again if not.
+    ///
+    /// A container of `portolan run` whose supervisor lives is left to it.
+    ///
+    /// # Errors
+    /// When store or kernel cannot be read; what could not be repaired is in the answer.
+    pub fn repair_ports(&self, host_ends: &[String]) -> Result<Repaired> {
+        let owners = |tx: &S::Tx<'_>| -> Result<Vec<Container>> {
+            let mut found: BTreeMap<Id, Container> = BTreeMap::new();
+            for host_end in host_ends {
+                if let Some(endpoint) = tx.endpoint_at(host_end)?.filter(|endpoint| endpoint.phase.is_settled())
+                    && let Some(container) = tx.container(endpoint.container)?.filter(|row| row.phase.is_settled())
+                {
+                    found.insert(container.id, container);
+                }
+            }
+            Ok(found.into_values().collect())
+        };
+        // Verbs remove links, too: as a rule the row is gone by now.
+        if owners(&self.store.read()?)?.is_empty() {
+            return Ok(Repaired::default());
+        }
+        let guard = self.store.lock()?;
+        let mut repaired = Repaired { rows: self.recover(&guard)?, ..Repaired::default() };
+        let mut is_missing = false;
+        for container in owners(&self.store.read()?)? {
+            if self.is_alive(&container) {
+                is_missing = true;
+            } else if !container.supervisor.is_some_and(|process| self.kernel.process_alive(process)) {
+                repaired.containers.push(container.name.clone());
+                self.reap(&guard, container)?;
+            }
+        }
+        if is_missing {
+            let (steps, failures) = self.reconcile_kernel(&guard)?;
+            return Ok(Repaired { steps, failures, ..repaired });
+        }
+        Ok(repaired)
+    }
+
     /// Makes the kernel hold what the rows say; answers the steps taken and the failures.
     pub(crate) fn reconcile_kernel(&self, guard: &S::Guard<'_>) -> Result<(Vec<Step>, Vec<String>)> {
         let tx = self.store.write(guard)?;

@@ -220,6 +220,8 @@ pub trait Tx {
     fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), StoreError>;
     /// Removes an endpoint; its leases come to rest.
     fn delete_endpoint(&self, id: Id) -> Result<(), StoreError>;
+    /// The endpoint whose interface on the host side has this name.
+    fn endpoint_at(&self, host_end: &str) -> Result<Option<Endpoint>, StoreError>;
     /// The endpoint that holds a MAC on a network.
     fn mac_holder(&self, network: Id, mac: Mac) -> Result<Option<Id>, StoreError>;
     /// An endpoint by its id.

@@ -58,6 +58,16 @@ pub(crate) fn receive_timeout(fd: BorrowedFd<'_>, timeout: Duration) -> io::Resu
     Ok(())
 }
 
+/// Gives a netlink socket an address of the kernel's choice (netlink(7)).
+pub(crate) fn bind_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: sockaddr_nl is plain data for which all zeroes is valid.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the address is live and its length is given.
+    cvt(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
+}
+
 /// setns(2).
 pub(crate) fn setns(fd: BorrowedFd<'_>, kind: i32) -> io::Result<()> {
     // SAFETY: setns(2) takes no pointers; the fd is borrowed for the call.

@@ -18,6 +18,7 @@ use crate::daemon::{Config, Engine};
 use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
 use crate::feed::Feed;
 use crate::notify::Manager;
+use crate::repair::{Repairer, Report};
 
 /// Where systemd-resolved keeps the servers that hide behind its stub (systemd-resolved.service(8)).
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
@@ -37,6 +38,8 @@ pub struct Inherited {
 pub struct Memory {
     /// The name server's.
     dns: Option<Part<HandOverData>>,
+    /// The socket that owns the fence.
+    fence: Option<Part<()>>,
 }
 
 /// Descriptors, by number and in order, and the data that belongs to them.
@@ -72,6 +75,10 @@ pub struct Services {
     revision: Option<u64>,
     feed: Feed,
     dns: Option<DnsServer>,
+    repairer: Option<Repairer>,
+    /// Whether the fence is to stand, and why it does not if it should.
+    fence: (bool, Option<String>),
+    root: PathBuf,
     warnings: Vec<String>,
     tell: mpsc::Sender<String>,
 }
@@ -89,6 +96,9 @@ impl Services {
             revision: None,
             feed: Feed::default(),
             dns: None,
+            repairer: None,
+            fence: (false, None),
+            root: config.root.clone(),
             warnings: Vec::new(),
             tell,
         };
@@ -101,6 +111,13 @@ impl Services {
     /// # Errors
     /// When one cannot be started.
     pub fn resume(&mut self, mut inherited: Inherited) -> Result<()> {
+        let fence = match inherited.memory.fence.take() {
+            Some(part) => inherited.claim(&part).pop(),
+            None => {
+                let at = inherited.fds.iter().position(|(_, fd)| is_netlink(fd));
+                at.map(|at| inherited.fds.swap_remove(at).1)
+            }
+        };
         let handed = match inherited.memory.dns.take() {
             Some(part) => {
                 let fds = inherited.claim(&part);
@@ -121,6 +138,12 @@ impl Services {
         self.feed = Feed::default();
         server.update(vec![dns::Change::HostResolver(self.host_resolver())]);
         self.dns = Some(server);
+        let manager = self.manager.sibling().context("reach the service manager")?;
+        let keep = move |socket: BorrowedFd<'_>| manager.keep("fence", socket);
+        let (tell, wake) = (self.tell.clone(), self.wake.try_clone().context("duplicate a descriptor")?);
+        let report = move |report: Report| say(&tell, &wake, &Event::Repaired(report));
+        self.repairer = Some(Repairer::start(self.root.clone(), fence, Box::new(keep), Box::new(report))?);
+        self.fence = (false, None);
         Ok(())
     }
 
@@ -156,7 +179,11 @@ impl Services {
         if let Some(dns) = self.dns.as_ref().filter(|_| !changes.is_empty()) {
             dns.update(changes);
         }
-        Ok(self.feed.endpoints() > 0)
+        let has_endpoints = self.feed.endpoints() > 0;
+        if let Some(repairer) = self.repairer.as_ref().filter(|_| self.fence.0 != has_endpoints) {
+            self.fence = (has_endpoints, repairer.set_needed(has_endpoints)?);
+        }
+        Ok(has_endpoints)
     }
 
     /// Waits until all that was told is in force; what is not as it should be.
@@ -165,7 +192,9 @@ impl Services {
     /// When a thread is gone.
     pub fn settle(&mut self) -> Result<Vec<String>> {
         let failures = self.dns.as_ref().map(DnsServer::barrier).transpose()?.unwrap_or_default();
-        self.warnings = failures.into_iter().map(|failure| format!("names are not answered: {failure}")).collect();
+        self.warnings = self.fence.1.iter().cloned().collect();
+        let failures = failures.into_iter().map(|failure| format!("names are not answered: {failure}"));
+        self.warnings.extend(failures);
         Ok(self.warnings.clone())
     }
 
@@ -205,17 +234,10 @@ impl Services {
         &self.warnings
     }
 
-    /// Says to whoever follows events that something happened.
-    pub fn happened(&self, event: &impl Serialize) {
-        if let Ok(line) = serde_json::to_string(event) {
-            let _ = self.tell.send(line);
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        }
-    }
-
     /// Ends the threads.
     pub fn stop(&mut self) {
         self.dns = None;
+        self.repairer = None;
     }
 
     /// Ends the threads; what their successors go on with.
@@ -229,8 +251,33 @@ impl Services {
             let part = inherited.add(fds, data);
             inherited.memory.dns = Some(part);
         }
+        if let Some(repairer) = self.repairer.take()
+            && let Some(fence) = repairer.hand_over()?
+        {
+            let part = inherited.add(vec![fence], ());
+            inherited.memory.fence = Some(part);
+        }
         Ok(inherited)
     }
+}
+
+/// What whoever follows is told.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+enum Event {
+    /// Something was missing in the kernel, or a namespace died.
+    Repaired(Report),
+}
+
+fn say(tell: &mpsc::Sender<String>, wake: &OwnedFd, event: &Event) {
+    if let Ok(line) = serde_json::to_string(event) {
+        let _ = tell.send(line);
+        let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+    }
+}
+
+fn is_netlink(fd: &OwnedFd) -> bool {
+    rustix::net::sockopt::socket_domain(fd).is_ok_and(|family| family == rustix::net::AddressFamily::NETLINK)
 }
 
 /// The name under which a listening socket is kept: what systemd allows (sd_pid_notify_with_fds(3)).

@@ -69,6 +69,7 @@ statements! {
     Point ENDPOINTS_OF = "SELECT body FROM endpoint WHERE container = ?1 ORDER BY seq";
     Point ENDPOINTS_ON = "SELECT body FROM endpoint WHERE network = ?1 ORDER BY seq";
     Point ENDPOINT_COUNT = "SELECT count(*) FROM (SELECT 1 FROM endpoint WHERE network = ?1 LIMIT ?2)";
+    Point ENDPOINT_AT = "SELECT body FROM endpoint WHERE host_end = ?1";
     Point HOST_END_TAKEN = "SELECT EXISTS (SELECT 1 FROM endpoint WHERE host_end = ?1)";
     Point MAC_HOLDER = "SELECT id FROM endpoint WHERE network = ?1 AND mac = ?2";
     Point MOVE_ENDPOINT = "UPDATE endpoint SET moving = iif(?7 IS NULL, NULL, coalesce(moving, ?7)), body = ?8
@@ -217,6 +218,7 @@ mod tests {
         assert_eq!(tx.endpoints_of(somebody)?.len(), 1);
         assert_eq!(tx.endpoint_count(web, 2)?, 2);
         assert!(tx.host_end_taken("pv4")?);
+        assert!(tx.endpoint_at("pv4")?.is_some());
         assert_eq!(tx.mac_holder(web, mac(4))?, Some(id(3, 4)));
         assert!(tx.lease(web, parse("10.0.0.6"))?.is_some());
         assert!(tx.lease_cursor(web, parse("10.0.0.0/8"))?.is_none());

@@ -386,6 +386,10 @@ impl Tx for SqliteTx<'_> {
         Ok(())
     }
 
+    fn endpoint_at(&self, host_end: &str) -> Result<Option<Endpoint>, StoreError> {
+        self.maybe_body(sql::ENDPOINT_AT, [host_end])
+    }
+
     fn mac_holder(&self, network: Id, mac: Mac) -> Result<Option<Id>, StoreError> {
         let found = self.maybe(sql::MAC_HOLDER, params![network.as_bytes(), mac.octets()], |row| row.get(0))?;
         Ok(found.map(Id::from_bytes))

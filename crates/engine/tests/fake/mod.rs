@@ -284,6 +284,12 @@ impl Kernel for FakeKernel {
         Vec::new()
     }
 
+    fn observe_rules(&self, _: &str) -> Result<Objects, KernelError> {
+        self.call();
+        let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
+        Ok(self.0.borrow().objects.clone().into_iter().filter(is_rule).collect())
+    }
+
     fn observe(&self, _: &str, _: &str, desired: &Objects) -> Result<Objects, KernelError> {
         self.call();
         let state = self.0.borrow();

@@ -14,7 +14,8 @@ use crate::netns::{self, NetnsFd};
 use crate::nft::encode::{self, Insist};
 use crate::rtnl::addr::{self, Address};
 use crate::rtnl::link::{self, AddrGenMode, BrPort, BridgeSpec, Ipv4Conf, LinkChange, VethPeer, VethSpec};
-use crate::rtnl::{self, neigh, route};
+use crate::rtnl::route::{self, Route};
+use crate::rtnl::{self, neigh};
 use crate::{announce, sysctl};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -440,6 +441,12 @@ impl Context<'_> {
             labelled.add(&doing, |batch| {
                 addr::replace(batch, &Address::new(index, address.addr(), address.prefix_len()));
             });
+            // The kernel makes it with the address, but not for an address that is there and whose route somebody took.
+            if existing.is_some() && address.prefix_len() < address.max_prefix_len() {
+                labelled.add(&doing, |batch| {
+                    route::replace(batch, &connected(index, address));
+                });
+            }
         }
         self.send(socket, &labelled);
     }
@@ -775,4 +782,19 @@ pub(super) fn open_sandbox(sandbox: &Sandbox) -> Result<NetnsFd, KernelError> {
         return Err(gone("it is another namespace by now".to_owned()));
     }
     Ok(ns)
+}
+
+/// The route to its subnet that the kernel makes with an address.
+fn connected(index: u32, address: &ipnet::IpNet) -> Route {
+    /// `IP6_RT_PRIO_ADDRCONF`, include/net/ip6_route.h.
+    const ADDRCONF: u32 = 256;
+    let is_v4 = address.addr().is_ipv4();
+    Route {
+        oif: Some(index),
+        protocol: route::PROTOCOL_KERNEL,
+        scope: is_v4.then_some(libc::RT_SCOPE_LINK),
+        prefsrc: is_v4.then_some(address.addr()),
+        metric: (!is_v4).then_some(ADDRCONF),
+        ..Route::new(address.network(), address.prefix_len())
+    }
 }

@@ -29,6 +29,14 @@ impl HostKernel {
         Self::default()
     }
 
+    /// An interface of the host; none if there is no such, or it cannot be asked for.
+    pub fn interface(&self, index: u32) -> Option<crate::rtnl::link::Link> {
+        let look = |socket: &mut Socket| {
+            crate::rtnl::link::lookup(socket, index).map_err(|error| refusal("read an interface", &error))
+        };
+        self.with_route(look).ok().flatten()
+    }
+
     fn with_route<T>(&self, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
         with(&self.route, netlink::ROUTE, ask)
     }
@@ -94,6 +102,10 @@ impl Kernel for HostKernel {
 
     fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError> {
         observe::observe(self, root, table, desired)
+    }
+
+    fn observe_rules(&self, table: &str) -> Result<Objects, KernelError> {
+        observe::rules(self, table)
     }
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {

@@ -47,6 +47,13 @@ pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Ob
     Ok(found)
 }
 
+/// Reads our tables alone.
+pub(super) fn rules(kernel: &HostKernel, table: &str) -> Result<Objects, KernelError> {
+    let mut found = Objects::new();
+    kernel.with_netfilter(|socket| tables(socket, table, &mut found))?;
+    Ok(found)
+}
+
 fn tables(socket: &mut Socket, name: &str, found: &mut Objects) -> Result<(), KernelError> {
     let doing = "read the ruleset";
     let mut present = 0;
@@ -91,11 +98,17 @@ fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects
     let network = format!("portolan:{root}:network:");
     let endpoint = format!("portolan:{root}:endpoint:");
     let mut bridges: BTreeMap<u32, IfName> = BTreeMap::new();
+    let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
+    let connected: BTreeSet<(u32, IpNet)> = routes
+        .into_iter()
+        .filter(|route| route.protocol == route::PROTOCOL_KERNEL && route.table == route::TABLE_MAIN)
+        .filter_map(|route| Some((route.oif?, IpNet::new(route.dst, route.prefix_len).ok()?)))
+        .collect();
     for link in &all {
         let (Some(alias), Ok(name)) = (&link.alias, link.name.parse::<IfName>()) else { continue };
         if alias.starts_with(&network) && link.kind.as_deref() == Some("bridge") {
             bridges.insert(link.index, name.clone());
-            found.insert(Object::Bridge(bridge(socket, link, name, alias)?));
+            found.insert(Object::Bridge(bridge(socket, link, name, alias, &connected)?));
         } else if alias.starts_with(&endpoint) {
             found.insert(Object::Port(port(link, name, alias, &names, desired)));
         }
@@ -139,7 +152,16 @@ fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects
     Ok(())
 }
 
-fn bridge(socket: &mut Socket, link: &Link, name: IfName, alias: &str) -> Result<Bridge, KernelError> {
+/// An address whose route to the subnet is gone counts as gone: it is of no use.
+fn bridge(
+    socket: &mut Socket,
+    link: &Link,
+    name: IfName,
+    alias: &str,
+    connected: &BTreeSet<(u32, IpNet)>,
+) -> Result<Bridge, KernelError> {
+    let is_whole =
+        |net: &IpNet| net.prefix_len() == net.max_prefix_len() || connected.contains(&(link.index, net.trunc()));
     let addresses = addr::dump(socket, Some(link.index)).map_err(|error| refusal("list addresses", &error))?;
     let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
     let usable = link.up && link.group == BRIDGE_GROUP;
@@ -147,7 +169,7 @@ fn bridge(socket: &mut Socket, link: &Link, name: IfName, alias: &str) -> Result
         name,
         mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-        addresses: nets(&addresses),
+        addresses: nets(&addresses).into_iter().filter(is_whole).collect(),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
         ipv6: !disabled,
         route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),

@@ -10,10 +10,12 @@
 mod answer;
 mod batch;
 mod error;
+mod monitor;
 mod socket;
 
 pub use batch::{Batch, push_nfgenmsg};
 pub use error::{Errno, NetlinkError, errno_name};
+pub use monitor::{Event, Monitor};
 pub use socket::{Outcome, Reply, Socket};
 
 /// rtnetlink(7): links, addresses, routes, rules, neighbours.

@@ -41,6 +41,20 @@ impl AsFd for Socket {
     }
 }
 
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        socket.fd
+    }
+}
+
+impl From<OwnedFd> for Socket {
+    /// A socket that [`Socket::open`] made, in this process or in one before it; answers to whoever had it are passed
+    /// over.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, receive: vec![0; RECEIVE_BUFFER], send_limit: DEFAULT_SEND_LIMIT }
+    }
+}
+
 impl Socket {
     /// Opens a socket for `protocol` ([`ROUTE`](super::ROUTE), [`NETFILTER`](super::NETFILTER),
     /// [`SOCK_DIAG`](super::SOCK_DIAG)) in the calling thread's network namespace.
@@ -253,6 +267,15 @@ impl Socket {
         }
         let sent = sys::send(self.fd.as_fd(), bytes, 0)?;
         if sent == bytes.len() { Ok(()) } else { Err(NetlinkError::from_errno(libc::EIO)) }
+    }
+
+    /// The next datagram that waits, if there is one.
+    pub(super) fn receive_now(&mut self) -> Result<Option<&[u8]>, NetlinkError> {
+        match self.receive(libc::MSG_DONTWAIT) {
+            Ok(len) => Ok(Some(&self.receive[..len])),
+            Err(error) if error.errno == libc::EAGAIN => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Receives one datagram of the kernel into `self.receive`.

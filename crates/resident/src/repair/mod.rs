@@ -1,1 +1,403 @@
-//! Repair: what others change in the kernel is put back.
+//! Repair: what others change in the kernel is put back, and containers whose namespace died are taken down.
+//!
+//! One thread hears of changes ([`Monitor`]), decides which of them may concern us, and then looks for itself, under the
+//! lock that every verb holds: what a verb changes is what the rows say by then, so there is nothing to do. It also holds
+//! the fence ([`portolan_plan::ruleset`]).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use portolan_engine::{Kernel as _, Repaired};
+use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, Socket};
+use portolan_kernel::nft::encode;
+use portolan_kernel::rtnl::link::Link;
+use portolan_model::{Mtu, Network};
+use portolan_plan::{BRIDGE_GROUP, PORT_GROUP};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::daemon::{self, Engine};
+
+/// The name of our own program: rules that it changed are what the rows say.
+const OURS: &str = "portolan";
+
+/// What was done so far.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Times that something was missing and was put back.
+    pub repairs: AtomicU64,
+    /// Containers taken down because their namespace died.
+    pub reaped: AtomicU64,
+    /// Microseconds that the last repair took, from the moment it was heard of.
+    pub last_micros: AtomicU64,
+}
+
+/// Something that was repaired, or could not be.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// What somebody else did, as far as it can be told.
+    pub because: String,
+    /// Containers that were taken down.
+    pub containers: Vec<String>,
+    /// What was changed in the kernel, a sentence each; the first few.
+    pub steps: Vec<String>,
+    /// How many changes there were.
+    pub count: usize,
+    /// What could not be changed.
+    pub failures: Vec<String>,
+    /// Microseconds that it took.
+    pub micros: u64,
+}
+
+/// So many steps are told one by one.
+const TOLD: usize = 8;
+
+enum Command {
+    /// Whether any container is on any network.
+    Needed(bool, mpsc::Sender<Option<String>>),
+    HandOver(mpsc::Sender<Option<OwnedFd>>),
+    Stop,
+}
+
+/// The running thread; dropping it ends it and removes the fence.
+pub struct Repairer {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<OwnedFd>,
+    stats: Arc<Stats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Repairer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repairer").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+/// Called, on the thread, with what was repaired.
+pub type Tell = Box<dyn Fn(Report) + Send>;
+/// Called with the socket that owns the fence, once it is open.
+pub type Keep = Box<dyn Fn(BorrowedFd<'_>) + Send>;
+
+impl Repairer {
+    /// Starts the thread (`portolan-repair`) for the state at `root`, in the network namespace of the calling thread.
+    ///
+    /// `fence` is the socket that owned the fence before us, if there was one.
+    ///
+    /// # Errors
+    /// When out of descriptors or threads, or the kernel has no nftables.
+    pub fn start(root: PathBuf, fence: Option<OwnedFd>, keep: Keep, tell: Tell) -> Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (commands, queue) = mpsc::channel();
+        let stats = Arc::new(Stats::default());
+        let monitor = Monitor::open().context("hear of changes in the kernel")?;
+        let fence = match fence {
+            Some(fd) => Socket::from(fd),
+            None => {
+                let socket = Socket::open(NETFILTER).context("open a netlink socket")?;
+                keep(socket.as_fd());
+                socket
+            }
+        };
+        let (waits, counts) = (wake.clone(), stats.clone());
+        let work = move || match daemon::engine(&root) {
+            Ok(engine) => {
+                let path_mtu = engine.kernel().path_mtu().ok();
+                let thread = Thread {
+                    engine,
+                    monitor,
+                    fence: Some(fence),
+                    fenced: None,
+                    path_mtu,
+                    wake: waits,
+                    queue,
+                    stats: counts,
+                    tell,
+                };
+                thread.run();
+            }
+            Err(error) => tracing::error!("repair: {error:#}"),
+        };
+        let thread = std::thread::Builder::new().name("portolan-repair".into()).spawn(work)?;
+        Ok(Self { commands, wake, stats, thread: Some(thread) })
+    }
+
+    /// Says whether any container is on any network: the fence stands as long as there is one. Returns when it stands,
+    /// with the reason if it cannot.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub fn set_needed(&self, is_needed: bool) -> Result<Option<String>> {
+        let (reply, answer) = mpsc::channel();
+        self.send(Command::Needed(is_needed, reply))?;
+        answer.recv().context("the repairing thread has ended")
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Ends the thread and returns the socket that owns the fence, which stays.
+    ///
+    /// # Errors
+    /// When the thread has ended before its time.
+    pub fn hand_over(mut self) -> Result<Option<OwnedFd>> {
+        let (reply, answer) = mpsc::channel();
+        self.send(Command::HandOver(reply))?;
+        let fence = answer.recv().context("the repairing thread has ended")?;
+        self.join();
+        Ok(fence)
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).ok().context("the repairing thread has ended")?;
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        Ok(())
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the repairing thread panicked");
+        }
+    }
+}
+
+impl Drop for Repairer {
+    fn drop(&mut self) {
+        let _ = self.send(Command::Stop);
+        self.join();
+    }
+}
+
+struct Thread {
+    engine: Engine,
+    monitor: Monitor,
+    fence: Option<Socket>,
+    /// The name of the tables beside which the fence stands; none while it does not.
+    fenced: Option<String>,
+    path_mtu: Option<Mtu>,
+    wake: Arc<OwnedFd>,
+    queue: mpsc::Receiver<Command>,
+    stats: Arc<Stats>,
+    tell: Tell,
+}
+
+/// What is to be looked at.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Work {
+    rules: bool,
+    links: bool,
+    mtu: bool,
+    host_ends: BTreeSet<String>,
+    because: BTreeSet<String>,
+}
+
+impl Work {
+    fn links(&mut self, because: String) {
+        self.links = true;
+        self.because.insert(because);
+    }
+}
+
+impl Thread {
+    fn run(mut self) {
+        loop {
+            match self.wait() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => tracing::error!("repair: {error:#}"),
+            }
+        }
+    }
+
+    /// One round; whether to go on.
+    fn wait(&mut self) -> Result<bool> {
+        let [rules, routing] = self.monitor.fds();
+        let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        match poll(&mut [entry(self.wake.as_fd()), entry(rules), entry(routing)], None) {
+            Err(Errno::INTR) => return Ok(true),
+            other => other?,
+        };
+        let heard = Instant::now();
+        let events = self.monitor.read().context("hear of changes in the kernel")?;
+        let work = self.sort(&events);
+        if work != Work::default() {
+            self.work(work, heard)?;
+        }
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        while let Ok(command) = self.queue.try_recv() {
+            match command {
+                Command::Needed(is_needed, reply) => {
+                    let _ = reply.send(self.set_fence(is_needed).err().map(|error| format!("{error:#}")));
+                }
+                Command::HandOver(reply) => {
+                    let _ = reply.send(self.fence.take().map(OwnedFd::from));
+                    return Ok(false);
+                }
+                Command::Stop => {
+                    let _ = self.set_fence(false);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts the fence up or takes it down.
+    fn set_fence(&mut self, is_needed: bool) -> Result<()> {
+        let Some(socket) = &mut self.fence else { return Ok(()) };
+        let table = self.engine.table_name()?;
+        if is_needed == self.fenced.is_some() && self.fenced.as_ref().is_none_or(|name| *name == table) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.begin_nft(None);
+        if is_needed {
+            encode::create_fence(&mut batch, &table);
+        } else if let Some(name) = &self.fenced {
+            encode::delete_fence(&mut batch, name);
+        }
+        batch.end_nft();
+        socket.transact(&batch).context("the fence, which holds while others flush our rules, cannot be put up")?;
+        self.fenced = is_needed.then_some(table);
+        Ok(())
+    }
+
+    /// Which events may concern us.
+    fn sort(&self, events: &[Event]) -> Work {
+        let mut work = Work::default();
+        for event in events {
+            match event {
+                Event::Rules { tables, by: (pid, name) } => {
+                    let is_ours = *pid == std::process::id() || name == OURS;
+                    if !is_ours && tables.iter().any(|table| table.starts_with(OURS)) {
+                        work.rules = true;
+                        work.because.insert(format!("`{name}`, process {pid}, changed our rules"));
+                    }
+                }
+                Event::LinkGone(link) if link.group == PORT_GROUP => {
+                    work.because.insert(format!("interface `{}` is gone", link.name));
+                    work.host_ends.insert(link.name.clone());
+                }
+                Event::LinkGone(link) if link.group == BRIDGE_GROUP => {
+                    if self.network_on(link).is_some() {
+                        work.links(format!("bridge `{}` is gone", link.name));
+                    }
+                }
+                // A verb makes it down, and takes it down; its rows say that it is at it.
+                Event::Link(link) if link.group == PORT_GROUP => {
+                    if !link.up && self.engine.is_host_end(&link.name).unwrap_or(true) {
+                        work.links(format!("interface `{}` is down", link.name));
+                    }
+                }
+                Event::Link(link) if link.group == BRIDGE_GROUP => {
+                    if !link.up && self.network_on(link).is_some() {
+                        work.links(format!("bridge `{}` is down", link.name));
+                    }
+                }
+                Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
+                Event::LinkGone(_) => {}
+                Event::AddressGone { index, address } => {
+                    if let Some(network) = self.network_at(*index) {
+                        work.links(format!("address {address} of network `{}` is gone", network.name));
+                    }
+                }
+                Event::RouteGone { index, .. } => {
+                    if let Some(network) = index.and_then(|index| self.network_at(index)) {
+                        work.links(format!("a route to network `{}` is gone", network.name));
+                    }
+                }
+                Event::NeighbourGone { index, address: Some(address) } => {
+                    if let Some(network) = self.network_at(*index)
+                        && self.engine.is_leased(network.id, *address).unwrap_or(true)
+                    {
+                        work.links(format!("neighbour {address} on network `{}` is gone", network.name));
+                    }
+                }
+                Event::NeighbourGone { address: None, index } => {
+                    if let Some(link) = self.engine.kernel().interface(*index)
+                        && self.engine.is_host_end(&link.name).unwrap_or(true)
+                    {
+                        work.links(format!("a forwarding entry of `{}` is gone", link.name));
+                    }
+                }
+                Event::Lost => {
+                    work.because.insert("more happened than could be heard".to_owned());
+                    work.rules = true;
+                    work.links = true;
+                    work.mtu = true;
+                }
+            }
+        }
+        work
+    }
+
+    /// The network whose bridge is at this index, and is there.
+    fn network_at(&self, index: u32) -> Option<Network> {
+        self.network_on(&self.engine.kernel().interface(index)?)
+    }
+
+    /// The network whose bridge this is.
+    fn network_on(&self, link: &Link) -> Option<Network> {
+        // What cannot be read is told by the repair that follows the next event.
+        self.engine.network_of_bridge(link.alias.as_deref()?).ok()?
+    }
+
+    fn work(&mut self, work: Work, heard: Instant) -> Result<()> {
+        let mut done = Repaired::default();
+        let mut add = |more: Repaired| {
+            done.containers.extend(more.containers);
+            done.rows += more.rows;
+            done.steps.extend(more.steps);
+            done.failures.extend(more.failures);
+        };
+        // What is open comes before what does not work.
+        if work.rules {
+            add(self.engine.repair_rules()?);
+        }
+        if !work.host_ends.is_empty() {
+            add(self.engine.repair_ports(&work.host_ends.into_iter().collect::<Vec<_>>())?);
+        }
+        if work.links {
+            add(self.engine.reconcile()?);
+        }
+        if work.mtu {
+            let now = self.engine.kernel().path_mtu().ok();
+            if now.is_some() && now != self.path_mtu {
+                self.path_mtu = now;
+                add(self.engine.follow_path_mtu()?);
+            }
+        }
+        let Repaired { containers, steps, failures, .. } = done;
+        if containers.is_empty() && steps.is_empty() && failures.is_empty() {
+            return Ok(());
+        }
+        let micros = u64::try_from(heard.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.stats.repairs.fetch_add(u64::from(!steps.is_empty()), Ordering::Relaxed);
+        self.stats.reaped.fetch_add(containers.len() as u64, Ordering::Relaxed);
+        self.stats.last_micros.store(micros, Ordering::Relaxed);
+        let because = work.because.into_iter().collect::<Vec<_>>().join("; ");
+        tracing::info!(because, steps = steps.len(), micros, "repaired");
+        for failure in &failures {
+            tracing::error!(failure, "cannot be repaired");
+        }
+        (self.tell)(Report {
+            because,
+            containers: containers.iter().map(ToString::to_string).collect(),
+            count: steps.len(),
+            steps: steps.iter().take(TOLD).map(ToString::to_string).collect(),
+            failures,
+            micros,
+        });
+        Ok(())
+    }
+}
