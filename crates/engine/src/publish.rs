@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use portolan_model::{ExposedPort, Family, HostPorts, Phase, PortRange, Publication, PublishSpec};
+use portolan_model::{ExposedPort, Family, HostPorts, Phase, PortRange, Protocol, Publication, PublishSpec};
 use portolan_plan::{ContainerView, default_route, diff};
 
 use crate::engine::Engine;
@@ -42,10 +42,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
             if let Some(ip @ IpAddr::V6(v6)) = spec.host_ip
                 && v6.is_loopback()
+                && spec.protocol == Protocol::Sctp
             {
                 return Err(Error::Unsupported {
-                    what: format!("publishing on `{ip}`"),
-                    why: "is not possible: no kernel translates from ::1".to_owned(),
+                    what: format!("publishing SCTP on `{ip}`"),
+                    why: "is not possible: no kernel translates from ::1, and the proxy passes on TCP and UDP"
+                        .to_owned(),
                     hint: "publish on 127.0.0.1, or on another IPv6 address of the host",
                 });
             }

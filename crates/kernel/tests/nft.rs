@@ -42,6 +42,7 @@ fn samples() -> Vec<Element> {
         element(Set::AnyRange(V6), vec![tcp(), Field::Ports(100, 20000)], Data::Address("fd00::2".parse().unwrap())),
         element(Set::Open(V4), vec![address("172.20.0.2"), tcp(), Field::Ports(80, 80)], Data::Member),
         element(Set::OpenRange(V6), vec![address("fd00::2"), tcp(), Field::Ports(80, 90)], Data::Member),
+        element(Set::Proxied, vec![Field::NfProto(V6), tcp(), Field::Ports(8080, 8080)], Data::Member),
         element(Set::Within, vec![name("br-0"), name("br-0")], Data::Goto(Chain::Allow)),
         element(Set::Within, vec![name("br-1"), name("br-1")], Data::Goto(Chain::WithinClosed)),
         element(Set::Leave, vec![Field::NfProto(V4), name("br-0")], Data::Goto(Chain::Enter)),

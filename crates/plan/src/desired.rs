@@ -1,6 +1,6 @@
 //! What the kernel should hold for a network, for a container, and for there being any network at all.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{Container, Endpoint, Family, GatewayMode, Id, IfName, Mac, Network, Publication, Sandbox};
@@ -8,7 +8,10 @@ use portolan_model::{Container, Endpoint, Family, GatewayMode, Id, IfName, Mac, 
 use crate::object::{
     Bridge, Chain, Data, DefaultRoute, Element, Field, Interface, Neighbour, Object, Objects, Port, Ruleset, Setting,
 };
+use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
+
+const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// A container with all that decides its objects.
 #[derive(Debug, Clone)]
@@ -237,7 +240,8 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
         endpoint_objects(root, view, sandbox, endpoint, network, &mut objects);
     }
     objects.extend(default_routes(view).into_iter().map(Object::DefaultRoute));
-    for publication in &view.publications {
+    // No route leads from ::1 to a container: the proxy passes it on.
+    for publication in view.publications.iter().filter(|publication| publication.host_ip != Some(LOOPBACK6)) {
         for family in Family::ALL.into_iter().filter(|family| publication.covers(*family)) {
             if let Some((endpoint, network, _)) = default_route(view, family) {
                 let address =
@@ -250,6 +254,14 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
                     objects.insert(member(Set::Own(family), itself, &owner));
                 }
             }
+        }
+    }
+    // Where the proxy listens on every address, rules keep those away whom translation would not serve.
+    for Proxied { protocol, listen, owner, .. } in proxied(view) {
+        if listen.ip().is_unspecified() {
+            let family = Field::NfProto(Family::of(listen.ip()));
+            let port = Field::Ports(listen.port(), listen.port());
+            objects.insert(member(Set::Proxied, vec![family, Field::Protocol(protocol), port], &owner));
         }
     }
     objects
@@ -352,7 +364,7 @@ fn publication_objects(
 
 #[cfg(test)]
 #[path = "../tests/sample/mod.rs"]
-mod sample;
+pub(crate) mod sample;
 
 #[cfg(test)]
 mod tests;

@@ -186,7 +186,7 @@ impl Run<'_> {
             }
             (Set::AnyPort(family) | Set::AnyRange(family), [Field::Protocol(protocol), Field::Ports(first, last)]) => {
                 let ports = Ports(*first, *last + self.more);
-                let but = if *family == Family::V6 { " but ::1" } else { "" };
+                let but = if *family == Family::V6 { " (and by the proxy on ::1)" } else { "" };
                 format!("{protocol} {ports} on every {family} address of the host{but} {}", self.destination(ports))
             }
             (
@@ -195,6 +195,11 @@ impl Run<'_> {
             ) => {
                 let ports = Ports(*first, *last);
                 format!("{protocol} {ports} of {ip} {} open to whoever has a route to it", ports.verb("is", "are"))
+            }
+            (Set::Proxied, [Field::NfProto(family), Field::Protocol(protocol), Field::Ports(port, _)]) => {
+                format!(
+                    "{protocol} {port} on every {family} address of the host is passed on by the proxy, but not for internal networks"
+                )
             }
             (Set::Within, [Field::IfName(from), Field::IfName(to)]) => {
                 let who = if from == to {

@@ -11,6 +11,7 @@ mod desired;
 mod diff;
 pub mod explain;
 mod object;
+mod proxy;
 pub mod ruleset;
 mod set;
 
@@ -23,4 +24,5 @@ pub use object::{
     ALLOWED, BRIDGE_GROUP, Bridge, Chain, Data, DefaultRoute, Element, Field, Interface, Key, Neighbour, Object,
     Objects, PORT_GROUP, Port, Ruleset, Setting,
 };
+pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

@@ -398,6 +398,10 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("from any other network", &[IifGroup(true, BRIDGE_GROUP), allow()]),
         ],
         Chain::ToHostInternal => vec![
+            drop(
+                "an internal network reaches no published port",
+                &[In(true, vec![NfProto, Protocol, DestinationPort], Set::Proxied)],
+            ),
             rule("its own gateway", &[In(true, vec![IifName, Destination(V4)], Set::Gateway(V4)), allow()]),
             rule("its own gateway", &[In(true, vec![IifName, Destination(V6)], Set::Gateway(V6)), allow()]),
             rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_SOLICITATION), allow()]),

@@ -133,6 +133,9 @@ pub enum Set {
     Open(Family),
     /// As `Open`, ranges.
     OpenRange(Family),
+    /// Published on every address of a family that the container does not have, and passed on by the proxy:
+    /// (family, protocol, host port).
+    Proxied,
     /// Traffic inside a network: (bridge, bridge) → verdict.
     Within,
     /// What may leave a network: (family, bridge) → verdict.
@@ -168,7 +171,7 @@ pub enum Set {
 
 impl Set {
     /// Every set, in the order they are created and listed.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -181,6 +184,7 @@ impl Set {
         Self::Open(Family::V6),
         Self::OpenRange(Family::V4),
         Self::OpenRange(Family::V6),
+        Self::Proxied,
         Self::Within,
         Self::Leave,
         Self::Enter,
@@ -219,6 +223,7 @@ impl Set {
             Self::Open(V6) => "open6",
             Self::OpenRange(V4) => "open_range4",
             Self::OpenRange(V6) => "open_range6",
+            Self::Proxied => "proxied",
             Self::Within => "within",
             Self::Leave => "leave",
             Self::Enter => "enter",
@@ -262,6 +267,7 @@ impl Set {
             Self::Port(f) | Self::Range(f) => vec![Protocol, Address(f), Port],
             Self::AnyPort(_) | Self::AnyRange(_) => vec![Protocol, Port],
             Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
+            Self::Proxied => vec![NfProto, Protocol, Port],
             Self::Within | Self::Trusted | Self::Hairpin => vec![IfName, IfName],
             Self::Leave | Self::Enter | Self::ToHost | Self::Masquerade | Self::Closed | Self::Checked => {
                 vec![NfProto, IfName]

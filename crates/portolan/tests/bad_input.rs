@@ -60,7 +60,7 @@ fn names_that_are_taken_or_unknown() {
     refused(&attach(&["--network", "web", "--network", "web"]), &["`web`"]);
     refused(&attach(&["--network", "other", "-p", "10.9.9.9:80:80"]), &["10.9.9.9"]);
     refused(&attach(&["--network", "other", "-p", "[fd99::1]:80:80"]), &["fd99::1"]);
-    refused(&attach(&["--network", "other", "-p", "[::1]:80:80"]), &["::1"]);
+    refused(&attach(&["--network", "other", "-p", "[::1]:80:80/sctp"]), &["SCTP", "::1"]);
     refused(&attach(&["--network", "other", "-p", "80:80", "-p", "80:81"]), &["80"]);
     refused(&["attach", "--netns", c.path(), "--network", "other"], &["`c`", c.path()]);
     world.verify();

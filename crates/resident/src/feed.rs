@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use portolan_dns::{Endpoint as DnsEndpoint, Network as DnsNetwork, Service, Transport};
 use portolan_engine::Change;
+use portolan_kernel::diag;
 use portolan_model::{Driver, Id, IfName, Name, Network, NetworkMode, Protocol};
-use portolan_plan::ContainerView;
+use portolan_plan::{ContainerView, Proxied, proxied};
 
-use crate::dns;
+use crate::proxy::{Place, Rule};
+use crate::{dns, proxy};
 
 /// The port of name servers.
 const PORT: u16 = 53;
@@ -33,6 +35,17 @@ pub struct KnownContainer {
     pub name: Name,
     /// Its endpoints.
     pub endpoints: Vec<KnownEndpoint>,
+    /// What of its ports the proxy passes on.
+    proxied: Vec<Rule>,
+}
+
+/// What the threads are to be told of a change.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// The name server.
+    pub dns: Vec<dns::Change>,
+    /// The proxy.
+    pub proxy: Vec<proxy::Change>,
 }
 
 /// What the resident knows of the rows: little for each, for there may be many.
@@ -60,8 +73,8 @@ impl Feed {
         self.members.values().sum()
     }
 
-    /// Takes note of a change; what the name server is to be told goes to `tell`.
-    pub fn take(&mut self, change: Change, tell: &mut Vec<dns::Change>) {
+    /// Takes note of a change; whom it concerns is to be told what goes to `tell`.
+    pub fn take(&mut self, change: Change, tell: &mut Told) {
         match change {
             Change::Network(id, network) => self.take_network(id, network, tell),
             Change::Container(id, view) => self.take_container(id, view, tell),
@@ -69,31 +82,31 @@ impl Feed {
     }
 
     /// Takes note that there is nothing but these.
-    pub fn keep_only(&mut self, networks: &BTreeSet<Id>, containers: &BTreeSet<Id>, tell: &mut Vec<dns::Change>) {
+    pub fn keep_only(&mut self, networks: &BTreeSet<Id>, containers: &BTreeSet<Id>, tell: &mut Told) {
         let gone: Vec<Id> = self.containers.keys().filter(|id| !containers.contains(id)).copied().collect();
         gone.into_iter().for_each(|id| self.take_container(id, None, tell));
         let gone: Vec<Id> = self.networks.keys().filter(|id| !networks.contains(id)).copied().collect();
         gone.into_iter().for_each(|id| self.take_network(id, None, tell));
     }
 
-    fn take_network(&mut self, id: Id, network: Option<Network>, tell: &mut Vec<dns::Change>) {
+    fn take_network(&mut self, id: Id, network: Option<Network>, tell: &mut Told) {
         match network {
             Some(network) => {
                 if self.members.contains_key(&id) && self.networks.get(&id) != Some(&network) {
-                    tell.push(dns::Change::PutNetwork(dns_network(&network)));
+                    tell.dns.push(dns::Change::PutNetwork(dns_network(&network)));
                 }
                 self.networks.insert(id, network);
             }
             None => {
                 if self.members.remove(&id).is_some() {
-                    tell.push(dns::Change::RemoveNetwork(id));
+                    tell.dns.push(dns::Change::RemoveNetwork(id));
                 }
                 self.networks.remove(&id);
             }
         }
     }
 
-    fn take_container(&mut self, id: Id, view: Option<ContainerView>, tell: &mut Vec<dns::Change>) {
+    fn take_container(&mut self, id: Id, view: Option<ContainerView>, tell: &mut Told) {
         let before = self.containers.remove(&id);
         let now = view.filter(|view| view.container.mode == NetworkMode::Own && view.container.sandbox.is_some());
         let stays = |endpoint: &KnownEndpoint| {
@@ -106,7 +119,7 @@ impl Feed {
                 let members = self.members.entry(network.id).or_insert(0);
                 *members += 1;
                 if *members == 1 {
-                    tell.push(dns::Change::PutNetwork(dns_network(network)));
+                    tell.dns.push(dns::Change::PutNetwork(dns_network(network)));
                     self.networks.entry(network.id).or_insert_with(|| network.clone());
                 }
             }
@@ -116,22 +129,41 @@ impl Feed {
             *members -= 1;
             if *members == 0 {
                 self.members.remove(&endpoint.network);
-                tell.push(dns::Change::RemoveNetwork(endpoint.network));
+                tell.dns.push(dns::Change::RemoveNetwork(endpoint.network));
             } else {
-                tell.push(dns::Change::RemoveEndpoint(endpoint.id));
+                tell.dns.push(dns::Change::RemoveEndpoint(endpoint.id));
             }
         }
+        let rules: Vec<Rule> = now.iter().flat_map(proxied).map(rule).collect();
+        for gone in before.iter().flat_map(|known| &known.proxied) {
+            if !rules.iter().any(|rule| rule.place == gone.place) {
+                tell.proxy.push(proxy::Change::Remove(gone.place));
+            }
+        }
+        let is_known = |rule: &Rule| before.as_ref().is_some_and(|known| known.proxied.contains(rule));
+        tell.proxy.extend(rules.iter().filter(|rule| !is_known(rule)).cloned().map(proxy::Change::Put));
         let Some(view) = now else { return };
-        tell.extend(dns_endpoints(&view).into_iter().map(dns::Change::PutEndpoint));
+        tell.dns.extend(dns_endpoints(&view).into_iter().map(dns::Change::PutEndpoint));
         let endpoints = view.endpoints.iter().map(|(endpoint, _)| KnownEndpoint {
             id: endpoint.id,
             network: endpoint.network,
             host_end: endpoint.host_end.clone(),
             addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
         });
-        let known = KnownContainer { name: view.container.name.clone(), endpoints: endpoints.collect() };
+        let known =
+            KnownContainer { name: view.container.name.clone(), endpoints: endpoints.collect(), proxied: rules };
         self.containers.insert(id, known);
     }
+}
+
+fn rule(proxied: Proxied) -> Rule {
+    let transport = match proxied.protocol {
+        Protocol::Udp => diag::Transport::Udp,
+        Protocol::Sctp => diag::Transport::Sctp,
+        Protocol::Tcp => diag::Transport::Tcp,
+    };
+    let place = Place { transport, listen: proxied.listen };
+    Rule { place, target: proxied.target, owner: proxied.owner }
 }
 
 fn dns_network(network: &Network) -> DnsNetwork {

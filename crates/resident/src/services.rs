@@ -11,13 +11,15 @@ use anyhow::{Context as _, Result};
 use portolan_dns::ResolvConf;
 use portolan_engine::Change;
 use portolan_kernel::diag::Transport;
+use portolan_kernel::udp::ListenError;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
-use crate::feed::Feed;
+use crate::feed::{Feed, Told};
 use crate::notify::Manager;
+use crate::proxy::{self, Place, Proxy};
 use crate::repair::{Repairer, Report};
 
 /// Where systemd-resolved keeps the servers that hide behind its stub (systemd-resolved.service(8)).
@@ -40,6 +42,8 @@ pub struct Memory {
     dns: Option<Part<HandOverData>>,
     /// The socket that owns the fence.
     fence: Option<Part<()>>,
+    /// The proxy's.
+    proxy: Option<Part<proxy::HandOverData>>,
 }
 
 /// Descriptors, by number and in order, and the data that belongs to them.
@@ -75,6 +79,7 @@ pub struct Services {
     revision: Option<u64>,
     feed: Feed,
     dns: Option<DnsServer>,
+    proxy: Option<Proxy>,
     repairer: Option<Repairer>,
     /// Whether the fence is to stand, and why it does not if it should.
     fence: (bool, Option<String>),
@@ -96,6 +101,7 @@ impl Services {
             revision: None,
             feed: Feed::default(),
             dns: None,
+            proxy: None,
             repairer: None,
             fence: (false, None),
             root: config.root.clone(),
@@ -118,6 +124,19 @@ impl Services {
                 at.map(|at| inherited.fds.swap_remove(at).1)
             }
         };
+        let proxied = match inherited.memory.proxy.take() {
+            Some(part) => {
+                let fds = inherited.claim(&part);
+                proxy::HandOver::from_parts(fds, part.data)
+            }
+            None => {
+                let is_dns = |fd: &OwnedFd| is_on_port(fd, NAMES);
+                let (dns, rest) = std::mem::take(&mut inherited.fds).into_iter().partition(|(_, fd)| is_dns(fd));
+                inherited.fds = dns;
+                let rest: Vec<(i32, OwnedFd)> = rest;
+                proxy::HandOver::from_sockets(rest.into_iter().map(|(_, fd)| fd).collect())
+            }
+        };
         let handed = match inherited.memory.dns.take() {
             Some(part) => {
                 let fds = inherited.claim(&part);
@@ -138,6 +157,12 @@ impl Services {
         self.feed = Feed::default();
         server.update(vec![dns::Change::HostResolver(self.host_resolver())]);
         self.dns = Some(server);
+        let manager = self.manager.sibling().context("reach the service manager")?;
+        let on_listener = move |event: proxy::ListenerEvent<'_>| match event {
+            proxy::ListenerEvent::Opened(place, fd) => manager.keep(&proxy_name(place), fd),
+            proxy::ListenerEvent::Closed(place) => manager.let_go(&proxy_name(place)),
+        };
+        self.proxy = Some(Proxy::start(proxied, Some(Box::new(on_listener)))?);
         let manager = self.manager.sibling().context("reach the service manager")?;
         let keep = move |socket: BorrowedFd<'_>| manager.keep("fence", socket);
         let (tell, wake) = (self.tell.clone(), self.wake.try_clone().context("duplicate a descriptor")?);
@@ -162,7 +187,7 @@ impl Services {
     /// # Errors
     /// When the state cannot be read.
     pub fn follow(&mut self, engine: &Engine) -> Result<bool> {
-        let mut changes = Vec::new();
+        let mut changes = Told::default();
         let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
         let feed = &mut self.feed;
         let followed = engine.follow(self.revision, |change| {
@@ -176,8 +201,11 @@ impl Services {
             feed.keep_only(&networks, &containers, &mut changes);
         }
         self.revision = Some(followed.revision);
-        if let Some(dns) = self.dns.as_ref().filter(|_| !changes.is_empty()) {
-            dns.update(changes);
+        if let Some(dns) = self.dns.as_ref().filter(|_| !changes.dns.is_empty()) {
+            dns.update(changes.dns);
+        }
+        if let Some(proxy) = self.proxy.as_ref().filter(|_| !changes.proxy.is_empty()) {
+            proxy.update(changes.proxy);
         }
         let has_endpoints = self.feed.endpoints() > 0;
         if let Some(repairer) = self.repairer.as_ref().filter(|_| self.fence.0 != has_endpoints) {
@@ -195,6 +223,10 @@ impl Services {
         self.warnings = self.fence.1.iter().cloned().collect();
         let failures = failures.into_iter().map(|failure| format!("names are not answered: {failure}"));
         self.warnings.extend(failures);
+        let failures = self.proxy.as_ref().map(Proxy::barrier).transpose()?.unwrap_or_default();
+        let failure =
+            |failure: ListenError| format!("a published port is not passed on: {failure}: {}", failure.source);
+        self.warnings.extend(failures.into_iter().map(failure));
         Ok(self.warnings.clone())
     }
 
@@ -237,6 +269,7 @@ impl Services {
     /// Ends the threads.
     pub fn stop(&mut self) {
         self.dns = None;
+        self.proxy = None;
         self.repairer = None;
     }
 
@@ -250,6 +283,11 @@ impl Services {
             let (fds, data) = server.hand_over()?.into_parts();
             let part = inherited.add(fds, data);
             inherited.memory.dns = Some(part);
+        }
+        if let Some(proxy) = self.proxy.take() {
+            let (fds, data) = proxy.hand_over()?.into_parts();
+            let part = inherited.add(fds, data);
+            inherited.memory.proxy = Some(part);
         }
         if let Some(repairer) = self.repairer.take()
             && let Some(fence) = repairer.hand_over()?
@@ -274,6 +312,18 @@ fn say(tell: &mpsc::Sender<String>, wake: &OwnedFd, event: &Event) {
         let _ = tell.send(line);
         let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
     }
+}
+
+/// The port of names.
+const NAMES: u16 = 53;
+
+fn is_on_port(fd: &OwnedFd, port: u16) -> bool {
+    let address = rustix::net::getsockname(fd).ok().and_then(|address| SocketAddr::try_from(address).ok());
+    address.is_some_and(|address| address.port() == port)
+}
+
+fn proxy_name(place: Place) -> String {
+    format!("proxy-{}-{}", kept_name(place.listen, place.transport), place.listen.port())
 }
 
 fn is_netlink(fd: &OwnedFd) -> bool {

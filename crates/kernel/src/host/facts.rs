@@ -193,7 +193,9 @@ pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash
             match diag::probe_bind(transport, address, port) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
-                    return Err(PortClash::Listening { port, holder: holder(transport, address, port) });
+                    if let Some(holder) = holder(transport, address, port) {
+                        return Err(PortClash::Listening { port, holder });
+                    }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && !address.is_unspecified() => {
                     return Err(PortClash::NotLocal(address));
@@ -204,32 +206,42 @@ pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash
         }
         if many {
             let listening = diag::listeners().unwrap_or_default();
-            let clash = listening.into_iter().find(|listener| {
-                publication.host.first() <= listener.port
-                    && listener.port <= publication.host.last()
-                    && listener.occupies(transport, address, listener.port)
-            });
-            if let Some(listener) = clash {
-                return Err(PortClash::Listening { port: listener.port, holder: name_holder(listener.inode) });
+            let clash = listening
+                .into_iter()
+                .filter(|listener| {
+                    publication.host.first() <= listener.port
+                        && listener.port <= publication.host.last()
+                        && listener.occupies(transport, address, listener.port)
+                })
+                .find_map(|listener| Some((listener.port, name_holder(listener.inode)?)));
+            if let Some((port, holder)) = clash {
+                return Err(PortClash::Listening { port, holder });
             }
         }
     }
     Ok(())
 }
 
-/// Who has the port, for the error message.
-fn holder(transport: Transport, address: IpAddr, port: u16) -> String {
+/// Our own resident: it listens on gateways for names, which translation never touches, and for ports that it passes
+/// on, which it lets go with their container.
+const OURS: &str = "portolan";
+
+/// Who has the port, for the error message; none if that is our resident alone.
+fn holder(transport: Transport, address: IpAddr, port: u16) -> Option<String> {
     let listeners = diag::listeners().unwrap_or_default();
-    match listeners.into_iter().find(|listener| listener.occupies(transport, address, port)) {
-        Some(listener) => name_holder(listener.inode),
-        None => "another process".to_owned(),
+    let occupants: Vec<_> =
+        listeners.into_iter().filter(|listener| listener.occupies(transport, address, port)).collect();
+    if occupants.is_empty() {
+        return Some("another process".to_owned());
     }
+    occupants.into_iter().find_map(|listener| name_holder(listener.inode))
 }
 
-fn name_holder(inode: u32) -> String {
+fn name_holder(inode: u32) -> Option<String> {
     match diag::holder_of(inode) {
-        Some(holder) => format!("process {} (`{}`)", holder.pid, holder.comm),
-        None => "another process".to_owned(),
+        Some(holder) if holder.comm == OURS => None,
+        Some(holder) => Some(format!("process {} (`{}`)", holder.pid, holder.comm)),
+        None => Some("another process".to_owned()),
     }
 }
 
