@@ -372,10 +372,7 @@ fn an_internal_network_asks_nobody() {
     let Some(mut scene) = Scene::new("dns internal", 1) else { return };
     let server = scene.server();
     let upstream = Upstream::start(&mut scene, 200, Manner::Honest);
-    server.update(vec![
-        resolver(&[upstream.address]),
-        Change::PutNetwork(Network { internal: true, ..network() }),
-    ]);
+    server.update(vec![resolver(&[upstream.address]), Change::PutNetwork(Network { internal: true, ..network() })]);
     server.barrier().unwrap();
     for name in ["www.example.net", "c0.example.net", "metadata.google.internal"] {
         assert_eq!(scene.status(0, &[name]), "NXDOMAIN");
@@ -401,7 +398,7 @@ fn tcp_clients_that_dribble_stall_reset_and_pipeline() {
             .map(|_| {
                 let mut stream = connect();
                 // Those over the limit are closed.
-                let _ = stream.write_all(&framed(&question(1, "c0"))[..5]);
+                let _ = stream.write_all(&[0x0f, 0xa0, 0, 1, 1]);
                 stream
             })
             .collect()
@@ -560,7 +557,7 @@ fn a_port_in_use_is_reported_with_its_holder_and_taken_once_free() {
 /// Asks `count` times and returns how long each answer took, in order of length; lost ones are counted apart.
 fn measure(container: &Host, count: u16) -> (Vec<Duration>, usize) {
     let socket = container.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let mut times = Vec::new();
     let mut lost = 0;
     for number in 0..count {
@@ -580,7 +577,7 @@ fn measure(container: &Host, count: u16) -> (Vec<Duration>, usize) {
 fn one_container_that_floods_does_not_starve_another() {
     let Some(scene) = Scene::new("dns flood", 2) else { return };
     let server = scene.server();
-    let (quiet, lost) = measure(&scene.containers[0], 1000);
+    let (quiet, lost) = measure(&scene.containers[0], 500);
     assert_eq!(lost, 0);
     let stop = AtomicBool::new(false);
     let (busy, lost) = std::thread::scope(|scope| {
@@ -594,7 +591,7 @@ fn one_container_that_floods_does_not_starve_another() {
                 }
             }
         });
-        let result = measure(&scene.containers[0], 1000);
+        let result = measure(&scene.containers[0], 500);
         stop.store(true, Ordering::Relaxed);
         flood.join().unwrap();
         result
@@ -602,11 +599,11 @@ fn one_container_that_floods_does_not_starve_another() {
     let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
     let stats = server.stats().unwrap();
     println!(
-        "p99 alone {:?}, beside a flood of {} questions {:?}; {lost} of 1000 lost",
+        "p99 alone {:?}, beside a flood of {} questions {:?}; {lost} of 500 lost",
         p99(&quiet),
-        stats.questions,
+        stats.questions + stats.shed,
         p99(&busy)
     );
-    assert!(stats.questions > 10_000, "that was a flood: {}", stats.questions);
-    assert!(lost < 50, "{lost} of 1000 lost");
+    assert!(stats.questions + stats.shed > 10_000, "that was a flood: {}", stats.questions + stats.shed);
+    assert!(lost < 25, "{lost} of 500 lost");
 }
