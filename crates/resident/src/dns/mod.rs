@@ -126,6 +126,8 @@ pub struct Stats {
     pub malformed: u64,
     /// Answers that a full or closed socket did not take.
     pub unsent: u64,
+    /// Dropped unread, because one address sent more than its share while the socket was crowded.
+    pub shed: u64,
     /// Clients' connections now.
     pub connections: usize,
     /// Connections ended for lateness or for want of room.

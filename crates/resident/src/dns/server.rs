@@ -30,6 +30,10 @@ const MAX_EVENTS: usize = 256;
 /// Answers of one upstream socket read in a row: more than one come only of strangers.
 const MAX_REPLIES: usize = 4;
 
+/// Batches read from one socket in a turn, and questions of one address answered in it.
+const MAX_BATCHES: usize = 32;
+const MAX_SHARE: u32 = 4 * BATCH as u32;
+
 /// What a readiness event is about; the number beside it never comes twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -86,6 +90,7 @@ struct Core {
     refused: u64,
     malformed: u64,
     unsent: u64,
+    shed: u64,
     evicted: u64,
 }
 
@@ -106,6 +111,8 @@ pub(super) struct Server {
     serving: bool,
     next: u64,
     inbox: Inbox,
+    /// Questions of each address in this turn.
+    shares: BTreeMap<IpAddr, u32>,
     outbox: Outbox,
     scratch: Vec<u8>,
     answer: Vec<u8>,
@@ -136,6 +143,7 @@ impl Server {
             refused: 0,
             malformed: 0,
             unsent: 0,
+            shed: 0,
             evicted: 0,
         };
         let mut server = Self {
@@ -153,6 +161,7 @@ impl Server {
             serving,
             next: 0,
             inbox: Inbox::new(MAX_QUESTION / 2),
+            shares: BTreeMap::new(),
             outbox: Outbox::new(),
             scratch: vec![0; wire::MAX_TCP],
             answer: Vec::new(),
@@ -405,6 +414,7 @@ impl Server {
             refused: core.refused,
             malformed: core.malformed,
             unsent: core.unsent,
+            shed: core.shed,
             connections: self.connections.len(),
             evicted: core.evicted,
             listeners: self.listeners.len(),
@@ -449,21 +459,39 @@ impl Server {
         }
     }
 
-    /// One batch, so that every socket has its turn.
+    /// Reads what is there, up to [`MAX_BATCHES`], so that every socket has its turn.
+    ///
+    /// Reading is much cheaper than answering, so it keeps up with one that floods us, and the questions of others do
+    /// not find the socket's buffer full. Of one address only so many are answered in a turn.
     fn read_datagrams(&mut self, number: u64, now: Instant) {
         let Some(listener) = self.listeners.get(&number) else { return };
-        let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { return };
-        for index in 0..count.min(BATCH) {
-            let Some((bytes, from)) = self.inbox.message(index) else {
-                self.core.questions += 1;
-                self.core.malformed += 1;
-                continue;
-            };
-            let client = Client::Udp { listener: number, to: from };
-            let out = self.outbox.message(from);
-            self.core.answer(listener.place.0, from.ip(), bytes, None, client, now, out);
+        self.shares.clear();
+        for batch in 0..MAX_BATCHES {
+            let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { return };
+            let is_crowded = batch > 0 || count == BATCH;
+            for index in 0..count {
+                let Some((bytes, from)) = self.inbox.message(index) else {
+                    self.core.questions += 1;
+                    self.core.malformed += 1;
+                    continue;
+                };
+                if is_crowded {
+                    let share = self.shares.entry(from.ip()).or_default();
+                    *share += 1;
+                    if *share > MAX_SHARE {
+                        self.core.shed += 1;
+                        continue;
+                    }
+                }
+                let client = Client::Udp { listener: number, to: from };
+                let out = self.outbox.message(from);
+                self.core.answer(listener.place.0, from.ip(), bytes, None, client, now, out);
+            }
+            self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
+            if count < BATCH {
+                return;
+            }
         }
-        self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
     }
 
     fn accept(&mut self, number: u64, now: Instant) {
