@@ -1,6 +1,6 @@
 //! The thread: one epoll(7) instance for listeners, connections and UDP clients.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -68,9 +68,9 @@ pub(super) struct Server {
     rules: BTreeMap<Place, (Rule, Counts)>,
     listeners: BTreeMap<u64, Listener>,
     at: BTreeMap<Place, u64>,
-    connections: HashMap<u64, Connection>,
-    flows: HashMap<u64, Flow>,
-    by_client: HashMap<(SocketAddr, SocketAddr), u64>,
+    connections: BTreeMap<u64, Connection>,
+    flows: BTreeMap<u64, Flow>,
+    by_client: BTreeMap<(SocketAddr, SocketAddr), u64>,
     ready: VecDeque<u64>,
     pool: Vec<Pipe>,
     next: u64,
@@ -99,9 +99,9 @@ impl Server {
             rules: BTreeMap::new(),
             listeners: BTreeMap::new(),
             at: BTreeMap::new(),
-            connections: HashMap::new(),
-            flows: HashMap::new(),
-            by_client: HashMap::new(),
+            connections: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            by_client: BTreeMap::new(),
             ready: VecDeque::new(),
             pool: Vec::new(),
             next: 1,
@@ -515,7 +515,7 @@ impl Server {
     }
 
     fn seen(&self) -> Vec<Seen> {
-        let mut passing: HashMap<Place, (u64, u64)> = HashMap::new();
+        let mut passing: BTreeMap<Place, (u64, u64)> = BTreeMap::new();
         for connection in self.connections.values() {
             let (inward, outward) = passing.entry(connection.place).or_default();
             *inward += connection.inward.passed;
@@ -539,12 +539,12 @@ impl Server {
         let mut fds: Vec<OwnedFd> =
             std::mem::take(&mut self.listeners).into_values().map(|listener| listener.socket).collect();
         let mut data = HandOverData { listeners: fds.len(), ..HandOverData::default() };
-        for (_, connection) in self.connections.drain() {
+        for connection in std::mem::take(&mut self.connections).into_values() {
             let (more, of) = connection.into_parts();
             fds.extend(more);
             data.connections.push(of);
         }
-        for (_, flow) in self.flows.drain() {
+        for flow in std::mem::take(&mut self.flows).into_values() {
             let Flow { listen, client, target, server, .. } = flow;
             fds.push(server);
             data.flows.push(FlowData { listen, client, target });
