@@ -16,6 +16,8 @@ pub const BATCH: usize = 64;
 
 /// What a receive buffer may take: some thousands of small datagrams, each of which counts with its overhead.
 const RECEIVE_BUFFER: i32 = 4 << 20;
+/// What answers under way may take.
+const SEND_BUFFER: i32 = 4 << 20;
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 512;
 
@@ -88,6 +90,9 @@ fn try_open(transport: Transport, address: SocketAddr) -> io::Result<OwnedFd> {
         // Beyond net.core.rmem_max only with CAP_NET_ADMIN.
         set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)
             .or_else(|_| set(libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_BUFFER))?;
+        // Answers count until the receiver's side of the veth has taken them, which is later on a busy machine.
+        set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)
+            .or_else(|_| set(libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER))?;
     } else {
         set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     }

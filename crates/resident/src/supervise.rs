@@ -5,7 +5,7 @@
 //! resident does not care which of the two it has.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use portolan_kernel::inherit;
@@ -24,9 +24,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// So many deaths within [`WINDOW`] are a resident that cannot live; then it is started more slowly.
-const DEATHS: usize = 10;
-const WINDOW: Duration = Duration::from_secs(10);
+/// After so many deaths in a row before it was ready, it is started more slowly.
+const DEATHS: usize = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A message of the protocol is a few lines; one descriptor at a time comes with it.
@@ -61,10 +60,11 @@ pub fn supervise(service: &Service<'_>, mut ready: impl FnMut()) -> Result<i32> 
     // The resident keeps the lock if we die before it does.
     fcntl_setfd(service.lock, FdFlags::empty())?;
     let mut kept: BTreeMap<String, OwnedFd> = BTreeMap::new();
-    let mut deaths: VecDeque<Instant> = VecDeque::new();
     let was_ready = Cell::new(false);
+    let deaths = Cell::new(0);
     let mut ready = || {
         was_ready.set(true);
+        deaths.set(0);
         ready();
     };
     loop {
@@ -77,11 +77,8 @@ pub fn supervise(service: &Service<'_>, mut ready: impl FnMut()) -> Result<i32> 
             return Ok(status.code().unwrap_or(1));
         }
         tracing::warn!(%status, "the resident died: starting it again");
-        deaths.push_back(Instant::now());
-        while deaths.front().is_some_and(|death| death.elapsed() > WINDOW) {
-            deaths.pop_front();
-        }
-        if deaths.len() > DEATHS {
+        deaths.set(deaths.get() + 1);
+        if deaths.get() > DEATHS {
             std::thread::sleep(PAUSE);
         }
     }

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -79,6 +80,8 @@ pub(crate) struct World {
     pub(crate) root: PathBuf,
     /// Whether commands start the daemon when they need it.
     pub(crate) daemon: bool,
+    /// What else is in the environment of commands.
+    pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) lab: Lab,
 }
 
@@ -97,10 +100,15 @@ impl World {
             h.add_default_route(gateway).unwrap();
         }
         let root = lab.dir().join("root");
-        let world = Self { h, n, lan, root, daemon: false, lab };
+        let world = Self { h, n, lan, root, daemon: false, environment: Vec::new(), lab };
         // A new namespace has it on wherever the module is loaded, which is chance.
         world.bridge_netfilter(false);
         Some(world)
+    }
+
+    /// Gives the neighbour one more address.
+    pub(crate) fn second_address(&self, address: &str) {
+        self.n.add_address("eth0", address).unwrap();
     }
 
     /// Makes frames inside a bridge pass the IP hooks (`br_netfilter`) or not; `false` where the module is not loaded.
@@ -115,6 +123,7 @@ impl World {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
         command.args(args).env("PORTOLAN_ROOT", &self.root);
+        command.envs(self.environment.iter().cloned());
         command.env("PORTOLAN_DAEMON", if self.daemon { "auto" } else { "off" });
         self.h.adopt(command).unwrap()
     }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,6 +33,8 @@ const MAX_REPLIES: usize = 4;
 /// Batches read from one socket in a turn, and questions of one address answered in it.
 const MAX_BATCHES: usize = 32;
 const MAX_SHARE: u32 = 4 * BATCH as u32;
+/// Questions beyond their address's share that wait for a turn without anybody else's; more are shed.
+const MAX_DEFERRED: usize = 1 << 15;
 
 /// What a readiness event is about; the number beside it never comes twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,14 @@ struct Listener {
     fd: OwnedFd,
     place: Place,
     polled: bool,
+}
+
+/// A question beyond its address's share.
+#[derive(Debug)]
+struct Deferred {
+    listener: u64,
+    from: SocketAddr,
+    bytes: Box<[u8]>,
 }
 
 /// A socket of an attempt at an upstream.
@@ -113,6 +123,7 @@ pub(super) struct Server {
     inbox: Inbox,
     /// Questions of each address in this turn.
     shares: BTreeMap<IpAddr, u32>,
+    deferred: VecDeque<Deferred>,
     outbox: Outbox,
     scratch: Vec<u8>,
     answer: Vec<u8>,
@@ -162,6 +173,7 @@ impl Server {
             next: 0,
             inbox: Inbox::new(MAX_QUESTION / 2),
             shares: BTreeMap::new(),
+            deferred: VecDeque::new(),
             outbox: Outbox::new(),
             scratch: vec![0; wire::MAX_TCP],
             answer: Vec::new(),
@@ -204,7 +216,9 @@ impl Server {
     pub(super) fn run(mut self) {
         let mut events = Vec::with_capacity(MAX_EVENTS);
         loop {
-            let timeout = self.deadline().map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            let wait = |at: Instant| at.saturating_duration_since(Instant::now());
+            let timeout =
+                if self.deferred.is_empty() { self.deadline().map(wait) } else { Some(Duration::ZERO) }.map(timespec);
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -227,6 +241,7 @@ impl Server {
                 }
                 self.act(now);
             }
+            self.serve_deferred(now);
             self.timeouts(now);
         }
     }
@@ -440,6 +455,12 @@ impl Server {
                 Client::Tcp { connection } => unanswered.entry(connection).or_default().push(bytes),
             }
         }
+        for Deferred { listener, from, bytes } in std::mem::take(&mut self.deferred) {
+            if let Some(listener) = self.listeners.get(&listener) {
+                let local = SocketAddr::new(listener.place.0, self.config.port);
+                pending.push(Pending { local, client: from, bytes: bytes.into() });
+            }
+        }
         let connections = std::mem::take(&mut self.connections)
             .into_iter()
             .map(|(number, connection)| {
@@ -462,7 +483,7 @@ impl Server {
     /// Reads what is there, up to [`MAX_BATCHES`], so that every socket has its turn.
     ///
     /// Reading is much cheaper than answering, so it keeps up with one that floods us, and the questions of others do
-    /// not find the socket's buffer full. Of one address only so many are answered in a turn.
+    /// not find the socket's buffer full. Of one address only so many are answered in a turn; the rest has its own.
     fn read_datagrams(&mut self, number: u64, now: Instant) {
         let Some(listener) = self.listeners.get(&number) else { return };
         self.shares.clear();
@@ -479,7 +500,11 @@ impl Server {
                     let share = self.shares.entry(from.ip()).or_default();
                     *share += 1;
                     if *share > MAX_SHARE {
-                        self.core.shed += 1;
+                        if self.deferred.len() < MAX_DEFERRED {
+                            self.deferred.push_back(Deferred { listener: number, from, bytes: bytes.into() });
+                        } else {
+                            self.core.shed += 1;
+                        }
                         continue;
                     }
                 }
@@ -491,6 +516,31 @@ impl Server {
             if count < BATCH {
                 return;
             }
+        }
+    }
+
+    /// Answers some of what exceeded its share, now that everybody else has had a turn.
+    fn serve_deferred(&mut self, now: Instant) {
+        for _ in 0..MAX_SHARE as usize / BATCH {
+            let Some(number) = self.deferred.front().map(|deferred| deferred.listener) else { break };
+            let Some(listener) = self.listeners.get(&number) else {
+                self.deferred.pop_front();
+                continue;
+            };
+            for _ in 0..BATCH {
+                let Some(Deferred { from, bytes, .. }) = self.deferred.pop_front_if(|next| next.listener == number)
+                else {
+                    break;
+                };
+                let client = Client::Udp { listener: number, to: from };
+                let out = self.outbox.message(from);
+                self.core.answer(listener.place.0, from.ip(), &bytes, None, client, now, out);
+            }
+            self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
+        }
+        self.act(now);
+        if self.deferred.is_empty() {
+            self.deferred.shrink_to(BATCH);
         }
     }
 
