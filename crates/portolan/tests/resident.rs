@@ -2,9 +2,20 @@
 
 mod common;
 
+use std::io::Read as _;
+use std::net::UdpSocket;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use common::*;
+use portolan_kernel::netns::with_netns;
 use portolan_kernel::process::PidFd;
+use portolan_kernel::rtnl::Family;
 use portolan_kernel::signals;
+use portolan_lab::probe::tcp_probe;
+use portolan_lab::server::{TcpServer, UdpServer};
+use portolan_lab::{Host, InNetns, eventually};
 
 fn world(name: &str) -> Option<World> {
     let mut world = World::or_skip(name)?;
@@ -136,4 +147,134 @@ fn what_cannot_be_is_said() {
     assert_eq!(refused(&vec![b'x'; 100_000]), "{\"answer\":\"refused\",\"reason\":\"no command is that long\"}\n");
     assert_eq!(refused(b"half a li"), "");
     assert!(status(&world).is_some(), "it is none the worse for it");
+}
+
+/// What an iperf3 client reports, as JSON; none, with a loud skip, where there is no iperf3.
+fn iperf(world: &World, server: &impl InNetns, seconds: u32) -> Option<std::process::Child> {
+    let command = |args: &[&str]| {
+        let mut command = Command::new("iperf3");
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    };
+    if Command::new("iperf3").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have iperf3");
+        eprintln!("SKIP: no iperf3");
+        return None;
+    }
+    let listen = portolan_kernel::process::command_in(server.netns(), command(&["-s", "-1", "-p", "5201"]), false);
+    listen.unwrap().spawn().unwrap();
+    let is_up = || tcp_listens(server, 5201);
+    assert!(eventually(LONG, is_up));
+    let seconds = seconds.to_string();
+    let args = ["-c", "10.0.1.1", "-p", "5201", "-t", &seconds, "-b", "200M", "-J"];
+    let client = portolan_kernel::process::command_in(world.n.netns(), command(&args), false);
+    Some(client.unwrap().spawn().unwrap())
+}
+
+fn tcp_listens(place: &impl InNetns, port: u16) -> bool {
+    let listening = with_netns(place.netns(), || portolan_kernel::diag::listeners().unwrap()).unwrap();
+    listening.iter().any(|listener| listener.port == port)
+}
+
+/// Tells others to end.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Published ports are the kernel's: whatever becomes of the daemon, nothing that uses them notices.
+#[test]
+fn traffic_goes_on_whatever_becomes_of_it() {
+    const SECONDS: u32 = 8;
+    let Some(world) = world("traffic") else { return };
+    world.network("web", &["--subnet", "10.91.0.0/16"]);
+    let site = world.container("site", &["--network", "web", "-p", "8080:80", "-p", "5300:53/udp", "-p", "5201:5201"]);
+    let others: Vec<Host> = (0..199).map(|n| world.lab.host(&format!("o{n}")).unwrap()).collect();
+    for (number, other) in others.iter().enumerate() {
+        let path = other.netns_path().to_str().unwrap();
+        world.portolan_ok(&["attach", "--netns", path, "--name", &format!("o{number}"), "--network", "web"]);
+    }
+    let _tcp = TcpServer::start(&site, any(Family::V4, 80), "site").unwrap();
+    let _udp = UdpServer::start(&site, any(Family::V4, 53), "site").unwrap();
+    let mut bulk = iperf(&world, &site, SECONDS);
+
+    let is_done = AtomicBool::new(false);
+    let (datagrams, connections, kills, starts, upgrades) = std::thread::scope(|scope| {
+        let (is_done, world) = (&is_done, &world);
+        let datagrams = scope.spawn(move || {
+            let socket = with_netns(world.n.netns(), || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+            socket.connect(at(host_ip(Family::V4), 5300)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 8 << 20).unwrap();
+            let (mut sent, mut answered, mut buffer) = (0, 0, [0; 256]);
+            let started = Instant::now();
+            while !is_done.load(Ordering::Relaxed) {
+                socket.send(b"?").unwrap();
+                sent += 1;
+                while socket.recv(&mut buffer).is_ok() {
+                    answered += 1;
+                }
+                std::thread::sleep(Duration::from_millis(sent).saturating_sub(started.elapsed()));
+            }
+            let all = || {
+                while socket.recv(&mut buffer).is_ok() {
+                    answered += 1;
+                }
+                answered == sent
+            };
+            let _ = eventually(SHORT, all);
+            (sent, answered)
+        });
+        let connections = scope.spawn(move || {
+            let (mut tried, mut failed) = (0u64, Vec::new());
+            let started = Instant::now();
+            while !is_done.load(Ordering::Relaxed) {
+                let probe = tcp_probe(&world.n, at(host_ip(Family::V4), 8080), LONG);
+                tried += 1;
+                if probe.banner() != Some("site") {
+                    failed.push(format!("{probe} after {:?}", started.elapsed()));
+                }
+                std::thread::sleep(Duration::from_millis(10 * tried).saturating_sub(started.elapsed()));
+            }
+            (tried, failed)
+        });
+        // Also if this fails.
+        let done = Done(is_done);
+        let (mut kills, mut starts, mut upgrades) = (0, 0, 0);
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(SECONDS.into()) {
+            kill(pid(world));
+            kills += 1;
+            world.portolan_ok(&["daemon", "upgrade"]);
+            upgrades += 1;
+            world.portolan_ok(&["daemon", "stop"]);
+            world.portolan_ok(&["daemon", "start"]);
+            starts += 1;
+        }
+        drop(done);
+        (datagrams.join().unwrap(), connections.join().unwrap(), kills, starts, upgrades)
+    });
+    eprintln!(
+        "{kills} kills, {starts} stops and starts, {upgrades} upgrades: {} of {} datagrams answered, {} of {} connections failed",
+        datagrams.1,
+        datagrams.0,
+        connections.1.len(),
+        connections.0
+    );
+    assert!(kills > 2 && starts > 2 && upgrades > 2);
+    assert_eq!(datagrams.0, datagrams.1, "datagrams sent, and answered");
+    assert!(connections.1.is_empty(), "{:?}", connections.1);
+    if let Some(bulk) = &mut bulk {
+        let mut report = String::new();
+        bulk.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+        assert!(bulk.wait().unwrap().success(), "{report}");
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let sum = &report["end"]["sum_received"];
+        eprintln!("iperf3: {} bytes in {} s", sum["bytes"], sum["seconds"]);
+        assert!(sum["bytes"].as_u64().unwrap() > 10_000_000, "{sum}");
+    }
+    world.verify();
 }

@@ -93,7 +93,9 @@ pub fn lock(run: &Path) -> Result<Option<File>> {
         Err(fs::TryLockError::WouldBlock) => {}
         Err(fs::TryLockError::Error(error)) => return Err(error).with_context(doing),
     }
-    if control::Client::connect(run)?.is_some() {
+    if let Some(mut client) = control::Client::connect(run)?
+        && client.ask(&Request::Status {})?.is_some()
+    {
         return Ok(None);
     }
     // It closed its door: it is leaving, or was killed and its supervisor has not yet noticed.
@@ -419,6 +421,9 @@ impl Daemon {
                 self.answer(at, &Answer::Done { warnings: Vec::new() });
             }
             Request::Stop {} => {
+                // Who has the answer finds nobody here any more.
+                self.services.stop();
+                let _ = fs::remove_file(control::path(&self.config.run));
                 self.answer(at, &Answer::Done { warnings: Vec::new() });
                 return Ok(Next::Leave);
             }

@@ -113,7 +113,10 @@ fn start(context: &Context, on_demand: bool) -> Result<i32> {
     let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let starting = starting.with_context(|| format!("open `{}`", path.display()))?;
     starting.lock().with_context(|| format!("lock `{}`", path.display()))?;
-    if Client::connect(&context.run)?.is_some() {
+    // One that leaves does not answer.
+    if let Some(mut client) = Client::connect(&context.run)?
+        && client.ask(&Request::Status {})?.is_some()
+    {
         return Ok(0);
     }
     let log = context.run.join("daemon.log");
