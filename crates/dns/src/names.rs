@@ -219,8 +219,11 @@ pub struct Names {
     gateways: Table<IpAddr, u32>,
     host_upstreams: Option<Arc<[SocketAddr]>>,
     host_search: Box<[Box<[u8]>]>,
-    /// Moves on with every answer, so that several addresses take turns.
+    /// Whose turn it is among several of one name.
     turn: u32,
+    /// They move on with every answer, that for AAAA apart: resolvers ask for A and AAAA in pairs, and with one count
+    /// each of two addresses would have the same place for ever.
+    turns: [u32; 2],
 }
 
 /// Who asks.
@@ -459,7 +462,9 @@ impl Names {
             wire::write_code(query, rcode::REFUSED, out);
             return Decision::Answered(Local::Refused);
         };
-        self.turn = self.turn.wrapping_add(1);
+        let turn = &mut self.turns[usize::from(query.kind() == kind::AAAA)];
+        *turn = turn.wrapping_add(1);
+        self.turn = *turn;
         let mut buffer = [0; MAX_NAME];
         let name = wire::lower(query.name(), &mut buffer);
         let decision = self.decide(asker, query, name, limit.min(MAX_TCP), out);

@@ -403,6 +403,8 @@ pub struct Response {
     /// For how many seconds it may be kept: the least time to live of its records, or for a negative answer of the
     /// SOA record's and its last field's (RFC 2308 §5). `None` for what says nothing about it.
     pub ttl: Option<u32>,
+    /// Where its records end, what follows them not counted.
+    end: usize,
     /// Where its OPT record starts if that is the last record, so that it can be cut off.
     opt_at: Option<usize>,
 }
@@ -434,7 +436,7 @@ impl Response {
         let counts: [u16; 4] = std::array::from_fn(|i| u16::from_be_bytes([bytes[4 + 2 * i], bytes[5 + 2 * i]]));
         let mut code = flags & 15;
         if counts == [0; 4] && code != rcode::NOERROR && bytes.len() == HEADER {
-            return Ok(Self { code, truncated: false, answers: 0, ttl: None, opt_at: None });
+            return Ok(Self { code, truncated: false, answers: 0, ttl: None, end: HEADER, opt_at: None });
         }
         let name_end = plain_name_end(bytes, HEADER).ok_or(Unusable::Foreign)?;
         let theirs = &bytes[HEADER..name_end];
@@ -465,8 +467,9 @@ impl Response {
                 };
                 if record.kind == kind::OPT && section == 3 {
                     code |= ((record.ttl >> 24) as u16) << 4;
-                    opt_at = Some(at).filter(|_| record.end == bytes.len());
+                    opt_at = Some(at);
                 } else {
+                    opt_at = None;
                     let ttl = effective_ttl(record.ttl);
                     least = Some(least.map_or(ttl, |least: u32| least.min(ttl)));
                     if section == 2 && record.kind == kind::SOA {
@@ -489,12 +492,13 @@ impl Response {
             rcode::NOERROR => least,
             _ => None,
         };
-        Ok(Self { code, truncated, answers: counts[1], ttl, opt_at })
+        Ok(Self { code, truncated, answers: counts[1], ttl, end: at, opt_at })
     }
 
-    /// The message as it is kept: without an OPT record at its end, which was between the upstream and us.
+    /// The message as it is kept: without an OPT record at its end, which was between the upstream and us, and without
+    /// bytes after its records. `bytes` are those it was read from.
     pub fn kept(&self, bytes: &[u8]) -> Box<[u8]> {
-        let Some(at) = self.opt_at else { return bytes.into() };
+        let Some(at) = self.opt_at else { return bytes[..self.end].into() };
         let mut kept: Box<[u8]> = bytes[..at].into();
         let number = u16::from_be_bytes([kept[10], kept[11]]).saturating_sub(1);
         kept[10..12].copy_from_slice(&number.to_be_bytes());

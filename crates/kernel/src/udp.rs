@@ -18,6 +18,8 @@ pub const BATCH: usize = 64;
 const RECEIVE_BUFFER: i32 = 4 << 20;
 /// What answers under way may take.
 const SEND_BUFFER: i32 = 4 << 20;
+/// `SO_MEMINFO` (asm-generic/socket.h).
+const SO_MEMINFO: i32 = 55;
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 512;
 
@@ -102,6 +104,20 @@ fn try_open(transport: Transport, address: SocketAddr) -> io::Result<OwnedFd> {
         sys::cvt(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
     }
     Ok(socket)
+}
+
+/// How many bytes wait to be read from a socket, each datagram with its overhead of some hundred (`SO_MEMINFO`,
+/// net/core/sock.c); 0 where the kernel does not say (before Linux 4.12).
+pub fn backlog(fd: BorrowedFd<'_>) -> u32 {
+    // `SK_MEMINFO_RMEM_ALLOC` is the first of `SK_MEMINFO_VARS` numbers (linux/sock_diag.h); a shorter buffer gets
+    // the first ones.
+    let mut waiting = 0u32;
+    let mut len = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: the pointer is to a live u32 and the length says so.
+    let ret = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_MEMINFO, (&raw mut waiting).cast(), &raw mut len)
+    };
+    sys::cvt(ret).map_or(0, |_| waiting)
 }
 
 fn holder_of(transport: Transport, address: SocketAddr) -> Option<Holder> {
@@ -305,6 +321,7 @@ mod tests {
                 client.send(&[number; 5]).unwrap();
             }
             client.send(&[9; 17]).unwrap();
+            assert!(backlog(ours.as_fd()) > 16 * BATCH as u32);
             let mut inbox = Inbox::new(16);
             let mut outbox = Outbox::new();
             assert_eq!(inbox.receive(ours.as_fd()).unwrap(), BATCH);

@@ -52,7 +52,7 @@ impl Scene {
         self.host.enter(|| DnsServer::start(inherited, config)).unwrap()
     }
 
-    /// A server that knows network `net` and the containers.
+    /// A server that knows network `front` and the containers.
     fn server(&self) -> DnsServer {
         let server = self.serve(HandOver::default(), Config::default());
         server.update(self.changes());
@@ -95,7 +95,7 @@ impl Scene {
 fn network() -> Network {
     Network {
         id: id(1000),
-        name: "net".into(),
+        name: "front".into(),
         gateways: vec![GATEWAY.parse().unwrap(), GATEWAY6.parse().unwrap()],
         internal: false,
         upstreams: Vec::new(),
@@ -132,12 +132,12 @@ fn local_names_over_udp_and_tcp_and_both_families() {
                 let dig = |arguments: &[&str]| scene.dig(0, &[&[&at[..], transport, bufsize], arguments].concat());
                 assert_eq!(dig(&["c1"]), ["10.99.0.11"]);
                 assert_eq!(dig(&["C1", "AAAA"]), ["fd00:99::11"]);
-                assert_eq!(dig(&["c1.net"]), ["10.99.0.11"]);
+                assert_eq!(dig(&["c1.front"]), ["10.99.0.11"]);
                 assert_eq!(dig(&["host1.portolan.internal"]), ["10.99.0.11"]);
                 assert_eq!(dig(&["all"]), ["10.99.0.10", "10.99.0.11"]);
-                assert_eq!(dig(&["-x", "10.99.0.11"]), ["c1.net."]);
-                assert_eq!(dig(&["-x", "fd00:99::11"]), ["c1.net."]);
-                assert_eq!(dig(&["_80._tcp.c1", "SRV"]), ["0 0 80 c1.net."]);
+                assert_eq!(dig(&["-x", "10.99.0.11"]), ["c1.front."]);
+                assert_eq!(dig(&["-x", "fd00:99::11"]), ["c1.front."]);
+                assert_eq!(dig(&["_80._tcp.c1", "SRV"]), ["0 0 80 c1.front."]);
                 assert_eq!(dig(&["host.internal"]), [GATEWAY]);
             }
         }
@@ -474,7 +474,8 @@ fn a_successor_answers_what_was_asked_before() {
     let half = framed(&question(3, "c1"));
     tcp.write_all(&framed(&question(2, "b.example.net"))).unwrap();
     tcp.write_all(&half[..9]).unwrap();
-    assert!(eventually(Duration::from_secs(5), || server.stats().unwrap().in_flight == (2, 2)));
+    let waits = eventually(Duration::from_secs(4), || server.stats().unwrap().in_flight == (2, 2));
+    assert!(waits, "{:?}", server.stats());
     let (fds, data) = server.hand_over().unwrap().into_parts();
     // Two of each family, and the connection.
     assert_eq!(fds.len(), 5);

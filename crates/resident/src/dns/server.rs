@@ -30,9 +30,13 @@ const MAX_EVENTS: usize = 256;
 /// Answers of one upstream socket read in a row: more than one come only of strangers.
 const MAX_REPLIES: usize = 4;
 
-/// Batches read from one socket in a turn, and questions of one address answered in it.
-const MAX_BATCHES: usize = 32;
-const MAX_SHARE: u32 = 4 * BATCH as u32;
+/// Batches read from one socket in a turn, as a rule and under a flood.
+const BATCHES: usize = 4;
+const FLOOD_BATCHES: usize = 32;
+/// Bytes waiting, overhead included, that make a flood: some hundred questions.
+const FLOOD: u32 = 384 << 10;
+/// Questions of one address answered in a turn under a flood.
+const MAX_SHARE: u32 = 2 * BATCH as u32;
 /// Questions beyond their address's share that wait for a turn without anybody else's; more are shed.
 const MAX_DEFERRED: usize = 1 << 15;
 
@@ -480,23 +484,24 @@ impl Server {
         }
     }
 
-    /// Reads what is there, up to [`MAX_BATCHES`], so that every socket has its turn.
+    /// Reads and answers a few batches, so that every socket has its turn.
     ///
-    /// Reading is much cheaper than answering, so it keeps up with one that floods us, and the questions of others do
-    /// not find the socket's buffer full. Of one address only so many are answered in a turn; the rest has its own.
+    /// If more waits than a crowd of honest clients asks for, somebody floods us. Reading is much cheaper than
+    /// answering: then much is read, and of one address only so much answered at once, so that the questions of
+    /// others do not find the socket's buffer full; the rest has a turn of its own.
     fn read_datagrams(&mut self, number: u64, now: Instant) {
         let Some(listener) = self.listeners.get(&number) else { return };
+        let is_flood = udp::backlog(listener.fd.as_fd()) > FLOOD;
         self.shares.clear();
-        for batch in 0..MAX_BATCHES {
+        for _ in 0..if is_flood { FLOOD_BATCHES } else { BATCHES } {
             let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { return };
-            let is_crowded = batch > 0 || count == BATCH;
             for index in 0..count {
                 let Some((bytes, from)) = self.inbox.message(index) else {
                     self.core.questions += 1;
                     self.core.malformed += 1;
                     continue;
                 };
-                if is_crowded {
+                if is_flood {
                     let share = self.shares.entry(from.ip()).or_default();
                     *share += 1;
                     if *share > MAX_SHARE {
