@@ -76,6 +76,8 @@ enum Command {
     Verify(cmd::repair::VerifyArgs),
     Reconcile(cmd::repair::ReconcileArgs),
     Gc(cmd::repair::GcArgs),
+    Stats(cmd::stats::Args),
+    Events(cmd::stats::EventsArgs),
     Daemon(cmd::daemon::Args),
     Demo(cmd::demo::Args),
     #[command(hide = true)]
@@ -109,6 +111,8 @@ impl Cli {
             Command::Verify(args) => args.run(&context),
             Command::Reconcile(args) => args.run(&context),
             Command::Gc(args) => args.run(&context),
+            Command::Stats(args) => args.run(&context),
+            Command::Events(args) => args.run(&context),
             Command::Daemon(args) => args.run(&context),
             Command::Demo(args) => args.run(&context),
             Command::DemoServe(args) => args.run(),

@@ -1,6 +1,7 @@
 //! Where things are, and the engine over them.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Result;
 use portolan_kernel::probe;
@@ -20,6 +21,8 @@ pub(crate) struct Context {
     pub(crate) run: PathBuf,
     /// Print JSON.
     pub(crate) json: bool,
+    /// When this command began.
+    pub(crate) started: Instant,
 }
 
 impl Context {
@@ -27,7 +30,7 @@ impl Context {
         let root = root.filter(|root| !root.as_os_str().is_empty()).unwrap_or_else(|| DEFAULT_ROOT.into());
         let root = std::path::absolute(&root).unwrap_or(root);
         let run = if root == Path::new(DEFAULT_ROOT) { "/run/portolan".into() } else { root.join("run") };
-        Self { root, run, json }
+        Self { root, run, json, started: Instant::now() }
     }
 
     /// Opens the state and puts the engine over it.

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::Read as _;
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
@@ -150,7 +151,7 @@ fn what_cannot_be_is_said() {
 }
 
 /// What an iperf3 client reports, as JSON; none, with a loud skip, where there is no iperf3.
-fn iperf(world: &World, server: &impl InNetns, seconds: u32) -> Option<std::process::Child> {
+fn iperf(world: &World, server: &impl InNetns, seconds: u32) -> Option<[std::process::Child; 2]> {
     let command = |args: &[&str]| {
         let mut command = Command::new("iperf3");
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -162,13 +163,13 @@ fn iperf(world: &World, server: &impl InNetns, seconds: u32) -> Option<std::proc
         return None;
     }
     let listen = portolan_kernel::process::command_in(server.netns(), command(&["-s", "-1", "-p", "5201"]), false);
-    listen.unwrap().spawn().unwrap();
+    let listen = listen.unwrap().spawn().unwrap();
     let is_up = || tcp_listens(server, 5201);
     assert!(eventually(LONG, is_up));
     let seconds = seconds.to_string();
     let args = ["-c", "10.0.1.1", "-p", "5201", "-t", &seconds, "-b", "200M", "-J"];
     let client = portolan_kernel::process::command_in(world.n.netns(), command(&args), false);
-    Some(client.unwrap().spawn().unwrap())
+    Some([client.unwrap().spawn().unwrap(), listen])
 }
 
 fn tcp_listens(place: &impl InNetns, port: u16) -> bool {
@@ -267,14 +268,92 @@ fn traffic_goes_on_whatever_becomes_of_it() {
     assert!(kills > 2 && starts > 2 && upgrades > 2);
     assert_eq!(datagrams.0, datagrams.1, "datagrams sent, and answered");
     assert!(connections.1.is_empty(), "{:?}", connections.1);
-    if let Some(bulk) = &mut bulk {
+    if let Some([bulk, listen]) = &mut bulk {
         let mut report = String::new();
         bulk.stdout.take().unwrap().read_to_string(&mut report).unwrap();
         assert!(bulk.wait().unwrap().success(), "{report}");
+        listen.wait().unwrap();
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
         let sum = &report["end"]["sum_received"];
         eprintln!("iperf3: {} bytes in {} s", sum["bytes"], sum["seconds"]);
         assert!(sum["bytes"].as_u64().unwrap() > 10_000_000, "{sum}");
     }
     world.verify();
+}
+
+/// What `GET path` answers on the metrics socket.
+fn get(world: &World, request: &str) -> String {
+    use std::io::Write as _;
+    let mut stream = std::os::unix::net::UnixStream::connect(world.root.join("run/metrics.sock")).unwrap();
+    // One that is cut short is reset.
+    let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn what_happens_is_counted_and_told() {
+    let Some(world) = world("metrics") else { return };
+    world.portolan_ok(&["daemon", "start"]);
+    let mut command = world.command(&["events"]);
+    let mut events = command.stdout(Stdio::piped()).spawn().unwrap();
+    // Its request is answered before ours.
+    let follows =
+        || fs::read_to_string(format!("/proc/{}/wchan", events.id())).is_ok_and(|at| at.contains("unix_stream"));
+    assert!(eventually(LONG, follows));
+    world.network("web", &["--subnet", "10.91.0.0/24"]);
+    let site = world.container("site", &["--network", "name=web,ip=10.91.0.9", "-p", "8080:80"]);
+    world.portolan_ok(&["daemon", "upgrade"]);
+    world.portolan_ok(&["publish", "add", "site", "8081:81"]);
+    let _tcp = TcpServer::start(&site, any(Family::V6, 80), "site").unwrap();
+    for _ in 0..5 {
+        assert!(tcp_probe(&world.n, at(host_ip(Family::V4), 8080), LONG).is_open());
+        assert!(tcp_probe(&world.h, "[::1]:8080".parse().unwrap(), LONG).is_open());
+    }
+
+    let stats = world.json(&["stats"]);
+    let site_on_web = &stats[0];
+    assert_eq!((&site_on_web["container"], &site_on_web["network"]), (&"site".into(), &"web".into()), "{stats}");
+    for counted in ["rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "connections"] {
+        assert!(site_on_web[counted].as_u64().unwrap() >= 5, "{counted}: {stats}");
+    }
+    let table = world.portolan_ok(&["stats", "--no-stream", "site"]);
+    assert!(
+        table.starts_with("CONTAINER   NETWORK   RECEIVED   SENT") && table.contains("\nsite        web"),
+        "{table}"
+    );
+    assert_eq!(world.json(&["stats", "nobody"]), serde_json::json!([]));
+
+    let metrics = get(&world, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
+    let value = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(value("portolan_endpoints "), 1.0);
+    assert!(value("portolan_endpoint_receive_bytes_total{container=\"site\",network=\"web\"}") > 100.0);
+    assert!(value("portolan_proxy_connections_total{owner=\"container site 8080:80/tcp\"") >= 5.0);
+    assert!(value("portolan_command_seconds_count{command=\"publish\"}") >= 1.0);
+    assert!(get(&world, "GET /x HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    assert!(get(&world, "POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    for garbage in ["", "\r\n", "GET /metrics", &"x".repeat(20_000)] {
+        assert!(get(&world, garbage).starts_with("HTTP/1.1 400 ") || garbage.len() > 8192, "{garbage}");
+    }
+
+    world.portolan_ok(&["detach", "site"]);
+    world.portolan_ok(&["network", "rm", "web"]);
+    world.portolan_ok(&["daemon", "stop"]);
+    let mut told = String::new();
+    events.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    assert!(events.wait().unwrap().success());
+    let told: Vec<serde_json::Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of =
+        |name: &str| told.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("{name} in {told:?}"));
+    assert_eq!(of("network-create")["network"], "web");
+    assert_eq!(of("connect")["container"], "site");
+    assert_eq!(of("connect")["addresses"][0], "10.91.0.9");
+    assert_eq!((&of("disconnect")["container"], &of("disconnect")["network"]), (&"site".into(), &"web".into()));
+    assert_eq!(of("network-remove")["network"], "web");
+    assert!(told.iter().all(|event| event["time"].as_f64().unwrap() > 1.7e9));
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::stats::EndpointStats;
+
 /// How long an answer may take: the slowest is a verb that waits for thousands of listeners.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -16,7 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[serde(rename_all = "kebab-case", tag = "ask", deny_unknown_fields)]
 pub enum Request {
     /// Take notice of all that is committed; answered when it is in force.
-    Sync {},
+    Sync {
+        /// Which command asks, and how long it has taken so far, in microseconds.
+        #[serde(default)]
+        command: Option<(String, u64)>,
+    },
+    /// What has every endpoint done?
+    Stats {},
     /// How are you?
     Status {},
     /// End. Names are not answered any more and nothing is repaired until somebody starts another one.
@@ -41,6 +49,11 @@ pub enum Answer {
     },
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Stats`].
+    Stats {
+        /// By container and network.
+        endpoints: Vec<EndpointStats>,
+    },
     /// It cannot be done.
     Refused {
         /// Why.

@@ -59,6 +59,8 @@ pub struct Config {
     pub run: PathBuf,
     /// Leave when no container is on any network.
     pub on_demand: bool,
+    /// Where metrics are told by TCP, beside the unix socket.
+    pub metrics: Option<std::net::SocketAddr>,
     /// Where the host's upstream name servers are listed.
     pub resolv_conf: PathBuf,
     /// Arguments with which another binary of ours goes on as this resident.
@@ -405,8 +407,13 @@ impl Daemon {
             }
         };
         match request {
-            Request::Sync {} => {
-                let answer = match self.follow_and_settle() {
+            Request::Sync { command } => {
+                let started = Instant::now();
+                let settled = self.follow_and_settle();
+                if let Some((name, micros)) = command {
+                    self.services.count_command(name, Duration::from_micros(micros) + started.elapsed());
+                }
+                let answer = match settled {
                     Ok(warnings) => Answer::Done { warnings },
                     Err(error) => Answer::Refused { reason: format!("{error:#}") },
                 };
@@ -415,6 +422,13 @@ impl Daemon {
             Request::Status {} => {
                 let status = self.status();
                 self.answer(at, &Answer::Status(Box::new(status)));
+            }
+            Request::Stats {} => {
+                let answer = match self.services.stats() {
+                    Ok(endpoints) => Answer::Stats { endpoints },
+                    Err(error) => Answer::Refused { reason: format!("{error:#}") },
+                };
+                self.answer(at, &answer);
             }
             Request::Events {} => {
                 self.clients[at].follows = true;

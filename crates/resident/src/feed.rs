@@ -9,7 +9,10 @@ use portolan_kernel::diag;
 use portolan_model::{Driver, Id, IfName, Name, Network, NetworkMode, Protocol};
 use portolan_plan::{ContainerView, Proxied, proxied};
 
+use serde::Serialize;
+
 use crate::proxy::{Place, Rule};
+use crate::repair::Report;
 use crate::{dns, proxy};
 
 /// The port of name servers.
@@ -46,6 +49,46 @@ pub struct Told {
     pub dns: Vec<dns::Change>,
     /// The proxy.
     pub proxy: Vec<proxy::Change>,
+    /// Whoever follows events.
+    pub events: Vec<Event>,
+}
+
+/// Something that happened, for whoever follows events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Event {
+    /// A network is new.
+    NetworkCreate {
+        /// Its name.
+        network: String,
+        /// Its id.
+        id: Id,
+    },
+    /// A network is gone.
+    NetworkRemove {
+        /// Its name.
+        network: String,
+        /// Its id.
+        id: Id,
+    },
+    /// A container is on a network.
+    Connect {
+        /// The container.
+        container: String,
+        /// The network.
+        network: String,
+        /// Its addresses there.
+        addresses: Vec<IpAddr>,
+    },
+    /// A container has left a network.
+    Disconnect {
+        /// The container.
+        container: String,
+        /// The network.
+        network: String,
+    },
+    /// Something was missing in the kernel, or a namespace died.
+    Repaired(Report),
 }
 
 /// What the resident knows of the rows: little for each, for there may be many.
@@ -95,13 +138,18 @@ impl Feed {
                 if self.members.contains_key(&id) && self.networks.get(&id) != Some(&network) {
                     tell.dns.push(dns::Change::PutNetwork(dns_network(&network)));
                 }
-                self.networks.insert(id, network);
+                let name = network.name.to_string();
+                if self.networks.insert(id, network).is_none() {
+                    tell.events.push(Event::NetworkCreate { network: name, id });
+                }
             }
             None => {
                 if self.members.remove(&id).is_some() {
                     tell.dns.push(dns::Change::RemoveNetwork(id));
                 }
-                self.networks.remove(&id);
+                if let Some(network) = self.networks.remove(&id) {
+                    tell.events.push(Event::NetworkRemove { network: network.name.to_string(), id });
+                }
             }
         }
     }
@@ -116,6 +164,11 @@ impl Feed {
         for (endpoint, network) in now.iter().flat_map(|view| &view.endpoints) {
             let is_new = before.as_ref().is_none_or(|known| known.endpoints.iter().all(|e| e.id != endpoint.id));
             if is_new {
+                tell.events.push(Event::Connect {
+                    container: now.as_ref().map_or_else(String::new, |view| view.container.name.to_string()),
+                    network: network.name.to_string(),
+                    addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
+                });
                 let members = self.members.entry(network.id).or_insert(0);
                 *members += 1;
                 if *members == 1 {
@@ -125,6 +178,10 @@ impl Feed {
             }
         }
         for endpoint in before.iter().flat_map(|known| &known.endpoints).filter(|endpoint| !stays(endpoint)) {
+            tell.events.push(Event::Disconnect {
+                container: before.as_ref().map_or_else(String::new, |known| known.name.to_string()),
+                network: self.networks.get(&endpoint.network).map_or_else(String::new, |n| n.name.to_string()),
+            });
             let Some(members) = self.members.get_mut(&endpoint.network) else { continue };
             *members -= 1;
             if *members == 0 {

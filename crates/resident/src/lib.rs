@@ -12,5 +12,7 @@ pub mod feed;
 pub mod notify;
 pub mod proxy;
 pub mod repair;
+pub mod scrape;
 pub mod services;
+pub mod stats;
 pub mod supervise;

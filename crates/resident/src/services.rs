@@ -1,11 +1,12 @@
 //! The resident's threads, and what each of them is told of a change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use portolan_dns::ResolvConf;
@@ -17,10 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
-use crate::feed::{Feed, Told};
+use crate::feed::{Event, Feed, Told};
 use crate::notify::Manager;
 use crate::proxy::{self, Place, Proxy};
 use crate::repair::{Repairer, Report};
+use crate::scrape::{Ask, Scrape};
+use crate::stats::{self, EndpointStats, Everything, Latency};
 
 /// Where systemd-resolved keeps the servers that hide behind its stub (systemd-resolved.service(8)).
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
@@ -86,7 +89,17 @@ pub struct Services {
     root: PathBuf,
     warnings: Vec<String>,
     tell: mpsc::Sender<String>,
+    /// How long commands took, by their names.
+    commands: BTreeMap<String, Latency>,
+    scrape: Option<Scrape>,
+    /// Who waits for metrics.
+    scrapers: Option<mpsc::Receiver<Ask>>,
+    run: PathBuf,
+    metrics: Option<SocketAddr>,
 }
+
+/// Commands of so many names are told apart.
+const COMMANDS: usize = 64;
 
 impl Services {
     /// Starts the threads; `tell` gets a line of JSON for everything that happens.
@@ -107,6 +120,11 @@ impl Services {
             root: config.root.clone(),
             warnings: Vec::new(),
             tell,
+            commands: BTreeMap::new(),
+            scrape: None,
+            scrapers: None,
+            run: config.run.clone(),
+            metrics: config.metrics,
         };
         services.resume(inherited)?;
         Ok(services)
@@ -169,6 +187,14 @@ impl Services {
         let report = move |report: Report| say(&tell, &wake, &Event::Repaired(report));
         self.repairer = Some(Repairer::start(self.root.clone(), fence, Box::new(keep), Box::new(report))?);
         self.fence = (false, None);
+        let (asks, scrapers) = mpsc::channel();
+        let wake = self.wake.try_clone().context("duplicate a descriptor")?;
+        let ask = move |reply: Ask| {
+            let _ = asks.send(reply);
+            let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
+        };
+        self.scrape = Some(Scrape::start(&self.run.join("metrics.sock"), self.metrics, ask)?);
+        self.scrapers = Some(scrapers);
         Ok(())
     }
 
@@ -177,9 +203,48 @@ impl Services {
         self.wake.as_fd()
     }
 
-    /// Takes note of it.
+    /// Takes note of it, and answers whoever waits for metrics.
     pub fn clear_wake(&self) {
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        while let Some(reply) = self.scrapers.as_ref().and_then(|asks| asks.try_recv().ok()) {
+            match self.metrics() {
+                Ok(text) => drop(reply.send(text)),
+                Err(error) => tracing::warn!("metrics: {error:#}"),
+            }
+        }
+    }
+
+    /// What every endpoint has done.
+    ///
+    /// # Errors
+    /// When the kernel's counters cannot be read, or a thread is gone.
+    pub fn stats(&self) -> Result<Vec<EndpointStats>> {
+        stats::endpoints(&self.feed, &self.dns_stats()?).context("read the kernel's counters")
+    }
+
+    fn dns_stats(&self) -> Result<dns::Stats> {
+        Ok(self.dns.as_ref().map(DnsServer::stats).transpose()?.unwrap_or_default())
+    }
+
+    fn metrics(&self) -> Result<String> {
+        let dns = self.dns_stats()?;
+        Ok(stats::prometheus(&Everything {
+            endpoints: &stats::endpoints(&self.feed, &dns).context("read the kernel's counters")?,
+            networks: self.feed.networks().len(),
+            dns: &dns,
+            proxy: &self.proxy.as_ref().map(Proxy::stats).transpose()?.unwrap_or_default(),
+            repair: self.repairer.as_ref().map(Repairer::stats),
+            verbs: &self.commands,
+        }))
+    }
+
+    /// Takes note of how long a command took.
+    pub fn count_command(&mut self, name: String, took: std::time::Duration) {
+        if self.commands.len() < COMMANDS || self.commands.contains_key(&name) {
+            let latency = self.commands.entry(name).or_default();
+            latency.count += 1;
+            latency.micros += u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        }
     }
 
     /// Reads what was committed since, and tells those whom it concerns; whether any container is on any network.
@@ -198,6 +263,8 @@ impl Services {
             feed.take(change, &mut changes);
         })?;
         if followed.is_everything {
+            // Nothing of it is news.
+            changes.events.clear();
             feed.keep_only(&networks, &containers, &mut changes);
         }
         self.revision = Some(followed.revision);
@@ -206,6 +273,9 @@ impl Services {
         }
         if let Some(proxy) = self.proxy.as_ref().filter(|_| !changes.proxy.is_empty()) {
             proxy.update(changes.proxy);
+        }
+        for event in changes.events {
+            say(&self.tell, &self.wake, &event);
         }
         let has_endpoints = self.feed.endpoints() > 0;
         if let Some(repairer) = self.repairer.as_ref().filter(|_| self.fence.0 != has_endpoints) {
@@ -271,6 +341,8 @@ impl Services {
         self.dns = None;
         self.proxy = None;
         self.repairer = None;
+        self.scrape = None;
+        let _ = fs::remove_file(self.run.join("metrics.sock"));
     }
 
     /// Ends the threads; what their successors go on with.
@@ -278,6 +350,7 @@ impl Services {
     /// # Errors
     /// When one has ended before its time.
     pub fn hand_over(&mut self) -> Result<Inherited> {
+        self.scrape = None;
         let mut inherited = Inherited::default();
         if let Some(server) = self.dns.take() {
             let (fds, data) = server.hand_over()?.into_parts();
@@ -299,16 +372,17 @@ impl Services {
     }
 }
 
-/// What whoever follows is told.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "event")]
-enum Event {
-    /// Something was missing in the kernel, or a namespace died.
-    Repaired(Report),
-}
-
+/// Tells an event, with the time, to whoever follows.
 fn say(tell: &mpsc::Sender<String>, wake: &OwnedFd, event: &Event) {
-    if let Ok(line) = serde_json::to_string(event) {
+    #[derive(Serialize)]
+    struct Timed<'a> {
+        /// Seconds since 1970.
+        time: f64,
+        #[serde(flatten)]
+        event: &'a Event,
+    }
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    if let Ok(line) = serde_json::to_string(&Timed { time, event }) {
         let _ = tell.send(line);
         let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
     }

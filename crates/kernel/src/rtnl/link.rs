@@ -7,7 +7,7 @@ use netlink_bindings::rt_link::{
     Ifinfomsg, LinkAttrs, LinkinfoAttrs, LinkinfoMemberDataMsg, OpGetlinkDump, PushLinkAttrs, PushLinkinfoBridgeAttrs,
     PushLinkinfoBrportAttrs,
 };
-use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
+use netlink_bindings::utils::{IterableChunks, finalize_nested_header, push_header, push_nested_header};
 
 use super::{AF_INET, AF_INET6, Mac};
 use crate::netlink::{Batch, CREATE, ECHO, EXCL, NetlinkError, Socket};
@@ -481,6 +481,67 @@ pub struct BridgeState {
 /// The kernel's refusal.
 pub fn dump(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
     dump_where(socket, None)
+}
+
+/// What an interface has counted since it was made (`struct rtnl_link_stats64`, linux/if_link.h).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets received and dropped.
+    pub rx_dropped: u64,
+    /// Packets to be sent and dropped.
+    pub tx_dropped: u64,
+}
+
+/// The counters of all interfaces of the socket's namespace, by name.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn counters(socket: &mut Socket) -> Result<BTreeMap<String, Counters>, NetlinkError> {
+    const HEADER: usize = 16;
+    let all = socket.dump_all(
+        libc::RTM_GETLINK,
+        0,
+        |buf| buf.extend([0; HEADER]),
+        |kind, payload| {
+            if kind != libc::RTM_NEWLINK {
+                return None;
+            }
+            let (mut name, mut counters) = (None, None);
+            for (header, value) in IterableChunks::new(payload.get(HEADER..)?) {
+                match header.r#type {
+                    libc::IFLA_IFNAME => {
+                        let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+                        name = Some(String::from_utf8_lossy(text).into_owned());
+                    }
+                    libc::IFLA_STATS64 => {
+                        let field = |number: usize| {
+                            let bytes = value.get(number * 8..).and_then(|rest| rest.first_chunk());
+                            bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+                        };
+                        counters = Some(Counters {
+                            rx_packets: field(0),
+                            tx_packets: field(1),
+                            rx_bytes: field(2),
+                            tx_bytes: field(3),
+                            rx_dropped: field(6),
+                            tx_dropped: field(7),
+                        });
+                    }
+                    _ => {}
+                }
+            }
+            Some((name?, counters?))
+        },
+    )?;
+    Ok(all.into_iter().collect())
 }
 
 /// The interfaces whose master has index `master`.

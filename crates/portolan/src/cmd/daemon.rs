@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,9 @@ struct RunArgs {
     /// Leave when no container is on any network
     #[arg(long)]
     on_demand: bool,
+    /// Tell metrics by TCP as well; always by HTTP on the unix socket `metrics.sock` among the run-time files
+    #[arg(long, value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -71,7 +75,7 @@ impl Args {
         match self.command {
             None => {
                 Context::require_privileges("daemon")?;
-                daemon::run(config(context, self.run.on_demand))
+                daemon::run(config(context, self.run.on_demand, self.run.metrics))
             }
             Some(Command::Start { on_demand }) => {
                 Context::require_privileges("daemon start")?;
@@ -87,21 +91,26 @@ impl Args {
     }
 }
 
-fn config(context: &Context, on_demand: bool) -> Config {
+fn config(context: &Context, on_demand: bool, metrics: Option<SocketAddr>) -> Config {
     Config {
         root: context.root.clone(),
         run: context.run.clone(),
         on_demand,
+        metrics,
         resolv_conf: resolv::host_file(),
-        arguments: arguments(context, on_demand),
+        arguments: arguments(context, on_demand, metrics),
     }
 }
 
 /// The command line of the daemon in the foreground.
-fn arguments(context: &Context, on_demand: bool) -> Vec<OsString> {
+fn arguments(context: &Context, on_demand: bool, metrics: Option<SocketAddr>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["--root".into(), context.root.clone().into(), "daemon".into()];
     if on_demand {
         arguments.push("--on-demand".into());
+    }
+    if let Some(address) = metrics {
+        arguments.push("--metrics".into());
+        arguments.push(address.to_string().into());
     }
     arguments
 }
@@ -151,7 +160,7 @@ fn supervise(context: &Context, on_demand: bool, log: &Path, ready: impl FnMut()
     let Some(lock) = daemon::lock(&context.run)? else { return Ok(0) };
     let program = std::env::current_exe().context("find this program")?;
     let service = Service {
-        command: (&program, &arguments(context, on_demand)),
+        command: (&program, &arguments(context, on_demand, None)),
         socket: &context.run.join("notify.sock"),
         lock: &lock,
     };
@@ -165,7 +174,8 @@ fn did_not_start(log: &Path) -> Refused {
         .hint(format!("its log is `{}`", log.display()))
 }
 
-fn client(context: &Context) -> Result<Client> {
+/// A conversation with the daemon of this root.
+pub(crate) fn client(context: &Context) -> Result<Client> {
     Client::connect(&context.run)?.ok_or_else(|| none_runs().into())
 }
 
@@ -215,6 +225,18 @@ fn status(context: &Context) -> Result<i32> {
 /// How often a command looks for a daemon and starts one: the first may just be leaving.
 const ATTEMPTS: usize = 3;
 
+/// The first word of the command line that is neither a flag nor the value of one.
+fn command_name() -> Option<String> {
+    let mut words = std::env::args().skip(1);
+    loop {
+        match words.next()?.as_str() {
+            "--root" | "--log" => drop(words.next()),
+            flag if flag.starts_with('-') => {}
+            name => return Some(name.to_owned()),
+        }
+    }
+}
+
 /// Whether commands are to do without a daemon.
 pub(crate) fn is_off() -> bool {
     std::env::var_os("PORTOLAN_DAEMON").is_some_and(|value| value == "off")
@@ -224,11 +246,13 @@ pub(crate) fn is_off() -> bool {
 ///
 /// The verb is done whatever comes of this: failures are warnings.
 pub(crate) fn settle(context: &Context, is_needed: bool) {
+    let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let request = Request::Sync { command: command_name().map(|name| (name, took)) };
     let settled = (|| -> Result<Vec<String>> {
         for _ in 0..ATTEMPTS {
             if let Some(mut client) = Client::connect(&context.run)? {
                 // One that leaves while we ask has nothing to serve, unless we have just made something.
-                if let Some(warnings) = client.tell(&Request::Sync {})? {
+                if let Some(warnings) = client.tell(&request)? {
                     return Ok(warnings);
                 }
             }

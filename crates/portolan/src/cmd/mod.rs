@@ -17,6 +17,7 @@ pub(crate) mod repair;
 pub(crate) mod rm;
 pub(crate) mod rules;
 pub(crate) mod run;
+pub(crate) mod stats;
 pub(crate) mod version;
 
 use anyhow::Result;
