@@ -348,12 +348,12 @@ fn what_happens_is_counted_and_told() {
     events.stdout.take().unwrap().read_to_string(&mut told).unwrap();
     assert!(events.wait().unwrap().success());
     let told: Vec<serde_json::Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let of =
-        |name: &str| told.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("{name} in {told:?}"));
-    assert_eq!(of("network-create")["network"], "web");
+    let is_it = |event: &serde_json::Value, name| event["event"] == name && event["network"] == "web";
+    let of = |name| told.iter().find(|event| is_it(event, name)).unwrap_or_else(|| panic!("{name} in {told:?}"));
+    of("network-create");
     assert_eq!(of("connect")["container"], "site");
     assert_eq!(of("connect")["addresses"][0], "10.91.0.9");
-    assert_eq!((&of("disconnect")["container"], &of("disconnect")["network"]), (&"site".into(), &"web".into()));
-    assert_eq!(of("network-remove")["network"], "web");
+    assert_eq!(of("disconnect")["container"], "site");
+    of("network-remove");
     assert!(told.iter().all(|event| event["time"].as_f64().unwrap() > 1.7e9));
 }
