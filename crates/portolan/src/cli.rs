@@ -17,7 +17,8 @@ pub(crate) const DEFAULT_ROOT: &str = "/var/lib/portolan";
 /// Networks for containers: bridges, addresses, names and published ports
 ///
 /// Portolan gives processes network stacks of their own, joins them to networks, and publishes their ports. The words
-/// and flags are Docker's. It needs no daemon: every command does its work and leaves.
+/// and flags are Docker's. Every command does its work and leaves; a daemon that answers names and repairs comes and goes by
+/// itself.
 #[derive(Debug, Parser)]
 #[command(name = "portolan", version, max_term_width = 100, propagate_version = false, after_help = EXAMPLES)]
 pub(crate) struct Cli {
