@@ -567,13 +567,12 @@ impl Server {
             };
             let gateway = listener.place.0;
             let Some((_, peer)) = ends_of(&fd) else { continue };
-            let same = self.connections.values().filter(|other| other.peer.ip() == peer.ip()).count();
-            if same >= MAX_CONNECTIONS_EACH {
-                self.core.evicted += 1;
-                continue;
-            }
-            if self.connections.len() >= MAX_CONNECTIONS {
-                let idlest = self.connections.iter().min_by_key(|(_, connection)| connection.deadline);
+            // The one that has been idle longest gives way: it may have ended without our having noticed yet.
+            let same = |other: &Connection| other.peer.ip() == peer.ip();
+            let is_crowd = self.connections.values().filter(|other| same(other)).count() >= MAX_CONNECTIONS_EACH;
+            if is_crowd || self.connections.len() >= MAX_CONNECTIONS {
+                let idlest =
+                    self.connections.iter().filter(|it| !is_crowd || same(it.1)).min_by_key(|it| it.1.deadline);
                 if let Some((&idlest, _)) = idlest {
                     self.core.evicted += 1;
                     self.connections.remove(&idlest);
