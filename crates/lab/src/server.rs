@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use portolan_kernel::netns::with_netns;
 use portolan_kernel::socket::wait_readable;
 
-use crate::InNetns;
+use crate::{InNetns, eventually};
 
 /// A thread that serves until told to stop.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl TcpServer {
     }
 
     fn start_with(place: &impl InNetns, bind: SocketAddr, banner: &str, http: bool) -> Result<Self> {
-        let listener = with_netns(place.netns(), || TcpListener::bind(bind))?
+        let listener = with_netns(place.netns(), || once_free(|| TcpListener::bind(bind)))?
             .with_context(|| format!("TCP server `{banner}` on `{bind}`"))?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
@@ -173,7 +173,7 @@ impl UdpServer {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start(place: &impl InNetns, bind: SocketAddr, banner: &str) -> Result<Self> {
-        let socket = with_netns(place.netns(), || UdpSocket::bind(bind))?
+        let socket = with_netns(place.netns(), || once_free(|| UdpSocket::bind(bind)))?
             .with_context(|| format!("UDP server `{banner}` on `{bind}`"))?;
         socket.set_nonblocking(true)?;
         let addr = socket.local_addr()?;
@@ -205,4 +205,20 @@ impl UdpServer {
     pub fn last_client(&self) -> Option<SocketAddr> {
         *self.log.last.lock().expect("nothing panics while holding it")
     }
+}
+
+/// Binds when the port is free, which may be a moment after its server was dropped: a process that another thread is just
+/// starting has a copy of every descriptor until its execve(2).
+fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const MOMENT: Duration = Duration::from_secs(2);
+    let mut bound = bind();
+    let is_settled = || {
+        let in_use = bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+        if in_use {
+            bound = bind();
+        }
+        !in_use
+    };
+    let _ = eventually(MOMENT, is_settled);
+    bound
 }
