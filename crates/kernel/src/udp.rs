@@ -233,47 +233,127 @@ impl Outbox {
     ///
     /// Nothing is waited for: what finds a full buffer is dropped, as UDP allows. A datagram that the kernel refuses
     /// (a firewall, a route that is gone) does not keep back the ones after it.
+    ///
+    /// Neighbours of one size to one address, of which the last may be shorter, go through the network as one packet
+    /// that is divided where it is received (`UDP_SEGMENT`, udp(7)); an answer to A and the one to AAAA are such.
     pub fn send(&mut self, fd: BorrowedFd<'_>) -> usize {
         let messages = &mut self.messages[..self.used];
         self.used = 0;
+        let trains = trains(messages.iter().map(|(buffer, to)| (buffer.len(), *to)));
         // SAFETY: iovec and mmsghdr are plain data for which all zeroes is valid.
         let mut vectors: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
         // SAFETY: sockaddr_storage likewise.
         let mut names: [libc::sockaddr_storage; BATCH] = unsafe { std::mem::zeroed() };
-        let mut count = 0;
-        for (buffer, to) in messages.iter_mut().filter(|(buffer, _)| !buffer.is_empty()) {
-            let (name, name_len) = sys::socket_address(*to);
-            names[count] = name;
-            vectors[count] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-            let header = &mut headers[count].msg_hdr;
-            header.msg_iov = &raw mut vectors[count];
-            header.msg_iovlen = 1;
-            header.msg_name = (&raw mut names[count]).cast();
+        // SAFETY: and so is a control message.
+        let mut controls: [Segments; BATCH] = unsafe { std::mem::zeroed() };
+        let mut filled = 0;
+        for (buffer, _) in messages.iter_mut().filter(|(buffer, _)| !buffer.is_empty()) {
+            vectors[filled] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            filled += 1;
+        }
+        let mut rest = &mut vectors[..filled];
+        for (((header, train), name), control) in headers.iter_mut().zip(&trains).zip(&mut names).zip(&mut controls) {
+            let own;
+            (own, rest) = rest.split_at_mut(train.count);
+            let name_len;
+            (*name, name_len) = sys::socket_address(train.to);
+            let header = &mut header.msg_hdr;
+            header.msg_iov = own.as_mut_ptr();
+            header.msg_iovlen = own.len();
+            header.msg_name = (&raw mut *name).cast();
             header.msg_namelen = name_len;
-            count += 1;
+            if train.count > 1 {
+                control.header.cmsg_level = libc::SOL_UDP;
+                control.header.cmsg_type = libc::UDP_SEGMENT;
+                control.header.cmsg_len = std::mem::offset_of!(Segments, size) + size_of::<u16>();
+                control.size = train.size as u16;
+                header.msg_control = (&raw mut *control).cast();
+                header.msg_controllen = size_of::<Segments>();
+            }
         }
         let mut at = 0;
         let mut dropped = 0;
-        while at < count {
-            let rest = &mut headers[at..count];
+        while at < trains.len() {
+            let rest = &mut headers[at..trains.len()];
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            // SAFETY: every header points to a vector, a name and a buffer that outlive the call, with their lengths.
+            // SAFETY: every header points to vectors, a name, a control message and buffers that outlive the call,
+            // with their lengths.
             let ret = unsafe { libc::sendmmsg(fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as libc::c_uint, flags) };
             match sys::cvt(ret) {
                 Ok(sent) => at += (sent as usize).max(1),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return dropped + count - at,
-                // The error is the first one's.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return dropped + trains[at..].iter().map(|train| train.count).sum::<usize>();
+                }
+                // The error is the first one's: together they may be refused where each alone is not, as on a path
+                // of a small MTU or through IPsec.
                 Err(_) => {
+                    let train = &trains[at];
+                    let header = &headers[at].msg_hdr;
+                    for index in 0..train.count {
+                        let mut one = *header;
+                        // SAFETY: a train has `count` vectors, which lie one after the other.
+                        one.msg_iov = unsafe { header.msg_iov.add(index) };
+                        one.msg_iovlen = 1;
+                        one.msg_control = std::ptr::null_mut();
+                        one.msg_controllen = 0;
+                        // SAFETY: as above, for one datagram of it.
+                        let alone = train.count > 1
+                            && sys::cvt(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const one, flags) } as i32).is_ok();
+                        dropped += usize::from(!alone);
+                    }
                     at += 1;
-                    dropped += 1;
                 }
             }
         }
         dropped
     }
+}
+
+/// The control message of `UDP_SEGMENT`: the size of each datagram but the last.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Segments {
+    header: libc::cmsghdr,
+    size: u16,
+}
+
+/// Datagrams that are sent as one packet.
+#[derive(Debug, PartialEq, Eq)]
+struct Train {
+    to: SocketAddr,
+    count: usize,
+    /// Of each but the last, which may be shorter.
+    size: usize,
+    last: usize,
+}
+
+/// What every path takes: the least MTU of IPv6 (RFC 8200 section 5) without the headers of IPv6 and UDP.
+const MAX_SEGMENT: usize = 1280 - 40 - 8;
+/// What one packet holds, with some room for headers.
+const MAX_TRAIN: usize = 65_000;
+
+/// Joins neighbours; what is empty is left out.
+fn trains(messages: impl Iterator<Item = (usize, SocketAddr)>) -> Vec<Train> {
+    let mut trains: Vec<Train> = Vec::with_capacity(BATCH);
+    for (len, to) in messages.filter(|(len, _)| *len > 0) {
+        match trains.last_mut() {
+            Some(train)
+                if train.to == to
+                    && train.last == train.size
+                    && len <= train.size
+                    && train.size <= MAX_SEGMENT
+                    && (train.count + 1) * train.size <= MAX_TRAIN =>
+            {
+                train.count += 1;
+                train.last = len;
+            }
+            _ => trains.push(Train { to, count: 1, size: len, last: len }),
+        }
+    }
+    trains
 }
 
 fn read_address(storage: &libc::sockaddr_storage, len: usize) -> Option<SocketAddr> {
@@ -340,6 +420,40 @@ mod tests {
                 let mut buffer = [0; 16];
                 let len = client.recv(&mut buffer).unwrap();
                 assert_eq!(&buffer[..len], &[number; 5]);
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_of_one_size_to_one_address_go_together() {
+        let to = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let counts = |messages: &[(usize, u16)]| -> Vec<(usize, usize)> {
+            let all = trains(messages.iter().map(|&(len, port)| (len, to(port))));
+            all.iter().map(|train| (train.count, train.size)).collect()
+        };
+        assert_eq!(counts(&[(50, 1), (50, 1), (30, 1), (30, 1)]), [(3, 50), (1, 30)], "a shorter one is the last");
+        assert_eq!(counts(&[(30, 1), (50, 1)]), [(1, 30), (1, 50)], "a longer one begins anew");
+        assert_eq!(counts(&[(50, 1), (50, 2), (0, 2), (50, 2)]), [(1, 50), (2, 50)]);
+        assert_eq!(counts(&[(1300, 1), (1300, 1)]), [(1, 1300), (1, 1300)], "a path may be too narrow");
+        assert_eq!(counts(&[(1200, 1); 64]), [(54, 1200), (10, 1200)], "no packet is longer than 64 KiB");
+    }
+
+    #[test]
+    fn a_train_of_unequal_ones_arrives_as_it_was_written() {
+        for ip in ["127.0.0.1", "::1"] {
+            let Ok(ours) = listen_udp(SocketAddr::new(ip.parse().unwrap(), 0)) else { continue };
+            let clients = [reserve(ip), reserve(ip)];
+            let mut outbox = Outbox::new();
+            let sent: Vec<Vec<u8>> =
+                (0..BATCH).map(|number| vec![number as u8; [40, 40, 28, 512][number % 4]]).collect();
+            for (number, bytes) in sent.iter().enumerate() {
+                outbox.message(clients[number / 8 % 2].1).extend_from_slice(bytes);
+            }
+            assert_eq!(outbox.send(ours.as_fd()), 0);
+            for (number, bytes) in sent.iter().enumerate() {
+                let mut buffer = [0; 1024];
+                let len = clients[number / 8 % 2].0.recv(&mut buffer).unwrap();
+                assert_eq!(&buffer[..len], bytes);
             }
         }
     }

@@ -51,7 +51,7 @@ fn endpoint(number: u64, network: u64, address: IpAddr) -> Endpoint {
         id: id(2, number),
         network: id(1, network),
         container: id(3, number),
-        name: format!("container{number}"),
+        name: format!("container{number:03}"),
         names: vec![format!("{number:012x}"), format!("alias{number}")],
         addresses: vec![address],
         links: Vec::new(),
@@ -78,7 +78,8 @@ fn client(container: &Host) -> UdpSocket {
 /// Answers per second with [`WINDOW`] questions in flight, and those lost.
 fn throughput(container: &Host, server: SocketAddr) -> (f64, usize) {
     let socket = client(container);
-    let questions: Vec<_> = (0..NAMES).map(|number| question(number as u16, &format!("container{number}"))).collect();
+    let questions: Vec<_> =
+        (0..NAMES).map(|number| question(number as u16, &format!("container{number:03}"))).collect();
     let (mut inbox, mut outbox) = (Inbox::new(512), Outbox::new());
     let (mut next, mut answered, mut lost, mut in_flight) = (0, 0, 0, 0);
     let start = Instant::now();
@@ -113,7 +114,7 @@ fn serial(container: &Host, server: SocketAddr) -> (Duration, Duration) {
     let socket = client(container);
     let mut times: Vec<Duration> = (0..SERIAL)
         .map(|number| {
-            let bytes = question(number as u16, &format!("container{}", number as u64 % NAMES));
+            let bytes = question(number as u16, &format!("container{:03}", number as u64 % NAMES));
             let sent = Instant::now();
             socket.send_to(&bytes, server).expect("the network is up");
             let mut answer = [0; 512];
@@ -138,7 +139,7 @@ impl Peer {
         let mut text = format!("{GATEWAY}\n");
         for number in 0..NAMES {
             let id = id(3, number);
-            text += &format!("{id} {}  container{number},{number:012x},alias{number}\n", address(number));
+            text += &format!("{id} {}  container{number:03},{number:012x},alias{number}\n", address(number));
         }
         fs::write(config.join("network0"), text).expect("a file");
         let mut command = host.adopt(Command::new(PEER)).expect("a command in the namespace");
@@ -184,7 +185,7 @@ fn main() {
         // The peer has no way to say that it is ready.
         let socket = client(&container);
         assert!(eventually(Duration::from_secs(10), || {
-            let _ = socket.send_to(&question(0, "container0"), at);
+            let _ = socket.send_to(&question(0, "container000"), at);
             socket.recv(&mut [0; 512]).is_ok()
         }));
         let (rate, lost) = throughput(&container, at);
