@@ -422,3 +422,76 @@ fn client(socket: &UdpSocket, names: &[String], count: usize, began: Instant) ->
     }
     asked
 }
+
+/// The C libraries ask for both families at once from one socket, and wait five seconds where one answer gets lost.
+///
+/// Half of the names are ours, one of them with both families, the other half are an upstream's.
+#[test]
+fn a_million_parallel_pairs_are_all_answered() {
+    const PAIRS: usize = 1_000_000;
+    const SOCKETS: usize = 64;
+    const AT_ONCE: usize = 4;
+    const UPSTREAM: [u8; 4] = [198, 51, 100, 99];
+    let Some(mut world) = world("pairs") else { return };
+    let upstream = Upstream::start(&world.n, at(neighbour_ip(Family::V4), 53), UPSTREAM);
+    let resolv = world.lab.dir().join("resolv.conf");
+    std::fs::write(&resolv, format!("nameserver {}\n", neighbour_ip(Family::V4))).unwrap();
+    world.environment.push(("PORTOLAN_RESOLV_CONF".into(), resolv.into()));
+    world.network("web", &["--ipv6", "--subnet", "10.91.0.0/16", "--subnet", "fd00:91::/64"]);
+    let both = world.container("both", &["--network", "web"]);
+    let asks = world.container("asks", &["--network", "web"]);
+    let server = SocketAddr::new(asks.gateway(Family::V4), 53);
+    let (v4, v6) = (octets(both.ip(Family::V4)), octets(both.ip(Family::V6)));
+    // Each name with the addresses it has by either family.
+    let names: [(&str, Vec<u8>, Vec<u8>); 4] = [
+        ("both", v4.clone(), v6.clone()),
+        ("first.example.org", UPSTREAM.to_vec(), Vec::new()),
+        ("both.web", v4, v6),
+        ("second.example.org", UPSTREAM.to_vec(), Vec::new()),
+    ];
+
+    let sockets: Vec<UdpSocket> = (0..SOCKETS)
+        .map(|_| {
+            let socket = with_netns(asks.netns(), || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+            socket.connect(server).unwrap();
+            // What the C libraries wait before they ask again.
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket
+        })
+        .collect();
+    let (mut asked, mut longest) = (0, Duration::ZERO);
+    let began = Instant::now();
+    while asked < PAIRS {
+        let mut sent = Vec::new();
+        for (place, socket) in sockets.iter().enumerate() {
+            for turn in 0..AT_ONCE {
+                let name = (place + turn) % names.len();
+                for kind in [1, 28] {
+                    let id = (name << 8 | turn << 6 | kind) as u16;
+                    socket.send(&question(id, names[name].0, kind as u16)).unwrap();
+                }
+            }
+            sent.push(Instant::now());
+        }
+        for (place, socket) in sockets.iter().enumerate() {
+            let mut seen = Vec::new();
+            for _ in 0..2 * AT_ONCE {
+                let mut bytes = [0; 512];
+                let length = socket.recv(&mut bytes).unwrap_or_else(|error| {
+                    panic!("{error} after {asked} pairs; {} had answers {seen:x?}", names[place % names.len()].0)
+                });
+                let id = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+                let (_, v4, v6) = &names[id >> 8];
+                let wanted = if id & 63 == 1 { v4 } else { v6 };
+                assert_eq!((bytes[3] & 15, usize::from(bytes[7])), (0, usize::from(!wanted.is_empty())), "{id:x}");
+                assert!(bytes[..length].ends_with(wanted), "{id:x}: {:02x?}", &bytes[..length]);
+                assert!(!seen.contains(&id), "{id:x} was answered twice");
+                seen.push(id);
+            }
+            longest = longest.max(sent[place].elapsed());
+        }
+        asked += SOCKETS * AT_ONCE;
+    }
+    eprintln!("{asked} pairs in {:?}, the longest took {longest:?}; upstream: {}", began.elapsed(), upstream.asked());
+    assert!(upstream.asked() < 100, "answers are kept");
+}

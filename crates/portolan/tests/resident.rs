@@ -357,3 +357,60 @@ fn what_happens_is_counted_and_told() {
     of("network-remove");
     assert!(told.iter().all(|event| event["time"].as_f64().unwrap() > 1.7e9));
 }
+
+/// What a process has used of processors, in ticks, and how often its threads have been woken.
+fn activity(pid: i32) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let path = task.unwrap().path();
+        let stat = fs::read_to_string(path.join("stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        sum.0 += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        let status = fs::read_to_string(path.join("status")).unwrap();
+        let switches = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+        sum.1 += switches.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum::<u64>();
+    }
+    sum
+}
+
+/// A thousand networks of ten names cost little memory, and nothing at all while nobody asks.
+#[test]
+fn many_networks_cost_little_and_nothing_when_idle() {
+    const NETWORKS: usize = 1000;
+    const LIMIT: u64 = 40 << 10;
+    const QUIET: Duration = Duration::from_secs(3);
+    let Some(world) = world("idle") else { return };
+    let place = world.lab.host("place").unwrap();
+    let path = place.netns_path().to_str().unwrap().to_owned();
+    let began = Instant::now();
+    for number in 0..NETWORKS {
+        let (network, container) = (format!("n{number}"), format!("c{number}"));
+        world.network(&network, &["--subnet", &format!("10.{}.{}.0/24", 100 + number / 250, number % 250)]);
+        // With its own name, its short id and its aliases, it has ten.
+        let mut network = format!("name={network},ifname=e{number}");
+        (0..8).for_each(|alias| network += &format!(",alias=alias{alias}"));
+        world.portolan_ok(&["attach", "--netns", &path, "--name", &container, "--network", &network]);
+    }
+    let pid = pid(&world);
+    let told = status(&world).unwrap();
+    assert_eq!((told["networks"].as_u64(), told["endpoints"].as_u64()), (Some(1003), Some(1000)), "{told}");
+    let memory = |pid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim();
+        line.trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    // What the verbs left to do is done once a whole while passes without anything.
+    let mut before = activity(pid);
+    let is_quiet = eventually(LONG * 3, || {
+        std::thread::sleep(QUIET);
+        let now = activity(pid);
+        std::mem::replace(&mut before, now) == now
+    });
+    let first = memory(pid);
+    // One that has read everything anew, as after a start of the machine.
+    world.portolan_ok(&["daemon", "upgrade"]);
+    let second = memory(pid);
+    eprintln!("{NETWORKS} networks in {:?}: {first} KiB, {second} KiB after an upgrade", began.elapsed());
+    assert!(is_quiet, "something wakes it: {before:?}, then {:?}", activity(pid));
+    assert!(first < LIMIT && second < LIMIT, "{first} and {second} KiB");
+}

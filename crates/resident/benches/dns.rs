@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use portolan_dns::{Endpoint, Network};
@@ -109,10 +110,10 @@ fn throughput(container: &Host, server: SocketAddr) -> (f64, usize) {
     (answered as f64 / start.elapsed().as_secs_f64(), lost)
 }
 
-/// How long one answer takes, half of them and 99 of 100.
-fn serial(container: &Host, server: SocketAddr) -> (Duration, Duration) {
+/// How long each answer takes, asked one after the other.
+fn serial(container: &Host, server: SocketAddr) -> Vec<Duration> {
     let socket = client(container);
-    let mut times: Vec<Duration> = (0..SERIAL)
+    (0..SERIAL)
         .map(|number| {
             let bytes = question(number as u16, &format!("container{:03}", number as u64 % NAMES));
             let sent = Instant::now();
@@ -121,9 +122,34 @@ fn serial(container: &Host, server: SocketAddr) -> (Duration, Duration) {
             socket.recv(&mut answer).expect("an answer within a second");
             sent.elapsed()
         })
-        .collect();
+        .collect()
+}
+
+/// So many of a thousand answers took no longer than this.
+fn quantile(times: &mut [Duration], thousandth: usize) -> Duration {
     times.sort();
-    (times[SERIAL / 2], times[SERIAL * 99 / 100])
+    times[times.len() * thousandth / 1000]
+}
+
+/// How long each answer takes while another container asks as fast as it can and reads no answer; how fast that was.
+fn beside_a_flood(container: &Host, other: &Host, server: SocketAddr) -> (Vec<Duration>, f64) {
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let socket = client(other);
+            let bytes = question(9, "container009");
+            let (mut outbox, mut sent, start) = (Outbox::new(), 0, Instant::now());
+            while !is_done.load(Ordering::Relaxed) && start.elapsed() < 10 * SPAN {
+                (0..BATCH).for_each(|_| outbox.message(server).extend_from_slice(&bytes));
+                sent += BATCH - outbox.send(socket.as_fd());
+            }
+            sent as f64 / start.elapsed().as_secs_f64()
+        });
+        let times = std::panic::catch_unwind(|| serial(container, server));
+        is_done.store(true, Ordering::Relaxed);
+        let rate = flood.join().expect("it only sends");
+        (times.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), rate)
+    })
 }
 
 /// The peer, which goes with this value.
@@ -176,11 +202,19 @@ fn main() {
     let Some(lab) = Lab::or_skip("dns bench") else { return };
     let host = lab.host("host").expect("a host");
     let container = lab.host("container").expect("a container");
-    let own = format!("{}/16", address(0));
-    let _lan = lab.lan("lan", &[(&host, "br0", &["10.98.0.1/16"]), (&container, "eth0", &[&own])]).expect("a network");
+    let other = lab.host("other").expect("a container");
+    let addresses = [0, 1].map(|number| format!("{}/16", address(number)));
+    let ends: [(&Host, &str, &[&str]); 3] = [
+        (&host, "br0", &["10.98.0.1/16"]),
+        (&container, "eth0", &[&addresses[0]]),
+        (&other, "eth0", &[&addresses[1]]),
+    ];
+    let _lan = lab.lan("lan", &ends).expect("a network");
     let at: SocketAddr = SocketAddr::new(GATEWAY.parse().expect("an address"), 53);
     let has_peer = Path::new(PEER).exists();
-    let mut results: [Vec<(f64, Duration)>; 2] = [Vec::new(), Vec::new()];
+    let mut rates: [Vec<f64>; 2] = Default::default();
+    let mut times: [Vec<Duration>; 2] = Default::default();
+    let mut flooded: [Vec<Duration>; 2] = Default::default();
     let mut report = |name: &str, place: usize| {
         // The peer has no way to say that it is ready.
         let socket = client(&container);
@@ -189,9 +223,17 @@ fn main() {
             socket.recv(&mut [0; 512]).is_ok()
         }));
         let (rate, lost) = throughput(&container, at);
-        let (median, p99) = serial(&container, at);
-        println!("{name:14} {rate:9.0} answers/s ({lost} lost), one by one: median {median:?}, p99 {p99:?}");
-        results[place].push((rate, p99));
+        let mut alone = serial(&container, at);
+        let (mut beside, flood) = beside_a_flood(&container, &other, at);
+        println!(
+            "{name:14} {rate:9.0} answers/s ({lost} lost), one by one: median {:?}, p99 {:?}, beside {flood:.0}/s: p99 {:?}",
+            quantile(&mut alone, 500),
+            quantile(&mut alone, 990),
+            quantile(&mut beside, 990)
+        );
+        rates[place].push(rate);
+        times[place].extend(alone);
+        flooded[place].extend(beside);
     };
     for _ in 0..ROUNDS {
         let server = host.enter(|| DnsServer::start(HandOver::default(), Config::default())).expect("a server");
@@ -208,9 +250,13 @@ fn main() {
             fs::remove_dir_all(lab.dir().join("peer")).expect("it was there");
         }
     }
-    let best = |place: usize| results[place].iter().map(|(rate, _)| *rate).fold(0.0, f64::max);
+    let best = |place: usize| rates[place].iter().copied().fold(0.0, f64::max);
     if has_peer {
         println!("best of {ROUNDS}: {:.1} times the answers of aardvark-dns", best(0) / best(1));
+        for (what, times) in [("alone", &mut times), ("beside a flood", &mut flooded)] {
+            let [ours, peer] = times.each_mut().map(|times| quantile(times, 990));
+            println!("p99 of all rounds, {what}: {ours:?}, aardvark-dns {peer:?}");
+        }
     }
 
     let before = resident_bytes();
