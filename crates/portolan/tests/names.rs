@@ -180,10 +180,14 @@ impl Upstream {
                 let mut reply = bytes[..end].to_vec();
                 reply[2] = 0x81;
                 reply[3] = 0x80;
-                reply[6..12].copy_from_slice(&[0, u8::from(is_address), 0, 0, 0, 0]);
+                reply[6..12].copy_from_slice(&[0, u8::from(is_address), 0, u8::from(!is_address), 0, 0]);
                 if is_address {
                     reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
                     reply.extend(answer);
+                } else {
+                    // A start of authority, by which the absence may be kept for a minute.
+                    reply.extend([0xc0, 12, 0, 6, 0, 1, 0, 0, 0, 60, 0, 22, 0, 0]);
+                    reply.extend([60u32; 5].map(u32::to_be_bytes).as_flattened());
                 }
                 let _ = socket.send_to(&reply, client);
             }
