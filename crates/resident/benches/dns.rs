@@ -19,12 +19,12 @@ use portolan_resident::dns::{Change, Config, DnsServer, HandOver};
 const PEER: &str = "/usr/lib/podman/aardvark-dns";
 const GATEWAY: &str = "10.98.0.1";
 const NAMES: u64 = 100;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const SPAN: Duration = Duration::from_secs(2);
 /// Questions in flight when as many as possible are asked.
 const WINDOW: usize = 2 * BATCH;
 /// Asked one after the other, for how long one takes.
-const SERIAL: usize = 5000;
+const SERIAL: usize = 20_000;
 
 fn id(kind: u8, number: u64) -> Id {
     let mut bytes = [kind; 32];
@@ -110,16 +110,18 @@ fn throughput(container: &Host, server: SocketAddr) -> (f64, usize) {
     (answered as f64 / start.elapsed().as_secs_f64(), lost)
 }
 
-/// How long each answer takes, asked one after the other.
+/// How long each answer takes, asked one after the other; a lost one counts as the second that was waited for it.
 fn serial(container: &Host, server: SocketAddr) -> Vec<Duration> {
     let socket = client(container);
+    let start = Instant::now();
     (0..SERIAL)
+        .take_while(|_| start.elapsed() < 5 * SPAN)
         .map(|number| {
             let bytes = question(number as u16, &format!("container{:03}", number as u64 % NAMES));
             let sent = Instant::now();
             socket.send_to(&bytes, server).expect("the network is up");
             let mut answer = [0; 512];
-            socket.recv(&mut answer).expect("an answer within a second");
+            let _ = socket.recv(&mut answer);
             sent.elapsed()
         })
         .collect()
@@ -204,11 +206,8 @@ fn main() {
     let container = lab.host("container").expect("a container");
     let other = lab.host("other").expect("a container");
     let addresses = [0, 1].map(|number| format!("{}/16", address(number)));
-    let ends: [(&Host, &str, &[&str]); 3] = [
-        (&host, "br0", &["10.98.0.1/16"]),
-        (&container, "eth0", &[&addresses[0]]),
-        (&other, "eth0", &[&addresses[1]]),
-    ];
+    let ends: [(&Host, &str, &[&str]); 3] =
+        [(&host, "br0", &["10.98.0.1/16"]), (&container, "eth0", &[&addresses[0]]), (&other, "eth0", &[&addresses[1]])];
     let _lan = lab.lan("lan", &ends).expect("a network");
     let at: SocketAddr = SocketAddr::new(GATEWAY.parse().expect("an address"), 53);
     let has_peer = Path::new(PEER).exists();
