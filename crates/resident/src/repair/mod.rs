@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use portolan_engine::{Kernel as _, Repaired};
+use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
@@ -353,6 +354,15 @@ impl Thread {
     }
 
     fn work(&mut self, work: Work, heard: Instant) -> Result<()> {
+        let reads_everything = work.rules || work.links;
+        let result = self.repair(work, heard);
+        if reads_everything {
+            memory::give_back();
+        }
+        result
+    }
+
+    fn repair(&mut self, work: Work, heard: Instant) -> Result<()> {
         let mut done = Repaired::default();
         let mut add = |more: Repaired| {
             done.containers.extend(more.containers);
