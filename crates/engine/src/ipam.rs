@@ -18,39 +18,56 @@ const POOLS: [&str; 4] = ["172.17.0.0/16", "172.18.0.0/15", "172.20.0.0/14", "17
 const MORE_POOLS: [&str; 2] = ["10.0.0.0/8", "192.168.0.0/16"];
 
 /// What else has addresses: networks of ours and routes of the host.
-pub(crate) struct Occupied {
-    nets: Vec<(IpNet, String)>,
+pub(crate) struct Occupied<'a> {
+    nets: Vec<(IpNet, Holder)>,
+    /// The name of the interface with an index. Asked only where something is in the way.
+    interface_name: &'a dyn Fn(u32) -> Option<String>,
 }
 
-impl Occupied {
-    pub(crate) fn new(networks: &[Network], routes: &[HostRoute]) -> Self {
+enum Holder {
+    Network(Name),
+    Route { device: Option<u32>, table: u32 },
+}
+
+impl<'a> Occupied<'a> {
+    /// The networks come first: what is in the way is called a network before the route of its bridge.
+    pub(crate) fn new(
+        networks: &[Network],
+        routes: &[HostRoute],
+        interface_name: &'a dyn Fn(u32) -> Option<String>,
+    ) -> Self {
         let ours = networks.iter().flat_map(|network| {
-            network.subnets.iter().map(|subnet| (subnet.net, format!("network `{}` ({})", network.name, subnet.net)))
+            network.subnets.iter().map(|subnet| (subnet.net, Holder::Network(network.name.clone())))
         });
-        let bridges: Vec<&str> = networks.iter().map(|network| network.bridge.as_str()).collect();
-        let theirs = routes
-            .iter()
-            .filter(|route| !route.device.as_deref().is_some_and(|device| bridges.contains(&device)))
-            .map(|route| {
-                let device = route.device.as_ref().map_or_else(String::new, |device| format!(" dev {device}"));
-                let table = if route.table == 254 || route.table == 255 {
-                    String::new()
-                } else {
-                    format!(" in table {}", route.table)
-                };
-                (route.net, format!("the host's route {}{device}{table}", route.net))
-            });
-        Self { nets: ours.chain(theirs).collect() }
+        let theirs = routes.iter().map(|route| (route.net, Holder::Route { device: route.device, table: route.table }));
+        Self { nets: ours.chain(theirs).collect(), interface_name }
     }
 
     /// Takes a subnet out of what is free.
     pub(crate) fn add(&mut self, net: IpNet, name: &Name) {
-        self.nets.push((net, format!("network `{name}` ({net})")));
+        self.nets.push((net, Holder::Network(name.clone())));
     }
 
     /// What `net` overlaps.
-    pub(crate) fn collision(&self, net: IpNet) -> Option<&str> {
-        self.nets.iter().find(|(other, _)| overlap(net, *other)).map(|(_, what)| what.as_str())
+    pub(crate) fn collision(&self, net: IpNet) -> Option<String> {
+        self.find(net).map(|(net, holder)| self.tell(*net, holder))
+    }
+
+    fn find(&self, net: IpNet) -> Option<&(IpNet, Holder)> {
+        self.nets.iter().find(|(other, _)| overlap(net, *other))
+    }
+
+    fn tell(&self, net: IpNet, holder: &Holder) -> String {
+        match holder {
+            Holder::Network(name) => format!("network `{name}` ({net})"),
+            Holder::Route { device, table } => {
+                let device =
+                    device.and_then(self.interface_name).map_or_else(String::new, |device| format!(" dev {device}"));
+                // The main and the local table (rtnetlink(7)).
+                let table = if matches!(table, 254 | 255) { String::new() } else { format!(" in table {table}") };
+                format!("the host's route {net}{device}{table}")
+            }
+        }
     }
 
     /// The first free IPv4 subnet of the pools.
@@ -91,7 +108,7 @@ impl Occupied {
         Err(Error::PoolExhausted {
             prefix: POOL_PREFIX,
             last,
-            other: self.collision(last).unwrap_or("another network").to_owned(),
+            other: self.collision(last).unwrap_or_else(|| "another network".to_owned()),
         })
     }
 
@@ -107,13 +124,13 @@ impl Occupied {
             let subnet = (start as u16).wrapping_add(step);
             let bits = (0xfd_u128 << 120) | (u128::from(global) << 80) | (u128::from(subnet) << 64);
             let net = Ipv6Net::new(Ipv6Addr::from(bits), 64).expect("a valid prefix length");
-            match self.collision(IpNet::V6(net)) {
+            match self.find(IpNet::V6(net)) {
                 None => return Ok(net),
-                Some(what) => last = Some((net, what)),
+                Some(taken) => last = Some((net, taken)),
             }
         }
-        let (net, what) = last.expect("65536 candidates were tried");
-        Err(Error::PoolExhausted { prefix: 64, last: IpNet::V6(net), other: what.to_owned() })
+        let (net, (other, holder)) = last.expect("65536 candidates were tried");
+        Err(Error::PoolExhausted { prefix: 64, last: IpNet::V6(net), other: self.tell(*other, holder) })
     }
 }
 
@@ -246,8 +263,9 @@ pub(crate) fn request<T: Tx>(
 mod tests {
     use super::*;
 
-    fn occupied(nets: &[&str]) -> Occupied {
-        Occupied { nets: nets.iter().map(|net| (net.parse().unwrap(), format!("route {net}"))).collect() }
+    fn occupied(nets: &[&str]) -> Occupied<'static> {
+        let route = |net: &&str| HostRoute { net: net.parse().unwrap(), device: None, table: 254 };
+        Occupied::new(&[], &nets.iter().map(route).collect::<Vec<_>>(), &|_| None)
     }
 
     #[test]

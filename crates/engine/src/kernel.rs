@@ -36,8 +36,8 @@ impl std::error::Error for KernelError {}
 pub struct HostRoute {
     /// The destination; never the default route.
     pub net: IpNet,
-    /// The interface it leads out of, if it does.
-    pub device: Option<String>,
+    /// The index of the interface it leads out of, if it does.
+    pub device: Option<u32>,
     /// The routing table's number.
     pub table: u32,
 }
@@ -100,6 +100,15 @@ pub trait Kernel {
     /// # Errors
     /// [`KernelError`].
     fn path_mtu(&self) -> Result<Mtu, KernelError>;
+
+    /// Whether the host has an interface of this name.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn has_interface(&self, name: &str) -> Result<bool, KernelError>;
+
+    /// The name of the host's interface with this index; none where there is no such.
+    fn interface_name(&self, index: u32) -> Option<String>;
 
     /// The interfaces of the host but loopback, with their aliases.
     ///

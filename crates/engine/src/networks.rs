@@ -84,22 +84,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     .into());
             }
         }
-        let subnets = self.plan_subnets(tx, request, &options)?;
+        let networks = tx.networks()?;
+        let subnets = self.plan_subnets(tx, &networks, request, &options)?;
+        let is_taken = |name: &str| self.kernel.has_interface(name).map_err(kernel);
         let bridge: IfName = match (&options.bridge, device) {
             (Some(name), _) => name.clone(),
-            (None, Some(name))
-                if !self.kernel.interfaces().map_err(kernel)?.iter().any(|(taken, _)| taken.as_str() == name) =>
-            {
-                name.parse().expect("a valid interface name")
-            }
+            (None, Some(name)) if !is_taken(name)? => name.parse().expect("a valid interface name"),
             _ => format!("br-{}", id.short()).parse().expect("fifteen letters and digits"),
         };
-        if let Some((name, _)) = self.kernel.interfaces().map_err(kernel)?.into_iter().find(|(name, _)| *name == bridge)
-        {
-            return Err(Error::DeviceTaken { name: name.to_string() });
+        if is_taken(bridge.as_str())? {
+            return Err(Error::DeviceTaken { name: bridge.to_string() });
         }
         if let Some(taken) =
-            tx.networks()?.iter().find(|network| network.bridge == bridge && network.driver == Driver::Bridge)
+            networks.iter().find(|network| network.bridge == bridge && network.driver == Driver::Bridge)
         {
             return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
         }
@@ -130,12 +127,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
-    fn plan_subnets(&self, tx: &S::Tx<'_>, request: &NetworkRequest, options: &BridgeOptions) -> Result<Vec<Subnet>> {
+    fn plan_subnets(
+        &self,
+        tx: &S::Tx<'_>,
+        networks: &[Network],
+        request: &NetworkRequest,
+        options: &BridgeOptions,
+    ) -> Result<Vec<Subnet>> {
         let routes = self
             .kernel
             .routes()
             .map_err(|source| Error::Kernel { doing: "list the host's routes".to_owned(), source })?;
-        let mut occupied = Occupied::new(&tx.networks()?, &routes);
+        let interface_name = |index| self.kernel.interface_name(index);
+        let mut occupied = Occupied::new(networks, &routes, &interface_name);
         let mut subnets: Vec<Subnet> = Vec::new();
         for net in &request.subnets {
             let canonical = net.trunc();
@@ -155,7 +159,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
             check_subnet(*net)?;
             if let Some(other) = occupied.collision(*net) {
-                return Err(Error::Overlap { subnet: *net, other: other.to_owned() });
+                return Err(Error::Overlap { subnet: *net, other });
             }
             occupied.add(*net, &request.name);
             subnets.push(Subnet { net: *net, range: None, gateway: None, aux: BTreeMap::new(), configured: true });

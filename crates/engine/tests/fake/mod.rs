@@ -326,13 +326,21 @@ impl Kernel for FakeKernel {
 
     fn routes(&self) -> Result<Vec<HostRoute>, KernelError> {
         self.call();
-        let route = |net: &str| HostRoute { net: net.parse().unwrap(), device: Some("eth0".to_owned()), table: 254 };
+        let route = |net: &str| HostRoute { net: net.parse().unwrap(), device: Some(2), table: 254 };
         Ok(vec![route("10.0.1.0/24"), route("172.17.0.0/16")])
     }
 
     fn path_mtu(&self) -> Result<Mtu, KernelError> {
         self.call();
         Ok(Mtu::ETHERNET)
+    }
+
+    fn has_interface(&self, name: &str) -> Result<bool, KernelError> {
+        Ok(self.interfaces()?.iter().any(|(taken, _)| taken.as_str() == name))
+    }
+
+    fn interface_name(&self, index: u32) -> Option<String> {
+        (index == 2).then(|| "eth0".to_owned())
     }
 
     fn interfaces(&self) -> Result<Vec<(IfName, Option<String>)>, KernelError> {

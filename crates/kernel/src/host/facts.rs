@@ -1,6 +1,5 @@
 //! What the engine asks about the machine before it decides.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
@@ -21,11 +20,6 @@ const PROBE_AT_MOST: u32 = 64;
 
 pub(super) fn routes(kernel: &HostKernel) -> Result<Vec<HostRoute>, KernelError> {
     kernel.with_route(|socket| {
-        let names: BTreeMap<u32, String> = link::dump(socket)
-            .map_err(|error| refusal("list interfaces", &error))?
-            .into_iter()
-            .map(|link| (link.index, link.name))
-            .collect();
         let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
         Ok(routes
             .into_iter()
@@ -36,7 +30,7 @@ pub(super) fn routes(kernel: &HostKernel) -> Result<Vec<HostRoute>, KernelError>
             .filter_map(|route| {
                 let net = IpNet::new(route.dst, route.prefix_len).ok()?.trunc();
                 let device = route.oif.or_else(|| route.nexthops.first().and_then(|hop| hop.oif));
-                Some(HostRoute { net, device: device.and_then(|index| names.get(&index).cloned()), table: route.table })
+                Some(HostRoute { net, device, table: route.table })
             })
             .collect())
     })
@@ -64,6 +58,17 @@ pub(super) fn path_mtu(kernel: &HostKernel) -> Result<Mtu, KernelError> {
         }
         Ok(Mtu::ETHERNET)
     })
+}
+
+pub(super) fn has_interface(kernel: &HostKernel, name: &str) -> Result<bool, KernelError> {
+    kernel.with_route(|socket| {
+        let link = link::lookup(socket, name);
+        Ok(link.map_err(|error| refusal(format!("look for interface `{name}`"), &error))?.is_some())
+    })
+}
+
+pub(super) fn interface_name(kernel: &HostKernel, index: u32) -> Option<String> {
+    kernel.with_route(|socket| Ok(link::lookup(socket, index).ok().flatten())).ok().flatten().map(|link| link.name)
 }
 
 pub(super) fn interfaces(kernel: &HostKernel) -> Result<Vec<(IfName, Option<String>)>, KernelError> {

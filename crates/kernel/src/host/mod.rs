@@ -123,6 +123,14 @@ impl Kernel for HostKernel {
         facts::path_mtu(self)
     }
 
+    fn has_interface(&self, name: &str) -> Result<bool, KernelError> {
+        facts::has_interface(self, name)
+    }
+
+    fn interface_name(&self, index: u32) -> Option<String> {
+        facts::interface_name(self, index)
+    }
+
     fn interfaces(&self) -> Result<Vec<(IfName, Option<String>)>, KernelError> {
         facts::interfaces(self)
     }

@@ -172,6 +172,12 @@ pub fn dump(socket: &mut Socket) -> Result<Vec<Route>, NetlinkError> {
 /// # Errors
 /// The kernel's refusal.
 pub fn dump_family(socket: &mut Socket, family: Family) -> Result<Vec<Route>, NetlinkError> {
+    dump_where(socket, family, None)
+}
+
+/// Linux 5.0 and newer leave the other tables out (`ip_valid_fib_dump_req`, net/ipv4/fib_frontend.c); before, they are
+/// told too.
+fn dump_where(socket: &mut Socket, family: Family, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
     socket.dump_all(
         libc::RTM_GETROUTE,
         0,
@@ -179,6 +185,9 @@ pub fn dump_family(socket: &mut Socket, family: Family) -> Result<Vec<Route>, Ne
             let mut header = Rtmsg::new();
             header.rtm_family = family.number();
             buf.extend_from_slice(header.as_slice());
+            if let Some(table) = table {
+                PushRouteAttrs::new(&mut *buf).push_table(table);
+            }
         },
         |kind, payload| if kind == libc::RTM_NEWROUTE { parse(payload) } else { None },
     )
@@ -200,7 +209,7 @@ pub struct DefaultPath {
 /// # Errors
 /// The kernel's refusal.
 pub fn default_route_path(socket: &mut Socket, family: Family) -> Result<Option<DefaultPath>, NetlinkError> {
-    let routes = dump_family(socket, family)?;
+    let routes = dump_where(socket, family, Some(TABLE_MAIN))?;
     Ok(routes
         .into_iter()
         .filter(|route| route.is_default() && route.table == TABLE_MAIN && route.kind == RouteKind::Unicast)
