@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use portolan_model::{
     Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Link, Mac,
-    Name, Network, NetworkMode, ProcessId, Publication, PublishSpec,
+    Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
 };
 use portolan_plan::{ContainerView, Element, Step};
 
@@ -38,12 +38,25 @@ pub struct NetworkRequest {
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// The identity, for faces whose callers bring one.
+    pub id: Option<Id>,
+    /// The subnets and gateways are all there are to be: none is taken from the pool, no gateway is chosen, and routes
+    /// of the host are not looked at. For faces whose callers decide about addresses.
+    pub exact: bool,
+    /// Routes that every container gets.
+    pub routes: Vec<StaticRoute>,
+    /// Whether names are answered on its gateway addresses.
+    pub names: bool,
 }
 
 impl NetworkRequest {
     /// A bridge network of both families with all defaults.
     pub fn new(name: Name) -> Self {
         Self {
+            id: None,
+            exact: false,
+            routes: Vec::new(),
+            names: true,
             name,
             driver: Driver::Bridge,
             subnets: Vec::new(),
@@ -65,6 +78,15 @@ impl NetworkRequest {
 pub struct EndpointRequest {
     /// The network's name, id or unique start of its id.
     pub network: String,
+    /// What the network looks like, if somebody else keeps that: it is made with its first endpoint and goes with its
+    /// last. [`EndpointRequest::network`] is not looked at then.
+    pub transient: Option<NetworkRequest>,
+    /// More addresses asked for, of either family.
+    pub addresses: Vec<IpAddr>,
+    /// Take no other address than those asked for.
+    pub exact: bool,
+    /// The name of the veth's end on the host asked for.
+    pub host_end: Option<IfName>,
     /// The IPv4 address asked for.
     pub ip: Option<Ipv4Addr>,
     /// The IPv6 address asked for.
@@ -82,10 +104,20 @@ pub struct EndpointRequest {
 }
 
 impl EndpointRequest {
+    /// All addresses asked for.
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = IpAddr> {
+        let first = [self.ip.map(IpAddr::V4), self.ip6.map(IpAddr::V6)];
+        first.into_iter().flatten().chain(self.addresses.iter().copied())
+    }
+
     /// An endpoint on `network` with all defaults.
     pub fn new(network: impl Into<String>) -> Self {
         Self {
             network: network.into(),
+            transient: None,
+            addresses: Vec::new(),
+            exact: false,
+            host_end: None,
             ip: None,
             ip6: None,
             mac: None,

@@ -1,14 +1,12 @@
 //! Endpoints: attach and detach a container, connect it to and disconnect it from single networks.
 
-use std::net::IpAddr;
-
 use portolan_model::{
-    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Network,
-    NetworkMode, Phase,
+    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Invalid, Mac,
+    Network, NetworkMode, Phase,
 };
 use portolan_plan::{ContainerView, Object, Objects, Step, diff, generated_mac, host_end_name};
 
-use crate::api::{AttachRequest, ContainerInfo, EndpointRequest};
+use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
 use crate::ipam;
@@ -33,6 +31,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             None => None,
         };
         let guard = self.begin()?;
+        self.make_way(&guard, &request.endpoints)?;
         let id = request.id.unwrap_or_else(|| self.random_id());
         let name = match &request.name {
             Some(name) => name.clone(),
@@ -74,10 +73,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         let mut networks: Vec<Network> = Vec::new();
         for wanted in &request.endpoints {
-            networks.push(self.find_network(&tx, &wanted.network)?);
+            networks.push(self.network_for(&tx, wanted)?);
         }
         let first = self.is_edge(&tx, &networks, 0)?;
         let before = if first { self.surroundings(&tx, &networks)? } else { Objects::new() };
+        for network in networks.iter().filter(|network| network.transient) {
+            tx.put_network(network)?;
+        }
         tx.put_container(&container)?;
         let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
         for (wanted, network) in request.endpoints.iter().zip(&networks) {
@@ -158,10 +160,78 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for (endpoint, _) in &view.endpoints {
             tx.delete_endpoint(endpoint.id)?;
         }
+        self.forget_transient(tx, view.endpoints.iter().map(|(_, network)| network))?;
         if !self.is_base_needed(tx)? {
             self.forget_base(tx)?;
         }
         Ok(())
+    }
+
+    /// Removes the rows of those transient networks that nobody is on any more.
+    fn forget_transient<'n>(&self, tx: &S::Tx<'_>, networks: impl IntoIterator<Item = &'n Network>) -> Result<()> {
+        for network in networks.into_iter().filter(|network| network.transient) {
+            if tx.endpoint_count(network.id, 1)? == 0 {
+                tx.delete_network(network.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes down containers that have died but are in the way: on an address asked for, or on a transient network that
+    /// has become another.
+    fn make_way(&self, guard: &S::Guard<'_>, endpoints: &[EndpointRequest]) -> Result<()> {
+        for wanted in endpoints {
+            let tx = self.store.read()?;
+            let network = match &wanted.transient {
+                None => self.find_network(&tx, &wanted.network)?,
+                Some(request) => {
+                    if let Some(other) = tx.network_named(request.name.as_str())?.filter(|n| Some(n.id) != request.id) {
+                        drop(tx);
+                        self.reap_network(guard, &other)?;
+                        continue;
+                    }
+                    let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
+                    let Some(existing) = existing else { continue };
+                    if !is_as_asked(&existing, request) {
+                        drop(tx);
+                        self.reap_network(guard, &existing)?;
+                        continue;
+                    }
+                    existing
+                }
+            };
+            let mut dead = Vec::new();
+            for address in wanted.wanted() {
+                let Some(holder) = tx.lease(network.id, address)?.and_then(|lease| lease.endpoint) else { continue };
+                let Some(endpoint) = tx.endpoint(holder)? else { continue };
+                dead.extend(tx.container(endpoint.container)?.filter(|container| !self.is_alive(container)));
+            }
+            drop(tx);
+            dead.into_iter().try_for_each(|container| self.reap(guard, container))?;
+        }
+        Ok(())
+    }
+
+    /// The network that an endpoint is to be on. A transient one as it should be; its row may not be there yet.
+    fn network_for(&self, tx: &S::Tx<'_>, wanted: &EndpointRequest) -> Result<Network> {
+        let Some(request) = &wanted.transient else { return self.find_network(tx, &wanted.network) };
+        let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
+        match existing {
+            Some(existing) if is_as_asked(&existing, request) => {
+                Ok(Network { dns: request.dns.clone(), labels: request.labels.clone(), ..existing })
+            }
+            Some(existing) => Err(Error::InUse {
+                name: existing.name.to_string(),
+                holders: format!("{}, in another shape", self.holders(tx, &existing)?.join(", ")),
+            }),
+            None if tx.network_named(request.name.as_str())?.is_some() => {
+                Err(Error::NameTaken { what: "network", name: request.name.to_string() })
+            }
+            None => {
+                let network = self.plan_network(tx, request, None)?;
+                Ok(Network { transient: true, phase: Phase::Settled, ..network })
+            }
+        }
     }
 
     /// Begins the transaction that adds `container`, after seeing to it that no other has its name or namespace; one
@@ -202,11 +272,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(self.store.write(guard)?)
     }
 
-    /// Whether the host itself gains or loses objects with an endpoint on one of `networks`: the predefined bridge
-    /// comes with its first endpoint and goes with its last. `members` is how many it has before (0) or after (1)
+    /// Whether the host itself gains or loses objects with an endpoint on one of `networks`: the predefined bridge and
+    /// transient networks come with their first endpoint and go with their last. `members` is how many it has before (0) or after (1)
     /// all.
     fn is_edge(&self, tx: &S::Tx<'_>, networks: &[Network], members: usize) -> Result<bool> {
-        for network in networks.iter().filter(|network| network.is_predefined()) {
+        for network in networks.iter().filter(|network| network.comes_and_goes()) {
             if tx.endpoint_count(network.id, members + 1)? <= members {
                 return Ok(true);
             }
@@ -222,7 +292,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         network: &Network,
         wanted: &EndpointRequest,
     ) -> Result<()> {
-        if network.driver != Driver::Bridge {
+        if !network.driver.holds_endpoints() {
             return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
         }
         if view.endpoints.iter().any(|(_, other)| other.id == network.id) {
@@ -231,18 +301,20 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 network: network.name.to_string(),
             });
         }
-        if tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
+        if network.driver == Driver::Bridge && tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
             return Err(Error::BridgeFull { network: network.name.to_string() });
         }
         let id = self.random_id();
         let mut found = Vec::new();
-        let asked = [wanted.ip.map(IpAddr::V4), wanted.ip6.map(IpAddr::V6)];
-        for address in asked.into_iter().flatten() {
+        for address in wanted.wanted() {
+            if found.iter().any(|(found, _): &(ipam::Found, bool)| found.address.addr() == address) {
+                return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
+            }
             let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
             found.push((ipam::request(tx, network, address, holder)?, true));
         }
         // One address of every subnet, unless the caller chose those of the family.
-        for family in Family::ALL {
+        for family in Family::ALL.into_iter().filter(|_| !wanted.exact) {
             if found.iter().any(|(found, _)| Family::of(found.address.addr()) == family) {
                 continue;
             }
@@ -260,8 +332,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         found.sort_by_key(|(found, _)| Family::of(found.address.addr()));
-        let first = found.first().map_or(IpAddr::from([0, 0, 0, 0]), |(found, _)| found.address.addr());
-        let mac = wanted.mac.unwrap_or_else(|| generated_mac(network.id, first));
+        let mac = wanted.mac.unwrap_or_else(|| match found.first() {
+            Some((found, _)) => generated_mac(network.id, found.address.addr()),
+            None => random_mac(self.kernel.random()),
+        });
         if let Some(holder) = tx.mac_holder(network.id, mac)? {
             return Err(Error::MacTaken {
                 mac,
@@ -276,8 +350,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if view.endpoints.iter().any(|(endpoint, _)| endpoint.ifname == ifname) {
             return Err(Error::NameTaken { what: "interface", name: ifname.to_string() });
         }
-        let mut host_end = host_end_name(network.id, view.container.id, &ifname, 0);
+        let chosen = wanted.host_end.clone();
+        let mut host_end = chosen.clone().unwrap_or_else(|| host_end_name(network.id, view.container.id, &ifname, 0));
         for salt in 1..=u8::MAX {
+            if chosen.is_some() {
+                if tx.host_end_taken(host_end.as_str())? {
+                    return Err(Error::NameTaken { what: "interface", name: host_end.to_string() });
+                }
+                break;
+            }
             if !tx.host_end_taken(host_end.as_str())? {
                 break;
             }
@@ -322,15 +403,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// As for [`Engine::attach`]; [`Error::AlreadyConnected`], [`Error::WrongMode`], [`Error::NotRunning`].
     pub fn connect(&self, container: &str, wanted: &EndpointRequest) -> Result<ContainerInfo> {
         let guard = self.begin()?;
+        self.make_way(&guard, std::slice::from_ref(wanted))?;
         let tx = self.store.write(&guard)?;
         let container = self.find_container(&tx, container)?;
         self.check_own_stack(&container)?;
         let mut view = self.view(&tx, container)?;
-        let network = self.find_network(&tx, &wanted.network)?;
+        let network = self.network_for(&tx, wanted)?;
         let around = std::slice::from_ref(&network);
         let first = self.is_edge(&tx, around, 0)?;
         let mut before = if first { self.surroundings(&tx, around)? } else { Objects::new() };
         before.extend(self.container_objects(&view));
+        if network.transient {
+            tx.put_network(&network)?;
+        }
         self.plan_endpoint(&tx, &mut view, &network, wanted)?;
         let mut after = if first { self.surroundings(&tx, around)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
@@ -342,6 +427,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             let tx = self.store.write(&guard)?;
             let (endpoint, _) = view.endpoints.pop().expect("the endpoint was added");
             tx.delete_endpoint(endpoint.id)?;
+            self.forget_transient(&tx, [&network])?;
             if !self.is_base_needed(&tx)? {
                 self.forget_base(&tx)?;
             }
@@ -409,6 +495,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
         let tx = self.store.write(guard)?;
         tx.delete_endpoint(endpoint.id)?;
+        self.forget_transient(&tx, [&network])?;
         let mut after = if last { self.surroundings(&tx, around)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
         self.take_down(tx, &after, &before, || {
@@ -472,6 +559,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for (endpoint, _) in &view.endpoints {
             tx.delete_endpoint(endpoint.id)?;
         }
+        self.forget_transient(&tx, &networks)?;
         match keep {
             Some(container) => tx.put_container(&Container { phase: Phase::Settled, ..container })?,
             None => tx.delete_container(view.container.id)?,
@@ -495,6 +583,25 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         });
         self.withdraw(guard, container, keep)
     }
+}
+
+/// A MAC for an interface whose addresses nobody knows.
+fn random_mac(random: [u8; 32]) -> Mac {
+    Mac::local([random[0], random[1], random[2], random[3], random[4], random[5]])
+}
+
+/// Whether a transient network is what is asked for, but for what may change while it is in use: its servers and labels.
+fn is_as_asked(network: &Network, request: &NetworkRequest) -> bool {
+    let gateways = || network.subnets.iter().filter_map(|subnet| subnet.gateway);
+    network.name == request.name
+        && network.driver == request.driver
+        && network.internal == request.internal
+        && network.names == request.names
+        && network.raw_options == request.options
+        && network.routes == request.routes
+        && network.subnets.iter().map(|subnet| subnet.net).eq(request.subnets.iter().copied())
+        && gateways().all(|gateway| request.gateways.contains(&gateway))
+        && gateways().count() == request.gateways.len()
 }
 
 /// The first `eth0`, `eth1`, … that no endpoint of the container has.

@@ -151,15 +151,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         network_objects(&self.root, network)
     }
 
-    /// Whether the kernel should hold a network's objects: always for those a person made; for the predefined bridge
-    /// as long as somebody is on it.
+    /// Whether the kernel should hold a network's objects: always for those a person made here; for the predefined bridge
+    /// and for transient ones as long as somebody is on it.
     pub(crate) fn is_materialised(&self, tx: &S::Tx<'_>, network: &Network) -> Result<bool> {
-        Ok(network.driver == Driver::Bridge && (!network.is_predefined() || tx.endpoint_count(network.id, 1)? > 0))
+        Ok(network.driver.holds_endpoints() && (!network.comes_and_goes() || tx.endpoint_count(network.id, 1)? > 0))
     }
 
     /// Whether the kernel should hold anything of ours.
     pub(crate) fn is_base_needed(&self, tx: &S::Tx<'_>) -> Result<bool> {
-        if tx.has_user_networks()? {
+        if tx.has_user_bridges()? {
             return Ok(true);
         }
         match tx.network_named("bridge")? {
@@ -264,6 +264,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     raw_options: BTreeMap::new(),
                     labels: BTreeMap::new(),
                     bridge: "none".parse().expect("a valid interface name"),
+                    subinterface: None,
+                    routes: Vec::new(),
+                    names: false,
+                    transient: false,
                     mtu: Mtu::ETHERNET,
                     created: self.kernel.now(),
                     phase: Phase::Settled,

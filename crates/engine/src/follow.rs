@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use portolan_model::{Driver, Endpoint, Family, Id, Mtu, Network, Phase};
+use portolan_model::{Endpoint, Family, Id, Mtu, Network, Phase};
 use portolan_plan::ContainerView;
 
 use crate::api::{Change, Followed, Repaired};
@@ -119,7 +119,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let mut is_other = false;
         for network in tx.networks()? {
-            let follows = network.driver == Driver::Bridge && network.options.mtu.is_none() && network.mtu != mtu;
+            let follows = network.is_managed_bridge() && network.options.mtu.is_none() && network.mtu != mtu;
             // IPv6 does not live below its minimum (RFC 8200 §5).
             if follows && (mtu >= Mtu::IPV6_MIN || !network.has(Family::V6)) {
                 tx.put_network(&Network { mtu, ..network })?;

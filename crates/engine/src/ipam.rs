@@ -31,12 +31,12 @@ enum Holder {
 
 impl<'a> Occupied<'a> {
     /// The networks come first: what is in the way is called a network before the route of its bridge.
-    pub(crate) fn new(
-        networks: &[Network],
+    pub(crate) fn new<'n>(
+        networks: impl IntoIterator<Item = &'n Network>,
         routes: &[HostRoute],
         interface_name: &'a dyn Fn(u32) -> Option<String>,
     ) -> Self {
-        let ours = networks.iter().flat_map(|network| {
+        let ours = networks.into_iter().flat_map(|network| {
             network.subnets.iter().map(|subnet| (subnet.net, Holder::Network(network.name.clone())))
         });
         let theirs = routes.iter().map(|route| (route.net, Holder::Route { device: route.device, table: route.table }));

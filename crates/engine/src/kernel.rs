@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use portolan_model::{IfName, Mtu, ProcessId, Protocol, Publication, Sandbox};
+use portolan_model::{IfName, Mac, Mtu, ProcessId, Protocol, Publication, Sandbox};
 use portolan_plan::{Objects, Step};
 
 use crate::error::Kind;
@@ -40,6 +40,15 @@ pub struct HostRoute {
     pub device: Option<u32>,
     /// The routing table's number.
     pub table: u32,
+}
+
+/// An interface of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostInterface {
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Its MAC, if it has one.
+    pub mac: Option<Mac>,
 }
 
 /// Why a host port cannot be published.
@@ -101,11 +110,17 @@ pub trait Kernel {
     /// [`KernelError`].
     fn path_mtu(&self) -> Result<Mtu, KernelError>;
 
-    /// Whether the host has an interface of this name.
+    /// The host's interface of this name, if there is one.
     ///
     /// # Errors
     /// [`KernelError`].
-    fn has_interface(&self, name: &str) -> Result<bool, KernelError>;
+    fn find_interface(&self, name: &str) -> Result<Option<HostInterface>, KernelError>;
+
+    /// The interface that the default route leads out of, IPv4's first.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn default_interface(&self) -> Result<Option<IfName>, KernelError>;
 
     /// The name of the host's interface with this index; none where there is no such.
     fn interface_name(&self, index: u32) -> Option<String>;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{BridgeOptions, Driver, Family, GatewayMode, IfName, Invalid, Mtu, Network, Phase, Subnet};
+use portolan_model::{
+    Driver, Family, GatewayMode, Id, IfName, Invalid, Mtu, Network, NetworkOptions, Phase, Subinterface, Subnet,
+};
 use portolan_plan::diff;
 
 use crate::api::{NetworkInfo, NetworkRequest};
@@ -29,7 +31,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
             return Err(Error::NameTaken { what: "network", name: request.name.to_string() });
         }
-        if request.driver != Driver::Bridge {
+        if !request.driver.holds_endpoints() {
             return Err(Error::Unsupported {
                 what: format!("network driver `{}`", request.driver),
                 why: "cannot be used for a new network".to_owned(),
@@ -69,10 +71,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         request: &NetworkRequest,
         device: Option<&str>,
     ) -> Result<Network> {
-        let options = BridgeOptions::from_pairs(&request.options)?;
-        let id = self.random_id();
-        let kernel = |source| Error::Kernel { doing: format!("create network `{}`", request.name), source };
-        if !request.ipv4 && !request.ipv6 {
+        let options = NetworkOptions::from_pairs(request.driver, &request.options)?;
+        let id = request.id.unwrap_or_else(|| self.random_id());
+        if !request.exact && !request.ipv4 && !request.ipv6 {
             return Err(Invalid::new("network", request.name.as_str(), "has neither IPv4 nor IPv6")
                 .hint("enable one of them")
                 .into());
@@ -86,25 +87,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         let networks = tx.networks()?;
         let subnets = self.plan_subnets(tx, &networks, request, &options)?;
-        let is_taken = |name: &str| self.kernel.has_interface(name).map_err(kernel);
-        let bridge: IfName = match (&options.bridge, device) {
-            (Some(name), _) => name.clone(),
-            (None, Some(name)) if !is_taken(name)? => name.parse().expect("a valid interface name"),
-            _ => format!("br-{}", id.short()).parse().expect("fifteen letters and digits"),
-        };
-        if is_taken(bridge.as_str())? {
-            return Err(Error::DeviceTaken { name: bridge.to_string() });
-        }
-        if let Some(taken) =
-            networks.iter().find(|network| network.bridge == bridge && network.driver == Driver::Bridge)
-        {
-            return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
-        }
-        let mtu = match options.mtu {
-            Some(mtu) => mtu,
-            None => self.kernel.path_mtu().map_err(kernel)?,
-        };
-        if request.ipv6 && mtu < Mtu::IPV6_MIN {
+        let (bridge, subinterface, mtu) = self.plan_device(request, &options, &networks, device, id)?;
+        if subnets.iter().any(|subnet| subnet.family() == Family::V6) && mtu < Mtu::IPV6_MIN {
             return Err(Invalid::new("MTU", mtu.to_string(), "is below IPv6's minimum of 1280")
                 .hint("choose a larger --opt mtu=, or --ipv6=false")
                 .into());
@@ -120,10 +104,74 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             raw_options: request.options.clone(),
             labels: request.labels.clone(),
             bridge,
+            subinterface,
+            routes: request.routes.clone(),
+            names: request.names,
+            transient: false,
             mtu,
             created: self.kernel.now(),
             phase: self.owner(),
         })
+    }
+
+    /// Decides a network's device on the host: a bridge that is free, or one or a parent that is there; and the MTU.
+    fn plan_device(
+        &self,
+        request: &NetworkRequest,
+        options: &NetworkOptions,
+        networks: &[Network],
+        device: Option<&str>,
+        id: Id,
+    ) -> Result<(IfName, Option<Subinterface>, Mtu)> {
+        let kernel = |source| Error::Kernel { doing: format!("create network `{}`", request.name), source };
+        let find = |name: &str| self.kernel.find_interface(name).map_err(kernel);
+        let there =
+            |what, name: &IfName| find(name.as_str())?.ok_or_else(|| Error::NotFound { what, name: name.to_string() });
+        if let Some(vrf) = &options.vrf {
+            there("VRF", vrf)?;
+        }
+        if request.driver != Driver::Bridge {
+            let Some(parent) = &options.parent else {
+                return Err(Invalid::new("network", request.name.as_str(), "has no parent interface")
+                    .hint("say which interface of the host it is on: --opt parent=eth0")
+                    .into());
+            };
+            let subinterface = if find(parent.as_str())?.is_some() {
+                None
+            } else {
+                let missing = || Error::NotFound { what: "interface", name: parent.to_string() };
+                Some(subinterface(parent).ok_or_else(missing)?)
+            };
+            let below = subinterface.as_ref().map_or(parent, |subinterface| &subinterface.parent);
+            let found = there("interface", below)?;
+            return Ok((parent.clone(), subinterface, options.mtu.unwrap_or(found.mtu)));
+        }
+        if !options.managed {
+            let Some(bridge) = &options.bridge else {
+                return Err(Invalid::new("network", request.name.as_str(), "has no bridge")
+                    .hint("say which bridge it is: --opt bridge=br0")
+                    .into());
+            };
+            let found = there("bridge", bridge)?;
+            return Ok((bridge.clone(), None, options.mtu.unwrap_or(found.mtu)));
+        }
+        let is_taken = |name: &str| Ok::<_, Error>(find(name)?.is_some());
+        let bridge: IfName = match (&options.bridge, device) {
+            (Some(name), _) => name.clone(),
+            (None, Some(name)) if !is_taken(name)? => name.parse().expect("a valid interface name"),
+            _ => format!("br-{}", id.short()).parse().expect("fifteen letters and digits"),
+        };
+        if is_taken(bridge.as_str())? {
+            return Err(Error::DeviceTaken { name: bridge.to_string() });
+        }
+        if let Some(taken) = networks.iter().find(|network| network.bridge == bridge && network.is_managed_bridge()) {
+            return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
+        }
+        let mtu = match options.mtu {
+            Some(mtu) => mtu,
+            None => self.kernel.path_mtu().map_err(kernel)?,
+        };
+        Ok((bridge, None, mtu))
     }
 
     /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
@@ -132,14 +180,22 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx: &S::Tx<'_>,
         networks: &[Network],
         request: &NetworkRequest,
-        options: &BridgeOptions,
+        options: &NetworkOptions,
     ) -> Result<Vec<Subnet>> {
-        let routes = self
-            .kernel
-            .routes()
-            .map_err(|source| Error::Kernel { doing: "list the host's routes".to_owned(), source })?;
+        // Macvlan and ipvlan share a subnet with the host's interface; who decides by himself has looked.
+        let is_alone = request.driver == Driver::Bridge && !request.exact;
+        let routes = if is_alone {
+            let doing = || "list the host's routes".to_owned();
+            self.kernel.routes().map_err(|source| Error::Kernel { doing: doing(), source })?
+        } else {
+            Vec::new()
+        };
         let interface_name = |index| self.kernel.interface_name(index);
-        let mut occupied = Occupied::new(networks, &routes, &interface_name);
+        let is_elsewhere = |network: &&Network| {
+            !request.exact || !network.is_predefined() && network.is_managed_bridge() && options.managed
+        };
+        let others = networks.iter().filter(is_elsewhere);
+        let mut occupied = Occupied::new(others, &routes, &interface_name);
         let mut subnets: Vec<Subnet> = Vec::new();
         for net in &request.subnets {
             let canonical = net.trunc();
@@ -149,7 +205,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     .into());
             }
             let family = Family::of(net.addr());
-            if !enabled(request, family) {
+            if !request.exact && !enabled(request, family) {
                 return Err(Invalid::new(
                     "subnet",
                     net.to_string(),
@@ -165,7 +221,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             subnets.push(Subnet { net: *net, range: None, gateway: None, aux: BTreeMap::new(), configured: true });
         }
         for family in Family::ALL {
-            if enabled(request, family) && !subnets.iter().any(|subnet| subnet.family() == family) {
+            if !request.exact && enabled(request, family) && !subnets.iter().any(|subnet| subnet.family() == family) {
                 let net = match family {
                     Family::V4 => IpNet::V4(occupied.free_v4()?),
                     Family::V6 => IpNet::V6(occupied.free_v6(&tx.meta(meta::ULA)?.unwrap_or_default(), &request.name)?),
@@ -218,7 +274,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             subnet.aux.insert(name.clone(), *address);
         }
         for subnet in &mut subnets {
-            if subnet.gateway.is_none() && options.gateway_mode.of(subnet.family()) != &GatewayMode::Isolated {
+            if subnet.gateway.is_none()
+                && !request.exact
+                && options.gateway_mode.of(subnet.family()) != &GatewayMode::Isolated
+            {
                 subnet.gateway = Some(default_gateway(subnet)?);
             }
             if let Some((name, _)) = subnet.aux.iter().find(|(_, address)| Some(**address) == subnet.gateway) {
@@ -252,7 +311,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Who is on a network: containers with their processes.
-    fn holders(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Vec<String>> {
+    pub(crate) fn holders(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Vec<String>> {
         let mut holders = Vec::new();
         for endpoint in tx.endpoints_on(network.id)? {
             let Some(container) = tx.container(endpoint.container)? else { continue };
@@ -342,6 +401,13 @@ const fn enabled(request: &NetworkRequest, family: Family) -> bool {
         Family::V4 => request.ipv4,
         Family::V6 => request.ipv6,
     }
+}
+
+/// The VLAN interface that a name like `eth0.50` asks for.
+fn subinterface(name: &IfName) -> Option<Subinterface> {
+    let (parent, vlan) = name.as_str().rsplit_once('.')?;
+    let vlan = vlan.parse().ok().filter(|vlan| (1..=4094).contains(vlan))?;
+    Some(Subinterface { parent: parent.parse().ok()?, vlan })
 }
 
 /// Refuses what can hold no container, or is no unicast space.

@@ -188,8 +188,8 @@ pub trait Tx {
     fn put_network(&self, network: &Network) -> Result<(), StoreError>;
     /// Removes a network and its resting leases.
     fn delete_network(&self, id: Id) -> Result<(), StoreError>;
-    /// Whether any network but the predefined ones exists.
-    fn has_user_networks(&self) -> Result<bool, StoreError>;
+    /// Whether there is any bridge network of ours but the predefined one.
+    fn has_user_bridges(&self) -> Result<bool, StoreError>;
 
     /// A container by its id.
     fn container(&self, id: Id) -> Result<Option<Container>, StoreError>;

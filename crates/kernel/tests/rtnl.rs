@@ -33,6 +33,7 @@ fn bridge(socket: &mut Socket, name: &str) -> u32 {
             mtu: Some(1400),
             group: Some(7),
             mcast_snooping: true,
+            vlan_filtering: false,
             up: true,
         },
     );

@@ -22,6 +22,6 @@ pub use id::Id;
 pub use invalid::Invalid;
 pub use mac::Mac;
 pub use name::{HostName, IfName, Name};
-pub use network::{Driver, Family, Network, PerFamily, Phase, Subnet};
-pub use options::{BridgeOptions, GatewayMode, Mtu};
+pub use network::{Driver, Family, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
+pub use options::{GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};

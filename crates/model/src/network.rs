@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::serde_by_text;
-use crate::{BridgeOptions, GatewayMode, Id, IfName, Invalid, Mtu, Name, ProcessId};
+use crate::{GatewayMode, Id, IfName, Invalid, Mtu, Name, NetworkOptions, ProcessId};
 
 /// An internet protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +72,10 @@ impl<T> PerFamily<T> {
 pub enum Driver {
     /// A Linux bridge on this host.
     Bridge,
+    /// Interfaces with MACs of their own on an interface of the host (macvlan, drivers/net/macvlan.c).
+    Macvlan,
+    /// Interfaces that share the MAC of an interface of the host (ipvlan, Documentation/networking/ipvlan.rst).
+    Ipvlan,
     /// The host's own namespace; predefined, holds no endpoints.
     Host,
     /// Nothing but loopback; predefined.
@@ -82,6 +86,8 @@ impl fmt::Display for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Bridge => "bridge",
+            Self::Macvlan => "macvlan",
+            Self::Ipvlan => "ipvlan",
             Self::Host => "host",
             Self::None => "null",
         })
@@ -94,14 +100,57 @@ impl FromStr for Driver {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text {
             "bridge" => Ok(Self::Bridge),
+            "macvlan" => Ok(Self::Macvlan),
+            "ipvlan" => Ok(Self::Ipvlan),
             "host" => Ok(Self::Host),
             "null" | "none" => Ok(Self::None),
-            _ => Err(Invalid::new("network driver", text, "is unknown").hint("this version has the driver `bridge`")),
+            _ => Err(Invalid::new("network driver", text, "is unknown").hint("choose bridge, macvlan or ipvlan")),
         }
     }
 }
 
 serde_by_text!(Driver);
+
+impl Driver {
+    /// Whether containers can be on networks of this driver.
+    pub const fn holds_endpoints(self) -> bool {
+        matches!(self, Self::Bridge | Self::Macvlan | Self::Ipvlan)
+    }
+}
+
+/// What happens to packets that a static route matches (`RTN_*`, rtnetlink(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteAction {
+    /// They go to this router.
+    Via(IpAddr),
+    /// They are dropped silently.
+    Blackhole,
+    /// They are answered with "host unreachable".
+    Unreachable,
+    /// They are answered with "administratively prohibited".
+    Prohibit,
+}
+
+/// A route that every container of a network gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StaticRoute {
+    /// The destination, host bits zero.
+    pub destination: IpNet,
+    /// What happens to what goes there.
+    pub action: RouteAction,
+    /// The route's priority, lower wins; none for the network's own metric.
+    pub metric: Option<u32>,
+}
+
+/// A VLAN interface that a network made on an interface of the host, because its parent was not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subinterface {
+    /// The interface that carries the VLAN.
+    pub parent: IfName,
+    /// The VLAN's number, 1 to 4094 (IEEE 802.1Q).
+    pub vlan: u16,
+}
 
 /// The part of a pool that a network was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +220,7 @@ pub struct Network {
     /// Subnets of both families, in the order given.
     pub subnets: Vec<Subnet>,
     /// Typed options.
-    pub options: BridgeOptions,
+    pub options: NetworkOptions,
     /// The name servers that questions from this network are forwarded to; empty for the host's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
@@ -179,8 +228,20 @@ pub struct Network {
     pub raw_options: BTreeMap<String, String>,
     /// Labels, for people.
     pub labels: BTreeMap<String, String>,
-    /// The bridge's device name.
+    /// The device on the host: the bridge; of macvlan and ipvlan the parent.
     pub bridge: IfName,
+    /// The VLAN interface that `bridge` is, if the network made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subinterface: Option<Subinterface>,
+    /// Routes that every container gets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<StaticRoute>,
+    /// Whether names are answered on its gateway addresses.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub names: bool,
+    /// Made with its first endpoint and gone with its last: somebody else keeps what it should look like.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub transient: bool,
     /// The MTU of the bridge and all its endpoints.
     pub mtu: Mtu,
     /// Seconds since 1970 of its creation.
@@ -189,7 +250,32 @@ pub struct Network {
     pub phase: Phase,
 }
 
+const fn yes() -> bool {
+    true
+}
+
+// serde passes references.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+const fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+const fn is_no(value: &bool) -> bool {
+    !*value
+}
+
 impl Network {
+    /// Whether it is a bridge of ours, with rules of ours.
+    pub fn is_managed_bridge(&self) -> bool {
+        self.driver == Driver::Bridge && self.options.managed
+    }
+
+    /// Whether the kernel holds its objects only while it has endpoints.
+    pub fn comes_and_goes(&self) -> bool {
+        self.transient || self.is_predefined()
+    }
+
     /// Whether the network has subnets of `family`.
     pub fn has(&self, family: Family) -> bool {
         self.subnets_of(family).next().is_some()
@@ -212,7 +298,8 @@ impl Network {
 
     /// Whether the bridge itself carries the gateway address of `subnet`.
     pub fn bridge_answers(&self, subnet: &Subnet) -> bool {
-        self.mode(subnet.family()) != GatewayMode::Isolated
+        self.is_managed_bridge()
+            && self.mode(subnet.family()) != GatewayMode::Isolated
             && !(self.options.inhibit_ipv4 && subnet.family() == Family::V4)
     }
 
@@ -242,11 +329,15 @@ mod tests {
             driver: Driver::Bridge,
             internal,
             subnets: subnets.iter().map(subnet).collect(),
-            options: BridgeOptions::from_pairs(&options).unwrap(),
+            options: NetworkOptions::from_pairs(Driver::Bridge, &options).unwrap(),
             dns: Vec::new(),
             raw_options: options,
             labels: BTreeMap::new(),
             bridge: "br0".parse().unwrap(),
+            subinterface: None,
+            routes: Vec::new(),
+            names: true,
+            transient: false,
             mtu: Mtu::ETHERNET,
             created: 0,
             phase: Phase::Settled,
@@ -280,7 +371,7 @@ mod tests {
 
     #[test]
     fn drivers_by_their_names() {
-        for driver in [Driver::Bridge, Driver::Host, Driver::None] {
+        for driver in [Driver::Bridge, Driver::Macvlan, Driver::Ipvlan, Driver::Host, Driver::None] {
             assert_eq!(driver.to_string().parse(), Ok(driver));
         }
         assert!("overlay".parse::<Driver>().unwrap_err().hint.is_some());

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::serde_by_text;
-use crate::{Family, IfName, Invalid, PerFamily};
+use crate::{Driver, Family, IfName, Invalid, PerFamily};
 
 /// A maximum transmission unit in bytes of IP packet: 68 (RFC 791) to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,10 +93,125 @@ impl FromStr for GatewayMode {
 
 serde_by_text!(GatewayMode);
 
-/// The options of a bridge network, out of Docker's names (`com.docker.network.…`) or our short ones.
+/// Which other networks a bridge network can exchange packets with (netavark's `isolate`).
+///
+/// Two networks do when at least one of them is `False` and neither is `Strict`. Published ports are open to all but
+/// internal networks either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Isolate {
+    /// With none.
+    #[default]
+    Strict,
+    /// With those that are `False`.
+    True,
+    /// With all but strict ones.
+    False,
+}
+
+impl fmt::Display for Isolate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Strict => "strict",
+            Self::True => "true",
+            Self::False => "false",
+        })
+    }
+}
+
+impl FromStr for Isolate {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "strict" => Ok(Self::Strict),
+            _ => boolean(text)
+                .map(|on| if on { Self::True } else { Self::False })
+                .map_err(|_| Invalid::new("isolation", text, "is unknown").hint("choose strict, true or false")),
+        }
+    }
+}
+
+serde_by_text!(Isolate);
+
+/// How the interfaces of a macvlan network see each other and the host (`IFLA_MACVLAN_MODE`, ip-link(8)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum MacvlanMode {
+    /// Directly.
+    #[default]
+    Bridge,
+    /// Not at all.
+    Private,
+    /// Over the switch outside.
+    Vepa,
+    /// There is one only, and it takes the parent over.
+    Passthru,
+}
+
+impl fmt::Display for MacvlanMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bridge => "bridge",
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Passthru => "passthru",
+        })
+    }
+}
+
+impl FromStr for MacvlanMode {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru]
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| {
+                Invalid::new("macvlan mode", text, "is unknown").hint("choose bridge, private, vepa or passthru")
+            })
+    }
+}
+
+serde_by_text!(MacvlanMode);
+
+/// What the interfaces of an ipvlan network share with the parent (`IFLA_IPVLAN_MODE`, ip-link(8)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum IpvlanMode {
+    /// The link: they answer ARP and neighbour solicitations themselves.
+    #[default]
+    L2,
+    /// The host's routing.
+    L3,
+    /// The host's routing and connection tracking.
+    L3s,
+}
+
+impl fmt::Display for IpvlanMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::L2 => "l2",
+            Self::L3 => "l3",
+            Self::L3s => "l3s",
+        })
+    }
+}
+
+impl FromStr for IpvlanMode {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        [Self::L2, Self::L3, Self::L3s]
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| Invalid::new("ipvlan mode", text, "is unknown").hint("choose l2, l3 or l3s"))
+    }
+}
+
+serde_by_text!(IpvlanMode);
+
+/// The options of a network, out of Docker's names (`com.docker.network.…`) or our short ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct BridgeOptions {
+pub struct NetworkOptions {
     /// The bridge's device name; made up from the network's id when none is given.
     pub bridge: Option<IfName>,
     /// Whether containers of the network reach each other.
@@ -121,9 +236,29 @@ pub struct BridgeOptions {
     pub advertise: u8,
     /// Drop frames whose source MAC, IP or ARP address is not the endpoint's own, and router advertisements.
     pub guard: bool,
+    /// Which other networks it exchanges packets with.
+    pub isolate: Isolate,
+    /// Whether containers get a default route through it.
+    pub default_route: bool,
+    /// The priority of its routes in containers, lower wins; none for the kernel's own.
+    pub metric: Option<u32>,
+    /// Whether the bridge is ours; if not, ports join a bridge that is there, which stays as it is.
+    pub managed: bool,
+    /// The VLAN its ports are in, untagged, 1 to 4094; the bridge filters by VLAN then.
+    pub vlan: Option<u16>,
+    /// The VRF that the bridge belongs to; it has to be there.
+    pub vrf: Option<IfName>,
+    /// The interface of the host that macvlan and ipvlan interfaces are on.
+    pub parent: Option<IfName>,
+    /// How macvlan interfaces see each other.
+    pub macvlan_mode: MacvlanMode,
+    /// How many macvlan interfaces a broadcast goes to before it is queued (`IFLA_MACVLAN_BC_CUTOFF`); -1 never queues.
+    pub bclim: Option<i32>,
+    /// What ipvlan interfaces share with the parent.
+    pub ipvlan_mode: IpvlanMode,
 }
 
-impl Default for BridgeOptions {
+impl Default for NetworkOptions {
     fn default() -> Self {
         Self {
             bridge: None,
@@ -138,6 +273,16 @@ impl Default for BridgeOptions {
             inhibit_ipv4: false,
             advertise: 3,
             guard: true,
+            isolate: Isolate::default(),
+            default_route: true,
+            metric: None,
+            managed: true,
+            vlan: None,
+            vrf: None,
+            parent: None,
+            macvlan_mode: MacvlanMode::default(),
+            bclim: None,
+            ipvlan_mode: IpvlanMode::default(),
         }
     }
 }
@@ -160,23 +305,45 @@ const KEYS: &[(&str, &str)] = &[
     ("advertise_ms", "com.docker.network.advertise_addr_ms"),
     ("default_bridge", "com.docker.network.bridge.default_bridge"),
     ("guard", "portolan.guard"),
+    ("isolate", "portolan.isolate"),
+    ("no_default_route", "portolan.no_default_route"),
+    ("metric", "portolan.metric"),
+    ("mode", "portolan.mode"),
+    ("vlan", "portolan.vlan"),
+    ("vrf", "portolan.vrf"),
 ];
 
-impl BridgeOptions {
+/// The keys for macvlan and ipvlan, with Docker's other names for them.
+const CHILD_KEYS: &[(&str, &str)] = &[
+    ("parent", "com.docker.network.parent"),
+    ("mtu", "com.docker.network.driver.mtu"),
+    ("interface_prefix", "com.docker.network.container_iface_prefix"),
+    ("no_default_route", "portolan.no_default_route"),
+    ("metric", "portolan.metric"),
+];
+
+impl NetworkOptions {
     /// Reads `--opt` pairs.
     ///
     /// # Errors
     /// [`Invalid`] names the key and why it or its value is refused; unknown keys are refused.
-    pub fn from_pairs(pairs: &BTreeMap<String, String>) -> Result<Self, Invalid> {
+    pub fn from_pairs(driver: Driver, pairs: &BTreeMap<String, String>) -> Result<Self, Invalid> {
+        let own: &[(&str, &str)] = match driver {
+            Driver::Macvlan => &[("mode", "macvlan_mode"), ("bclim", "macvlan_bclim")],
+            Driver::Ipvlan => &[("mode", "ipvlan_mode")],
+            Driver::Bridge | Driver::Host | Driver::None => &[],
+        };
+        let common = if own.is_empty() { KEYS } else { CHILD_KEYS };
+        let keys = || own.iter().chain(common);
         let mut options = Self::default();
         for (key, value) in pairs {
-            let short = KEYS.iter().find(|(short, long)| key == short || key == long).map(|(short, _)| *short);
+            let short = keys().find(|(short, long)| key == short || key == long).map(|(short, _)| *short);
             let short = short.ok_or_else(|| {
-                let known = KEYS.iter().map(|(short, _)| *short).collect::<Vec<_>>().join(", ");
+                let known = keys().map(|(short, _)| *short).collect::<Vec<_>>().join(", ");
                 Invalid::new("network option", key, "is unknown")
                     .hint(format!("known options: {known}, and Docker's com.docker.network.* names for them"))
             })?;
-            options.set(short, value).map_err(|e| {
+            options.set(driver, short, value).map_err(|e| {
                 let e2 = Invalid::new("network option", format!("{key}={value}"), e.reason);
                 match e.hint {
                     Some(hint) => e2.hint(hint),
@@ -187,7 +354,7 @@ impl BridgeOptions {
         Ok(options)
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), Invalid> {
+    fn set(&mut self, driver: Driver, key: &str, value: &str) -> Result<(), Invalid> {
         match key {
             "bridge" => self.bridge = Some(value.parse()?),
             "icc" => self.icc = boolean(value)?,
@@ -233,7 +400,36 @@ impl BridgeOptions {
                 boolean(value)?;
             }
             "guard" => self.guard = boolean(value)?,
-            _ => unreachable!("every key of KEYS is handled"),
+            "isolate" => self.isolate = value.parse()?,
+            "no_default_route" => self.default_route = !boolean(value)?,
+            "metric" => {
+                self.metric = Some(value.parse().map_err(|_| Invalid::new("metric", value, "is not a number"))?);
+            }
+            "mode" => match driver {
+                Driver::Macvlan => self.macvlan_mode = value.parse()?,
+                Driver::Ipvlan => self.ipvlan_mode = value.parse()?,
+                Driver::Bridge | Driver::Host | Driver::None => {
+                    self.managed = match value {
+                        "managed" => true,
+                        "unmanaged" => false,
+                        _ => {
+                            return Err(
+                                Invalid::new("bridge mode", value, "is unknown").hint("choose managed or unmanaged")
+                            );
+                        }
+                    }
+                }
+            },
+            "vlan" => {
+                let vlan = value.parse().ok().filter(|vlan| (1..=4094).contains(vlan));
+                self.vlan = Some(vlan.ok_or_else(|| Invalid::new("VLAN", value, "is not between 1 and 4094"))?);
+            }
+            "vrf" => self.vrf = Some(value.parse()?),
+            "parent" => self.parent = Some(value.parse()?),
+            "bclim" => {
+                self.bclim = Some(value.parse().map_err(|_| Invalid::new("number", value, "is not a number"))?);
+            }
+            _ => unreachable!("every key that is looked up is handled"),
         }
         Ok(())
     }
@@ -255,8 +451,12 @@ fn address<T: FromStr>(value: &str, why: &'static str) -> Result<T, Invalid> {
 mod tests {
     use super::*;
 
-    fn options(pairs: &[(&str, &str)]) -> Result<BridgeOptions, Invalid> {
-        BridgeOptions::from_pairs(&pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect())
+    fn options(pairs: &[(&str, &str)]) -> Result<NetworkOptions, Invalid> {
+        of(Driver::Bridge, pairs)
+    }
+
+    fn of(driver: Driver, pairs: &[(&str, &str)]) -> Result<NetworkOptions, Invalid> {
+        NetworkOptions::from_pairs(driver, &pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect())
     }
 
     #[test]
@@ -268,11 +468,32 @@ mod tests {
                 "gateway_mode_ipv4" | "gateway_mode_ipv6" => "routed",
                 "host_ipv4" | "host_binding" => "10.0.0.1",
                 "host_ipv6" => "fd00::1",
+                "mode" => "unmanaged",
+                "vlan" | "metric" => "20",
+                "vrf" => "blue",
                 "advertise" => "1",
                 "advertise_ms" => "100",
                 _ => "false",
             };
             assert_eq!(options(&[(short, value)]), options(&[(long, value)]), "{short}");
+        }
+    }
+
+    #[test]
+    fn each_driver_has_its_own_modes() {
+        assert_eq!(of(Driver::Macvlan, &[("mode", "vepa")]).unwrap().macvlan_mode, MacvlanMode::Vepa);
+        assert_eq!(of(Driver::Macvlan, &[("macvlan_mode", "private")]).unwrap().macvlan_mode, MacvlanMode::Private);
+        assert_eq!(of(Driver::Ipvlan, &[("ipvlan_mode", "l3s")]).unwrap().ipvlan_mode, IpvlanMode::L3s);
+        assert!(!of(Driver::Bridge, &[("mode", "unmanaged")]).unwrap().managed);
+        for (driver, key, value) in [
+            (Driver::Bridge, "mode", "vepa"),
+            (Driver::Bridge, "parent", "eth0"),
+            (Driver::Macvlan, "isolate", "true"),
+            (Driver::Ipvlan, "bclim", "1"),
+            (Driver::Ipvlan, "mode", "bridge"),
+        ] {
+            let error = of(driver, &[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
         }
     }
 
@@ -286,6 +507,10 @@ mod tests {
             ("host_ipv4", "::1"),
             ("bridge", "a/b"),
             ("advertise", "4"),
+            ("isolate", "perhaps"),
+            ("vlan", "0"),
+            ("vlan", "4095"),
+            ("metric", "-1"),
             ("no.such", "1"),
         ] {
             let error = options(&[(key, value)]).unwrap_err().to_string();

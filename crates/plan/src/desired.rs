@@ -3,10 +3,14 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_model::{Container, Endpoint, Family, GatewayMode, Id, IfName, Mac, Network, Publication, Sandbox};
+use portolan_model::{
+    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Mac, Network, Publication, Sandbox,
+    StaticRoute,
+};
 
 use crate::object::{
-    Bridge, Chain, Data, DefaultRoute, Element, Field, Interface, Neighbour, Object, Objects, Port, Ruleset, Setting,
+    Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Interface, Neighbour, Object, Objects, Port,
+    Route, Ruleset, Setting, Vlan,
 };
 use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
@@ -90,12 +94,20 @@ fn member(set: Set, key: Vec<Field>, owner: &str) -> Object {
     element(set, key, Data::Member, owner)
 }
 
-/// What a bridge network needs: its bridge, and its elements in the ruleset.
+/// What a bridge network needs: its bridge, and its elements in the ruleset. Of a bridge that is not ours, nothing.
 ///
-/// Networks of other drivers need nothing.
+/// A macvlan or ipvlan network needs its VLAN interface, if it has one; networks of other drivers need nothing.
 pub fn network_objects(root: &str, network: &Network) -> Objects {
     let mut objects = Objects::new();
-    if network.driver != portolan_model::Driver::Bridge {
+    if let Some(vlan) = &network.subinterface {
+        objects.insert(Object::Vlan(Vlan {
+            name: network.bridge.clone(),
+            parent: vlan.parent.clone(),
+            id: vlan.vlan,
+            alias: alias_of_network(root, network.id),
+        }));
+    }
+    if !network.is_managed_bridge() {
         return objects;
     }
     let owner = format!("network {}", network.name);
@@ -118,7 +130,15 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         alias: alias_of_network(root, network.id),
         ipv6: on_bridge.iter().any(|net| matches!(net, IpNet::V6(_))),
         route_localnet: !network.internal && network.has(Family::V4),
+        vlan: network.options.vlan,
+        vrf: network.options.vrf.clone(),
     }));
+    if !network.internal && network.options.isolate != Isolate::Strict {
+        objects.insert(member(Set::NotStrict, vec![bridge()], &owner));
+        if network.options.isolate == Isolate::False {
+            objects.insert(member(Set::IsolateFalse, vec![bridge()], &owner));
+        }
+    }
     let within = if network.options.icc { Data::Goto(Chain::Allow) } else { Data::Goto(Chain::WithinClosed) };
     objects.insert(element(Set::Within, vec![bridge(), bridge()], within, &owner));
     objects.insert(member(Set::Hairpin, vec![bridge(), bridge()], &owner));
@@ -175,12 +195,10 @@ fn bridge_mac(network: Id) -> Mac {
     Mac::local([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
-/// Which endpoint of a container gives it its default route in `family`, and the gateway.
-///
-/// A pure function of the rows: the highest gateway priority wins; then, as Docker breaks ties, a network that
-/// speaks both families before one that speaks one, then the network's name in byte order.
-pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network, IpAddr)> {
-    view.endpoints
+/// The ways out of a container in `family`, best first: endpoint, network and gateway.
+fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endpoint, &Network, IpAddr)> {
+    let mut ways: Vec<_> = view
+        .endpoints
         .iter()
         .filter_map(|(endpoint, network)| {
             let address = endpoint.address(family)?;
@@ -188,10 +206,27 @@ pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint,
             let gateway = subnet.gateway.filter(|_| network.routes_out(family))?;
             Some((endpoint, network, gateway))
         })
-        .min_by_key(|(endpoint, network, _)| {
-            let both = network.routes_out(Family::V4) && network.routes_out(Family::V6);
-            (std::cmp::Reverse(endpoint.gateway_priority), !both, network.name.clone())
-        })
+        .collect();
+    ways.sort_by_key(|(endpoint, network, _)| {
+        let both = network.routes_out(Family::V4) && network.routes_out(Family::V6);
+        (std::cmp::Reverse(endpoint.gateway_priority), !both, network.name.clone())
+    });
+    ways.into_iter()
+}
+
+/// Where published ports of a container lead in `family`: the best of its bridge networks with a way out.
+pub fn published_endpoint(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network)> {
+    ways_out(view, family)
+        .find(|(_, network, _)| network.is_managed_bridge())
+        .map(|(endpoint, network, _)| (endpoint, network))
+}
+
+/// Which endpoint of a container gives it its default route in `family`, and the gateway.
+///
+/// A pure function of the rows: the highest gateway priority wins; then, as Docker breaks ties, a network that
+/// speaks both families before one that speaks one, then the network's name in byte order.
+pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network, IpAddr)> {
+    ways_out(view, family).find(|(_, network, _)| network.options.default_route)
 }
 
 /// Whom a container asks for names: the gateway of its default route in each family, IPv4 first; of a container without
@@ -221,16 +256,17 @@ pub fn default_routes(view: &ContainerView) -> Vec<DefaultRoute> {
     Family::ALL
         .into_iter()
         .filter_map(|family| default_route(view, family))
-        .map(|(endpoint, _, gateway)| DefaultRoute {
+        .map(|(endpoint, network, gateway)| DefaultRoute {
             sandbox: sandbox.clone(),
             gateway,
             interface: endpoint.ifname.clone(),
+            metric: network.options.metric,
         })
         .collect()
 }
 
-/// What a container needs: for each endpoint a port, neighbours, guard elements and an interface; then default
-/// routes, and the elements of its published ports, which lead to the endpoint that has the default route.
+/// What a container needs: for each endpoint a port, neighbours, guard elements and an interface; then routes, and
+/// the elements of its published ports, which lead to the first bridge network that is a way out.
 ///
 /// Nothing for a container whose namespace is not there.
 pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
@@ -243,9 +279,8 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
     // No route leads from ::1 to a container: the proxy passes it on.
     for publication in view.publications.iter().filter(|publication| publication.host_ip != Some(LOOPBACK6)) {
         for family in Family::ALL.into_iter().filter(|family| publication.covers(*family)) {
-            if let Some((endpoint, network, _)) = default_route(view, family) {
-                let address =
-                    endpoint.address(family).expect("the default route's endpoint has an address of the family");
+            if let Some((endpoint, network)) = published_endpoint(view, family) {
+                let address = endpoint.address(family).expect("a way out has an address of its family");
                 let owner = format!("container {} {publication}", view.container.name);
                 publication_objects(publication, family, address, network.mode(family), &owner, &mut objects);
                 if matches!(network.mode(family), GatewayMode::Nat | GatewayMode::NatUnprotected) {
@@ -281,9 +316,43 @@ fn endpoint_objects(
     objects: &mut Objects,
 ) {
     let owner = format!("container {} on {}", view.container.name, network.name);
-    let guard = network.options.guard;
-    let port = || Field::IfName(endpoint.host_end.clone());
+    for route in &network.routes {
+        let metric = route.metric.or(network.options.metric);
+        let route = StaticRoute { metric, ..*route };
+        objects.insert(Object::Route(Route { sandbox: sandbox.clone(), route }));
+    }
+    let child = match network.driver {
+        Driver::Macvlan => {
+            Some(ChildKind::Macvlan { mode: network.options.macvlan_mode, bclim: network.options.bclim })
+        }
+        Driver::Ipvlan => Some(ChildKind::Ipvlan { mode: network.options.ipvlan_mode }),
+        Driver::Bridge | Driver::Host | Driver::None => None,
+    };
     let ipv6 = endpoint.address(Family::V6).is_some();
+    let mac = (network.driver != Driver::Ipvlan).then_some(endpoint.mac);
+    objects.insert(Object::Interface(Interface {
+        sandbox: sandbox.clone(),
+        name: endpoint.ifname.clone(),
+        mac,
+        mtu: network.mtu,
+        addresses: endpoint.addresses.iter().map(|a| a.address).collect(),
+        ipv6,
+        announce: if endpoint.announce { network.options.advertise } else { 0 },
+    }));
+    if let Some(kind) = child {
+        objects.insert(Object::Child(Child {
+            sandbox: sandbox.clone(),
+            name: endpoint.ifname.clone(),
+            parent: network.bridge.clone(),
+            kind,
+            mac,
+            mtu: network.mtu,
+        }));
+        return;
+    }
+    // Who has no address that we know, or is on somebody else's bridge, cannot be told from who forges one.
+    let guard = network.options.guard && network.options.managed && !endpoint.addresses.is_empty();
+    let port = || Field::IfName(endpoint.host_end.clone());
     objects.insert(Object::Port(Port {
         host_end: endpoint.host_end.clone(),
         bridge: network.bridge.clone(),
@@ -291,6 +360,7 @@ fn endpoint_objects(
         mtu: network.mtu,
         isolated: !network.options.icc,
         locked: guard,
+        vlan: network.options.vlan,
         alias: alias_of_endpoint(root, endpoint.id),
         sandbox: sandbox.clone(),
         sandbox_end: endpoint.ifname.clone(),
@@ -308,15 +378,6 @@ fn endpoint_objects(
     } else {
         objects.insert(member(Set::Unguarded, vec![port()], &owner));
     }
-    objects.insert(Object::Interface(Interface {
-        sandbox: sandbox.clone(),
-        name: endpoint.ifname.clone(),
-        mac: endpoint.mac,
-        mtu: network.mtu,
-        addresses: endpoint.addresses.iter().map(|a| a.address).collect(),
-        ipv6,
-        announce: if endpoint.announce { network.options.advertise } else { 0 },
-    }));
 }
 
 fn publication_objects(

@@ -115,6 +115,8 @@ mod tests {
                 alias,
                 ipv6: false,
                 route_localnet: false,
+                vlan: None,
+                vrf: None,
             }),
             3 => {
                 let key = vec![Field::Protocol(Protocol::Tcp), Field::Ports(which.into(), which.into())];
@@ -128,6 +130,7 @@ mod tests {
                 mtu,
                 isolated: false,
                 locked: true,
+                vlan: None,
                 alias,
                 sandbox,
                 sandbox_end: "eth0".parse().unwrap(),
@@ -136,7 +139,7 @@ mod tests {
             6 => Object::Interface(Interface {
                 sandbox,
                 name: "eth0".parse().unwrap(),
-                mac,
+                mac: Some(mac),
                 mtu,
                 addresses,
                 ipv6: true,
@@ -146,6 +149,7 @@ mod tests {
                 sandbox,
                 gateway: [10, 0, 0, look].into(),
                 interface: "eth0".parse().unwrap(),
+                metric: None,
             }),
         }
     }
@@ -191,6 +195,9 @@ mod tests {
             Object::Bridge(_) => "bridge",
             Object::Element(_) => "element",
             Object::Port(_) => "port",
+            Object::Vlan(_) => "vlan",
+            Object::Child(_) => "child",
+            Object::Route(_) => "route",
             Object::Neighbour(_) => "neighbour",
             Object::Interface(_) => "interface",
             Object::DefaultRoute(_) => "default route",

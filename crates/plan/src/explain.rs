@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use portolan_model::Family;
 
-use crate::object::{BRIDGE_GROUP, Chain, Data, Element, Field};
+use crate::object::{Chain, Data, Element, Field, Group, Groups};
 use crate::ruleset::{EtherType, Load, Part, Rule, rules};
 use crate::set::Set;
 
@@ -381,7 +381,10 @@ fn rule_sentence(chain: Chain, rule: &Rule) -> String {
 }
 
 fn condition_words(part: &Part) -> String {
-    let place = |group: u32| if group == BRIDGE_GROUP { "a network" } else { "a container's port" };
+    let place = |group: Group| match group {
+        Group::Bridges => "a network",
+        Group::Ports => "a container's port",
+    };
     match part {
         Part::IifGroup(true, group) => format!("comes from {}", place(*group)),
         Part::IifGroup(false, group) => format!("does not come from {}", place(*group)),
@@ -409,7 +412,7 @@ fn condition_words(part: &Part) -> String {
             format!("has its {} {} `{}`", list(loads), if *holds { "in" } else { "not in" }, set.name())
         }
         // Protocol and type numbers have names only in nft's language.
-        other => format!("matches `{other}`"),
+        other => format!("matches `{}`", other.render(Groups::of("portolan"))),
     }
 }
 

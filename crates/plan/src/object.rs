@@ -6,14 +6,50 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use portolan_model::{Family, IfName, Mac, Mtu, Protocol, Sandbox};
+use portolan_model::{Family, IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Protocol, RouteAction, Sandbox, StaticRoute};
 
 use crate::set::Set;
 
-/// The interface group (`ip link set group`) of our bridges: "PO".
-pub const BRIDGE_GROUP: u32 = 0x504f;
-/// The interface group of our bridge ports, the host ends of veth pairs.
-pub const PORT_GROUP: u32 = 0x5050;
+/// Which of our interfaces a rule speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    /// The bridges.
+    Bridges,
+    /// Their ports, the host ends of veth pairs.
+    Ports,
+}
+
+/// The interface groups (`ip link set group`) by which rules know our interfaces: one comparison, for all networks.
+///
+/// Each root has its own, as it has its own tables: to the rules of one root the networks of another are the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// Of the bridges.
+    pub bridges: u32,
+    /// Of the bridge ports.
+    pub ports: u32,
+}
+
+impl Groups {
+    /// The groups of the root whose tables are called `table`: "PO" and the one after for the plain name, else made of
+    /// the hash that is in the name.
+    pub fn of(table: &str) -> Self {
+        let number = table.rsplit_once('_').and_then(|(_, hash)| u32::from_str_radix(hash, 16).ok());
+        match number {
+            // The sign bit keeps them away from the small numbers that people choose.
+            Some(hash) => Self { bridges: (hash | 0x8000_0000) & !1, ports: hash | 0x8000_0001 },
+            None => Self { bridges: 0x504f, ports: 0x5050 },
+        }
+    }
+
+    /// The number of `group`.
+    pub const fn number(self, group: Group) -> u32 {
+        match group {
+            Group::Bridges => self.bridges,
+            Group::Ports => self.ports,
+        }
+    }
+}
 
 /// A value in a set's key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -233,6 +269,23 @@ pub struct Bridge {
     pub ipv6: bool,
     /// Whether packets from 127.0.0.0/8 may be routed out of it, for ports published on 127.0.0.1.
     pub route_localnet: bool,
+    /// The VLAN that its ports and the host are in, if it keeps VLANs apart.
+    pub vlan: Option<u16>,
+    /// The VRF it belongs to.
+    pub vrf: Option<IfName>,
+}
+
+/// A VLAN interface on an interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vlan {
+    /// The device.
+    pub name: IfName,
+    /// The interface that carries it.
+    pub parent: IfName,
+    /// The VLAN's number.
+    pub id: u16,
+    /// The alias that says whose it is.
+    pub alias: String,
 }
 
 /// An element of a named set or map.
@@ -263,6 +316,8 @@ pub struct Port {
     pub isolated: bool,
     /// Whether frames from any other MAC are dropped.
     pub locked: bool,
+    /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.
+    pub vlan: Option<u16>,
     /// The alias that says whose it is.
     pub alias: String,
     /// Where the other end is.
@@ -282,6 +337,40 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
+/// What a child interface is to its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChildKind {
+    /// It has a MAC of its own.
+    Macvlan {
+        /// How it sees its siblings.
+        mode: MacvlanMode,
+        /// To how many siblings a broadcast goes before it is queued.
+        bclim: Option<i32>,
+    },
+    /// It shares the parent's MAC.
+    Ipvlan {
+        /// What else it shares.
+        mode: IpvlanMode,
+    },
+}
+
+/// A macvlan or ipvlan interface in a sandbox, on an interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Child {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// Its name there.
+    pub name: IfName,
+    /// The interface of the host.
+    pub parent: IfName,
+    /// Macvlan or ipvlan.
+    pub kind: ChildKind,
+    /// Its MAC; none for the parent's.
+    pub mac: Option<Mac>,
+    /// Its MTU.
+    pub mtu: Mtu,
+}
+
 /// What the sandbox holds on one interface.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interface {
@@ -289,8 +378,8 @@ pub struct Interface {
     pub sandbox: Sandbox,
     /// The interface.
     pub name: IfName,
-    /// Its MAC.
-    pub mac: Mac,
+    /// Its MAC; none where it is somebody else's.
+    pub mac: Option<Mac>,
     /// Its MTU.
     pub mtu: Mtu,
     /// Addresses with prefix length.
@@ -310,6 +399,17 @@ pub struct DefaultRoute {
     pub gateway: IpAddr,
     /// The interface.
     pub interface: IfName,
+    /// Its priority; none for the kernel's own choice.
+    pub metric: Option<u32>,
+}
+
+/// A static route of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// The route, with its priority.
+    pub route: StaticRoute,
 }
 
 /// Anything that the kernel holds for us.
@@ -323,14 +423,20 @@ pub enum Object {
     Bridge(Bridge),
     /// An element.
     Element(Element),
+    /// A VLAN interface.
+    Vlan(Vlan),
     /// A veth pair on a bridge.
     Port(Port),
+    /// A macvlan or ipvlan interface in a sandbox.
+    Child(Child),
     /// A permanent neighbour.
     Neighbour(Neighbour),
     /// An interface in a sandbox.
     Interface(Interface),
     /// A default route in a sandbox.
     DefaultRoute(DefaultRoute),
+    /// A static route in a sandbox.
+    Route(Route),
 }
 
 /// What makes an object the same object, whatever its attributes. The order is the order of creation: an
@@ -341,6 +447,8 @@ pub enum Key {
     Ruleset(String),
     /// By name.
     Bridge(IfName),
+    /// By name.
+    Vlan(IfName),
     /// By set and key.
     Element(Set, Vec<Field>),
     /// By path. The host forwards only after the rules that keep it from forwarding what it did not before.
@@ -350,9 +458,13 @@ pub enum Key {
     /// By bridge and address.
     Neighbour(IfName, IpAddr),
     /// By namespace and name.
+    Child(u64, u64, IfName),
+    /// By namespace and name.
     Interface(u64, u64, IfName),
     /// By namespace and family.
     DefaultRoute(u64, u64, Family),
+    /// By namespace, destination and priority.
+    Route(u64, u64, IpNet, Option<u32>),
 }
 
 impl Object {
@@ -363,6 +475,9 @@ impl Object {
             Self::Ruleset(o) => Key::Ruleset(o.name.clone()),
             Self::Bridge(o) => Key::Bridge(o.name.clone()),
             Self::Element(o) => Key::Element(o.set, o.key.clone()),
+            Self::Vlan(o) => Key::Vlan(o.name.clone()),
+            Self::Child(o) => Key::Child(o.sandbox.device, o.sandbox.inode, o.name.clone()),
+            Self::Route(o) => Key::Route(o.sandbox.device, o.sandbox.inode, o.route.destination, o.route.metric),
             Self::Port(o) => Key::Port(o.host_end.clone()),
             Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
@@ -375,6 +490,8 @@ impl Object {
         match self {
             Self::Interface(o) => Some(&o.sandbox.path),
             Self::DefaultRoute(o) => Some(&o.sandbox.path),
+            Self::Route(o) => Some(&o.sandbox.path),
+            Self::Child(o) => Some(&o.sandbox.path),
             _ => None,
         }
     }
@@ -386,7 +503,31 @@ impl fmt::Display for Object {
             Self::Setting(o) => write!(f, "sysctl {} = {}", o.path.replace('/', "."), o.value),
             Self::Ruleset(o) => write!(f, "nftables table `{}`", o.name),
             Self::Bridge(o) => {
-                write!(f, "bridge `{}` mtu {} mac {} addresses {}", o.name, o.mtu, o.mac, list(&o.addresses))
+                write!(f, "bridge `{}` mtu {} mac {} addresses {}", o.name, o.mtu, o.mac, list(&o.addresses))?;
+                o.vlan.map_or(Ok(()), |vlan| write!(f, " vlan {vlan}"))?;
+                o.vrf.as_ref().map_or(Ok(()), |vrf| write!(f, " vrf `{vrf}`"))
+            }
+            Self::Vlan(o) => write!(f, "vlan {} `{}` on `{}`", o.id, o.name, o.parent),
+            Self::Child(o) => {
+                let place = (&o.name, o.sandbox.path.display(), &o.parent);
+                match o.kind {
+                    ChildKind::Macvlan { mode, .. } => {
+                        write!(f, "macvlan `{}` in {} on `{}` mode {mode}", place.0, place.1, place.2)
+                    }
+                    ChildKind::Ipvlan { mode } => {
+                        write!(f, "ipvlan `{}` in {} on `{}` mode {mode}", place.0, place.1, place.2)
+                    }
+                }
+            }
+            Self::Route(o) => {
+                match o.route.action {
+                    RouteAction::Via(gateway) => write!(f, "route {} via {gateway}", o.route.destination)?,
+                    RouteAction::Blackhole => write!(f, "route blackhole {}", o.route.destination)?,
+                    RouteAction::Unreachable => write!(f, "route unreachable {}", o.route.destination)?,
+                    RouteAction::Prohibit => write!(f, "route prohibit {}", o.route.destination)?,
+                }
+                o.route.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;
+                write!(f, " in {}", o.sandbox.path.display())
             }
             Self::Element(o) => {
                 write!(f, "element of `{}`: {}", o.set.name(), join(&o.key, " . "))?;
@@ -397,25 +538,28 @@ impl fmt::Display for Object {
             }
             Self::Port(o) => write!(
                 f,
-                "veth `{}` on `{}` to `{}` in {} mac {}",
+                "veth `{}` on `{}` to `{}` in {} mac {}{}",
                 o.host_end,
                 o.bridge,
                 o.sandbox_end,
                 o.sandbox.path.display(),
-                o.mac
+                o.mac,
+                o.vlan.map_or_else(String::new, |vlan| format!(" vlan {vlan}"))
             ),
             Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.bridge),
             Self::Interface(o) => write!(
                 f,
-                "interface `{}` in {} mac {} mtu {} addresses {}",
+                "interface `{}` in {}{} mtu {} addresses {}",
                 o.name,
                 o.sandbox.path.display(),
-                o.mac,
+                o.mac.map_or_else(String::new, |mac| format!(" mac {mac}")),
                 o.mtu,
                 list(&o.addresses)
             ),
             Self::DefaultRoute(o) => {
-                write!(f, "default route via {} on `{}` in {}", o.gateway, o.interface, o.sandbox.path.display())
+                write!(f, "default route via {} on `{}`", o.gateway, o.interface)?;
+                o.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;
+                write!(f, " in {}", o.sandbox.path.display())
             }
         }
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portolan_model::{Family, GatewayMode, Protocol, Publication};
 
-use crate::desired::{ContainerView, default_route};
+use crate::desired::{ContainerView, published_endpoint};
 
 /// A port that is passed on by a process.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,9 +31,9 @@ pub const PROXIED_PORTS: usize = 256;
 ///
 /// SCTP is not passed on.
 pub fn proxied(view: &ContainerView) -> Vec<Proxied> {
-    let side = |family| match default_route(view, family) {
+    let side = |family| match published_endpoint(view, family) {
         None => Side::Lacking,
-        Some((endpoint, network, _)) => match (endpoint.address(family), network.mode(family)) {
+        Some((endpoint, network)) => match (endpoint.address(family), network.mode(family)) {
             (Some(address), GatewayMode::Nat | GatewayMode::NatUnprotected) => Side::Translated(address),
             _ => Side::Direct,
         },

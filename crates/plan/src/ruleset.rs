@@ -18,7 +18,7 @@ use std::fmt::{self, Write as _};
 
 use portolan_model::Family;
 
-use crate::object::{ALLOWED, BRIDGE_GROUP, Chain, Data, Element, PORT_GROUP};
+use crate::object::{ALLOWED, Chain, Data, Element, Group, Groups};
 use crate::set::{Set, Table};
 
 /// Where a base chain hooks into the stack.
@@ -87,9 +87,9 @@ impl EtherType {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// The input interface's group is (not) this.
-    IifGroup(bool, u32),
+    IifGroup(bool, Group),
     /// The output interface's group is (not) this.
-    OifGroup(bool, u32),
+    OifGroup(bool, Group),
     /// The input interface is not loopback, by index (loopback is always 1).
     NotFromLoopback,
     /// The destination is in 127.0.0.0/8.
@@ -248,7 +248,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             "and answered without",
             &[
                 port.clone(),
-                OifGroup(true, BRIDGE_GROUP),
+                OifGroup(true, Group::Bridges),
                 In(true, vec![Source(family)], Set::Gateways(family)),
                 Part::NoTrack,
             ],
@@ -259,8 +259,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Allow => vec![rule("a mark for the fence", &[Part::SetPriority(ALLOWED), Do(Data::Accept)])],
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
-            drop("a container sent from a loopback address", &[IifGroup(true, BRIDGE_GROUP), FromLoopback4]),
-            drop("a container sent to a loopback address", &[IifGroup(true, BRIDGE_GROUP), ToLoopback4]),
+            drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
+            drop("a container sent to a loopback address", &[IifGroup(true, Group::Bridges), ToLoopback4]),
             drop(
                 "a container sent from an address that is not of its network",
                 &[In(true, by_in(), Set::Checked), NoWayBack],
@@ -280,11 +280,19 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("127.0.0.1 is the host alone", &[ToLoopback4, Do(Data::Return)]),
             rule(
                 "gateway addresses are for containers",
-                &[IifGroup(false, BRIDGE_GROUP), In(true, vec![Destination(V4)], Set::Gateways(V4)), Do(Data::Return)],
+                &[
+                    IifGroup(false, Group::Bridges),
+                    In(true, vec![Destination(V4)], Set::Gateways(V4)),
+                    Do(Data::Return),
+                ],
             ),
             rule(
                 "gateway addresses are for containers",
-                &[IifGroup(false, BRIDGE_GROUP), In(true, vec![Destination(V6)], Set::Gateways(V6)), Do(Data::Return)],
+                &[
+                    IifGroup(false, Group::Bridges),
+                    In(true, vec![Destination(V6)], Set::Gateways(V6)),
+                    Do(Data::Return),
+                ],
             ),
             rule("to the host: published ports", &[ToLocal, Do(Data::Goto(Chain::Publish))]),
         ],
@@ -323,9 +331,9 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             ),
             rule(
                 "from the host's 127.0.0.1 to a container",
-                &[OifGroup(true, BRIDGE_GROUP), FromLoopback4, Masquerade],
+                &[OifGroup(true, Group::Bridges), FromLoopback4, Masquerade],
             ),
-            rule("into a network: the client's address is kept", &[OifGroup(true, BRIDGE_GROUP), Do(Data::Return)]),
+            rule("into a network: the client's address is kept", &[OifGroup(true, Group::Bridges), Do(Data::Return)]),
             rule("to the world from a chosen address", &[Snat(V4, vec![IifName], Set::Snat(V4))]),
             rule("to the world from a chosen address", &[Snat(V6, vec![IifName], Set::Snat(V6))]),
             rule("to the world from the host's address", &[In(true, by_in(), Set::Masquerade), Masquerade]),
@@ -333,14 +341,14 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Forward => vec![
             rule(
                 "neither from nor to a network",
-                &[IifGroup(false, BRIDGE_GROUP), OifGroup(false, BRIDGE_GROUP), Do(Data::Goto(Chain::Transit))],
+                &[IifGroup(false, Group::Bridges), OifGroup(false, Group::Bridges), Do(Data::Goto(Chain::Transit))],
             ),
             rule("", &[Part::Established, Do(Data::Accept)]),
             drop("no connection it could belong to", &[Part::InvalidState]),
             rule("inside a network", &[Verdict(within(), Set::Within)]),
             rule("trusted host interfaces", &[In(true, within(), Set::Trusted), allow()]),
-            rule("out of a network", &[IifGroup(true, BRIDGE_GROUP), Verdict(by_in(), Set::Leave)]),
-            drop("out of a network unknown to the store", &[IifGroup(true, BRIDGE_GROUP)]),
+            rule("out of a network", &[IifGroup(true, Group::Bridges), Verdict(by_in(), Set::Leave)]),
+            drop("out of a network unknown to the store", &[IifGroup(true, Group::Bridges)]),
             rule("", &[Do(Data::Goto(Chain::Enter))]),
         ],
         Chain::Transit => {
@@ -350,7 +358,15 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             )]
         }
         Chain::Enter => vec![
-            rule("to the world", &[OifGroup(false, BRIDGE_GROUP), allow()]),
+            rule("to the world", &[OifGroup(false, Group::Bridges), allow()]),
+            rule(
+                "from a network that is not isolated to one that is not strict",
+                &[In(true, vec![IifName], Set::IsolateFalse), In(true, vec![OifName], Set::NotStrict), allow()],
+            ),
+            rule(
+                "from a network that is not strict to one that is not isolated",
+                &[In(true, vec![IifName], Set::NotStrict), In(true, vec![OifName], Set::IsolateFalse), allow()],
+            ),
             rule("into a network", &[Verdict(vec![NfProto, OifName], Set::Enter)]),
             drop("into a network unknown to the store", &[]),
         ],
@@ -395,7 +411,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 ],
             ),
             rule("from an internal network", &[Verdict(by_in(), Set::ToHost)]),
-            rule("from any other network", &[IifGroup(true, BRIDGE_GROUP), allow()]),
+            rule("from any other network", &[IifGroup(true, Group::Bridges), allow()]),
         ],
         Chain::ToHostInternal => vec![
             drop(
@@ -409,22 +425,22 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             drop("an internal network reaches the host at its gateway only", &[]),
         ],
         Chain::FenceEarly => vec![
-            drop("a container sent from a loopback address", &[IifGroup(true, BRIDGE_GROUP), FromLoopback4]),
-            drop("a container sent to a loopback address", &[IifGroup(true, BRIDGE_GROUP), ToLoopback4]),
+            drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
+            drop("a container sent to a loopback address", &[IifGroup(true, Group::Bridges), ToLoopback4]),
         ],
         // Empty: a translation chain at a hook is what makes the kernel translate there at all.
         Chain::FenceNatIn | Chain::FenceNatOut | Chain::FenceNatSource => Vec::new(),
         Chain::FenceForward => vec![
             rule(
                 "neither from nor to a network",
-                &[IifGroup(false, BRIDGE_GROUP), OifGroup(false, BRIDGE_GROUP), Do(Data::Accept)],
+                &[IifGroup(false, Group::Bridges), OifGroup(false, Group::Bridges), Do(Data::Accept)],
             ),
             rule("", &[Part::Established, Do(Data::Accept)]),
             rule("our own table let it pass", &[Part::Priority(ALLOWED), Do(Data::Accept)]),
             drop("our own table is not there", &[]),
         ],
         Chain::FenceInput => vec![
-            rule("not from a network", &[IifGroup(false, BRIDGE_GROUP), Do(Data::Accept)]),
+            rule("not from a network", &[IifGroup(false, Group::Bridges), Do(Data::Accept)]),
             rule("", &[Part::Established, Do(Data::Accept)]),
             rule("names", &[Part::UdpDestination(DNS), Do(Data::Accept)]),
             rule("names", &[Part::TcpDestination(DNS), Do(Data::Accept)]),
@@ -434,7 +450,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             drop("our own table is not there", &[]),
         ],
         Chain::Guard => vec![
-            rule("not from a container", &[IifGroup(false, PORT_GROUP), Do(Data::Accept)]),
+            rule("not from a container", &[IifGroup(false, Group::Ports), Do(Data::Accept)]),
             rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),
             rule(
                 "nobody asks who listens: the bridge would flood the answer",
@@ -516,53 +532,57 @@ fn concat(loads: &[Load]) -> String {
     loads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" . ")
 }
 
-impl fmt::Display for Part {
+/// A part as nft(8) writes it, with the numbers of a root's interface groups.
+struct Rendered<'a>(&'a Part, Groups);
+
+impl fmt::Display for Rendered<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(part, groups) = self;
         let not = |holds: &bool| if *holds { "" } else { "!= " };
-        match self {
-            Self::IifGroup(holds, group) => write!(f, "iifgroup {}{group}", not(holds)),
-            Self::OifGroup(holds, group) => write!(f, "oifgroup {}{group}", not(holds)),
-            Self::NotFromLoopback => write!(f, "iif != \"lo\""),
-            Self::ToLoopback4 => write!(f, "ip daddr 127.0.0.0/8"),
-            Self::ToLoopback6 => write!(f, "ip6 daddr ::1"),
-            Self::FromLoopback4 => write!(f, "ip saddr 127.0.0.0/8"),
-            Self::FromUnspecified6 => write!(f, "ip6 saddr ::"),
-            Self::Ether(EtherType::Ipv4) => write!(f, "ether type ip"),
-            Self::Ether(EtherType::Arp) => write!(f, "ether type arp"),
-            Self::Ether(EtherType::Ipv6) => write!(f, "ether type ip6"),
-            Self::L4Proto(ICMP6) => write!(f, "meta l4proto ipv6-icmp"),
-            Self::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
-            Self::L4Proto(IGMP) => write!(f, "meta l4proto igmp"),
-            Self::L4Proto(number) => write!(f, "meta l4proto {number}"),
-            Self::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
-            Self::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),
-            Self::Icmp6Type(NEIGHBOUR_ADVERTISEMENT) => write!(f, "icmpv6 type nd-neighbor-advert"),
-            Self::Icmp6Type(LISTENER_REPORT) => write!(f, "icmpv6 type mld2-listener-report"),
-            Self::Icmp6Type(REDIRECT) => write!(f, "icmpv6 type nd-redirect"),
-            Self::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),
-            Self::UdpSource(port) => write!(f, "udp sport {port}"),
-            Self::TcpSource(port) => write!(f, "tcp sport {port}"),
-            Self::UdpDestination(port) => write!(f, "udp dport {port}"),
-            Self::TcpDestination(port) => write!(f, "tcp dport {port}"),
-            Self::Priority(number) => write!(f, "meta priority {}", Handle(*number)),
-            Self::SetPriority(number) => write!(f, "meta priority set {}", Handle(*number)),
-            Self::NoTrack => write!(f, "notrack"),
-            Self::Established => write!(f, "ct state established,related"),
-            Self::InvalidState => write!(f, "ct state invalid"),
-            Self::Translated => write!(f, "ct status dnat"),
-            Self::ToLocal => write!(f, "fib daddr type local"),
-            Self::NoWayBack => write!(f, "fib saddr . iif oif missing"),
-            Self::In(holds, loads, set) => write!(f, "{} {}@{}", concat(loads), not(holds), set.name()),
-            Self::Verdict(loads, set) => write!(f, "{} vmap @{}", concat(loads), set.name()),
-            Self::Dnat(family, loads, set) => {
+        match part {
+            Part::IifGroup(holds, group) => write!(f, "iifgroup {}{}", not(holds), groups.number(*group)),
+            Part::OifGroup(holds, group) => write!(f, "oifgroup {}{}", not(holds), groups.number(*group)),
+            Part::NotFromLoopback => write!(f, "iif != \"lo\""),
+            Part::ToLoopback4 => write!(f, "ip daddr 127.0.0.0/8"),
+            Part::ToLoopback6 => write!(f, "ip6 daddr ::1"),
+            Part::FromLoopback4 => write!(f, "ip saddr 127.0.0.0/8"),
+            Part::FromUnspecified6 => write!(f, "ip6 saddr ::"),
+            Part::Ether(EtherType::Ipv4) => write!(f, "ether type ip"),
+            Part::Ether(EtherType::Arp) => write!(f, "ether type arp"),
+            Part::Ether(EtherType::Ipv6) => write!(f, "ether type ip6"),
+            Part::L4Proto(ICMP6) => write!(f, "meta l4proto ipv6-icmp"),
+            Part::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
+            Part::L4Proto(IGMP) => write!(f, "meta l4proto igmp"),
+            Part::L4Proto(number) => write!(f, "meta l4proto {number}"),
+            Part::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
+            Part::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),
+            Part::Icmp6Type(NEIGHBOUR_ADVERTISEMENT) => write!(f, "icmpv6 type nd-neighbor-advert"),
+            Part::Icmp6Type(LISTENER_REPORT) => write!(f, "icmpv6 type mld2-listener-report"),
+            Part::Icmp6Type(REDIRECT) => write!(f, "icmpv6 type nd-redirect"),
+            Part::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),
+            Part::UdpSource(port) => write!(f, "udp sport {port}"),
+            Part::TcpSource(port) => write!(f, "tcp sport {port}"),
+            Part::UdpDestination(port) => write!(f, "udp dport {port}"),
+            Part::TcpDestination(port) => write!(f, "tcp dport {port}"),
+            Part::Priority(number) => write!(f, "meta priority {}", Handle(*number)),
+            Part::SetPriority(number) => write!(f, "meta priority set {}", Handle(*number)),
+            Part::NoTrack => write!(f, "notrack"),
+            Part::Established => write!(f, "ct state established,related"),
+            Part::InvalidState => write!(f, "ct state invalid"),
+            Part::Translated => write!(f, "ct status dnat"),
+            Part::ToLocal => write!(f, "fib daddr type local"),
+            Part::NoWayBack => write!(f, "fib saddr . iif oif missing"),
+            Part::In(holds, loads, set) => write!(f, "{} {}@{}", concat(loads), not(holds), set.name()),
+            Part::Verdict(loads, set) => write!(f, "{} vmap @{}", concat(loads), set.name()),
+            Part::Dnat(family, loads, set) => {
                 write!(f, "dnat {} to {} map @{}", ip(*family), concat(loads), set.name())
             }
-            Self::Snat(family, loads, set) => {
+            Part::Snat(family, loads, set) => {
                 write!(f, "snat {} to {} map @{}", ip(*family), concat(loads), set.name())
             }
-            Self::Masquerade => write!(f, "masquerade"),
-            Self::Count => write!(f, "counter"),
-            Self::Do(data) => write!(f, "{data}"),
+            Part::Masquerade => write!(f, "masquerade"),
+            Part::Count => write!(f, "counter"),
+            Part::Do(data) => write!(f, "{data}"),
         }
     }
 }
@@ -574,14 +594,22 @@ const fn ip(family: Family) -> &'static str {
     }
 }
 
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
-        write!(f, "{}", parts.join(" "))?;
+impl Part {
+    /// The part as nft(8) writes it, for the root with these interface groups.
+    pub fn render(&self, groups: Groups) -> String {
+        Rendered(self, groups).to_string()
+    }
+}
+
+impl Rule {
+    /// The rule as nft(8) writes it, for the root with these interface groups.
+    pub fn render(&self, groups: Groups) -> String {
+        let parts: Vec<String> = self.parts.iter().map(|part| part.render(groups)).collect();
+        let mut text = parts.join(" ");
         if !self.comment.is_empty() {
-            write!(f, " comment \"{}\"", self.comment)?;
+            let _ = write!(text, " comment \"{}\"", self.comment);
         }
-        Ok(())
+        text
     }
 }
 
@@ -590,7 +618,7 @@ pub fn render<'a>(name: &str, elements: impl IntoIterator<Item = &'a Element>) -
     let elements: Vec<&Element> = elements.into_iter().collect();
     let mut text = String::new();
     for table_kind in Table::ALL {
-        render_table(&mut text, table_kind, name, &elements);
+        render_table(&mut text, table_kind, name, Groups::of(name), &elements);
     }
     text
 }
@@ -598,11 +626,11 @@ pub fn render<'a>(name: &str, elements: impl IntoIterator<Item = &'a Element>) -
 /// The fence beside the tables `name`, as nft(8) reads it, without its flags: nft cannot own a table for long.
 pub fn render_fence(name: &str) -> String {
     let mut text = String::new();
-    render_table(&mut text, Table::Fence, &Table::fence_name(name), &[]);
+    render_table(&mut text, Table::Fence, &Table::fence_name(name), Groups::of(name), &[]);
     text
 }
 
-fn render_table(text: &mut String, table_kind: Table, name: &str, elements: &[&Element]) {
+fn render_table(text: &mut String, table_kind: Table, name: &str, groups: Groups, elements: &[&Element]) {
     let family = match table_kind {
         Table::Inet | Table::Fence => "inet",
         Table::Bridge => "bridge",
@@ -621,7 +649,7 @@ fn render_table(text: &mut String, table_kind: Table, name: &str, elements: &[&E
             );
         }
         for rule in rules(chain) {
-            let _ = writeln!(text, "\t\t{rule}");
+            let _ = writeln!(text, "\t\t{}", rule.render(groups));
         }
         let _ = writeln!(text, "\t}}\n");
     }

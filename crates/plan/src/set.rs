@@ -163,6 +163,10 @@ pub enum Set {
     /// Containers that reach themselves by a published port: (address, the same address). What [`Set::Hairpin`] says by
     /// interface, said by address: bridge netfilter knows no input interface when it comes to the source.
     Own(Family),
+    /// Networks that no other network is kept from, unless it is strict itself, `isolate=false`: (bridge).
+    IsolateFalse,
+    /// Networks that those may reach, `isolate=false` or `true`: (bridge).
+    NotStrict,
     /// Guard: the addresses a bridge port may send from: (port, MAC, address).
     Source(Family),
     /// Guard: bridge ports without guard: (port).
@@ -171,7 +175,7 @@ pub enum Set {
 
 impl Set {
     /// Every set, in the order they are created and listed.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -202,6 +206,8 @@ impl Set {
         Self::Hairpin,
         Self::Own(Family::V4),
         Self::Own(Family::V6),
+        Self::IsolateFalse,
+        Self::NotStrict,
         Self::Source(Family::V4),
         Self::Source(Family::V6),
         Self::Unguarded,
@@ -241,6 +247,8 @@ impl Set {
             Self::Hairpin => "hairpin",
             Self::Own(V4) => "own4",
             Self::Own(V6) => "own6",
+            Self::IsolateFalse => "isolate_false",
+            Self::NotStrict => "not_strict",
             Self::Source(V4) => "source4",
             Self::Source(V6) => "source6",
             Self::Unguarded => "unguarded",
@@ -272,7 +280,7 @@ impl Set {
             Self::Leave | Self::Enter | Self::ToHost | Self::Masquerade | Self::Closed | Self::Checked => {
                 vec![NfProto, IfName]
             }
-            Self::Snat(_) | Self::Unguarded => vec![IfName],
+            Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) => vec![IfName, Address(f)],
             Self::Gateways(f) => vec![Address(f)],
             Self::Own(f) => vec![Address(f), Address(f)],

@@ -11,7 +11,7 @@ use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode, PortRange,
     Publication,
 };
-use portolan_plan::{ContainerView, Object, Step, default_route};
+use portolan_plan::{ContainerView, Object, Step, published_endpoint};
 use serde::Serialize;
 
 use crate::clock;
@@ -96,7 +96,7 @@ impl From<&Network> for NetworkRow {
 /// Docker's scope of a network: all of ours are this host's.
 pub(crate) const fn scope(network: &Network) -> &'static str {
     match network.driver {
-        Driver::Bridge | Driver::Host | Driver::None => "local",
+        Driver::Bridge | Driver::Macvlan | Driver::Ipvlan | Driver::Host | Driver::None => "local",
     }
 }
 
@@ -284,14 +284,14 @@ pub(crate) fn networks(info: &ContainerInfo) -> Vec<String> {
     }
 }
 
-/// The families in which a published port leads somewhere: those of the container's default routes.
+/// The families in which a published port leads somewhere: those of its bridge networks with a way out.
 fn published_families(info: &ContainerInfo) -> Vec<Family> {
     let view = ContainerView {
         container: info.container.clone(),
         endpoints: info.endpoints.clone(),
         publications: Vec::new(),
     };
-    Family::ALL.into_iter().filter(|family| default_route(&view, *family).is_some()).collect()
+    Family::ALL.into_iter().filter(|family| published_endpoint(&view, *family).is_some()).collect()
 }
 
 /// The host addresses of a publication: one for each family if it is on all of them.

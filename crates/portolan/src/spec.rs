@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use portolan_engine::EndpointRequest;
-use portolan_model::{HostEntry, Invalid, Link};
+use portolan_model::{HostEntry, Invalid, Link, RouteAction, StaticRoute};
 
 /// The endpoint option by which Docker's clients name the interface.
 const IFNAME_OPTION: &str = "com.docker.network.endpoint.ifname";
@@ -216,6 +216,37 @@ fn set(request: &mut EndpointRequest, part: &str) -> Result<(), Invalid> {
         _ => return Err(Invalid::new("key", key, "is unknown").hint(HINT)),
     }
     Ok(())
+}
+
+/// `--route`: `DESTINATION,GATEWAY[,METRIC]`, with `blackhole`, `unreachable` or `prohibit` for the gateway.
+pub(crate) fn route(text: &str) -> Result<StaticRoute, Invalid> {
+    let refuse = |why: String| {
+        Invalid::new("route", text, why).hint("write it as 10.9.0.0/16,10.1.0.254 or 10.9.0.0/16,blackhole")
+    };
+    let mut parts = text.split(',');
+    let destination: IpNet =
+        parts.next().unwrap_or_default().parse().map_err(|_| refuse("has no destination".into()))?;
+    if destination.trunc() != destination {
+        return Err(refuse(format!("has host bits set in its destination, which is {}", destination.trunc())));
+    }
+    let action = match parts.next() {
+        Some("blackhole") => RouteAction::Blackhole,
+        Some("unreachable") => RouteAction::Unreachable,
+        Some("prohibit") => RouteAction::Prohibit,
+        gateway => {
+            let gateway: Option<IpAddr> = gateway.and_then(|gateway| gateway.parse().ok());
+            let gateway = gateway.ok_or_else(|| refuse("has no gateway".into()))?;
+            if gateway.is_ipv4() != destination.addr().is_ipv4() {
+                return Err(refuse("has destination and gateway of different families".into()));
+            }
+            RouteAction::Via(gateway)
+        }
+    };
+    let metric = parts.next().map(str::parse).transpose().map_err(|_| refuse("has no number for a metric".into()))?;
+    if parts.next().is_some() {
+        return Err(refuse("has more than three parts".into()));
+    }
+    Ok(StaticRoute { destination, action, metric })
 }
 
 fn number(text: &str) -> Result<i32, Invalid> {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use portolan_dns::{Endpoint as DnsEndpoint, Network as DnsNetwork, Service, Transport};
 use portolan_engine::Change;
 use portolan_kernel::diag;
-use portolan_model::{Driver, Id, IfName, Name, Network, NetworkMode, Protocol};
+use portolan_model::{Id, IfName, Name, Network, NetworkMode, Protocol};
 use portolan_plan::{ContainerView, Proxied, proxied};
 
 use serde::Serialize;
@@ -224,7 +224,7 @@ fn rule(proxied: Proxied) -> Rule {
 }
 
 fn dns_network(network: &Network) -> DnsNetwork {
-    let is_ours = network.driver == Driver::Bridge;
+    let is_ours = network.is_managed_bridge() && network.names;
     DnsNetwork {
         id: network.id,
         name: network.name.to_string(),

@@ -34,10 +34,15 @@ statements! {
     Point NETWORK_NAMED = "SELECT body FROM network WHERE name = ?1";
     Point NETWORKS_WITH_PREFIX = "SELECT body FROM network WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
     List NETWORKS = "SELECT body FROM network ORDER BY name";
-    Point HAS_USER_NETWORKS = "SELECT EXISTS (SELECT 1 FROM network WHERE name < 'bridge')
-        OR EXISTS (SELECT 1 FROM network WHERE name > 'bridge' AND name < 'host')
-        OR EXISTS (SELECT 1 FROM network WHERE name > 'host' AND name < 'none')
-        OR EXISTS (SELECT 1 FROM network WHERE name > 'none')";
+    Point HAS_USER_BRIDGES = "SELECT
+        EXISTS (SELECT 1 FROM network WHERE name < 'bridge'
+            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)
+        OR EXISTS (SELECT 1 FROM network WHERE name > 'bridge' AND name < 'host'
+            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)
+        OR EXISTS (SELECT 1 FROM network WHERE name > 'host' AND name < 'none'
+            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)
+        OR EXISTS (SELECT 1 FROM network WHERE name > 'none'
+            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)";
     // A row is put by the first of MOVE, ADD and REPLACE that changes one; all take the same parameters. A row in
     // transition keeps its number until it is settled. MOVE leaves the pages of the other indexes, and so the log,
     // alone; it serves every put that only moves the phase.
@@ -209,7 +214,7 @@ mod tests {
         assert!(tx.network(web)?.is_some());
         assert!(tx.network_named("web")?.is_some());
         assert_eq!(tx.networks_with_prefix("01")?.len(), 2);
-        assert!(tx.has_user_networks()?);
+        assert!(tx.has_user_bridges()?);
         assert!(tx.container(somebody)?.is_some());
         assert!(tx.container_named("c4")?.is_some());
         assert_eq!(tx.containers_with_prefix("02")?.len(), 2);

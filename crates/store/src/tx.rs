@@ -291,8 +291,8 @@ impl Tx for SqliteTx<'_> {
         Ok(())
     }
 
-    fn has_user_networks(&self) -> Result<bool, StoreError> {
-        self.always(sql::HAS_USER_NETWORKS, [])
+    fn has_user_bridges(&self) -> Result<bool, StoreError> {
+        self.always(sql::HAS_USER_BRIDGES, [])
     }
 
     fn container(&self, id: Id) -> Result<Option<Container>, StoreError> {

@@ -51,13 +51,13 @@ fn networks_by_id_name_and_prefix() {
     let (web, db) = (network(1, "web"), network(2, "db"));
     committed(
         |tx| {
-            assert!(!tx.has_user_networks().unwrap());
+            assert!(!tx.has_user_bridges().unwrap());
             for (number, name) in ["bridge", "host", "none"].iter().enumerate() {
                 tx.put_network(&network(90 + number as u32, name)).unwrap();
             }
-            assert!(!tx.has_user_networks().unwrap());
+            assert!(!tx.has_user_bridges().unwrap());
             tx.put_network(&web).unwrap();
-            assert!(tx.has_user_networks().unwrap());
+            assert!(tx.has_user_bridges().unwrap());
             tx.put_network(&db).unwrap();
         },
         |tx| {
@@ -82,9 +82,9 @@ fn every_name_between_the_predefined_ones_is_a_users() {
     for name in ["a", "bridge0", "c", "host1", "m", "none2", "z", "Bridge"] {
         in_transaction(|tx| {
             tx.put_network(&network(1, name)).unwrap();
-            assert!(tx.has_user_networks().unwrap(), "{name}");
+            assert!(tx.has_user_bridges().unwrap(), "{name}");
             tx.delete_network(id(1, 1)).unwrap();
-            assert!(!tx.has_user_networks().unwrap(), "{name}");
+            assert!(!tx.has_user_bridges().unwrap(), "{name}");
         });
     }
 }

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use portolan_engine::{HostRoute, Kernel, KernelError, Kind, PortClash};
+use portolan_engine::{HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
 use portolan_plan::{Key, Object, Objects, Set, Setting, Step};
 
@@ -335,8 +335,13 @@ impl Kernel for FakeKernel {
         Ok(Mtu::ETHERNET)
     }
 
-    fn has_interface(&self, name: &str) -> Result<bool, KernelError> {
-        Ok(self.interfaces()?.iter().any(|(taken, _)| taken.as_str() == name))
+    fn find_interface(&self, name: &str) -> Result<Option<HostInterface>, KernelError> {
+        let is_there = self.interfaces()?.iter().any(|(interface, _)| interface.as_str() == name);
+        Ok(is_there.then_some(HostInterface { mtu: Mtu::ETHERNET, mac: None }))
+    }
+
+    fn default_interface(&self) -> Result<Option<IfName>, KernelError> {
+        Ok(Some("eth0".parse().unwrap()))
     }
 
     fn interface_name(&self, index: u32) -> Option<String> {

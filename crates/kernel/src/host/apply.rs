@@ -5,8 +5,10 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use portolan_engine::{KernelError, Kind};
-use portolan_model::{Family, IfName, Sandbox};
-use portolan_plan::{BRIDGE_GROUP, Bridge, DefaultRoute, Element, Interface, Object, PORT_GROUP, Port, Step, Table};
+use portolan_model::{Family, IfName, IpvlanMode, MacvlanMode, RouteAction, Sandbox};
+use portolan_plan::{
+    Bridge, Child, ChildKind, DefaultRoute, Element, Groups, Interface, Object, Port, Step, Table, Vlan,
+};
 
 use super::{HostKernel, failure, refusal};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
@@ -14,7 +16,7 @@ use crate::netns::{self, NetnsFd};
 use crate::nft::encode::{self, Insist};
 use crate::rtnl::addr::{self, Address};
 use crate::rtnl::link::{self, AddrGenMode, BrPort, BridgeSpec, Ipv4Conf, LinkChange, VethPeer, VethSpec};
-use crate::rtnl::route::{self, Route};
+use crate::rtnl::route::{self, Route, RouteKind};
 use crate::rtnl::{self, neigh};
 use crate::{announce, sysctl};
 
@@ -35,23 +37,34 @@ enum Place {
     Sandbox,
 }
 
-fn place(object: &Object) -> Place {
-    match object {
+fn place(step: &Step) -> Place {
+    match step.object() {
+        // It is made from the host's side, where the parent is, and removed where it is.
+        Object::Child(_) if matches!(step, Step::Delete(_)) => Place::Sandbox,
         Object::Setting(_) => Place::Sysctl,
         Object::Ruleset(_) | Object::Element(_) => Place::Nftables,
-        Object::Bridge(_) | Object::Port(_) | Object::Neighbour(_) => Place::Host,
-        Object::Interface(_) | Object::DefaultRoute(_) => Place::Sandbox,
+        Object::Bridge(_) | Object::Port(_) | Object::Neighbour(_) | Object::Vlan(_) | Object::Child(_) => Place::Host,
+        Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) => Place::Sandbox,
     }
 }
 
 /// Takes `steps` in order, runs of one place together. Answers the failures: at most one in strict mode.
 pub(super) fn run(kernel: &HostKernel, table: &str, steps: &[Step], mode: Mode) -> Vec<KernelError> {
-    let mut context =
-        Context { kernel, table, mode, steps, peers: BTreeMap::new(), indexes: BTreeMap::new(), failures: Vec::new() };
+    let groups = Groups::of(table);
+    let mut context = Context {
+        kernel,
+        table,
+        groups,
+        mode,
+        steps,
+        peers: BTreeMap::new(),
+        indexes: BTreeMap::new(),
+        failures: Vec::new(),
+    };
     let mut rest = steps;
     while let Some(first) = rest.first() {
-        let here = place(first.object());
-        let length = rest.iter().take_while(|step| place(step.object()) == here).count();
+        let here = place(first);
+        let length = rest.iter().take_while(|step| place(step) == here).count();
         let (now, later) = rest.split_at(length);
         match here {
             Place::Sysctl => context.settings(now),
@@ -71,6 +84,7 @@ pub(super) fn run(kernel: &HostKernel, table: &str, steps: &[Step], mode: Mode) 
 struct Context<'a> {
     kernel: &'a HostKernel,
     table: &'a str,
+    groups: Groups,
     mode: Mode,
     steps: &'a [Step],
     /// Indexes of sandbox ends just made, by host end.
@@ -334,6 +348,19 @@ impl Context<'_> {
                         });
                     }
                 }
+                Step::Create(Object::Vlan(vlan)) => self.create_vlan(socket, vlan),
+                Step::Change(Object::Vlan(from), Object::Vlan(to)) => {
+                    let mut labelled = Labelled::default();
+                    labelled.add(&doing, |batch| {
+                        link::delete(batch, from.name.as_str());
+                    });
+                    self.send(socket, &labelled);
+                    self.create_vlan(socket, to);
+                }
+                Step::Delete(Object::Vlan(vlan)) => last.add(&doing, |batch| {
+                    link::delete(batch, vlan.name.as_str());
+                }),
+                Step::Create(Object::Child(child)) => self.create_child(socket, child),
                 Step::Delete(Object::Port(port)) => last.add(&doing, |batch| {
                     link::delete(batch, port.host_end.as_str());
                 }),
@@ -359,9 +386,10 @@ impl Context<'_> {
                     name: bridge.name.as_str(),
                     mac: Some(bridge.mac.octets()),
                     mtu: Some(bridge.mtu.bytes()),
-                    group: Some(BRIDGE_GROUP),
+                    group: Some(self.groups.bridges),
                     // Every endpoint is known, listeners are not: multicast goes to all ports, as on a plain switch.
                     mcast_snooping: false,
+                    vlan_filtering: bridge.vlan.is_some(),
                     up: false,
                 },
             );
@@ -392,6 +420,13 @@ impl Context<'_> {
             }
         }
         let Some(index) = self.index(socket, &bridge.name) else { return };
+        let vrf = match &bridge.vrf {
+            Some(vrf) => match self.index(socket, vrf) {
+                Some(index) => Some(index),
+                None => return,
+            },
+            None => None,
+        };
         let mut labelled = Labelled::default();
         labelled.add(&doing, |batch| {
             let conf = [
@@ -405,18 +440,23 @@ impl Context<'_> {
                 up: Some(true),
                 mtu: Some(bridge.mtu.bytes()),
                 alias: Some(&bridge.alias),
-                group: Some(BRIDGE_GROUP),
+                group: Some(self.groups.bridges),
                 // Setting it, even to what it is, makes the kernel forget the bridge's neighbours (neigh_changeaddr).
                 mac: existing.is_none_or(|is| is.mac != bridge.mac).then_some(bridge.mac.octets()),
                 // Its link-local address is given below: the kernel's own comes only once a port is up, and without
                 // one the kernel solicits no neighbour for what it forwards.
                 addr_gen_mode: bridge.ipv6.then_some(AddrGenMode::None),
                 ipv4_conf: &conf,
+                master: vrf,
                 ..LinkChange::default()
             };
             link::set(batch, index, &change);
             if bridge.ipv6 {
                 addr::replace(batch, &Address::new(index, bridge.mac.link_local().into(), 64));
+            }
+            // The gateway is in the VLAN of the ports.
+            if let Some(vlan) = bridge.vlan {
+                link::set_bridge_vlan(batch, index, vlan, true);
             }
         });
         if existing.is_some() {
@@ -451,6 +491,65 @@ impl Context<'_> {
         self.send(socket, &labelled);
     }
 
+    fn create_vlan(&mut self, socket: &mut Socket, vlan: &Vlan) {
+        let Some(parent) = self.index(socket, &vlan.parent) else { return };
+        let name = vlan.name.as_str();
+        let mut labelled = Labelled::default();
+        labelled.add(&format!("create VLAN interface `{name}`"), |batch| {
+            link::create_vlan(batch, name, parent, vlan.id);
+            let change = LinkChange { up: Some(true), alias: Some(&vlan.alias), ..LinkChange::default() };
+            link::set(batch, name, &change);
+        });
+        self.send(socket, &labelled);
+    }
+
+    fn create_child(&mut self, socket: &mut Socket, child: &Child) {
+        let (kind, mode) = match child.kind {
+            ChildKind::Macvlan { mode, bclim } => {
+                let number = match mode {
+                    MacvlanMode::Private => 1,
+                    MacvlanMode::Vepa => 2,
+                    MacvlanMode::Bridge => 4,
+                    MacvlanMode::Passthru => 8,
+                };
+                ("macvlan", link::ChildMode::Macvlan(number, bclim))
+            }
+            ChildKind::Ipvlan { mode } => {
+                let number = match mode {
+                    IpvlanMode::L2 => 0,
+                    IpvlanMode::L3 => 1,
+                    IpvlanMode::L3s => 2,
+                };
+                ("ipvlan", link::ChildMode::Ipvlan(number))
+            }
+        };
+        let Some(parent) = self.index(socket, &child.parent) else { return };
+        let ns = match open_sandbox(&child.sandbox) {
+            Ok(ns) => ns,
+            Err(error) => {
+                if self.mode == Mode::Strict {
+                    self.failures.push(error);
+                }
+                return;
+            }
+        };
+        let mut labelled = Labelled::default();
+        labelled.add(&format!("create {kind} `{}` on `{}`", child.name, child.parent), |batch| {
+            link::create_child(
+                batch,
+                &link::ChildSpec {
+                    name: child.name.as_str(),
+                    parent,
+                    mode,
+                    mac: child.mac.map(|mac| mac.octets()),
+                    mtu: Some(child.mtu.bytes()),
+                    netns: ns.as_fd(),
+                },
+            );
+        });
+        self.send(socket, &labelled);
+    }
+
     /// Makes the pair, its far end in the sandbox, down; then what restricts it, then up. The FDB entry and the
     /// neighbours go into `last`, which is sent when all ports are there.
     fn create_port(&mut self, socket: &mut Socket, port: &Port, last: &mut Labelled) {
@@ -474,7 +573,7 @@ impl Context<'_> {
                     name: port.host_end.as_str(),
                     mac: None,
                     mtu: Some(port.mtu.bytes()),
-                    group: Some(PORT_GROUP),
+                    group: Some(self.groups.ports),
                     master: Some(bridge),
                     index: None,
                     up: false,
@@ -512,6 +611,10 @@ impl Context<'_> {
         if let Some(index) = self.index(socket, &port.host_end) {
             last.add(&doing, |batch| {
                 link::set(batch, index, &port_change(port));
+                // The entry is made for the VLANs that the port is in by then.
+                if let Some(vlan) = port.vlan {
+                    link::set_bridge_vlan(batch, index, vlan, false);
+                }
                 neigh::fdb_replace(batch, index, port.mac.octets());
             });
         }
@@ -542,7 +645,7 @@ impl Context<'_> {
             link::set(
                 batch,
                 index,
-                &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(PORT_GROUP), ..port_change(to) },
+                &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(self.groups.ports), ..port_change(to) },
             );
             neigh::fdb_replace(batch, index, to.mac.octets());
         });
@@ -577,7 +680,11 @@ impl Context<'_> {
         };
         match step {
             Step::Delete(Object::Interface(_)) => true,
-            Step::Delete(Object::DefaultRoute(route)) => ends(&route.sandbox, &route.interface),
+            Step::Delete(Object::DefaultRoute(route)) => {
+                ends(&route.sandbox, &route.interface) || self.steps.iter().any(|other| {
+                    matches!(other, Step::Delete(Object::Child(child)) if child.sandbox.inode == route.sandbox.inode && child.name == route.interface)
+                })
+            }
             _ => false,
         }
     }
@@ -587,6 +694,8 @@ impl Context<'_> {
         let sandbox = match steps[0].object() {
             Object::Interface(interface) => &interface.sandbox,
             Object::DefaultRoute(route) => &route.sandbox,
+            Object::Route(route) => &route.sandbox,
+            Object::Child(child) => &child.sandbox,
             _ => return Ok(()),
         };
         let ns = open_sandbox(sandbox)?;
@@ -627,10 +736,30 @@ impl Context<'_> {
                             None => continue,
                         },
                     };
+                    // A route of another priority is another route.
+                    if let Step::Change(Object::DefaultRoute(from), _) = step
+                        && from.metric != wanted.metric
+                        && let Some(index) = lookup(&mut socket, from.interface.as_str())?
+                    {
+                        labelled.add(&doing, |batch| {
+                            route::delete(batch, &default_route(from, index));
+                        });
+                    }
                     labelled.add(&doing, |batch| {
                         route::replace(batch, &default_route(wanted, index));
                     });
                 }
+                Step::Create(Object::Route(wanted)) | Step::Change(_, Object::Route(wanted)) => {
+                    labelled.add(&doing, |batch| {
+                        route::replace(batch, &static_route(&wanted.route));
+                    });
+                }
+                Step::Delete(Object::Route(unwanted)) => labelled.add(&doing, |batch| {
+                    route::delete(batch, &static_route(&unwanted.route));
+                }),
+                Step::Delete(Object::Child(child)) => labelled.add(&doing, |batch| {
+                    link::delete(batch, child.name.as_str());
+                }),
                 Step::Delete(Object::DefaultRoute(unwanted)) => {
                     if let Some(index) = lookup(&mut socket, unwanted.interface.as_str())? {
                         labelled.add(&doing, |batch| {
@@ -646,7 +775,8 @@ impl Context<'_> {
             for (interface, index) in announcements {
                 let addresses: Vec<_> = interface.addresses.iter().map(ipnet::IpNet::addr).collect();
                 for _ in 0..interface.announce {
-                    if let Err(error) = announce::announce_all(index, interface.mac.octets(), &addresses) {
+                    let Some(mac) = interface.mac else { break };
+                    if let Err(error) = announce::announce_all(index, mac.octets(), &addresses) {
                         tracing::warn!(%error, interface = %interface.name, "the new address was not announced");
                     }
                 }
@@ -717,11 +847,12 @@ impl Context<'_> {
             });
         }
         labelled.add(&doing, |batch| {
-            let conf = [(Ipv4Conf::AcceptRedirects, 0), (Ipv4Conf::SendRedirects, 0)];
+            // Loose: what comes in by one network may be answered by another that has the default route.
+            let conf = [(Ipv4Conf::AcceptRedirects, 0), (Ipv4Conf::SendRedirects, 0), (Ipv4Conf::RpFilter, 2)];
             let mut change = LinkChange { up: Some(true), ipv4_conf: &conf, ..LinkChange::default() };
             if existing {
                 change.mtu = Some(interface.mtu.bytes());
-                change.mac = Some(interface.mac.octets());
+                change.mac = interface.mac.map(|mac| mac.octets());
             }
             link::set(batch, index, &change);
         });
@@ -754,7 +885,19 @@ fn default_route(wanted: &DefaultRoute, index: u32) -> route::Route {
         Family::V4 => rtnl::Family::V4,
         Family::V6 => rtnl::Family::V6,
     };
-    route::Route { gateway: Some(wanted.gateway), oif: Some(index), ..route::Route::default_of(family) }
+    let metric = wanted.metric;
+    route::Route { gateway: Some(wanted.gateway), oif: Some(index), metric, ..route::Route::default_of(family) }
+}
+
+pub(super) fn static_route(wanted: &portolan_model::StaticRoute) -> Route {
+    let (kind, gateway) = match wanted.action {
+        RouteAction::Via(gateway) => (RouteKind::Unicast, Some(gateway)),
+        RouteAction::Blackhole => (RouteKind::Blackhole, None),
+        RouteAction::Unreachable => (RouteKind::Unreachable, None),
+        RouteAction::Prohibit => (RouteKind::Prohibit, None),
+    };
+    let net = wanted.destination;
+    Route { kind, gateway, metric: wanted.metric, ..Route::new(net.network(), net.prefix_len()) }
 }
 
 fn lookup(socket: &mut Socket, name: &str) -> Result<Option<u32>, KernelError> {

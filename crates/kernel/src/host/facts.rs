@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use portolan_engine::{HostRoute, KernelError, Kind, PortClash};
-use portolan_model::{Family, IfName, Mtu, ProcessId, Protocol, Publication, Sandbox};
+use portolan_engine::{HostInterface, HostRoute, KernelError, Kind, PortClash};
+use portolan_model::{Family, IfName, Mac, Mtu, ProcessId, Protocol, Publication, Sandbox};
 
 use super::{HostKernel, failure, refusal};
 use crate::diag::{self, Transport};
@@ -60,10 +60,29 @@ pub(super) fn path_mtu(kernel: &HostKernel) -> Result<Mtu, KernelError> {
     })
 }
 
-pub(super) fn has_interface(kernel: &HostKernel, name: &str) -> Result<bool, KernelError> {
+pub(super) fn find_interface(kernel: &HostKernel, name: &str) -> Result<Option<HostInterface>, KernelError> {
     kernel.with_route(|socket| {
         let link = link::lookup(socket, name);
-        Ok(link.map_err(|error| refusal(format!("look for interface `{name}`"), &error))?.is_some())
+        let link = link.map_err(|error| refusal(format!("look for interface `{name}`"), &error))?;
+        Ok(link.map(|link| HostInterface {
+            mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+            mac: link.mac.map(Mac::from_bytes),
+        }))
+    })
+}
+
+pub(super) fn default_interface(kernel: &HostKernel) -> Result<Option<IfName>, KernelError> {
+    kernel.with_route(|socket| {
+        for family in [rtnl::Family::V4, rtnl::Family::V6] {
+            let path =
+                route::default_route_path(socket, family).map_err(|error| refusal("read the default route", &error))?;
+            if let Some(path) = path {
+                let link = link::lookup(socket, path.oif)
+                    .map_err(|error| refusal("read the default route's interface", &error))?;
+                return Ok(link.and_then(|link| link.name.parse().ok()));
+            }
+        }
+        Ok(None)
     })
 }
 

@@ -123,8 +123,12 @@ impl Kernel for HostKernel {
         facts::path_mtu(self)
     }
 
-    fn has_interface(&self, name: &str) -> Result<bool, KernelError> {
-        facts::has_interface(self, name)
+    fn find_interface(&self, name: &str) -> Result<Option<portolan_engine::HostInterface>, KernelError> {
+        facts::find_interface(self, name)
+    }
+
+    fn default_interface(&self) -> Result<Option<IfName>, KernelError> {
+        facts::default_interface(self)
     }
 
     fn interface_name(&self, index: u32) -> Option<String> {

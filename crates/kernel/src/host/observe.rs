@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use portolan_engine::KernelError;
 use portolan_model::{IfName, Mac, Mtu, Sandbox};
 use portolan_plan::{
-    BRIDGE_GROUP, Bridge, Chain, DefaultRoute, Interface, Neighbour, Object, Objects, PORT_GROUP, Port, Ruleset, Set,
-    Setting, Table, ruleset,
+    Bridge, Chain, ChildKind, DefaultRoute, Groups, Interface, Neighbour, Object, Objects, Port, Ruleset, Set, Setting,
+    Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -32,7 +32,7 @@ pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Ob
         }
     }
     kernel.with_netfilter(|socket| tables(socket, table, &mut found))?;
-    kernel.with_route(|socket| links(socket, root, desired, &mut found))?;
+    kernel.with_route(|socket| links(socket, root, Groups::of(table), desired, &mut found))?;
     for (sandbox, interfaces) in sandboxes(desired) {
         // A sandbox that is gone holds nothing.
         let Ok(ns) = open_sandbox(&sandbox) else { continue };
@@ -91,7 +91,13 @@ fn tables(socket: &mut Socket, name: &str, found: &mut Objects) -> Result<(), Ke
     Ok(())
 }
 
-fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects) -> Result<(), KernelError> {
+fn links(
+    socket: &mut Socket,
+    root: &str,
+    groups: Groups,
+    desired: &Objects,
+    found: &mut Objects,
+) -> Result<(), KernelError> {
     let doing = "list interfaces";
     let all = link::dump(socket).map_err(|error| refusal(doing, &error))?;
     let names: BTreeMap<u32, &str> = all.iter().map(|link| (link.index, link.name.as_str())).collect();
@@ -108,9 +114,29 @@ fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects
         let (Some(alias), Ok(name)) = (&link.alias, link.name.parse::<IfName>()) else { continue };
         if alias.starts_with(&network) && link.kind.as_deref() == Some("bridge") {
             bridges.insert(link.index, name.clone());
-            found.insert(Object::Bridge(bridge(socket, link, name, alias, &connected)?));
+            let mut bridge = bridge(socket, link, name, alias, groups, &connected)?;
+            bridge.vrf = link.master.and_then(|index| names.get(&index)?.parse().ok());
+            // Which VLAN it is was said when it was made.
+            if link.bridge.is_some_and(|state| state.vlan_filtering)
+                && let Some(Object::Bridge(wanted)) = desired.find(&portolan_plan::Key::Bridge(bridge.name.clone()))
+            {
+                bridge.vlan = wanted.vlan;
+            }
+            found.insert(Object::Bridge(bridge));
+        } else if alias.starts_with(&network) && link.kind.as_deref() == Some("vlan") {
+            let wanted = desired.find(&portolan_plan::Key::Vlan(name.clone()));
+            let parent = link.link.and_then(|index| names.get(&index)?.parse().ok());
+            found.insert(Object::Vlan(Vlan {
+                parent: parent.unwrap_or_else(|| name.clone()),
+                id: match wanted {
+                    Some(Object::Vlan(wanted)) => wanted.id,
+                    _ => 0,
+                },
+                alias: alias.clone(),
+                name,
+            }));
         } else if alias.starts_with(&endpoint) {
-            found.insert(Object::Port(port(link, name, alias, &names, desired)));
+            found.insert(Object::Port(port(link, name, alias, groups, &names, desired)));
         }
     }
     if bridges.is_empty() {
@@ -141,6 +167,7 @@ fn links(socket: &mut Socket, root: &str, desired: &Objects, found: &mut Objects
             Object::Port(port) => Some(port),
             _ => None,
         })
+        .filter(|port| bridges.values().any(|bridge| *bridge == port.bridge))
         .filter(|port| {
             !indexes.get(port.host_end.as_str()).is_some_and(|index| entries.contains(&(*index, port.mac.octets())))
         })
@@ -158,13 +185,14 @@ fn bridge(
     link: &Link,
     name: IfName,
     alias: &str,
+    groups: Groups,
     connected: &BTreeSet<(u32, IpNet)>,
 ) -> Result<Bridge, KernelError> {
     let is_whole =
         |net: &IpNet| net.prefix_len() == net.max_prefix_len() || connected.contains(&(link.index, net.trunc()));
     let addresses = addr::dump(socket, Some(link.index)).map_err(|error| refusal("list addresses", &error))?;
     let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
-    let usable = link.up && link.group == BRIDGE_GROUP;
+    let usable = link.up && link.group == groups.bridges;
     Ok(Bridge {
         name,
         mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
@@ -173,6 +201,8 @@ fn bridge(
         alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
         ipv6: !disabled,
         route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
+        vlan: None,
+        vrf: None,
     })
 }
 
@@ -185,13 +215,20 @@ fn nets(addresses: &[addr::Address]) -> BTreeSet<IpNet> {
 }
 
 /// A bridge port. What lies in the sandbox is taken from what should be there; [`inside`] looks at it.
-fn port(link: &Link, name: IfName, alias: &str, names: &BTreeMap<u32, &str>, desired: &Objects) -> Port {
+fn port(
+    link: &Link,
+    name: IfName,
+    alias: &str,
+    groups: Groups,
+    names: &BTreeMap<u32, &str>,
+    desired: &Objects,
+) -> Port {
     let wanted = match desired.find(&portolan_plan::Key::Port(name.clone())) {
         Some(Object::Port(port)) => Some(port),
         _ => None,
     };
     let state = link.brport.unwrap_or_default();
-    let usable = link.up && link.group == PORT_GROUP && state.neigh_suppress == Some(true);
+    let usable = link.up && link.group == groups.ports && state.neigh_suppress == Some(true);
     let unknown = || "unknown".parse().expect("a valid interface name");
     Port {
         bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
@@ -199,6 +236,7 @@ fn port(link: &Link, name: IfName, alias: &str, names: &BTreeMap<u32, &str>, des
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
         isolated: state.isolated.unwrap_or(false),
         locked: state.locked.unwrap_or(false) && state.learning == Some(false),
+        vlan: wanted.and_then(|port| port.vlan),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
         sandbox: wanted.map_or_else(
             || Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None },
@@ -239,10 +277,20 @@ fn inside(
         let disabled =
             sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
         names.insert(link.index, wanted.name.clone());
+        let child = desired.find(&portolan_plan::Key::Child(sandbox.device, sandbox.inode, wanted.name.clone()));
+        if let Some(Object::Child(child)) = child {
+            let kind = match child.kind {
+                ChildKind::Macvlan { .. } => "macvlan",
+                ChildKind::Ipvlan { .. } => "ipvlan",
+            };
+            if link.kind.as_deref() == Some(kind) {
+                found.insert(Object::Child(child.clone()));
+            }
+        }
         found.insert(Object::Interface(Interface {
             sandbox: sandbox.clone(),
             name: wanted.name.clone(),
-            mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
+            mac: wanted.mac.and(link.mac).map(Mac::from_bytes),
             mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
             addresses: nets(&addresses),
             ipv6: !disabled,
@@ -250,16 +298,35 @@ fn inside(
         }));
     }
     let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
-    for default in routes.into_iter().filter(|route| route.is_default() && route.table == route::TABLE_MAIN) {
+    let main = || routes.iter().filter(|route| route.table == route::TABLE_MAIN);
+    for (_, object) in desired.iter() {
+        if let Object::Route(wanted) = object
+            && (wanted.sandbox.device, wanted.sandbox.inode) == (sandbox.device, sandbox.inode)
+        {
+            let should = super::apply::static_route(&wanted.route);
+            let is_it = |route: &&route::Route| {
+                (route.dst, route.prefix_len, route.kind, route.gateway)
+                    == (should.dst, should.prefix_len, should.kind, should.gateway)
+                    && (should.metric.is_none() || should.metric == route.metric)
+            };
+            if main().any(|route| is_it(&route)) {
+                found.insert(object.clone());
+            }
+        }
+    }
+    for default in main().filter(|route| route.is_default()) {
         let (Some(gateway), Some(interface)) = (default.gateway, default.oif.and_then(|index| names.get(&index)))
         else {
             continue;
         };
-        let route =
-            Object::DefaultRoute(DefaultRoute { sandbox: sandbox.clone(), gateway, interface: interface.clone() });
+        let mut route =
+            DefaultRoute { sandbox: sandbox.clone(), gateway, interface: interface.clone(), metric: default.metric };
         // A default route that is not wanted of us is the container's own business.
-        if desired.find(&route.key()).is_some() {
-            found.insert(route);
+        let key = Object::DefaultRoute(route.clone()).key();
+        if let Some(Object::DefaultRoute(wanted)) = desired.find(&key) {
+            // Where none is asked for, the kernel has one of its own.
+            route.metric = wanted.metric.and(route.metric);
+            found.insert(Object::DefaultRoute(route));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 use portolan_model::Family;
 use portolan_plan::ruleset::{self, Load, Part, Rule};
-use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Set, Table};
+use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Groups, Set, Table};
 
 use super::{DESTROY_SET_ELEMENT, comment_userdata, family, message};
 use crate::netlink::{Batch, push_nfgenmsg};
@@ -48,7 +48,7 @@ pub fn create_ruleset(batch: &mut Batch, name: &str) {
         }
         for chain in chains() {
             for rule in ruleset::rules(chain) {
-                create_rule(batch, name, chain, &rule);
+                create_rule(batch, name, Groups::of(name), chain, &rule);
             }
         }
     }
@@ -59,6 +59,7 @@ pub fn create_ruleset(batch: &mut Batch, name: &str) {
 /// An orphan of a dead owner is adopted and filled anew. That and the flags take Linux 6.9; before it the kernel
 /// answers `EOPNOTSUPP` or `EINVAL`.
 pub fn create_fence(batch: &mut Batch, name: &str) {
+    let groups = Groups::of(name);
     let name = Table::fence_name(name);
     let table = |batch: &mut Batch, kind, flags, with_flags: bool| {
         batch.message(message(kind), flags, |buf| {
@@ -79,7 +80,7 @@ pub fn create_fence(batch: &mut Batch, name: &str) {
     }
     for chain in chains() {
         for rule in ruleset::rules(chain) {
-            create_rule(batch, &name, chain, &rule);
+            create_rule(batch, &name, groups, chain, &rule);
         }
     }
 }
@@ -296,13 +297,13 @@ fn data_bytes(data: Data) -> Vec<u8> {
     bytes
 }
 
-fn create_rule(batch: &mut Batch, table: &str, chain: Chain, rule: &Rule) {
+fn create_rule(batch: &mut Batch, table: &str, groups: Groups, chain: Chain, rule: &Rule) {
     let table_kind = ruleset::table(chain);
     batch.message(message(libc::NFT_MSG_NEWRULE), CREATE | APPEND, |buf| {
         push_nfgenmsg(buf, family(table_kind), 0);
         PushRuleAttrs::new(&mut *buf).push_table_bytes(table.as_bytes()).push_chain_bytes(chain.name().as_bytes());
         let list = push_nested_header(buf, NFTA_RULE_EXPRESSIONS);
-        let mut expressions = Expressions { buf, table: table_kind, ether_known: false };
+        let mut expressions = Expressions { buf, table: table_kind, groups, ether_known: false };
         for part in &rule.parts {
             expressions.part(part);
         }
@@ -323,6 +324,7 @@ const REGISTER: u32 = libc::NFT_REG32_00 as u32;
 struct Expressions<'a> {
     buf: &'a mut Vec<u8>,
     table: Table,
+    groups: Groups,
     ether_known: bool,
 }
 
@@ -511,8 +513,12 @@ impl Expressions<'_> {
 
     fn part(&mut self, part: &Part) {
         match part {
-            Part::IifGroup(equal, group) => self.meta_is(libc::NFT_META_IIFGROUP, *equal, &group.to_ne_bytes()),
-            Part::OifGroup(equal, group) => self.meta_is(libc::NFT_META_OIFGROUP, *equal, &group.to_ne_bytes()),
+            Part::IifGroup(equal, group) => {
+                self.meta_is(libc::NFT_META_IIFGROUP, *equal, &self.groups.number(*group).to_ne_bytes());
+            }
+            Part::OifGroup(equal, group) => {
+                self.meta_is(libc::NFT_META_OIFGROUP, *equal, &self.groups.number(*group).to_ne_bytes());
+            }
             Part::NotFromLoopback => self.meta_is(libc::NFT_META_IIF, false, &LOOPBACK_INDEX.to_ne_bytes()),
             Part::ToLoopback4 | Part::FromLoopback4 => {
                 self.only_family(Family::V4);

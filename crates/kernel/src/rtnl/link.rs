@@ -19,6 +19,15 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_MACVLAN_BC_CUTOFF: u16 = 9;
+const IFLA_IPVLAN_MODE: u16 = 1;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_BRIDGE_FLAGS: u16 = 0;
+const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+const BRIDGE_FLAGS_SELF: u16 = 2;
+/// `BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED`, linux/if_bridge.h.
+const PVID_UNTAGGED: u16 = 2 | 4;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 /// `RTEXT_FILTER_SKIP_STATS`, include/uapi/linux/rtnetlink.h: leave counters out of the answer.
@@ -161,7 +170,7 @@ impl BrPort {
 
 /// A bridge to create.
 ///
-/// It has no spanning tree and no forwarding delay. VLAN filtering is off by default and left alone:
+/// It has no spanning tree and no forwarding delay. VLAN filtering is off by default and left alone unless asked for:
 /// kernels built without it refuse the attribute (`EOPNOTSUPP`).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BridgeSpec<'a> {
@@ -175,6 +184,8 @@ pub struct BridgeSpec<'a> {
     pub group: Option<u32>,
     /// Forward multicast only to ports with listeners.
     pub mcast_snooping: bool,
+    /// Keep VLANs apart.
+    pub vlan_filtering: bool,
     /// Bring it up at once.
     pub up: bool,
 }
@@ -197,10 +208,11 @@ pub fn create_bridge(batch: &mut Batch, spec: &BridgeSpec<'_>) -> usize {
         let info = push_nested_header(buf, IFLA_LINKINFO);
         push_string(buf, IFLA_INFO_KIND, "bridge");
         let data = push_nested_header(buf, IFLA_INFO_DATA);
-        PushLinkinfoBridgeAttrs::new(&mut *buf)
+        let attrs = PushLinkinfoBridgeAttrs::new(&mut *buf)
             .push_forward_delay(0)
             .push_stp_state(0)
             .push_mcast_snooping(spec.mcast_snooping.into());
+        drop(if spec.vlan_filtering { attrs.push_vlan_filtering(1) } else { attrs });
         finalize_nested_header(buf, data);
         finalize_nested_header(buf, info);
     })
@@ -299,6 +311,113 @@ pub fn create_veth(batch: &mut Batch, spec: &VethSpec<'_>) -> usize {
         finalize_nested_header(buf, data);
         finalize_nested_header(buf, info);
     })
+}
+
+/// What a child interface is, with what the kernel calls the mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildMode {
+    /// `MACVLAN_MODE_*` and, if not the kernel's own, the broadcast cut-off (Linux 6.4).
+    Macvlan(u32, Option<i32>),
+    /// `IPVLAN_MODE_*`.
+    Ipvlan(u16),
+}
+
+/// A macvlan or ipvlan interface to create.
+#[derive(Debug, Clone, Copy)]
+pub struct ChildSpec<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// Index of the parent in the socket's namespace.
+    pub parent: u32,
+    /// Kind and mode.
+    pub mode: ChildMode,
+    /// MAC; random for macvlan, the parent's for ipvlan without one.
+    pub mac: Option<Mac>,
+    /// MTU; the parent's without one.
+    pub mtu: Option<u32>,
+    /// The network namespace to create it in.
+    pub netns: BorrowedFd<'a>,
+}
+
+/// Appends the creation of a macvlan or ipvlan interface, right in its namespace.
+pub fn create_child(batch: &mut Batch, spec: &ChildSpec<'_>) -> usize {
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
+        push_ifinfo(buf, 0, None);
+        let mut attrs = PushLinkAttrs::new(&mut *buf)
+            .push_ifname_bytes(spec.name.as_bytes())
+            .push_link(spec.parent)
+            .push_net_ns_fd(spec.netns.as_raw_fd() as u32);
+        if let Some(mac) = &spec.mac {
+            attrs = attrs.push_address(mac);
+        }
+        if let Some(mtu) = spec.mtu {
+            attrs = attrs.push_mtu(mtu);
+        }
+        drop(attrs);
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(
+            buf,
+            IFLA_INFO_KIND,
+            match spec.mode {
+                ChildMode::Macvlan(..) => "macvlan",
+                ChildMode::Ipvlan(_) => "ipvlan",
+            },
+        );
+        let data = push_nested_header(buf, IFLA_INFO_DATA);
+        match spec.mode {
+            ChildMode::Macvlan(mode, cutoff) => {
+                push_header(buf, IFLA_MACVLAN_MODE, 4);
+                buf.extend(mode.to_ne_bytes());
+                if let Some(cutoff) = cutoff {
+                    push_header(buf, IFLA_MACVLAN_BC_CUTOFF, 4);
+                    buf.extend(cutoff.to_ne_bytes());
+                }
+            }
+            ChildMode::Ipvlan(mode) => push_u16(buf, IFLA_IPVLAN_MODE, mode),
+        }
+        finalize_nested_header(buf, data);
+        finalize_nested_header(buf, info);
+    })
+}
+
+/// Appends the creation of a VLAN interface (IEEE 802.1Q) on the interface with index `parent`.
+pub fn create_vlan(batch: &mut Batch, name: &str, parent: u32, id: u16) -> usize {
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
+        push_ifinfo(buf, 0, None);
+        PushLinkAttrs::new(&mut *buf).push_ifname_bytes(name.as_bytes()).push_link(parent);
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, "vlan");
+        let data = push_nested_header(buf, IFLA_INFO_DATA);
+        push_u16(buf, IFLA_VLAN_ID, id);
+        finalize_nested_header(buf, data);
+        finalize_nested_header(buf, info);
+    })
+}
+
+/// Appends that what comes in untagged at a bridge port, or with `is_bridge` from the host at the bridge itself, is in
+/// VLAN `id`, and leaves untagged.
+pub fn set_bridge_vlan(batch: &mut Batch, index: u32, id: u16, is_bridge: bool) -> usize {
+    batch.message(libc::RTM_SETLINK, 0, |buf| {
+        let mut header = Ifinfomsg::new();
+        header.ifi_family = libc::AF_BRIDGE as u8;
+        header.ifi_index = index as i32;
+        buf.extend_from_slice(header.as_slice());
+        let spec = push_nested_header(buf, IFLA_AF_SPEC);
+        if is_bridge {
+            push_u16(buf, IFLA_BRIDGE_FLAGS, BRIDGE_FLAGS_SELF);
+        }
+        push_header(buf, IFLA_BRIDGE_VLAN_INFO, 4);
+        buf.extend(PVID_UNTAGGED.to_ne_bytes());
+        buf.extend(id.to_ne_bytes());
+        finalize_nested_header(buf, spec);
+    })
+}
+
+/// An attribute of two bytes, with the padding that attributes end on (`NLA_ALIGN`).
+fn push_u16(buf: &mut Vec<u8>, kind: u16, value: u16) {
+    push_header(buf, kind, 2);
+    buf.extend(value.to_ne_bytes());
+    buf.extend([0; 2]);
 }
 
 /// Changes to one interface; what is `None` or empty stays as it is.

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    BridgeOptions, Container, ContainerKind, ContainerState, DnsConfig, Driver, Endpoint, EndpointAddress, HostPorts,
-    Id, Mac, Mtu, Network, NetworkMode, Phase, Publication, PublishSpec, Sandbox, Subnet,
+    Container, ContainerKind, ContainerState, DnsConfig, Driver, Endpoint, EndpointAddress, HostPorts, Id, Mac, Mtu,
+    Network, NetworkMode, NetworkOptions, Phase, Publication, PublishSpec, Sandbox, Subnet,
 };
 
 /// The id whose first two bytes are `number`.
@@ -29,11 +29,15 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         driver: Driver::Bridge,
         internal: false,
         subnets: subnets.iter().map(|text| subnet(text)).collect(),
-        options: BridgeOptions::from_pairs(&pairs).unwrap(),
+        options: NetworkOptions::from_pairs(Driver::Bridge, &pairs).unwrap(),
         dns: Vec::new(),
         raw_options: pairs,
         labels: BTreeMap::new(),
         bridge: format!("br-{name}").parse().unwrap(),
+        subinterface: None,
+        routes: Vec::new(),
+        names: true,
+        transient: false,
         mtu: Mtu::ETHERNET,
         created: 0,
         phase: Phase::Settled,

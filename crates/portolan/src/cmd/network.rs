@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::IpNet;
 use portolan_engine::{EndpointRequest, Error, NetworkRequest};
-use portolan_model::{Driver, Link, Mac, Name, Network};
+use portolan_model::{Driver, Link, Mac, Name, Network, StaticRoute};
 
 use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
@@ -48,6 +48,9 @@ impl Command {
 /// A network is a bridge on this host. Without --subnet it is given a free IPv4 /24 out of private space, which
 /// overlaps no route of the host, and a stable IPv6 ULA /64. Its containers reach each other and the world; from
 /// outside only published ports of theirs can be reached.
+///
+/// With --driver macvlan or ipvlan, containers are on the network of an interface of the host, their parent, as machines
+/// of their own. Give the --subnet and --gateway of that network. The host and its rules do not see their packets.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -55,6 +58,7 @@ Examples:
   portolan network create --subnet 172.30.0.0/24 --gateway 172.30.0.254 --subnet fd00:30::/64 lan
   portolan network create --internal --opt icc=false vault
   portolan network create --opt gateway_mode_ipv6=routed --ipv4=false v6only
+  portolan network create -d macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 --ipv6=false lan2
 
 Options of the bridge (-o), by their short or their com.docker.network.* names:
   bridge=NAME                  the bridge's device name
@@ -67,7 +71,18 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
   interface_prefix=NAME        interfaces are called NAME0, NAME1, … (default eth)
   trusted_host_interfaces=A:B  from these, containers are reached at their own addresses
   inhibit_ipv4=true            the bridge itself has no IPv4 address
-  guard=false                  do not drop forged source addresses")]
+  guard=false                  do not drop forged source addresses
+  isolate=LEVEL                strict: other networks reach published ports only (default); true: and so do
+                               networks with true; false: only strict networks are kept apart
+  mode=unmanaged               join the bridge given with bridge=, which stays as it is
+  vlan=NUMBER                  the ports and the host are in this VLAN of a filtering bridge
+  vrf=NAME                     the bridge belongs to this VRF
+  metric=NUMBER                priority of the default route; no_default_route=true leaves it out
+
+Options of macvlan and ipvlan:
+  parent=NAME                  the host's interface; NAME.50 is made for VLAN 50 if it is not there
+  mode=MODE                    macvlan: bridge, private, vepa, passthru; ipvlan: l2, l3, l3s
+  mtu, metric, no_default_route, interface_prefix as above; bclim=NUMBER of macvlan")]
 pub(crate) struct CreateArgs {
     /// The network's name
     name: Name,
@@ -98,6 +113,9 @@ pub(crate) struct CreateArgs {
     /// Name server that questions of its containers are forwarded to, instead of the host's
     #[arg(long, value_name = "IP", value_parser = spec::address)]
     dns: Vec<IpAddr>,
+    /// Route that every container gets: to GATEWAY, or blackhole, unreachable or prohibit
+    #[arg(long, value_name = "CIDR,GATEWAY[,METRIC]", value_parser = spec::route)]
+    route: Vec<StaticRoute>,
     /// Option of the driver; see below
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = spec::option)]
     opt: Vec<(String, String)>,
@@ -117,7 +135,6 @@ impl CreateArgs {
             }
         }
         let request = NetworkRequest {
-            name: self.name,
             driver: self.driver,
             subnets: self.subnet,
             gateways: self.gateway,
@@ -129,6 +146,8 @@ impl CreateArgs {
             dns: self.dns,
             options: self.opt.into_iter().collect(),
             labels: self.label.into_iter().collect(),
+            routes: self.route,
+            ..NetworkRequest::new(self.name)
         };
         let network = context.engine_for("network create")?.create_network(&request)?;
         if context.json {

@@ -20,7 +20,7 @@ use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
 use portolan_model::{Mtu, Network};
-use portolan_plan::{BRIDGE_GROUP, PORT_GROUP};
+use portolan_plan::Groups;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
@@ -230,7 +230,9 @@ impl Thread {
         };
         let heard = Instant::now();
         let events = self.monitor.read().context("hear of changes in the kernel")?;
-        let work = self.sort(&events);
+        // Until a first network there is no table, and no interface of ours either.
+        let groups = Groups::of(&self.engine.table_name()?);
+        let work = self.sort(&events, groups);
         if work != Work::default() {
             self.work(work, heard)?;
         }
@@ -274,7 +276,7 @@ impl Thread {
     }
 
     /// Which events may concern us.
-    fn sort(&self, events: &[Event]) -> Work {
+    fn sort(&self, events: &[Event], groups: Groups) -> Work {
         let mut work = Work::default();
         for event in events {
             match event {
@@ -285,22 +287,22 @@ impl Thread {
                         work.because.insert(format!("`{name}`, process {pid}, changed our rules"));
                     }
                 }
-                Event::LinkGone(link) if link.group == PORT_GROUP => {
+                Event::LinkGone(link) if link.group == groups.ports => {
                     work.because.insert(format!("interface `{}` is gone", link.name));
                     work.host_ends.insert(link.name.clone());
                 }
-                Event::LinkGone(link) if link.group == BRIDGE_GROUP => {
+                Event::LinkGone(link) if link.group == groups.bridges => {
                     if self.network_on(link).is_some() {
                         work.links(format!("bridge `{}` is gone", link.name));
                     }
                 }
                 // A verb makes it down, and takes it down; its rows say that it is at it.
-                Event::Link(link) if link.group == PORT_GROUP => {
+                Event::Link(link) if link.group == groups.ports => {
                     if !link.up && self.engine.is_host_end(&link.name).unwrap_or(true) {
                         work.links(format!("interface `{}` is down", link.name));
                     }
                 }
-                Event::Link(link) if link.group == BRIDGE_GROUP => {
+                Event::Link(link) if link.group == groups.bridges => {
                     if !link.up && self.network_on(link).is_some() {
                         work.links(format!("bridge `{}` is down", link.name));
                     }

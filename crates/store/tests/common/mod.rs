@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ipnet::IpNet;
 use portolan_engine::PublicationRow;
 use portolan_model::{
-    BridgeOptions, Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Id, Mac, Mtu, Network,
-    NetworkMode, Phase, ProcessId, Publication, Sandbox, Subnet,
+    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Id, Mac, Mtu, Network, NetworkMode,
+    NetworkOptions, Phase, ProcessId, Publication, Sandbox, Subnet,
 };
 
 /// A directory of one test, gone when it ends.
@@ -80,11 +80,15 @@ pub fn network(number: u32, name: &str) -> Network {
             aux: Default::default(),
             configured: false,
         }],
-        options: BridgeOptions::default(),
+        options: NetworkOptions::default(),
         dns: Vec::new(),
         raw_options: Default::default(),
         labels: [("made by".to_owned(), "a test, \"quoted\"".to_owned())].into(),
         bridge: parse(&format!("pt{number}")),
+        subinterface: None,
+        routes: Vec::new(),
+        names: true,
+        transient: false,
         mtu: Mtu::ETHERNET,
         created: 1_800_000_000,
         phase: Phase::Settled,
