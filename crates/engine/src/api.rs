@@ -47,6 +47,8 @@ pub struct NetworkRequest {
     pub routes: Vec<StaticRoute>,
     /// Whether names are answered on its gateway addresses.
     pub names: bool,
+    /// The port that they are answered on behind port 53; none for 53 itself.
+    pub names_port: Option<u16>,
 }
 
 impl NetworkRequest {
@@ -57,6 +59,7 @@ impl NetworkRequest {
             exact: false,
             routes: Vec::new(),
             names: true,
+            names_port: None,
             name,
             driver: Driver::Bridge,
             subnets: Vec::new(),

@@ -503,6 +503,7 @@ fn is_as_asked(network: &Network, request: &NetworkRequest) -> bool {
         && network.driver == request.driver
         && network.internal == request.internal
         && network.names == request.names
+        && network.names_port == request.names_port
         && network.raw_options == request.options
         && network.routes == request.routes
         && network.subnets.iter().map(|subnet| subnet.net).eq(request.subnets.iter().copied())

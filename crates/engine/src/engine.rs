@@ -269,6 +269,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     subinterface: None,
                     routes: Vec::new(),
                     names: false,
+                    names_port: None,
                     transient: false,
                     mtu: Mtu::ETHERNET,
                     created: self.kernel.now(),

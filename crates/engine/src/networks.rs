@@ -107,6 +107,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             subinterface,
             routes: request.routes.clone(),
             names: request.names,
+            names_port: request.names_port,
             transient: false,
             mtu,
             created: self.kernel.now(),

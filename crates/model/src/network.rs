@@ -239,6 +239,9 @@ pub struct Network {
     /// Whether names are answered on its gateway addresses.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub names: bool,
+    /// The port that names are answered on behind port 53, where somebody else has that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names_port: Option<u16>,
     /// Made with its first endpoint and gone with its last: somebody else keeps what it should look like.
     #[serde(default, skip_serializing_if = "is_no")]
     pub transient: bool,
@@ -337,6 +340,7 @@ mod tests {
             subinterface: None,
             routes: Vec::new(),
             names: true,
+            names_port: None,
             transient: false,
             mtu: Mtu::ETHERNET,
             created: 0,

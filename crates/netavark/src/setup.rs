@@ -49,11 +49,12 @@ fn hashed(kind: &str, id: &str) -> Id {
     Id::from_bytes(Sha256::new().chain_update(kind).chain_update([0]).chain_update(id).finalize().into())
 }
 
-/// Decides what is to be asked of the engine and of plugins to put the namespace at `netns` on all networks.
+/// Decides what is to be asked of the engine and of plugins to put the namespace at `netns` on all networks. Names are
+/// answered on `names_port` of the gateways if it is given, behind port 53.
 ///
 /// # Errors
 /// Whatever netavark refuses before it touches anything, in its words.
-pub fn plan<'a>(setup: &'a Setup, netns: &Path) -> Result<Plan<'a>, Failure> {
+pub fn plan<'a>(setup: &'a Setup, netns: &Path, names_port: Option<u16>) -> Result<Plan<'a>, Failure> {
     let mut warnings = Vec::new();
     let mut endpoints = Vec::new();
     let mut plugins = Vec::new();
@@ -62,7 +63,7 @@ pub fn plan<'a>(setup: &'a Setup, netns: &Path) -> Result<Plan<'a>, Failure> {
             Failure::new(format!("network info for network {} not found", shortened(&attachment.name)))
         })?;
         match driver(network) {
-            Some(driver) => endpoints.push(endpoint(network, attachment, driver, position, &mut warnings)?),
+            Some(driver) => endpoints.push(endpoint(network, attachment, driver, position, names_port, &mut warnings)?),
             None => plugins.push((network, attachment)),
         }
     }
@@ -121,6 +122,7 @@ fn endpoint(
     attachment: &Attachment,
     driver: Driver,
     position: usize,
+    names_port: Option<u16>,
     warnings: &mut Vec<String>,
 ) -> Result<EndpointRequest, Failure> {
     let is_bridge = driver == Driver::Bridge;
@@ -146,7 +148,7 @@ fn endpoint(
             }
         }
     }
-    let request = network_request(network, driver)?;
+    let request = network_request(network, driver, names_port)?;
     Ok(EndpointRequest {
         addresses,
         exact: true,
@@ -162,7 +164,7 @@ fn endpoint(
 }
 
 /// What the engine is told of a network.
-fn network_request(network: &Network, driver: Driver) -> Result<NetworkRequest, Failure> {
+fn network_request(network: &Network, driver: Driver, names_port: Option<u16>) -> Result<NetworkRequest, Failure> {
     let name: Name = network
         .name
         .parse()
@@ -184,6 +186,7 @@ fn network_request(network: &Network, driver: Driver) -> Result<NetworkRequest, 
         labels: network.labels.clone().unwrap_or_default(),
         routes,
         names: network.dns_enabled && driver == Driver::Bridge,
+        names_port,
         ..NetworkRequest::new(name)
     })
 }

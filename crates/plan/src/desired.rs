@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Mac, Network, Publication, Sandbox,
-    StaticRoute,
+    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Mac, Network, Protocol, Publication,
+    Sandbox, StaticRoute,
 };
 
 use crate::object::{
@@ -15,6 +15,8 @@ use crate::object::{
 use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
 
+/// The port of domain name servers.
+const NAMES: u16 = 53;
 const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// A container with all that decides its objects.
@@ -149,6 +151,13 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         let family = Family::of(address.addr());
         objects.insert(member(Set::Gateway(family), vec![bridge(), Field::Address(address.addr())], &owner));
         objects.insert(member(Set::Gateways(family), vec![Field::Address(address.addr())], &owner));
+        if let Some(port) = network.names_port.filter(|_| network.names) {
+            objects.insert(member(Set::Redirected(family), vec![Field::Address(address.addr())], &owner));
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let key = vec![Field::Protocol(protocol), Field::Address(address.addr()), Field::Ports(NAMES, NAMES)];
+                objects.insert(element(Set::Port(family), key, Data::AddressPort(address.addr(), port), &owner));
+            }
+        }
     }
     for family in Family::ALL {
         let key = || vec![Field::NfProto(family), bridge()];

@@ -229,6 +229,7 @@ fn dns_network(network: &Network) -> DnsNetwork {
         id: network.id,
         name: network.name.to_string(),
         gateways: network.subnets.iter().filter(|_| is_ours).filter_map(|subnet| subnet.gateway).collect(),
+        port: network.names_port,
         internal: network.internal,
         upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),
         subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),

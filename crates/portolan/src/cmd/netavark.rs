@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -185,7 +185,7 @@ impl Args {
         there.map_err(|error| Failure::io(&error).within("invalid namespace path"))?;
         let setup = portolan_netavark::parse_setup(&self.read()?)?;
         let context = self.context("setup")?;
-        let plan = portolan_netavark::plan(&setup, netns)?;
+        let plan = portolan_netavark::plan(&setup, netns, names_port()?)?;
         let programs = self.programs(&plan)?;
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
@@ -285,6 +285,17 @@ impl Args {
     }
 }
 
+/// The port that `NETAVARK_DNS_PORT` asks names to be answered on, if it is not 53.
+fn names_port() -> Result<Option<u16>, Failure> {
+    let Ok(text) = std::env::var("NETAVARK_DNS_PORT") else { return Ok(None) };
+    let port: u16 = text.parse().map_err(|error| Failure::new(format!("Invalid NETAVARK_DNS_PORT {text}: {error}")))?;
+    match port {
+        0 => Err(Failure::new("Invalid NETAVARK_DNS_PORT 0: it is no port")),
+        53 => Ok(None),
+        port => Ok(Some(port)),
+    }
+}
+
 /// Attaches; a name that another container of this root has gives way to one with the id in it.
 fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failure> {
     let joined = match engine.join(request) {
@@ -325,16 +336,16 @@ fn settle(context: &Context, setup: &Setup, info: &ContainerInfo) -> Result<(), 
         Err(error) if has_names => return Err(served(Failure::new(format!("{error:#}")))),
         Err(error) => vec![format!("{error:#}")],
     };
-    let gateways: Vec<String> = setup
+    let places: Vec<String> = setup
         .networks
         .iter()
         .filter_map(|attachment| setup.network_info.get(&attachment.name))
         .filter(|network| network.dns_enabled)
         .flat_map(|network| network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway))
-        .map(|gateway| format!("`{gateway}`"))
+        .map(|gateway| format!("`{}`", SocketAddr::new(gateway, names_port().ok().flatten().unwrap_or(53))))
         .collect();
     for warning in warnings {
-        if gateways.iter().any(|gateway| warning.contains(gateway)) {
+        if places.iter().any(|place| warning.contains(place)) {
             return Err(served(Failure::new(warning)));
         }
         tracing::warn!("{warning}");

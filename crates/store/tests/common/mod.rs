@@ -88,6 +88,7 @@ pub fn network(number: u32, name: &str) -> Network {
         subinterface: None,
         routes: Vec::new(),
         names: true,
+        names_port: None,
         transient: false,
         mtu: Mtu::ETHERNET,
         created: 1_800_000_000,
