@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -331,7 +331,8 @@ fn settle(context: &Context, setup: &Setup, info: &ContainerInfo) -> Result<(), 
         .filter_map(|attachment| setup.network_info.get(&attachment.name))
         .filter(|network| network.dns_enabled)
         .flat_map(|network| network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway))
-        .map(|gateway| format!("`{gateway}`"))
+        // Whatever the port; IPv6 addresses are in brackets.
+        .map(|gateway| format!("`{}", SocketAddr::new(gateway, 0).to_string().trim_end_matches('0')))
         .collect();
     for warning in warnings {
         if gateways.iter().any(|gateway| warning.contains(gateway)) {
