@@ -232,6 +232,9 @@ fn a_network_without_names() {
 fn somebody_else_answers_at_the_gateway() {
     const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
     let Some(podman) = Podman::with_names("nv-aardvark") else { return };
+    if output(&podman.world.h, "dig", &["-v"]).is_none() {
+        return;
+    }
     if !Path::new(AARDVARK).exists() {
         assert!(std::env::var_os("CI").is_none(), "CI must have aardvark-dns");
         eprintln!("SKIP: no {AARDVARK}");
@@ -249,7 +252,6 @@ fn somebody_else_answers_at_the_gateway() {
     command.arg("--config").arg(&config).args(["-p", "53", "run"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut aardvark = podman.world.h.adopt(command).unwrap().spawn().unwrap();
-    let Some(_) = short(&podman.world.h, ip(FAMILIES[0], 1, 1), &["old"]) else { return };
     assert!(eventually(LONG, || {
         status(&podman.world.h, ip(FAMILIES[0], 1, 1), &["old"]).is_some_and(|status| status != "none")
     }));
