@@ -368,7 +368,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let mut host_end = chosen.clone().unwrap_or_else(|| host_end_name(network.id, view.container.id, &ifname, 0));
         for salt in 1..=u8::MAX {
             if chosen.is_some() {
-                if tx.host_end_taken(host_end.as_str())? {
+                let doing = || format!("find interface `{host_end}`");
+                let there = self.kernel.find_interface(host_end.as_str());
+                let there = there.map_err(|source| Error::Kernel { doing: doing(), source })?;
+                if there.is_some() || tx.host_end_taken(host_end.as_str())? {
                     return Err(Error::NameTaken { what: "interface", name: host_end.to_string() });
                 }
                 break;

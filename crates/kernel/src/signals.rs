@@ -13,6 +13,9 @@ pub const KILL: i32 = libc::SIGKILL;
 /// Asks a process to end.
 pub const TERM: i32 = libc::SIGTERM;
 
+/// What a terminal sends at Ctrl-C.
+pub const INTERRUPT: i32 = libc::SIGINT;
+
 /// Tells a service to look at its configuration again.
 pub const HANGUP: i32 = libc::SIGHUP;
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::serde_by_text;
-use crate::{GatewayMode, Id, IfName, Invalid, Mtu, Name, NetworkOptions, ProcessId};
+use crate::{GatewayMode, Id, IfName, Invalid, MacvlanMode, Mtu, Name, NetworkOptions, ProcessId};
 
 /// An internet protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -272,6 +272,15 @@ impl Network {
     /// Whether it is a bridge of ours, with rules of ours.
     pub fn is_managed_bridge(&self) -> bool {
         self.driver == Driver::Bridge && self.options.managed
+    }
+
+    /// Whether its interfaces have the MAC of the parent.
+    pub fn shares_parents_mac(&self) -> bool {
+        match self.driver {
+            Driver::Ipvlan => true,
+            Driver::Macvlan => self.options.macvlan_mode == MacvlanMode::Passthru,
+            _ => false,
+        }
     }
 
     /// Whether the kernel holds its objects only while it has endpoints.

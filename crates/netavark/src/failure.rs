@@ -68,6 +68,21 @@ pub fn engine_failure(error: &Error) -> Failure {
     {
         return Failure(text);
     }
+    let os = |errno| io::Error::from_raw_os_error(errno);
+    match error {
+        Error::NotFound { what: "bridge", .. } => {
+            return Failure(format!(
+                "in unmanaged mode, the bridge must already exist on the host: Netlink error: {}",
+                os(ENODEV)
+            ));
+        }
+        Error::DeviceTaken { .. } => {
+            return Failure(format!(
+                "{error} (if another network backend made it, stop the containers that it keeps there first)"
+            ));
+        }
+        _ => {}
+    }
     let mut text = error.to_string();
     if let Error::Kernel { source, .. } = error {
         text = format!("{text}: {source}");
@@ -103,6 +118,7 @@ fn kernel_failure(error: &KernelError) -> Option<String> {
 const EPERM: i32 = 1;
 const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
+const ENODEV: i32 = 19;
 const EROFS: i32 = 30;
 
 #[cfg(test)]

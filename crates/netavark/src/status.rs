@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use portolan_engine::ContainerInfo;
-use portolan_model::{Driver, Endpoint, Mac, Network as EngineNetwork};
+use portolan_model::{Endpoint, Mac, Network as EngineNetwork};
 
 use crate::setup::network_id;
 use crate::wire::{Address, Interface, Setup, StatusBlock};
@@ -14,7 +14,7 @@ pub const SEARCH_DOMAIN: &str = "dns.podman";
 
 /// The status of each of the networks of `setup` that the container is on, by name; plugins have answered for theirs.
 ///
-/// `mac_of` tells the MAC of an interface of the host: that of an ipvlan interface is its parent's.
+/// `mac_of` tells the MAC of an interface of the host: that of an ipvlan or passthru interface is its parent's.
 pub fn status(
     setup: &Setup,
     info: &ContainerInfo,
@@ -43,10 +43,8 @@ pub fn status(
 }
 
 fn interface(endpoint: &Endpoint, network: &EngineNetwork, mac_of: impl Fn(&str) -> Option<Mac>) -> Interface {
-    let mac = match network.driver {
-        Driver::Ipvlan => mac_of(network.bridge.as_str()).unwrap_or(endpoint.mac),
-        _ => endpoint.mac,
-    };
+    let mac = if network.shares_parents_mac() { mac_of(network.bridge.as_str()) } else { None };
+    let mac = mac.unwrap_or(endpoint.mac);
     let gateway = |ip: IpAddr| network.subnets.iter().find(|subnet| subnet.net.contains(&ip))?.gateway;
     let subnets = endpoint
         .addresses

@@ -66,6 +66,12 @@ pub fn host_end_name(network: Id, container: Id, ifname: &IfName, salt: u8) -> I
     format!("pv{:013x}", hash >> 12).parse().expect("fifteen letters and digits")
 }
 
+/// Whether a name has the form of [`host_end_name`]: nobody else's has it.
+pub fn is_host_end_name(name: &IfName) -> bool {
+    let digits = name.as_str().strip_prefix("pv").unwrap_or_default();
+    digits.len() == 13 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// The alias of a network's bridge.
 pub fn alias_of_network(root: &str, network: Id) -> String {
     format!("portolan:{root}:network:{network}")
@@ -344,7 +350,7 @@ fn endpoint_objects(
         Driver::Bridge | Driver::Host | Driver::None => None,
     };
     let ipv6 = endpoint.address(Family::V6).is_some();
-    let mac = (network.driver != Driver::Ipvlan).then_some(endpoint.mac);
+    let mac = (!network.shares_parents_mac()).then_some(endpoint.mac);
     objects.insert(Object::Interface(Interface {
         sandbox: sandbox.clone(),
         name: endpoint.ifname.clone(),
@@ -375,6 +381,7 @@ fn endpoint_objects(
         mtu: network.mtu,
         isolated: !network.options.icc,
         locked: guard,
+        ruled: network.options.managed,
         vlan: network.options.vlan,
         alias: alias_of_endpoint(root, endpoint.id),
         sandbox: sandbox.clone(),
@@ -390,7 +397,7 @@ fn endpoint_objects(
             let key = vec![port(), Field::Ether(endpoint.mac), Field::Address(address)];
             objects.insert(member(Set::Source(Family::of(address)), key, &owner));
         }
-    } else {
+    } else if network.options.managed {
         objects.insert(member(Set::Unguarded, vec![port()], &owner));
     }
 }

@@ -130,6 +130,7 @@ mod tests {
                 mtu,
                 isolated: false,
                 locked: true,
+                ruled: true,
                 vlan: None,
                 alias,
                 sandbox,

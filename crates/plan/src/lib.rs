@@ -17,7 +17,7 @@ mod set;
 
 pub use desired::{
     ContainerView, alias_of_endpoint, alias_of_network, base_objects, container_objects, default_route, default_routes,
-    generated_mac, host_end_name, name_servers, network_objects, published_endpoint,
+    generated_mac, host_end_name, is_host_end_name, name_servers, network_objects, published_endpoint,
 };
 pub use diff::{Step, diff, inverse};
 pub use object::{

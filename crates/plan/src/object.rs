@@ -316,6 +316,8 @@ pub struct Port {
     pub isolated: bool,
     /// Whether frames from any other MAC are dropped.
     pub locked: bool,
+    /// Whether our rules see it: not on somebody else's bridge, which may be there without any rule of ours.
+    pub ruled: bool,
     /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.
     pub vlan: Option<u16>,
     /// The alias that says whose it is.

@@ -5,6 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
@@ -75,8 +76,16 @@ pub fn engine(root: &Path) -> Result<Engine> {
     let store = SqliteStore::open(root)?;
     // Now that it exists: two spellings of one root are one root.
     let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    let Some(root) = root.to_str() else { bail!("root `{}` is not UTF-8 text", root.display()) };
-    Ok(Engine::new(root.to_owned(), store, HostKernel::new()))
+    Ok(Engine::new(mark_of(&root), store, HostKernel::new()))
+}
+
+/// The text by which the objects of a root are known: its path; of one that is not UTF-8, its escaped bytes, which no path
+/// looks like.
+fn mark_of(root: &Path) -> String {
+    match root.to_str() {
+        Some(root) => root.to_owned(),
+        None => format!("bytes:{}", root.as_os_str().as_bytes().escape_ascii()),
+    }
 }
 
 /// The lock that at most one resident of a run-time directory has, and its supervisor with it. None when another one has

@@ -361,6 +361,17 @@ impl Context<'_> {
                     link::delete(batch, vlan.name.as_str());
                 }),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
+                // A name that a person chose may be somebody else's by now, or have been all along.
+                Step::Delete(Object::Port(port))
+                    if !portolan_plan::is_host_end_name(&port.host_end)
+                        && !self.is_ours(
+                            socket,
+                            &port.host_end,
+                            port.ruled.then_some(self.groups.ports),
+                            &port.alias,
+                        ) => {}
+                Step::Delete(Object::Bridge(bridge))
+                    if !self.is_ours(socket, &bridge.name, Some(self.groups.bridges), &bridge.alias) => {}
                 Step::Delete(Object::Port(port)) => last.add(&doing, |batch| {
                     link::delete(batch, port.host_end.as_str());
                 }),
@@ -376,8 +387,15 @@ impl Context<'_> {
         self.send(socket, &last);
     }
 
+    /// Whether the interface of this name carries one of our marks: the group from its first moment on, or the alias.
+    fn is_ours(&self, socket: &mut Socket, name: &IfName, group: Option<u32>, alias: &str) -> bool {
+        let found = link::lookup(socket, name.as_str());
+        found.is_ok_and(|found| found.is_some_and(|is| Some(is.group) == group || is.alias.as_deref() == Some(alias)))
+    }
+
     fn create_bridge(&mut self, socket: &mut Socket, bridge: &Bridge) {
-        let doing = format!("create bridge `{}`", bridge.name);
+        let filtering = if bridge.vlan.is_some() { " with VLAN filtering" } else { "" };
+        let doing = format!("create bridge `{}`{filtering}", bridge.name);
         let mut labelled = Labelled::default();
         labelled.add(&doing, |batch| {
             link::create_bridge(
@@ -574,7 +592,7 @@ impl Context<'_> {
                     name: port.host_end.as_str(),
                     mac: None,
                     mtu: Some(port.mtu.bytes()),
-                    group: Some(self.groups.ports),
+                    group: port.ruled.then_some(self.groups.ports),
                     master: Some(bridge),
                     index: None,
                     up: false,
@@ -642,12 +660,9 @@ impl Context<'_> {
                 link::set(batch, index, &LinkChange { master: Some(bridge), ..LinkChange::default() });
             });
         }
+        let group = if to.ruled { self.groups.ports } else { 0 };
         last.add(&doing, |batch| {
-            link::set(
-                batch,
-                index,
-                &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(self.groups.ports), ..port_change(to) },
-            );
+            link::set(batch, index, &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(group), ..port_change(to) });
             neigh::fdb_replace(batch, index, to.mac.octets());
         });
     }
@@ -726,7 +741,11 @@ impl Context<'_> {
                 Step::Create(Object::Interface(interface)) | Step::Change(_, Object::Interface(interface)) => {
                     let Some(index) = self.interface_index(&mut socket, interface)? else { continue };
                     indexes.insert(&interface.name, index);
-                    self.interface(&mut socket, interface, index, matches!(step, Step::Change(..)), &mut labelled)?;
+                    let before = match step {
+                        Step::Change(Object::Interface(before), _) => Some(before),
+                        _ => None,
+                    };
+                    self.interface(&mut socket, interface, index, before, &mut labelled)?;
                     announcements.push((interface, index));
                 }
                 Step::Create(Object::DefaultRoute(wanted)) | Step::Change(_, Object::DefaultRoute(wanted)) => {
@@ -749,9 +768,15 @@ impl Context<'_> {
                 Step::Delete(Object::Route(unwanted)) => labelled.add(&doing, |batch| {
                     route::delete(batch, &static_route(&unwanted.route));
                 }),
-                Step::Delete(Object::Child(child)) => labelled.add(&doing, |batch| {
-                    link::delete(batch, child.name.as_str());
-                }),
+                Step::Delete(Object::Child(child)) => {
+                    let found =
+                        link::lookup(&mut socket, child.name.as_str()).map_err(|error| refusal(&doing, &error))?;
+                    if found.is_some_and(|found| is_child(&found, child)) {
+                        labelled.add(&doing, |batch| {
+                            link::delete(batch, child.name.as_str());
+                        });
+                    }
+                }
                 Step::Delete(Object::DefaultRoute(unwanted)) => {
                     if let Some(index) = lookup(&mut socket, unwanted.interface.as_str())? {
                         labelled.add(&doing, |batch| {
@@ -806,7 +831,7 @@ impl Context<'_> {
         socket: &mut Socket,
         interface: &Interface,
         index: u32,
-        existing: bool,
+        before: Option<&Interface>,
         labelled: &mut Labelled,
     ) -> Result<(), KernelError> {
         let doing = format!("configure interface `{}` in the sandbox", interface.name);
@@ -822,10 +847,11 @@ impl Context<'_> {
         {
             return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
         }
-        if existing {
+        if let Some(before) = before {
             for address in addr::dump(socket, Some(index)).map_err(|error| refusal(&doing, &error))? {
-                let wanted = |net: &ipnet::IpNet| net.addr() == address.addr && net.prefix_len() == address.prefix_len;
-                if !is_link_local(address.addr) && !interface.addresses.iter().any(wanted) {
+                let is_it = |net: &ipnet::IpNet| net.addr() == address.addr && net.prefix_len() == address.prefix_len;
+                // What is neither of before nor of now is the container's own.
+                if before.addresses.iter().any(is_it) && !interface.addresses.iter().any(is_it) {
                     labelled.add(&doing, |batch| {
                         addr::delete(batch, index, address.addr, address.prefix_len);
                     });
@@ -842,7 +868,7 @@ impl Context<'_> {
             // Loose: what comes in by one network may be answered by another that has the default route.
             let conf = [(Ipv4Conf::AcceptRedirects, 0), (Ipv4Conf::SendRedirects, 0), (Ipv4Conf::RpFilter, 2)];
             let mut change = LinkChange { up: Some(true), ipv4_conf: &conf, ..LinkChange::default() };
-            if existing {
+            if before.is_some() {
                 change.mtu = Some(interface.mtu.bytes());
                 change.mac = interface.mac.map(|mac| mac.octets());
             }
@@ -870,6 +896,15 @@ fn port_change(port: &Port) -> LinkChange<'_> {
         }),
         ..LinkChange::default()
     }
+}
+
+/// Whether an interface in a sandbox is the one that we made, not what was there under its name.
+fn is_child(found: &link::Link, child: &Child) -> bool {
+    let kind = match child.kind {
+        ChildKind::Macvlan { .. } => "macvlan",
+        ChildKind::Ipvlan { .. } => "ipvlan",
+    };
+    found.kind.as_deref() == Some(kind) && child.mac.is_none_or(|mac| found.mac == Some(mac.octets()))
 }
 
 fn default_route(wanted: &DefaultRoute, index: u32) -> route::Route {

@@ -226,12 +226,28 @@ fn status(context: &Context) -> Result<i32> {
 /// How often a command looks for a daemon and starts one: the first may just be leaving.
 const ATTEMPTS: usize = 3;
 
+/// Flags whose value is a word of its own, before the name of the command: ours, and those of netavark.
+const VALUED: [&str; 12] = [
+    "--root",
+    "--log",
+    "-f",
+    "--file",
+    "--firewall-driver",
+    "-c",
+    "--config",
+    "-r",
+    "--rootless",
+    "-a",
+    "--aardvark-binary",
+    "--plugin-directory",
+];
+
 /// The first word of the command line that is neither a flag nor the value of one.
 fn command_name() -> Option<String> {
-    let mut words = std::env::args().skip(1);
+    let mut words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     loop {
         match words.next()?.as_str() {
-            "--root" | "--log" => drop(words.next()),
+            flag if VALUED.contains(&flag) => drop(words.next()),
             flag if flag.starts_with('-') => {}
             name => return Some(name.to_owned()),
         }

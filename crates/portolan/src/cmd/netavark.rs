@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use portolan_engine::{AttachRequest, ContainerInfo, Error, Kernel as _};
+use portolan_kernel::signals::{self, Signals};
 use portolan_netavark::{
     Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, container_id,
     engine_failure, network_id,
@@ -231,6 +232,8 @@ impl Args {
     }
 
     fn teardown(&self, netns: &Path) -> Result<(), Failure> {
+        // Whoever is told to stop while a container goes finishes that first: nobody comes back for it.
+        let _deaf = Signals::take(&[signals::INTERRUPT, signals::TERM]);
         let setup = portolan_netavark::parse_setup(&self.read()?)?;
         let context = self.context("teardown")?;
         let mut failures = Vec::new();

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+pub(crate) mod upstream;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Debug;
