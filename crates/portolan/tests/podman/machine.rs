@@ -3,6 +3,8 @@
 //! Nothing outside is seen or changed by it, and everything of it, processes first, ends with the [`Machine`]: they live in
 //! a PID namespace whose first process ends when ours does.
 
+#![allow(dead_code, reason = "the benchmark uses a part of it, the test another")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -42,6 +44,14 @@ pub(crate) enum Backend {
 pub(crate) fn missing() -> Option<String> {
     let (path, package) = PROGRAMS.into_iter().find(|(path, _)| !Path::new(path).exists())?;
     Some(format!("no `{path}` (package {package})"))
+}
+
+/// What is called `netavark` and `aardvark-dns`.
+pub(crate) fn programs(backend: Backend) -> [&'static str; 2] {
+    match backend {
+        Backend::Netavark => [NETAVARK, AARDVARK],
+        Backend::Portolan => [env!("CARGO_BIN_EXE_portolan"); 2],
+    }
 }
 
 /// Podman on a host of a lab.
@@ -187,10 +197,7 @@ pub(crate) fn finished(program: &str, args: &[&str], output: &Output) -> Result<
 /// Writes the files that Podman reads.
 fn configure(dir: &Path, backend: Backend) -> Result<()> {
     let bin = dir.join("bin");
-    let (netavark, aardvark) = match backend {
-        Backend::Netavark => (NETAVARK, AARDVARK),
-        Backend::Portolan => (env!("CARGO_BIN_EXE_portolan"), env!("CARGO_BIN_EXE_portolan")),
-    };
+    let [netavark, aardvark] = programs(backend);
     std::os::unix::fs::symlink(netavark, bin.join("netavark"))?;
     std::os::unix::fs::symlink(aardvark, bin.join("aardvark-dns"))?;
     let etc = dir.join("etc");

@@ -111,6 +111,7 @@ fn killed_then_start(scene: &Scene) -> Result<()> {
 }
 
 fn killed_then_rm(scene: &Scene) -> Result<()> {
+    scene.run("stays", &[])?;
     let before = settled(scene)?;
     let site = scene.run("site", &["-p", "8080:80"])?;
     says(&scene.neighbour, at(HOST, 8080), "site")?;
