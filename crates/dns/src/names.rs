@@ -432,14 +432,14 @@ impl Names {
     /// 2. `localhost` and names below it are the asker's own loopback (RFC 6761 §6.3). `host.internal`, and what
     ///    other engines call it, is the gateway.
     /// 3. Names of endpoints of the networks the asker is on, with or without `.NETWORK`, with or without
-    ///    `.portolan.internal`; a container's links before all. Other types than A and AAAA have no data; ANY gets
+    ///    `.portolan.internal` or, as Podman writes it, `.dns.podman`; a container's links before all. Other types than A and AAAA have no data; ANY gets
     ///    both (RFC 8482 §4.1).
     /// 4. `_PORT._PROTOCOL.NAME`, PORT in digits, as SRV (RFC 2782): the containers of that name with such a service;
     ///    their targets are `CONTAINER.NETWORK`, with addresses in the additional section.
     /// 5. Addresses of those networks lead back to `CONTAINER.NETWORK`, gateways to `host.internal`, loopback
     ///    addresses to `localhost`. Other addresses in subnets of ours do not exist.
     /// 6. Never forwarded, so unknown: single labels; what ends in the name of a network of the asker's; what ends in
-    ///    `portolan.internal` or the names of rule 2.
+    ///    `portolan.internal`, `dns.podman` or the names of rule 2.
     /// 7. Nor is a local name with a suffix of the search list: it does not exist, and the resolver goes on to
     ///    the bare name, whatever its `ndots`.
     /// 8. For an internal network, nothing is forwarded. We say that the name does not exist: for the asker it does
@@ -583,7 +583,7 @@ impl Names {
         if let Some(found) = self.find_plain(asker, name, labels) {
             return Some(found);
         }
-        let front = name.strip_suffix(OWN_DOMAIN)?;
+        let front = OWN_DOMAINS.iter().find_map(|domain| name.strip_suffix(*domain))?;
         let starts = wire::label_starts(name).any(|start| start == front.len());
         if !starts || front.is_empty() {
             return None;
@@ -716,15 +716,15 @@ impl Names {
         }
         starts.any(|start| {
             let rest = &name[start..];
-            rest == OWN_DOMAIN
+            OWN_DOMAINS.contains(&rest)
                 || HOST_NAMES.contains(&rest)
                 || self.visible(asker).any(|network| *network.suffix == *rest)
-        }) || name == OWN_DOMAIN
+        }) || OWN_DOMAINS.contains(&name)
     }
 }
 
-/// `portolan.internal`, below which every local name can be asked for.
-const OWN_DOMAIN: &[u8] = b"\x08portolan\x08internal\0";
+/// Below these, every local name can be asked for: ours first, then Podman's.
+const OWN_DOMAINS: [&[u8]; 2] = [b"\x08portolan\x08internal\0", b"\x03dns\x06podman\0"];
 
 /// The host, seen from a container: our name first, then Docker's and Podman's.
 const HOST_NAMES: [&[u8]; 4] = [

@@ -127,6 +127,7 @@ fn names_of_the_networks_one_is_on() {
         (CLI, "web.front", "A", "NoError aa | web.front. 0 IN A 10.1.0.2"),
         (CLI, "web.FRONT.portolan.internal", "A", "NoError aa | web.FRONT.portolan.internal. 0 IN A 10.1.0.2"),
         (CLI, "web.portolan.internal", "A", "NoError aa | web.portolan.internal. 0 IN A 10.1.0.2"),
+        (CLI, "web.dns.podman", "A", "NoError aa | web.dns.podman. 0 IN A 10.1.0.2"),
         (CLI, "cli", "A", "NoError aa | cli. 0 IN A 10.1.0.3"),
         // Both networks; the one asked on first.
         (WEB, "db", "A", "NoError aa | db. 0 IN A 10.2.0.3"),
@@ -168,6 +169,7 @@ fn what_is_never_asked_elsewhere() {
         (CLI, "a.b.front", "A", "NXDomain aa"),
         (CLI, "portolan.internal", "A", "NXDomain aa"),
         (CLI, "x.portolan.internal", "A", "NXDomain aa"),
+        (CLI, "x.dns.podman", "A", "NXDomain aa"),
         (CLI, "x.host.internal", "A", "NXDomain aa"),
         (CLI, "nosuch.local.far.away", "A", "to 192.0.2.53:53"),
         ("10.4.0.2", "nosuch.far.away", "A", "NXDomain aa"),

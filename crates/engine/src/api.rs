@@ -166,6 +166,9 @@ pub struct AttachRequest {
     pub labels: BTreeMap<String, String>,
     /// Removed as soon as its process ends.
     pub auto_remove: bool,
+    /// The program that holds host ports for containers on behalf of whoever asks (Podman's is conmon): what it holds is
+    /// not taken.
+    pub port_keeper: Option<&'static str>,
 }
 
 impl AttachRequest {
@@ -189,6 +192,7 @@ impl AttachRequest {
             sysctls: BTreeMap::new(),
             labels: BTreeMap::new(),
             auto_remove: false,
+            port_keeper: None,
         }
     }
 }

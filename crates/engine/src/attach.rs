@@ -1,8 +1,8 @@
-//! Endpoints: attach and detach a container, connect it to and disconnect it from single networks.
+//! Attach and detach a container, with all its endpoints and ports.
 
 use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Family, Id, IfName, Invalid, Mac,
-    Network, NetworkMode, Phase,
+    Network, NetworkMode, Phase, Sandbox,
 };
 use portolan_plan::{ContainerView, Object, Objects, Step, diff, generated_mac, host_end_name};
 
@@ -31,7 +31,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             None => None,
         };
         let guard = self.begin()?;
-        self.make_way(&guard, &request.endpoints)?;
+        self.attach_under(&guard, request, sandbox)
+    }
+
+    /// [`Engine::attach`] for who holds the lock.
+    pub(crate) fn attach_under(
+        &self,
+        guard: &S::Guard<'_>,
+        request: &AttachRequest,
+        sandbox: Option<Sandbox>,
+    ) -> Result<ContainerInfo> {
+        self.make_way(guard, &request.endpoints)?;
         let id = request.id.unwrap_or_else(|| self.random_id());
         let name = match &request.name {
             Some(name) => name.clone(),
@@ -67,7 +77,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             return Err(Error::WrongMode { container: container.name.to_string(), why });
         }
 
-        let tx = self.free_name(&guard, &container)?;
+        let tx = self.free_name(guard, &container)?;
         if request.id.is_some() && tx.container(id)?.is_some() {
             return Err(Error::NameTaken { what: "container", name: id.to_string() });
         }
@@ -85,8 +95,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for (wanted, network) in request.endpoints.iter().zip(&networks) {
             self.plan_endpoint(&tx, &mut view, network, wanted)?;
         }
-        let publications =
-            self.plan_publications(&tx, &view, &request.publish, request.publish_all.then_some(&request.exposed[..]))?;
+        let publications = self.plan_publications(
+            &tx,
+            &view,
+            &request.publish,
+            request.publish_all.then_some(&request.exposed[..]),
+            request.port_keeper,
+        )?;
         for publication in &publications {
             tx.put_publication(&PublicationRow {
                 container: view.container.id,
@@ -112,14 +127,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("`, `")
             ),
         };
-        if let Err(error) = self.apply(&guard, &table, &steps, doing) {
-            let tx = self.store.write(&guard)?;
+        if let Err(error) = self.apply(guard, &table, &steps, doing) {
+            let tx = self.store.write(guard)?;
             self.delete_rows(&tx, &view)?;
             tx.commit(Durability::Process)?;
             return Err(explain_full_bridge(error, &networks));
         }
         self.forget_flows(&view.publications);
-        self.settle(&guard, &mut view)?;
+        self.settle(guard, &mut view)?;
         Ok(ContainerInfo {
             container: view.container,
             endpoints: view.endpoints,
@@ -168,7 +183,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Removes the rows of those transient networks that nobody is on any more.
-    fn forget_transient<'n>(&self, tx: &S::Tx<'_>, networks: impl IntoIterator<Item = &'n Network>) -> Result<()> {
+    pub(crate) fn forget_transient<'n>(
+        &self,
+        tx: &S::Tx<'_>,
+        networks: impl IntoIterator<Item = &'n Network>,
+    ) -> Result<()> {
         for network in networks.into_iter().filter(|network| network.transient) {
             if tx.endpoint_count(network.id, 1)? == 0 {
                 tx.delete_network(network.id)?;
@@ -179,7 +198,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// Takes down containers that have died but are in the way: on an address asked for, or on a transient network that
     /// has become another.
-    fn make_way(&self, guard: &S::Guard<'_>, endpoints: &[EndpointRequest]) -> Result<()> {
+    pub(crate) fn make_way(&self, guard: &S::Guard<'_>, endpoints: &[EndpointRequest]) -> Result<()> {
         for wanted in endpoints {
             let tx = self.store.read()?;
             let network = match &wanted.transient {
@@ -213,7 +232,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// The network that an endpoint is to be on. A transient one as it should be; its row may not be there yet.
-    fn network_for(&self, tx: &S::Tx<'_>, wanted: &EndpointRequest) -> Result<Network> {
+    pub(crate) fn network_for(&self, tx: &S::Tx<'_>, wanted: &EndpointRequest) -> Result<Network> {
         let Some(request) = &wanted.transient else { return self.find_network(tx, &wanted.network) };
         let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
         match existing {
@@ -275,7 +294,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Whether the host itself gains or loses objects with an endpoint on one of `networks`: the predefined bridge and
     /// transient networks come with their first endpoint and go with their last. `members` is how many it has before (0) or after (1)
     /// all.
-    fn is_edge(&self, tx: &S::Tx<'_>, networks: &[Network], members: usize) -> Result<bool> {
+    pub(crate) fn is_edge(&self, tx: &S::Tx<'_>, networks: &[Network], members: usize) -> Result<bool> {
         for network in networks.iter().filter(|network| network.comes_and_goes()) {
             if tx.endpoint_count(network.id, members + 1)? <= members {
                 return Ok(true);
@@ -285,7 +304,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Decides an endpoint on `network`, takes its leases and adds it to `view`.
-    fn plan_endpoint(
+    pub(crate) fn plan_endpoint(
         &self,
         tx: &S::Tx<'_>,
         view: &mut ContainerView,
@@ -397,122 +416,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             .map_or_else(|| endpoint.container.short(), |container| container.name.to_string()))
     }
 
-    /// Connects a container to one more network.
-    ///
-    /// # Errors
-    /// As for [`Engine::attach`]; [`Error::AlreadyConnected`], [`Error::WrongMode`], [`Error::NotRunning`].
-    pub fn connect(&self, container: &str, wanted: &EndpointRequest) -> Result<ContainerInfo> {
-        let guard = self.begin()?;
-        self.make_way(&guard, std::slice::from_ref(wanted))?;
-        let tx = self.store.write(&guard)?;
-        let container = self.find_container(&tx, container)?;
-        self.check_own_stack(&container)?;
-        let mut view = self.view(&tx, container)?;
-        let network = self.network_for(&tx, wanted)?;
-        let around = std::slice::from_ref(&network);
-        let first = self.is_edge(&tx, around, 0)?;
-        let mut before = if first { self.surroundings(&tx, around)? } else { Objects::new() };
-        before.extend(self.container_objects(&view));
-        if network.transient {
-            tx.put_network(&network)?;
-        }
-        self.plan_endpoint(&tx, &mut view, &network, wanted)?;
-        let mut after = if first { self.surroundings(&tx, around)? } else { Objects::new() };
-        after.extend(self.container_objects(&view));
-        let table = self.table(&tx)?;
-        tx.commit(Durability::Process)?;
-
-        let doing = || format!("connect `{}` to `{}`", view.container.name, network.name);
-        if let Err(error) = self.apply(&guard, &table, &diff(&after, &before), doing) {
-            let tx = self.store.write(&guard)?;
-            let (endpoint, _) = view.endpoints.pop().expect("the endpoint was added");
-            tx.delete_endpoint(endpoint.id)?;
-            self.forget_transient(&tx, [&network])?;
-            if !self.is_base_needed(&tx)? {
-                self.forget_base(&tx)?;
-            }
-            tx.commit(Durability::Process)?;
-            return Err(explain_full_bridge(error, &[network]));
-        }
-        self.forget_flows(&view.publications);
-        self.settle(&guard, &mut view)?;
-        Ok(ContainerInfo {
-            container: view.container,
-            endpoints: view.endpoints,
-            publications: view.publications,
-            alive: true,
-        })
-    }
-
-    /// Refuses containers without a live network stack of their own.
-    pub(crate) fn check_own_stack(&self, container: &Container) -> Result<()> {
-        let wrong = |why| Err(Error::WrongMode { container: container.name.to_string(), why });
-        match container.mode {
-            NetworkMode::Own | NetworkMode::None => {}
-            NetworkMode::Host => return wrong("uses the host's network stack"),
-            NetworkMode::Container(_) => return wrong("uses another container's network stack"),
-        }
-        if !self.is_alive(container) {
-            return Err(Error::NotRunning { container: container.name.to_string() });
-        }
-        Ok(())
-    }
-
-    /// Disconnects a container from one of its networks.
-    ///
-    /// # Errors
-    /// [`Error::NotConnected`], [`Error::NotFound`].
-    pub fn disconnect(&self, container: &str, network: &str) -> Result<ContainerInfo> {
-        let guard = self.begin()?;
-        self.disconnect_under(&guard, container, network)
-    }
-
-    /// [`Engine::disconnect`] for who holds the lock.
-    pub(crate) fn disconnect_under(
-        &self,
-        guard: &S::Guard<'_>,
-        container: &str,
-        network: &str,
-    ) -> Result<ContainerInfo> {
-        let tx = self.store.write(guard)?;
-        let container = self.find_container(&tx, container)?;
-        let network = self.find_network(&tx, network)?;
-        let mut view = self.view(&tx, container)?;
-        let Some(position) = view.endpoints.iter().position(|(endpoint, _)| endpoint.network == network.id) else {
-            return Err(Error::NotConnected {
-                container: view.container.name.to_string(),
-                network: network.name.to_string(),
-            });
-        };
-        let around = std::slice::from_ref(&network);
-        let last = self.is_edge(&tx, around, 1)?;
-        let mut before = if last { self.surroundings(&tx, around)? } else { Objects::new() };
-        before.extend(self.container_objects(&view));
-        let (mut endpoint, _) = view.endpoints.remove(position);
-        endpoint.phase = Phase::Leaving(self.kernel.this_process());
-        tx.put_endpoint(&endpoint)?;
-        tx.commit(Durability::Process)?;
-
-        let tx = self.store.write(guard)?;
-        tx.delete_endpoint(endpoint.id)?;
-        self.forget_transient(&tx, [&network])?;
-        let mut after = if last { self.surroundings(&tx, around)? } else { Objects::new() };
-        after.extend(self.container_objects(&view));
-        self.take_down(tx, &after, &before, || {
-            format!("disconnect `{}` from `{}`", view.container.name, network.name)
-        })?;
-        self.forget_flows(&view.publications);
-        let alive = self.is_alive(&view.container);
-        Ok(ContainerInfo {
-            container: view.container,
-            endpoints: view.endpoints,
-            publications: view.publications,
-            alive,
-        })
-    }
-
     /// Takes the kernel from `before` to `after`, then commits; forgets about the host what nothing needs any more.
-    fn take_down(&self, tx: S::Tx<'_>, after: &Objects, before: &Objects, doing: impl Fn() -> String) -> Result<()> {
+    pub(crate) fn take_down(
+        &self,
+        tx: S::Tx<'_>,
+        after: &Objects,
+        before: &Objects,
+        doing: impl Fn() -> String,
+    ) -> Result<()> {
         let table = self.table(&tx)?;
         let steps = diff(after, before);
         if steps.iter().any(|step| matches!(step, Step::Delete(Object::Ruleset(_)))) {
@@ -615,7 +526,7 @@ fn free_ifname(view: &ContainerView, prefix: &str) -> IfName {
 }
 
 /// The kernel says `EXFULL` for a bridge without a free port.
-fn explain_full_bridge(error: Error, networks: &[Network]) -> Error {
+pub(crate) fn explain_full_bridge(error: Error, networks: &[Network]) -> Error {
     match &error {
         Error::Kernel { source, .. } if source.reason.contains("EXFULL") => {
             Error::BridgeFull { network: networks.last().map_or_else(String::new, |network| network.name.to_string()) }

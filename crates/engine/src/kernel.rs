@@ -17,6 +17,8 @@ pub struct KernelError {
     pub doing: String,
     /// The kernel's reason, with errno and what it added: `file exists (EEXIST)`.
     pub reason: String,
+    /// The kernel's error number; 0 where it was not the kernel that refused.
+    pub errno: i32,
     /// What it asks of the caller.
     pub kind: Kind,
     /// What to do about it.
@@ -161,11 +163,12 @@ pub trait Kernel {
     /// The ports for outgoing connections, first and last, and those of them that are reserved.
     fn ephemeral_ports(&self) -> (u16, u16, Vec<u16>);
 
-    /// Whether the host ports of `publication` are free of listeners.
+    /// Whether the host ports of `publication` are free of listeners; those of a program called `keeper` do not count:
+    /// it holds ports on behalf of containers, and never answers on them.
     ///
     /// # Errors
     /// [`PortClash`] names the port and who has it.
-    fn host_ports_free(&self, publication: &Publication) -> Result<(), PortClash>;
+    fn host_ports_free(&self, publication: &Publication, keeper: Option<&str>) -> Result<(), PortClash>;
 
     /// Forgets UDP and SCTP flows to published ports, by their *host* port, so that a client's next packet goes
     /// where the port leads now. TCP starts over by itself.

@@ -12,6 +12,7 @@
 
 mod api;
 mod attach;
+mod connect;
 mod containers;
 mod engine;
 mod error;

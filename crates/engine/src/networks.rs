@@ -131,7 +131,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             there("VRF", vrf)?;
         }
         if request.driver != Driver::Bridge {
-            let Some(parent) = &options.parent else {
+            let parent = match options.parent.clone() {
+                Some(parent) => Some(parent),
+                None => self.kernel.default_interface().map_err(kernel)?,
+            };
+            let Some(parent) = parent else {
                 return Err(Invalid::new("network", request.name.as_str(), "has no parent interface")
                     .hint("say which interface of the host it is on: --opt parent=eth0")
                     .into());
@@ -140,11 +144,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 None
             } else {
                 let missing = || Error::NotFound { what: "interface", name: parent.to_string() };
-                Some(subinterface(parent).ok_or_else(missing)?)
+                Some(subinterface(&parent).ok_or_else(missing)?)
             };
-            let below = subinterface.as_ref().map_or(parent, |subinterface| &subinterface.parent);
+            let below = subinterface.as_ref().map_or(&parent, |subinterface| &subinterface.parent);
             let found = there("interface", below)?;
-            return Ok((parent.clone(), subinterface, options.mtu.unwrap_or(found.mtu)));
+            return Ok((parent, subinterface, options.mtu.unwrap_or(found.mtu)));
         }
         if !options.managed {
             let Some(bridge) = &options.bridge else {

@@ -14,13 +14,15 @@ use crate::store::{Durability, PublicationRow, Store, Tx};
 const EPHEMERAL_TRIES: usize = 64;
 
 impl<S: Store, K: Kernel> Engine<S, K> {
-    /// Decides the host ports of `specs` and, with `exposed`, a free one for each exposed port.
+    /// Decides the host ports of `specs` and, with `exposed`, a free one for each exposed port. A program called `keeper`
+    /// may hold them.
     pub(crate) fn plan_publications(
         &self,
         tx: &S::Tx<'_>,
         view: &ContainerView,
         specs: &[PublishSpec],
         exposed: Option<&[ExposedPort]>,
+        keeper: Option<&str>,
     ) -> Result<Vec<Publication>> {
         let all = exposed.unwrap_or_default().iter().map(|port| PublishSpec {
             protocol: port.protocol,
@@ -55,11 +57,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 HostPorts::Exact(host) => {
                     let publication =
                         Publication { protocol: spec.protocol, host_ip: spec.host_ip, host, container: spec.container };
-                    self.check_free(tx, view, &planned, &publication)?;
+                    self.check_free(tx, view, &planned, &publication, keeper)?;
                     planned.push(publication);
                 }
                 HostPorts::FirstFree(range) => {
-                    planned.push(self.first_free(tx, view, &planned, &spec, range.ports(), || range.to_string())?);
+                    planned
+                        .push(self.first_free(tx, view, &planned, &spec, range.ports(), keeper, || range.to_string())?);
                 }
                 HostPorts::Ephemeral => {
                     let (first, last, reserved) = self.kernel.ephemeral_ports();
@@ -71,8 +74,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                             .map(|step| first + ((start + step) % span) as u16)
                             .filter(|port| !reserved.contains(port));
                         let one = PublishSpec { container: PortRange::single(container)?, ..spec.clone() };
-                        planned
-                            .push(self.first_free(tx, view, &planned, &one, candidates, || format!("{first}-{last}"))?);
+                        planned.push(
+                            self.first_free(tx, view, &planned, &one, candidates, keeper, || {
+                                format!("{first}-{last}")
+                            })?,
+                        );
                     }
                 }
             }
@@ -81,6 +87,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// The first of `candidates` that nobody has.
+    #[expect(clippy::too_many_arguments)]
     fn first_free(
         &self,
         tx: &S::Tx<'_>,
@@ -88,6 +95,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         planned: &[Publication],
         spec: &PublishSpec,
         candidates: impl Iterator<Item = u16>,
+        keeper: Option<&str>,
         range: impl Fn() -> String,
     ) -> Result<Publication> {
         for port in candidates {
@@ -97,7 +105,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 host: PortRange::single(port)?,
                 container: spec.container,
             };
-            match self.check_free(tx, view, planned, &publication) {
+            match self.check_free(tx, view, planned, &publication, keeper) {
                 Ok(()) => return Ok(publication),
                 Err(Error::PortPublished { .. } | Error::PortListening { .. }) => {}
                 Err(error) => return Err(error),
@@ -113,6 +121,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         view: &ContainerView,
         planned: &[Publication],
         publication: &Publication,
+        keeper: Option<&str>,
     ) -> Result<()> {
         let taken = |holder: String| Error::PortPublished { publication: *publication, holder };
         if planned.iter().any(|other| other.clashes(publication)) {
@@ -126,7 +135,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 ));
             }
         }
-        self.kernel.host_ports_free(publication).map_err(|clash| match clash {
+        self.kernel.host_ports_free(publication, keeper).map_err(|clash| match clash {
             PortClash::Listening { port, holder } => {
                 Error::PortListening { port, protocol: publication.protocol.to_string(), holder }
             }
@@ -145,7 +154,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.check_own_stack(&container)?;
         let mut view = self.view(&tx, container)?;
         let before = self.container_objects(&view);
-        let planned = self.plan_publications(&tx, &view, specs, None)?;
+        let planned = self.plan_publications(&tx, &view, specs, None, None)?;
         for publication in &planned {
             tx.put_publication(&PublicationRow {
                 container: view.container.id,

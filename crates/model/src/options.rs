@@ -145,6 +145,8 @@ pub enum MacvlanMode {
     Vepa,
     /// There is one only, and it takes the parent over.
     Passthru,
+    /// They take frames from listed sources only; a list is somebody else's to make.
+    Source,
 }
 
 impl fmt::Display for MacvlanMode {
@@ -154,6 +156,7 @@ impl fmt::Display for MacvlanMode {
             Self::Private => "private",
             Self::Vepa => "vepa",
             Self::Passthru => "passthru",
+            Self::Source => "source",
         })
     }
 }
@@ -162,11 +165,12 @@ impl FromStr for MacvlanMode {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru]
+        [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru, Self::Source]
             .into_iter()
             .find(|mode| mode.to_string() == text)
             .ok_or_else(|| {
-                Invalid::new("macvlan mode", text, "is unknown").hint("choose bridge, private, vepa or passthru")
+                Invalid::new("macvlan mode", text, "is unknown")
+                    .hint("choose bridge, private, vepa, passthru or source")
             })
     }
 }

@@ -196,6 +196,8 @@ fn bridge_mac(network: Id) -> Mac {
 }
 
 /// The ways out of a container in `family`, best first: endpoint, network and gateway.
+///
+/// The kernel obeys the priority of routes before anything that we decide.
 fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endpoint, &Network, IpAddr)> {
     let mut ways: Vec<_> = view
         .endpoints
@@ -209,7 +211,8 @@ fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endp
         .collect();
     ways.sort_by_key(|(endpoint, network, _)| {
         let both = network.routes_out(Family::V4) && network.routes_out(Family::V6);
-        (std::cmp::Reverse(endpoint.gateway_priority), !both, network.name.clone())
+        let metric = network.options.metric.unwrap_or_default();
+        (metric, std::cmp::Reverse(endpoint.gateway_priority), !both, network.name.clone())
     });
     ways.into_iter()
 }
@@ -223,7 +226,7 @@ pub fn published_endpoint(view: &ContainerView, family: Family) -> Option<(&Endp
 
 /// Which endpoint of a container gives it its default route in `family`, and the gateway.
 ///
-/// A pure function of the rows: the highest gateway priority wins; then, as Docker breaks ties, a network that
+/// A pure function of the rows: the lowest metric wins, then the highest gateway priority; then, as Docker breaks ties, a network that
 /// speaks both families before one that speaks one, then the network's name in byte order.
 pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network, IpAddr)> {
     ways_out(view, family).find(|(_, network, _)| network.options.default_route)
@@ -250,19 +253,22 @@ pub fn name_servers(view: &ContainerView) -> Vec<IpAddr> {
     Family::ALL.into_iter().filter_map(of).collect()
 }
 
-/// Both default routes of a container's sandbox.
+/// The default routes of a container's sandbox: in each family the best one, and one more for every other priority that
+/// networks ask for.
 pub fn default_routes(view: &ContainerView) -> Vec<DefaultRoute> {
     let Some(sandbox) = &view.container.sandbox else { return Vec::new() };
-    Family::ALL
-        .into_iter()
-        .filter_map(|family| default_route(view, family))
-        .map(|(endpoint, network, gateway)| DefaultRoute {
-            sandbox: sandbox.clone(),
-            gateway,
-            interface: endpoint.ifname.clone(),
-            metric: network.options.metric,
-        })
-        .collect()
+    let mut routes: Vec<DefaultRoute> = Vec::new();
+    for family in Family::ALL {
+        for (endpoint, network, gateway) in ways_out(view, family) {
+            let metric = network.options.metric;
+            let is_taken = |other: &DefaultRoute| Family::of(other.gateway) == family && other.metric == metric;
+            if network.options.default_route && !routes.iter().any(is_taken) {
+                let interface = endpoint.ifname.clone();
+                routes.push(DefaultRoute { sandbox: sandbox.clone(), gateway, interface, metric });
+            }
+        }
+    }
+    routes
 }
 
 /// What a container needs: for each endpoint a port, neighbours, guard elements and an interface; then routes, and

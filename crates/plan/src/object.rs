@@ -461,8 +461,8 @@ pub enum Key {
     Child(u64, u64, IfName),
     /// By namespace and name.
     Interface(u64, u64, IfName),
-    /// By namespace and family.
-    DefaultRoute(u64, u64, Family),
+    /// By namespace, family and priority.
+    DefaultRoute(u64, u64, Family, Option<u32>),
     /// By namespace, destination and priority.
     Route(u64, u64, IpNet, Option<u32>),
 }
@@ -481,7 +481,9 @@ impl Object {
             Self::Port(o) => Key::Port(o.host_end.clone()),
             Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
-            Self::DefaultRoute(o) => Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway)),
+            Self::DefaultRoute(o) => {
+                Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway), o.metric)
+            }
         }
     }
 

@@ -80,6 +80,9 @@ enum Command {
     Stats(cmd::stats::Args),
     Events(cmd::stats::EventsArgs),
     Daemon(cmd::daemon::Args),
+    #[command(subcommand)]
+    Install(cmd::install::Command),
+    Netavark(cmd::netavark::Args),
     Demo(cmd::demo::Args),
     #[command(hide = true)]
     DemoServe(cmd::demo::ServeArgs),
@@ -115,6 +118,8 @@ impl Cli {
             Command::Stats(args) => args.run(&context),
             Command::Events(args) => args.run(&context),
             Command::Daemon(args) => args.run(&context),
+            Command::Install(command) => command.run(&context),
+            Command::Netavark(args) => Ok(args.run()),
             Command::Demo(args) => args.run(&context),
             Command::DemoServe(args) => args.run(),
             Command::Version(args) => args.run(&context),
@@ -134,13 +139,13 @@ impl Global {
             (Some("debug"), _) | (None, 2) => tracing::Level::DEBUG,
             _ => tracing::Level::TRACE,
         };
-        tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_writer(std::io::stderr)
-            .without_time()
-            .with_ansi(false)
-            .init();
+        start_log(level);
     }
+}
+
+/// Logs what is at least as important as `level` to standard error.
+pub(crate) fn start_log(level: tracing::Level) {
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().with_ansi(false).init();
 }
 
 /// One command with what every command takes: a definition that is made in a tenth of the time of the whole.

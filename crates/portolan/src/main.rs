@@ -19,10 +19,16 @@ mod table;
 use std::io::Write;
 
 fn main() {
-    let code = match cli::parse() {
+    if let Some(code) = cmd::netavark::called() {
+        exit(code);
+    }
+    exit(match cli::parse() {
         Ok(cli) => cli.run(),
         Err(code) => code,
-    };
+    })
+}
+
+fn exit(code: i32) -> ! {
     let _ = std::io::stdout().flush();
     // Nothing is left to drop that the kernel does not drop itself.
     std::process::exit(code)

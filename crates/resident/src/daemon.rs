@@ -512,6 +512,7 @@ impl Daemon {
             numbers.push(fd.as_raw_fd().to_string());
         }
         let error = Command::new(&binary)
+            .arg0("portolan")
             .args(&self.config.arguments)
             .env(inherit::NUMBERS, numbers.join(","))
             .env_remove("LISTEN_FDS")

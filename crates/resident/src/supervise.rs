@@ -12,6 +12,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -93,6 +94,8 @@ fn start(service: &Service<'_>, kept: &BTreeMap<String, OwnedFd>) -> Result<Chil
         .collect();
     let (program, arguments) = service.command;
     Command::new(program)
+        // Under the name of a face it would speak that face's language.
+        .arg0("portolan")
         .args(arguments)
         .env("NOTIFY_SOCKET", service.socket)
         .env_remove("INVOCATION_ID")

@@ -149,7 +149,7 @@ fn sandbox_of(object: &Object) -> Option<&Sandbox> {
 }
 
 fn refuse(step: &Step, reason: &str, kind: Kind) -> KernelError {
-    KernelError { doing: step.to_string(), reason: reason.to_owned(), kind, hint: None }
+    KernelError { doing: step.to_string(), reason: reason.to_owned(), errno: 0, kind, hint: None }
 }
 
 impl State {
@@ -369,6 +369,7 @@ impl Kernel for FakeKernel {
         let gone = || KernelError {
             doing: format!("open `{}`", path.display()),
             reason: "it does not exist".to_owned(),
+            errno: 0,
             kind: Kind::Invalid,
             hint: None,
         };
@@ -419,7 +420,7 @@ impl Kernel for FakeKernel {
         (49152, 49171, vec![49160])
     }
 
-    fn host_ports_free(&self, publication: &Publication) -> Result<(), PortClash> {
+    fn host_ports_free(&self, publication: &Publication, _keeper: Option<&str>) -> Result<(), PortClash> {
         self.call();
         let (first, last) = (publication.host.first(), publication.host.last());
         if (first..=last).contains(&FOREIGN_PORT) {

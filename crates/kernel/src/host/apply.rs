@@ -511,6 +511,7 @@ impl Context<'_> {
                     MacvlanMode::Vepa => 2,
                     MacvlanMode::Bridge => 4,
                     MacvlanMode::Passthru => 8,
+                    MacvlanMode::Source => 16,
                 };
                 ("macvlan", link::ChildMode::Macvlan(number, bclim))
             }
@@ -736,15 +737,6 @@ impl Context<'_> {
                             None => continue,
                         },
                     };
-                    // A route of another priority is another route.
-                    if let Step::Change(Object::DefaultRoute(from), _) = step
-                        && from.metric != wanted.metric
-                        && let Some(index) = lookup(&mut socket, from.interface.as_str())?
-                    {
-                        labelled.add(&doing, |batch| {
-                            route::delete(batch, &default_route(from, index));
-                        });
-                    }
                     labelled.add(&doing, |batch| {
                         route::replace(batch, &default_route(wanted, index));
                     });
@@ -916,6 +908,7 @@ pub(super) fn open_sandbox(sandbox: &Sandbox) -> Result<NetnsFd, KernelError> {
     let gone = |reason: String| KernelError {
         doing: doing(),
         reason,
+        errno: 0,
         kind: Kind::NotFound,
         hint: Some("`portolan gc` takes down containers whose namespace is gone".to_owned()),
     };

@@ -127,9 +127,10 @@ fn pid_of(path: &Path) -> Option<i32> {
 
 pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
     let doing = || format!("open namespace `{}`", path.display());
-    let error = |reason: String, kind: Kind, hint: &str| KernelError {
+    let error = |reason: String, errno: i32, kind: Kind, hint: &str| KernelError {
         doing: doing(),
         reason,
+        errno,
         kind,
         hint: Some(hint.to_owned()),
     };
@@ -138,12 +139,14 @@ pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
         if source.is_missing() {
             error(
                 "it does not exist".to_owned(),
+                errno,
                 Kind::Invalid,
                 "`ip netns list` and `lsns -t net` list namespaces; --pid takes a process's",
             )
         } else if errno == 0 {
             error(
                 "it is not a network namespace".to_owned(),
+                0,
                 Kind::Invalid,
                 "give a path such as /run/netns/NAME or /proc/PID/ns/net",
             )
@@ -157,6 +160,7 @@ pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
     if id == host.identity() {
         return Err(error(
             "it is the host's own".to_owned(),
+            0,
             Kind::Invalid,
             "a container needs a namespace of its own; make one with `ip netns add NAME`",
         ));
@@ -200,7 +204,7 @@ const fn transport(protocol: Protocol) -> Transport {
     }
 }
 
-pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash> {
+pub(super) fn host_ports_free(publication: &Publication, keeper: Option<&str>) -> Result<(), PortClash> {
     let transport = transport(publication.protocol);
     let addresses = Family::ALL.into_iter().filter(|family| publication.covers(*family)).map(|family| {
         publication.bound_to().unwrap_or(match family {
@@ -217,7 +221,7 @@ pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash
             match diag::probe_bind(transport, address, port) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
-                    if let Some(holder) = holder(transport, address, port) {
+                    if let Some(holder) = holder(transport, address, port, keeper) {
                         return Err(PortClash::Listening { port, holder });
                     }
                 }
@@ -237,7 +241,7 @@ pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash
                         && listener.port <= publication.host.last()
                         && listener.occupies(transport, address, listener.port)
                 })
-                .find_map(|listener| Some((listener.port, name_holder(listener.inode)?)));
+                .find_map(|listener| Some((listener.port, name_holder(listener.inode, keeper)?)));
             if let Some((port, holder)) = clash {
                 return Err(PortClash::Listening { port, holder });
             }
@@ -250,20 +254,20 @@ pub(super) fn host_ports_free(publication: &Publication) -> Result<(), PortClash
 /// on, which it lets go with their container.
 const OURS: &str = "portolan";
 
-/// Who has the port, for the error message; none if that is our resident alone.
-fn holder(transport: Transport, address: IpAddr, port: u16) -> Option<String> {
+/// Who has the port, for the error message; none if that is our resident or the `keeper`.
+fn holder(transport: Transport, address: IpAddr, port: u16, keeper: Option<&str>) -> Option<String> {
     let listeners = diag::listeners().unwrap_or_default();
     let occupants: Vec<_> =
         listeners.into_iter().filter(|listener| listener.occupies(transport, address, port)).collect();
     if occupants.is_empty() {
         return Some("another process".to_owned());
     }
-    occupants.into_iter().find_map(|listener| name_holder(listener.inode))
+    occupants.into_iter().find_map(|listener| name_holder(listener.inode, keeper))
 }
 
-fn name_holder(inode: u32) -> Option<String> {
+fn name_holder(inode: u32, keeper: Option<&str>) -> Option<String> {
     match diag::holder_of(inode) {
-        Some(holder) if holder.comm == OURS => None,
+        Some(holder) if holder.comm == OURS || Some(holder.comm.as_str()) == keeper => None,
         Some(holder) => Some(format!("process {} (`{}`)", holder.pid, holder.comm)),
         None => Some("another process".to_owned()),
     }

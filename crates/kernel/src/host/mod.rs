@@ -88,7 +88,7 @@ fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError 
         (Kind::Denied, _) => Some("run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned()),
         _ => None,
     };
-    KernelError { doing: doing.into(), reason, kind, hint }
+    KernelError { doing: doing.into(), reason, errno, kind, hint }
 }
 
 impl Kernel for HostKernel {
@@ -179,8 +179,8 @@ impl Kernel for HostKernel {
         facts::ephemeral_ports(self)
     }
 
-    fn host_ports_free(&self, publication: &Publication) -> Result<(), PortClash> {
-        facts::host_ports_free(publication)
+    fn host_ports_free(&self, publication: &Publication, keeper: Option<&str>) -> Result<(), PortClash> {
+        facts::host_ports_free(publication, keeper)
     }
 
     fn forget_flows(&self, publications: &[Publication]) {

@@ -321,11 +321,13 @@ fn inside(
         };
         let mut route =
             DefaultRoute { sandbox: sandbox.clone(), gateway, interface: interface.clone(), metric: default.metric };
+        let is_wanted = |route: &DefaultRoute| desired.find(&Object::DefaultRoute(route.clone()).key()).is_some();
+        // Where no priority is asked for, the kernel has one of its own.
+        if !is_wanted(&route) {
+            route.metric = None;
+        }
         // A default route that is not wanted of us is the container's own business.
-        let key = Object::DefaultRoute(route.clone()).key();
-        if let Some(Object::DefaultRoute(wanted)) = desired.find(&key) {
-            // Where none is asked for, the kernel has one of its own.
-            route.metric = wanted.metric.and(route.metric);
+        if is_wanted(&route) {
             found.insert(Object::DefaultRoute(route));
         }
     }

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -246,24 +247,7 @@ pub(crate) fn is_off() -> bool {
 ///
 /// The verb is done whatever comes of this: failures are warnings.
 pub(crate) fn settle(context: &Context, is_needed: bool) {
-    let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let request = Request::Sync { command: command_name().map(|name| (name, took)) };
-    let settled = (|| -> Result<Vec<String>> {
-        for _ in 0..ATTEMPTS {
-            if let Some(mut client) = Client::connect(&context.run)? {
-                // One that leaves while we ask has nothing to serve, unless we have just made something.
-                if let Some(warnings) = client.tell(&request)? {
-                    return Ok(warnings);
-                }
-            }
-            if !is_needed || is_off() {
-                return Ok(Vec::new());
-            }
-            launch(context)?;
-        }
-        Err(Refused::new("the daemon leaves as soon as it was started").into())
-    })();
-    match settled {
+    match settled(context, is_needed) {
         Ok(warnings) => warnings.iter().for_each(|warning| crate::failure::print(warning, None)),
         Err(error) => {
             crate::failure::report(&error.context("names and proxied ports are not served"), 0);
@@ -271,10 +255,34 @@ pub(crate) fn settle(context: &Context, is_needed: bool) {
     }
 }
 
+/// The same, for who decides what becomes of failures: what is not served all the same, a sentence each.
+///
+/// # Errors
+/// When there is no daemon to be had.
+pub(crate) fn settled(context: &Context, is_needed: bool) -> Result<Vec<String>> {
+    let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let request = Request::Sync { command: command_name().map(|name| (name, took)) };
+    for _ in 0..ATTEMPTS {
+        if let Some(mut client) = Client::connect(&context.run)? {
+            // One that leaves while we ask has nothing to serve, unless we have just made something.
+            if let Some(warnings) = client.tell(&request)? {
+                return Ok(warnings);
+            }
+        }
+        if !is_needed || is_off() {
+            return Ok(Vec::new());
+        }
+        launch(context)?;
+    }
+    Err(Refused::new("the daemon leaves as soon as it was started").into())
+}
+
 /// Starts a daemon that leaves when it is not needed.
 fn launch(context: &Context) -> Result<()> {
     let program: PathBuf = std::env::current_exe().context("find this program")?;
     let output = std::process::Command::new(&program)
+        // It may be installed under the name of a face.
+        .arg0("portolan")
         .arg("--root")
         .arg(&context.root)
         .args(["daemon", "start", "--on-demand"])

@@ -81,7 +81,7 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
 
 Options of macvlan and ipvlan:
   parent=NAME                  the host's interface; NAME.50 is made for VLAN 50 if it is not there
-  mode=MODE                    macvlan: bridge, private, vepa, passthru; ipvlan: l2, l3, l3s
+  mode=MODE                    macvlan: bridge, private, vepa, passthru, source; ipvlan: l2, l3, l3s
   mtu, metric, no_default_route, interface_prefix as above; bclim=NUMBER of macvlan")]
 pub(crate) struct CreateArgs {
     /// The network's name

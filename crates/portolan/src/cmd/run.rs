@@ -218,6 +218,7 @@ impl Args {
             sysctls: self.sysctl.into_iter().collect(),
             labels: self.label.into_iter().collect(),
             auto_remove: self.rm,
+            port_keeper: None,
         })?;
         let mut release = || -> Result<()> {
             prepare_files(&engine, &dir, &info)?;

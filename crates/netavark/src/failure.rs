@@ -1,0 +1,140 @@
+//! Failures as netavark words them: a chain of texts, outermost first, joined by colons.
+
+use std::fmt;
+use std::io;
+
+use portolan_engine::{Error, KernelError};
+use serde::Serialize;
+
+/// What went wrong, in netavark's words where it has any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure(String);
+
+impl Failure {
+    /// A failure without a cause.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// What the operating system refused.
+    pub fn io(error: &io::Error) -> Self {
+        Self(format!("IO error: {error}"))
+    }
+
+    /// The same, as the cause of `outer`.
+    #[must_use]
+    pub fn within(self, outer: impl fmt::Display) -> Self {
+        Self(format!("{outer}: {}", self.0))
+    }
+
+    /// The object that Podman reads: it has this one key and no other.
+    pub fn to_json(&self) -> String {
+        #[derive(Serialize)]
+        struct Object<'a> {
+            error: &'a str,
+        }
+        serde_json::to_string(&Object { error: &self.0 }).expect("text serialises")
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Several failures as one; none of none.
+pub fn all(failures: Vec<Failure>) -> Option<Failure> {
+    match failures.len() {
+        0 => None,
+        1 => failures.into_iter().next(),
+        _ => {
+            let mut text = String::from("netavark encountered multiple errors:");
+            for failure in failures {
+                text.push_str("\n\t- ");
+                text.push_str(&failure.0);
+            }
+            Some(Failure(text))
+        }
+    }
+}
+
+/// A refusal of the engine: in netavark's words where it refuses the same, else in our own with our advice.
+pub fn engine_failure(error: &Error) -> Failure {
+    if let Error::Kernel { source, .. } = error
+        && let Some(text) = kernel_failure(source)
+    {
+        return Failure(text);
+    }
+    let mut text = error.to_string();
+    if let Error::Kernel { source, .. } = error {
+        text = format!("{text}: {source}");
+    }
+    if let Some(hint) = error.hint().filter(|_| speaks_to_podman(error)) {
+        text = format!("{text} ({hint})");
+    }
+    Failure(text)
+}
+
+/// Whether our advice helps someone who typed a podman command: most of it names commands and flags of ours.
+fn speaks_to_podman(error: &Error) -> bool {
+    matches!(error, Error::PortListening { .. } | Error::NotLocal { .. } | Error::BridgeFull { .. } | Error::Store(_))
+}
+
+/// What the kernel says to what netavark asks of it as well.
+fn kernel_failure(error: &KernelError) -> Option<String> {
+    let os = |errno| io::Error::from_raw_os_error(errno);
+    match error.errno {
+        EROFS | EACCES | EPERM if error.doing.starts_with("set sysctl ") => {
+            let name = error.doing.split('`').nth(1)?.replace('.', "/");
+            Some(format!("set sysctl {name}: IO error: {}", os(error.errno)))
+        }
+        EEXIST if error.doing.starts_with("create veth ") => Some(format!(
+            "create veth pair: interface already exists on container namespace: Netlink error: {}",
+            os(error.errno)
+        )),
+        _ => None,
+    }
+}
+
+/// Error numbers of Linux on all of our platforms (asm-generic/errno-base.h).
+const EPERM: i32 = 1;
+const EACCES: i32 = 13;
+const EEXIST: i32 = 17;
+const EROFS: i32 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_has_one_key() {
+        assert_eq!(Failure::new("a \"b\"").within("c").to_json(), r#"{"error":"c: a \"b\""}"#);
+    }
+
+    #[test]
+    fn several_are_a_list() {
+        assert_eq!(all(Vec::new()), None);
+        assert_eq!(all(vec![Failure::new("a")]), Some(Failure::new("a")));
+        let two = all(vec![Failure::new("a"), Failure::new("b")]).unwrap();
+        assert_eq!(two.to_string(), "netavark encountered multiple errors:\n\t- a\n\t- b");
+    }
+
+    #[test]
+    fn a_read_only_proc_in_netavarks_words() {
+        let source = KernelError {
+            doing: "set sysctl `net.ipv4.ip_forward` to 1".into(),
+            reason: "read-only file system (EROFS)".into(),
+            errno: 30,
+            kind: portolan_engine::Kind::Denied,
+            hint: None,
+        };
+        let error = Error::Kernel { doing: "attach".into(), source };
+        assert_eq!(
+            engine_failure(&error).to_string(),
+            "set sysctl net/ipv4/ip_forward: IO error: Read-only file system (os error 30)"
+        );
+    }
+}

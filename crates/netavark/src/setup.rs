@@ -1,0 +1,368 @@
+//! From what Podman asks for to what the engine is asked for, with the checks that netavark makes first.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use portolan_engine::{AttachRequest, EndpointRequest, NetworkRequest};
+use portolan_model::{
+    DnsConfig, Driver, HostPorts, Id, IfName, Mac, Name, PortRange, Protocol, PublishSpec, RouteAction, StaticRoute,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::failure::Failure;
+use crate::status::SEARCH_DOMAIN;
+use crate::wire::{Attachment, Network, PortMapping, Route, Setup, shortened};
+
+/// The program that holds published ports for Podman's containers while they run.
+const PORT_KEEPER: &str = "conmon";
+
+/// The priority of routes that netavark gives where no option says another: macvlan and ipvlan are preferred.
+const BRIDGE_METRIC: u32 = 100;
+const CHILD_METRIC: u32 = 99;
+
+/// A setup, ready for the engine and for plugins.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// For the engine; none if all networks are of plugins.
+    pub attach: Option<AttachRequest>,
+    /// The networks of plugins, with the container's place on each.
+    pub plugins: Vec<(&'a Network, &'a Attachment)>,
+    /// What is left out, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Our id of a container that Podman, or another caller, calls `id`: the same if it has our form.
+pub fn container_id(id: &str) -> Id {
+    id.parse().unwrap_or_else(|_| hashed("container", id))
+}
+
+/// Our id of a network.
+pub fn network_id(network: &Network) -> Id {
+    network.id.parse().unwrap_or_else(|_| hashed("network", &format!("{}\0{}", network.id, network.name)))
+}
+
+fn hashed(kind: &str, id: &str) -> Id {
+    Id::from_bytes(Sha256::new().chain_update(kind).chain_update([0]).chain_update(id).finalize().into())
+}
+
+/// Decides what is to be asked of the engine and of plugins to put the namespace at `netns` on all networks.
+///
+/// # Errors
+/// Whatever netavark refuses before it touches anything, in its words.
+pub fn plan<'a>(setup: &'a Setup, netns: &Path) -> Result<Plan<'a>, Failure> {
+    let mut warnings = Vec::new();
+    let mut endpoints = Vec::new();
+    let mut plugins = Vec::new();
+    for (position, attachment) in setup.networks.iter().enumerate() {
+        let network = setup.network_info.get(&attachment.name).ok_or_else(|| {
+            Failure::new(format!("network info for network {} not found", shortened(&attachment.name)))
+        })?;
+        match driver(network) {
+            Some(driver) => endpoints.push(endpoint(network, attachment, driver, position, &mut warnings)?),
+            None => plugins.push((network, attachment)),
+        }
+    }
+    let attach =
+        if endpoints.is_empty() { None } else { Some(attach_request(setup, netns, endpoints, &mut warnings)?) };
+    Ok(Plan { attach, plugins, warnings })
+}
+
+fn driver(network: &Network) -> Option<Driver> {
+    match network.driver.as_str() {
+        "bridge" => Some(Driver::Bridge),
+        "macvlan" => Some(Driver::Macvlan),
+        "ipvlan" => Some(Driver::Ipvlan),
+        _ => None,
+    }
+}
+
+fn attach_request(
+    setup: &Setup,
+    netns: &Path,
+    endpoints: Vec<EndpointRequest>,
+    warnings: &mut Vec<String>,
+) -> Result<AttachRequest, Failure> {
+    let name: Option<Name> = setup.container_name.parse().ok();
+    if name.is_none() && !setup.container_name.is_empty() {
+        warnings
+            .push(format!("container name {:?} is no name: the id stands for it", shortened(&setup.container_name)));
+    }
+    let mut publish: Vec<PublishSpec> = Vec::new();
+    for mapping in setup.port_mappings.iter().flatten() {
+        for spec in published(mapping)? {
+            if !publish.contains(&spec) {
+                publish.push(spec);
+            }
+        }
+    }
+    Ok(AttachRequest {
+        id: Some(container_id(&setup.container_id)),
+        name,
+        hostname: setup.container_hostname.as_ref().and_then(|name| name.parse().ok()),
+        endpoints,
+        publish,
+        dns: DnsConfig {
+            servers: setup.dns_servers.clone().unwrap_or_default(),
+            search: vec![SEARCH_DOMAIN.to_owned()],
+            options: Vec::new(),
+        },
+        port_keeper: Some(PORT_KEEPER),
+        ..AttachRequest::namespace(netns)
+    })
+}
+
+/// A container's place on a network of ours.
+fn endpoint(
+    network: &Network,
+    attachment: &Attachment,
+    driver: Driver,
+    position: usize,
+    warnings: &mut Vec<String>,
+) -> Result<EndpointRequest, Failure> {
+    let is_bridge = driver == Driver::Bridge;
+    if is_bridge && network.network_interface.as_deref().unwrap_or_default().is_empty() {
+        return Err(Failure::new("no bridge interface name given"));
+    }
+    if attachment.interface_name.is_empty() {
+        return Err(Failure::new("no container interface name given"));
+    }
+    let ifname = interface(&attachment.interface_name)?;
+    let addresses = addresses(network, attachment)?;
+    let mac = attachment.static_mac.as_deref().filter(|mac| !mac.is_empty()).map(mac).transpose()?;
+    let host_end = match attachment.options.as_ref().and_then(|options| options.get("host_interface_name")) {
+        Some(name) if is_bridge && !name.is_empty() => Some(interface(name)?),
+        _ => None,
+    };
+    let mut aliases = Vec::new();
+    for alias in attachment.aliases.iter().flatten() {
+        match alias.parse::<Name>() {
+            Ok(name) => aliases.push(name),
+            Err(error) => {
+                warnings.push(format!("invalid network alias {:?}: {error}, ignoring this name", shortened(alias)))
+            }
+        }
+    }
+    let request = network_request(network, driver)?;
+    Ok(EndpointRequest {
+        addresses,
+        exact: true,
+        host_end,
+        mac: mac.filter(|_| driver != Driver::Ipvlan),
+        ifname: Some(ifname),
+        aliases,
+        // The first network gives the default route, where options do not say otherwise.
+        gateway_priority: i32::try_from(position).map_or(i32::MIN, |position| -position),
+        transient: Some(request),
+        ..EndpointRequest::new(&network.name)
+    })
+}
+
+/// What the engine is told of a network.
+fn network_request(network: &Network, driver: Driver) -> Result<NetworkRequest, Failure> {
+    let name: Name = network
+        .name
+        .parse()
+        .map_err(|error| Failure::new(format!("invalid network name {:?}: {error}", shortened(&network.name))))?;
+    let subnets: Vec<IpNet> = network.subnets.iter().flatten().map(|subnet| subnet.subnet).collect();
+    let has = |v4| subnets.iter().any(|subnet| subnet.addr().is_ipv4() == v4);
+    let routes = network.routes.iter().flatten().map(route).collect::<Result<_, _>>()?;
+    Ok(NetworkRequest {
+        id: Some(network_id(network)),
+        exact: true,
+        driver,
+        gateways: network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway).collect(),
+        ipv4: has(true),
+        ipv6: has(false),
+        subnets,
+        internal: network.internal,
+        dns: network.network_dns_servers.clone().unwrap_or_default(),
+        options: options(network, driver)?,
+        labels: network.labels.clone().unwrap_or_default(),
+        routes,
+        names: network.dns_enabled && driver == Driver::Bridge,
+        ..NetworkRequest::new(name)
+    })
+}
+
+/// The options of a network by our names, checked as netavark checks them. Others are not looked at.
+fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>, Failure> {
+    let mut found = BTreeMap::new();
+    let mut put = |key: &str, value: String| found.insert(key.to_owned(), value);
+    let mode = network.option("mode").filter(|mode| !mode.is_empty());
+    if let Some(mtu) = parsed::<u32>(network, "mtu")?.filter(|mtu| *mtu > 0) {
+        put("mtu", mtu.to_string());
+    }
+    let default = if driver == Driver::Bridge { BRIDGE_METRIC } else { CHILD_METRIC };
+    put("metric", parsed::<u32>(network, "metric")?.unwrap_or(default).to_string());
+    if parsed::<bool>(network, "no_default_route")? == Some(true) {
+        put("no_default_route", "true".to_owned());
+    }
+    match driver {
+        Driver::Macvlan | Driver::Ipvlan => {
+            if let Some(parent) = network.network_interface.as_ref().filter(|parent| !parent.is_empty()) {
+                put("parent", interface(parent)?.to_string());
+            }
+            if let Some(mode) = mode {
+                let is_known = match driver {
+                    Driver::Macvlan => mode.parse::<portolan_model::MacvlanMode>().is_ok(),
+                    _ => mode.parse::<portolan_model::IpvlanMode>().is_ok(),
+                };
+                if !is_known {
+                    return Err(Failure::new(format!("invalid {driver} mode {mode:?}")));
+                }
+                put("mode", mode.to_owned());
+            }
+            if let Some(limit) = parsed::<i32>(network, "bclim")?.filter(|_| driver == Driver::Macvlan) {
+                put("bclim", limit.to_string());
+            }
+        }
+        Driver::Bridge | Driver::Host | Driver::None => {
+            let bridge = network.network_interface.as_deref().unwrap_or_default();
+            put("bridge", interface(bridge)?.to_string());
+            match mode {
+                None | Some("managed") => {}
+                Some("unmanaged") => drop(put("mode", "unmanaged".to_owned())),
+                Some(mode) => return Err(Failure::new(format!("invalid bridge mode {mode:?}"))),
+            }
+            // What is neither is open, as in netavark.
+            if let Some(isolate) = network.option("isolate") {
+                let level = if matches!(isolate, "strict" | "true") { isolate } else { "false" };
+                put("isolate", level.to_owned());
+            }
+            if let Some(vlan) = parsed::<u16>(network, "vlan")?.filter(|vlan| *vlan > 0) {
+                if vlan > 4094 {
+                    return Err(Failure::new("vlan must be between 0 and 4094"));
+                }
+                put("vlan", vlan.to_string());
+            }
+            if let Some(vrf) = network.option("vrf").filter(|vrf| !vrf.is_empty()) {
+                put("vrf", interface(vrf)?.to_string());
+            }
+            if let Some(address) = parsed::<Ipv4Addr>(network, "outbound_addr4")? {
+                put("host_ipv4", address.to_string());
+            }
+            if let Some(address) = parsed::<Ipv6Addr>(network, "outbound_addr6")? {
+                put("host_ipv6", address.to_string());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// An option that has to be of a type.
+pub(crate) fn parsed<T: FromStr<Err: Display>>(network: &Network, key: &str) -> Result<Option<T>, Failure> {
+    let parse =
+        |value: &str| value.parse().map_err(|error| Failure::new(format!("unable to parse \"{key}\": {error}")));
+    network.option(key).map(parse).transpose()
+}
+
+fn interface(name: &str) -> Result<IfName, Failure> {
+    name.parse().map_err(|error: portolan_model::Invalid| Failure::new(error.to_string()))
+}
+
+/// Refuses subnets of one network that are the same or overlap.
+pub(crate) fn check_subnets(subnets: &[IpNet]) -> Result<(), Failure> {
+    for (position, one) in subnets.iter().enumerate() {
+        for other in &subnets[position + 1..] {
+            if one == other {
+                return Err(Failure::new(format!("duplicate subnet defined: {one}")));
+            }
+            if overlap(one, other) {
+                return Err(Failure::new(format!("overlapping subnets: {one} and {other}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
+/// The addresses that Podman chose, each in a subnet of the network.
+fn addresses(network: &Network, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+    match network.ipam() {
+        "" | "host-local" => {}
+        "none" => return Ok(Vec::new()),
+        other => return Err(Failure::new(format!("unsupported ipam driver {}", shortened(other)))),
+    }
+    let Some(wanted) = &attachment.static_ips else { return Err(Failure::new("no static ips provided")) };
+    let subnets: Vec<IpNet> = network.subnets.iter().flatten().map(|subnet| subnet.subnet).collect();
+    check_subnets(&subnets)?;
+    // In the order of the subnets, as they are answered.
+    let found: Vec<IpAddr> =
+        subnets.iter().flat_map(|subnet| wanted.iter().copied().filter(|ip| subnet.contains(ip))).collect();
+    if found.len() != wanted.len() {
+        return Err(Failure::new(format!(
+            "not all static IPs matched a subnet: expected {}, got {}",
+            wanted.len(),
+            found.len()
+        )));
+    }
+    Ok(found)
+}
+
+fn mac(text: &str) -> Result<Mac, Failure> {
+    let bytes = text.split([':', '-']).map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<u8>, _>>();
+    let bytes =
+        bytes.map_err(|error| Failure::new(format!("unable to parse mac address {}: {error}", shortened(text))))?;
+    if bytes.len() != 6 {
+        return Err(Failure::new(format!("invalid mac length for address: {}", shortened(text))));
+    }
+    let canonical = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+    canonical.parse().map_err(|error: portolan_model::Invalid| Failure::new(error.to_string()))
+}
+
+fn route(route: &Route) -> Result<StaticRoute, Failure> {
+    let destination = route.destination;
+    let kind = route.route_type.as_deref().unwrap_or_default();
+    let action = match (kind, route.gateway) {
+        ("" | "unicast", Some(gateway)) if gateway.is_ipv4() != destination.addr().is_ipv4() => {
+            return Err(Failure::new(format!("route {destination} has a gateway of another family: {gateway}")));
+        }
+        ("" | "unicast", Some(gateway)) => RouteAction::Via(gateway),
+        ("" | "unicast", None) => {
+            return Err(Failure::new(format!("route {destination} requires a gateway for type unicast")));
+        }
+        ("blackhole", None) => RouteAction::Blackhole,
+        ("unreachable", None) => RouteAction::Unreachable,
+        ("prohibit", None) => RouteAction::Prohibit,
+        ("blackhole" | "unreachable" | "prohibit", Some(_)) => {
+            return Err(Failure::new(format!("route {destination} must not have a gateway for type {kind}")));
+        }
+        (kind, _) => return Err(Failure::new(format!("invalid route type \"{}\"", shortened(kind)))),
+    };
+    Ok(StaticRoute { destination: destination.trunc(), action, metric: route.metric })
+}
+
+/// The publications that a port mapping stands for, one for each protocol.
+fn published(mapping: &PortMapping) -> Result<Vec<PublishSpec>, Failure> {
+    let host_ip = match mapping.host_ip.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| {
+            Failure::new(format!("invalid host ip {:?} provided for port {}", shortened(text), mapping.host_port))
+        })?),
+    };
+    let range = |first: u16| {
+        let last = u32::from(first) + u32::from(mapping.range.max(1)) - 1;
+        let last = u16::try_from(last)
+            .map_err(|_| Failure::new(format!("port range of {} from {first} on ends after 65535", mapping.range)))?;
+        PortRange::new(first, last).map_err(|error| Failure::new(error.to_string()))
+    };
+    let (host, container) = (range(mapping.host_port)?, range(mapping.container_port)?);
+    let protocols = if mapping.protocol.is_empty() { "tcp" } else { &mapping.protocol };
+    let spec = |protocol: &str| {
+        let protocol: Protocol =
+            protocol.parse().map_err(|_| Failure::new(format!("unknown port protocol {:?}", shortened(protocol))))?;
+        Ok(PublishSpec { protocol, host_ip, host: HostPorts::Exact(host), container })
+    };
+    protocols.split(',').map(|protocol| spec(protocol.trim())).collect()
+}
+
+#[cfg(test)]
+#[path = "setup_tests.rs"]
+mod tests;

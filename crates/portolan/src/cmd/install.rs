@@ -1,0 +1,162 @@
+//! `portolan install`: have other programs use Portolan
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::Refused;
+use crate::output;
+
+/// Have Podman use Portolan, and go back
+#[derive(Debug, clap::Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub(crate) enum Command {
+    Podman(PodmanArgs),
+}
+
+impl Command {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        match self {
+            Self::Podman(args) => args.run(context),
+        }
+    }
+}
+
+/// Make Portolan the network backend of Podman
+///
+/// Podman looks for its helper programs in a list of directories. This makes a directory in which `netavark` and
+/// `aardvark-dns` are links to this program, and writes a file that puts it first. Nothing else of Podman changes: its
+/// networks and its commands stay, and `--uninstall` takes both away again.
+///
+/// Containers that run keep the networks that they have. Stop them before, and start them after: the bridge that one
+/// backend made is not the other's.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  portolan install podman                      as root, for the Podman of root
+  podman info --format '{{.Host.NetworkBackendInfo}}'
+  portolan install podman --uninstall          back to what Podman came with
+  portolan install podman --config ~/.config/containers/containers.conf.d --bin ~/.local/libexec/portolan")]
+pub(crate) struct PodmanArgs {
+    /// Take away what was installed
+    #[arg(long)]
+    uninstall: bool,
+    /// Directory of drop-in files of containers.conf(5)
+    #[arg(long, value_name = "DIR", default_value = "/etc/containers/containers.conf.d")]
+    config: PathBuf,
+    /// Directory for the links
+    #[arg(long, value_name = "DIR", default_value = "/usr/local/libexec/portolan")]
+    bin: PathBuf,
+}
+
+/// The drop-in file; files are read in the order of their names.
+const DROP_IN: &str = "50-portolan.conf";
+/// The first line of the file, by which it is known to be ours.
+const MARK: &str = "# Written by `portolan install podman`.";
+/// What Podman starts, by name.
+const PROGRAMS: [&str; 2] = ["netavark", "aardvark-dns"];
+/// Where Podman looks unless it is told otherwise (containers.conf(5), helper_binaries_dir): other helpers stay there.
+const USUAL: [&str; 4] =
+    ["/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman"];
+
+/// What was done, for `--json`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Done {
+    installed: bool,
+    file: PathBuf,
+    links: Vec<PathBuf>,
+}
+
+impl PodmanArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let bin = std::path::absolute(&self.bin).with_context(|| format!("find `{}`", self.bin.display()))?;
+        let file = self.config.join(DROP_IN);
+        let links: Vec<PathBuf> = PROGRAMS.iter().map(|program| bin.join(program)).collect();
+        if self.uninstall {
+            uninstall(&file, &links)?;
+        } else {
+            install(&file, &bin, &links)?;
+        }
+        if context.json {
+            output::json(&Done { installed: !self.uninstall, file, links })?;
+        } else if self.uninstall {
+            output::print(&format!(
+                "Podman uses the network backend that it came with: `{}` is gone.\nStart its containers again, so that they get networks of that.\n",
+                file.display()
+            ))?;
+        } else {
+            output::print(&format!(
+                "Podman uses Portolan from the next container on: `{}` says so.\nStop containers that run and start them again. Back: portolan install podman --uninstall\n",
+                file.display()
+            ))?;
+        }
+        Ok(0)
+    }
+}
+
+fn is_ours(file: &Path) -> Result<bool> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(text.starts_with(MARK)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("read `{}`", file.display())),
+    }
+}
+
+fn install(file: &Path, bin: &Path, links: &[PathBuf]) -> Result<()> {
+    if !is_ours(file)? {
+        return Err(Refused::new(format!("`{}` is there and was not written by this command", file.display()))
+            .hint("move it away, or add the directory with the links to its helper_binaries_dir")
+            .into());
+    }
+    let program = std::env::current_exe().context("find this program")?;
+    for directory in [bin, file.parent().unwrap_or(Path::new("/"))] {
+        fs::create_dir_all(directory).with_context(|| format!("create `{}`", directory.display()))?;
+    }
+    for link in links {
+        if fs::symlink_metadata(link).is_ok_and(|there| !there.is_symlink()) {
+            return Err(Refused::new(format!("`{}` is there and is no link", link.display()))
+                .hint("choose another directory with --bin")
+                .into());
+        }
+        // Made beside and moved there: Podman may start it at any moment.
+        let beside = link.with_extension("new");
+        let made = remove(&beside).and_then(|()| symlink(&program, &beside)).and_then(|()| fs::rename(&beside, link));
+        made.with_context(|| format!("link `{}` to `{}`", link.display(), program.display()))?;
+    }
+    let directories: Vec<String> =
+        std::iter::once(bin.display().to_string()).chain(USUAL.map(String::from)).map(|d| format!("{d:?}")).collect();
+    let text = format!(
+        "{MARK}\n# Back to what Podman came with: portolan install podman --uninstall\n\n[network]\nnetwork_backend = \"netavark\"\n\n[engine]\nhelper_binaries_dir = [{}]\n",
+        directories.join(", ")
+    );
+    let beside = file.with_extension("new");
+    let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file));
+    written.with_context(|| format!("write `{}`", file.display()))
+}
+
+fn uninstall(file: &Path, links: &[PathBuf]) -> Result<()> {
+    if !is_ours(file)? {
+        return Err(Refused::new(format!("`{}` was not written by `portolan install podman`", file.display()))
+            .hint("look at it, and remove it by hand")
+            .into());
+    }
+    // The file first: it must not name what is not there.
+    remove(file).with_context(|| format!("remove `{}`", file.display()))?;
+    for link in links.iter().filter(|link| link.is_symlink()) {
+        remove(link).with_context(|| format!("remove `{}`", link.display()))?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,435 @@
+//! `portolan netavark`, and the binary called as `netavark`: Podman's network backend
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use portolan_engine::{AttachRequest, ContainerInfo, Error, Kernel as _};
+use portolan_netavark::{
+    Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, container_id,
+    engine_failure, network_id,
+};
+use portolan_resident::daemon as resident;
+use serde::Serialize;
+
+use crate::clock;
+use crate::cmd::daemon;
+use crate::context::{Context, Engine};
+
+/// No setup is longer: Podman's are a few kilobytes.
+const LONGEST: u64 = 16 << 20;
+
+/// Speak netavark's protocol, for Podman
+///
+/// Podman starts its network backend for every container: as `netavark`, or as this. What it says comes as JSON on
+/// standard input, what it is told goes as JSON to standard output, and errors too, as {"error": "…"} with exit status 1.
+/// `portolan install podman` has Podman use it. Look at what Podman made with `portolan --root DIR`, where DIR is the
+/// --config of here: /run/containers/networks for Podman as root.
+#[derive(Debug, Parser)]
+#[command(name = "netavark", version = COMPATIBLE, after_help = "\
+Examples:
+  podman info --format '{{.Host.NetworkBackendInfo}}'
+  portolan --root /run/containers/networks ps
+  portolan --root /run/containers/networks rules CONTAINER")]
+pub(crate) struct Args {
+    /// Read the configuration from FILE instead of standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// What filters and translates packets: nftables, iptables, firewalld or none
+    #[arg(long, value_name = "DRIVER", env = "NETAVARK_FW", hide_env_values = true)]
+    firewall_driver: Option<String>,
+    /// Where state and run-time files are
+    #[arg(short, long, value_name = "DIR")]
+    config: Option<PathBuf>,
+    /// Whether containers are rootless; makes no difference here
+    #[arg(short, long, value_name = "BOOL")]
+    rootless: Option<bool>,
+    /// Accepted and not needed: names are answered by the daemon of Portolan
+    #[arg(short, long, value_name = "PATH")]
+    aardvark_binary: Option<OsString>,
+    /// Directory with plugins for other drivers; can be given several times
+    #[arg(long, value_name = "DIR")]
+    plugin_directory: Vec<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+enum Command {
+    /// Put a namespace on networks
+    Setup {
+        /// File of the namespace
+        netns: PathBuf,
+    },
+    /// Take a namespace off networks
+    Teardown {
+        /// File of the namespace; it may be gone
+        netns: PathBuf,
+    },
+    /// Change where questions from a network are forwarded to
+    Update {
+        /// The network
+        network: String,
+        /// Name servers, between commas; none for those of the host
+        #[arg(long, value_name = "IP,…", required = true, allow_hyphen_values = true)]
+        network_dns_servers: String,
+    },
+    /// Complete a new network
+    Create,
+    /// Print the version of netavark that this is compatible with, and our own
+    Version,
+    /// Put back rules that somebody removed
+    FirewallReload,
+}
+
+/// What Podman asks the program `aardvark-dns` that it looks for beside `netavark`: only its version, and that it is there.
+const AARDVARK: &str = "aardvark-dns";
+
+/// Does what the command line says if the binary was called as `netavark`; the exit status.
+pub(crate) fn called() -> Option<i32> {
+    let name = std::env::args_os().next()?;
+    let name = Path::new(&name).file_name()?.to_owned();
+    if name == AARDVARK {
+        let asked = std::env::args_os().nth(1);
+        if asked.is_some_and(|word| word == "version" || word == "--version" || word == "-V") {
+            println!("{AARDVARK} {COMPATIBLE}");
+            return Some(0);
+        }
+        crate::failure::print("names are answered by the daemon of Portolan, which starts by itself", None);
+        return Some(1);
+    }
+    if name != "netavark" {
+        return None;
+    }
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return Some(error.exit_code());
+        }
+    };
+    start_log();
+    Some(args.run())
+}
+
+/// Logs go to standard error, as much as Podman asks for by `RUST_LOG=netavark=LEVEL`.
+fn start_log() {
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let level = wanted.rsplit(['=', ',']).next().and_then(|level| level.parse().ok());
+    crate::cli::start_log(level.unwrap_or(tracing::Level::ERROR));
+}
+
+impl Args {
+    pub(crate) fn run(self) -> i32 {
+        match self.answer() {
+            Ok(Some(answer)) => {
+                println!("{answer}");
+                0
+            }
+            Ok(None) => 0,
+            Err(failure) => {
+                println!("{}", failure.to_json());
+                1
+            }
+        }
+    }
+
+    /// Does it; what is to be printed.
+    fn answer(&self) -> Result<Option<String>, Failure> {
+        match &self.command {
+            Command::Setup { netns } => self.setup(netns).map(Some),
+            Command::Teardown { netns } => self.teardown(netns).map(|()| None),
+            Command::Update { network, network_dns_servers } => {
+                self.update(network, network_dns_servers).map(|()| None)
+            }
+            Command::Create => self.create().map(Some),
+            Command::Version => Ok(Some(version())),
+            Command::FirewallReload => self.reload().map(|()| None),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<u8>, Failure> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut text = Vec::new();
+            match &self.file {
+                Some(file) => File::open(file)?.take(LONGEST + 1).read_to_end(&mut text)?,
+                None => io::stdin().lock().take(LONGEST + 1).read_to_end(&mut text)?,
+            };
+            Ok(text)
+        };
+        let text = read().map_err(|error| Failure::io(&error).within("failed to load network options"))?;
+        if text.len() as u64 > LONGEST {
+            return Err(Failure::new(format!("input is longer than {} MiB", LONGEST >> 20))
+                .within("failed to load network options"));
+        }
+        Ok(text)
+    }
+
+    /// The root that --config names.
+    fn context(&self, verb: &str) -> Result<Context, Failure> {
+        let config = self.config.as_ref().filter(|config| !config.as_os_str().is_empty());
+        let config = config.ok_or_else(|| Failure::new(format!("{verb} needs the option --config DIR")))?;
+        Ok(Context::new(Some(config.clone()), false))
+    }
+
+    fn engine(context: &Context) -> Result<Engine, Failure> {
+        resident::engine(&context.root).map_err(|error| Failure::new(format!("{error:#}")))
+    }
+
+    fn setup(&self, netns: &Path) -> Result<String, Failure> {
+        let there = File::open(netns);
+        there.map_err(|error| Failure::io(&error).within("invalid namespace path"))?;
+        let setup = portolan_netavark::parse_setup(&self.read()?)?;
+        let context = self.context("setup")?;
+        let plan = portolan_netavark::plan(&setup, netns)?;
+        let programs = self.programs(&plan)?;
+        for warning in &plan.warnings {
+            tracing::warn!("{warning}");
+        }
+        let engine = Self::engine(&context)?;
+        check_ipv6(&engine, &setup)?;
+        let joined = match &plan.attach {
+            Some(request) => Some(join(&engine, request)?),
+            None => None,
+        };
+        let all = match &joined {
+            Some(info) => {
+                let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
+                portolan_netavark::status(&setup, info, mac_of)
+            }
+            None => Default::default(),
+        };
+        let finish = || {
+            if let Some(info) = &joined {
+                settle(&context, &setup, info)?;
+            }
+            let mut all = all;
+            for (name, block) in run_plugins(&setup, &plan, &programs, netns)? {
+                all.insert(name, block);
+            }
+            Ok(serde_json::to_string(&all).expect("plain values serialise"))
+        };
+        finish().inspect_err(|_| {
+            if let Err(error) = engine.leave(&container_id(&setup.container_id).to_string(), &ids(&setup)) {
+                tracing::error!("the setup that failed was not taken back whole: {}", engine_failure(&error));
+            }
+            daemon::settle(&context, false);
+        })
+    }
+
+    /// The programs of the plugins that are needed.
+    fn programs(&self, plan: &Plan<'_>) -> Result<Vec<PathBuf>, Failure> {
+        let find = |(network, _): &(&Network, &Attachment)| {
+            let found = portolan_netavark::find_plugin(&self.plugin_directory, &network.driver);
+            found.ok_or_else(|| Failure::new(format!("unknown network driver {:?}", network.driver)))
+        };
+        plan.plugins.iter().map(find).collect()
+    }
+
+    fn teardown(&self, netns: &Path) -> Result<(), Failure> {
+        let setup = portolan_netavark::parse_setup(&self.read()?)?;
+        let context = self.context("teardown")?;
+        let mut failures = Vec::new();
+        let container = container_id(&setup.container_id).to_string();
+        let left = Self::engine(&context)
+            .and_then(|engine| engine.leave(&container, &ids(&setup)).map_err(|error| engine_failure(&error)));
+        failures.extend(left.err());
+        daemon::settle(&context, false);
+        for attachment in &setup.networks {
+            let Some(network) = setup.network_info.get(&attachment.name) else { continue };
+            if matches!(network.driver.as_str(), "bridge" | "macvlan" | "ipvlan") {
+                continue;
+            }
+            let gone = match portolan_netavark::find_plugin(&self.plugin_directory, &network.driver) {
+                Some(program) => {
+                    portolan_netavark::run_plugin(&program, "teardown", netns, &input(&setup, network, attachment))
+                        .map(drop)
+                }
+                None => Err(Failure::new(format!("unknown network driver {:?}", network.driver))),
+            };
+            failures.extend(gone.err());
+        }
+        all(failures).map_or(Ok(()), Err)
+    }
+
+    fn update(&self, network: &str, servers: &str) -> Result<(), Failure> {
+        let context = self.context("update")?;
+        let parse = |text: &str| {
+            let parsed = text.parse();
+            parsed.map_err(|_| {
+                Failure::new(format!("{text:?} is not an IP address")).within("unable to modify network dns servers")
+            })
+        };
+        let servers: Vec<IpAddr> =
+            servers.split(',').map(str::trim).filter(|text| !text.is_empty()).map(parse).collect::<Result<_, _>>()?;
+        let changed = Self::engine(&context)?.forward_names(network, &servers);
+        changed.map_err(|error| engine_failure(&error))?;
+        daemon::settle(&context, false);
+        Ok(())
+    }
+
+    fn create(&self) -> Result<String, Failure> {
+        let config = portolan_netavark::parse_create(&self.read()?)?;
+        let network = portolan_netavark::new_network(config, &Machine { plugins: &self.plugin_directory })?;
+        Ok(serde_json::to_string(&network).expect("plain values serialise"))
+    }
+
+    fn reload(&self) -> Result<(), Failure> {
+        let context = self.context("firewall-reload")?;
+        let repaired = Self::engine(&context)?.reconcile().map_err(|error| engine_failure(&error))?;
+        all(repaired.failures.into_iter().map(Failure::new).collect()).map_or(Ok(()), Err)
+    }
+}
+
+/// Attaches; a name that another container of this root has gives way to one with the id in it.
+fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failure> {
+    let joined = match engine.join(request) {
+        Err(Error::NameTaken { what: "container", .. }) => {
+            let name = request.name.as_ref().zip(request.id).map(|(name, id)| format!("{name}.{}", id.short()));
+            let mut other = AttachRequest { name: name.and_then(|name| name.parse().ok()), ..request.clone() };
+            for endpoint in &mut other.endpoints {
+                endpoint.aliases.extend(request.name.clone());
+            }
+            engine.join(&other)
+        }
+        joined => joined,
+    };
+    joined.map_err(|error| engine_failure(&error))
+}
+
+/// Refuses IPv6 where the host's administrator has turned it off, in netavark's words.
+fn check_ipv6(engine: &Engine, setup: &Setup) -> Result<(), Failure> {
+    let speaks_ipv6 = |network: &Network| {
+        network.driver == "bridge" && network.subnets.iter().flatten().any(|subnet| subnet.subnet.addr().is_ipv6())
+    };
+    let is_needed = setup.networks.iter().filter_map(|a| setup.network_info.get(&a.name)).any(speaks_ipv6);
+    if is_needed && engine.kernel().setting("net/ipv6/conf/all/disable_ipv6").as_deref() != Some("0") {
+        let denied = io::Error::from_raw_os_error(13);
+        return Err(Failure::new(format!(
+            "add ip addr to bridge: failed to add ipv6 address, is ipv6 enabled in the kernel?: Netlink error: {denied}"
+        )));
+    }
+    Ok(())
+}
+
+/// Waits until names and proxied ports are served. Names that cannot be answered on a network of the setup fail it.
+fn settle(context: &Context, setup: &Setup, info: &ContainerInfo) -> Result<(), Failure> {
+    let served = |failure: Failure| failure.within("error while applying dns entries");
+    let has_names = info.endpoints.iter().any(|(_, network)| network.names);
+    let warnings = match daemon::settled(context, true) {
+        Ok(warnings) => warnings,
+        Err(error) if has_names => return Err(served(Failure::new(format!("{error:#}")))),
+        Err(error) => vec![format!("{error:#}")],
+    };
+    let gateways: Vec<String> = setup
+        .networks
+        .iter()
+        .filter_map(|attachment| setup.network_info.get(&attachment.name))
+        .filter(|network| network.dns_enabled)
+        .flat_map(|network| network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway))
+        .map(|gateway| format!("`{gateway}`"))
+        .collect();
+    for warning in warnings {
+        if gateways.iter().any(|gateway| warning.contains(gateway)) {
+            return Err(served(Failure::new(warning)));
+        }
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+fn input<'a>(setup: &'a Setup, network: &'a Network, attachment: &'a Attachment) -> PluginInput<'a> {
+    PluginInput {
+        container_id: &setup.container_id,
+        container_name: &setup.container_name,
+        port_mappings: setup.port_mappings.as_deref(),
+        network,
+        network_options: attachment,
+    }
+}
+
+/// Has plugins set up their networks; when one fails, those before it take theirs down.
+fn run_plugins(
+    setup: &Setup,
+    plan: &Plan<'_>,
+    programs: &[PathBuf],
+    netns: &Path,
+) -> Result<Vec<(String, StatusBlock)>, Failure> {
+    let mut done = Vec::new();
+    for ((network, attachment), program) in plan.plugins.iter().zip(programs) {
+        match portolan_netavark::run_plugin(program, "setup", netns, &input(setup, network, attachment)) {
+            Ok(block) => done.extend(block.map(|block| (attachment.name.clone(), block))),
+            Err(failure) => {
+                for ((network, attachment), program) in plan.plugins.iter().zip(programs).take(done.len()) {
+                    let input = input(setup, network, attachment);
+                    if let Err(failure) = portolan_netavark::run_plugin(program, "teardown", netns, &input) {
+                        tracing::error!("failed to cleanup network {} after setup failed: {failure}", network.name);
+                    }
+                }
+                return Err(failure);
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// The ids of the networks that a setup speaks of.
+fn ids(setup: &Setup) -> Vec<String> {
+    let id = |attachment: &Attachment| match setup.network_info.get(&attachment.name) {
+        Some(network) => network_id(network).to_string(),
+        None => attachment.name.clone(),
+    };
+    setup.networks.iter().map(id).collect()
+}
+
+/// What a new network depends on.
+struct Machine<'a> {
+    plugins: &'a [PathBuf],
+}
+
+impl Host for Machine<'_> {
+    fn interfaces(&self) -> Option<Vec<String>> {
+        let found = portolan_kernel::host::HostKernel::new().interfaces().ok()?;
+        Some(found.into_iter().map(|(name, _)| name.to_string()).chain(["lo".to_owned()]).collect())
+    }
+
+    fn random(&self) -> [u8; 32] {
+        portolan_kernel::host::HostKernel::new().random()
+    }
+
+    fn now(&self) -> String {
+        clock::rfc3339(portolan_kernel::host::HostKernel::new().now())
+    }
+
+    fn plugin(&self, network: &Network) -> Result<Network, Failure> {
+        let missing =
+            || Failure::new(format!("plugin for driver {:?} not found in plugin directories", network.driver));
+        let program = portolan_netavark::find_plugin(self.plugins, &network.driver).ok_or_else(missing)?;
+        portolan_netavark::run_create_plugin(&program, network)
+    }
+}
+
+fn version() -> String {
+    #[derive(Serialize)]
+    struct Version {
+        version: &'static str,
+        commit: &'static str,
+        build_time: &'static str,
+        target: &'static str,
+        default_fw_driver: &'static str,
+        portolan: &'static str,
+    }
+    let version = Version {
+        version: COMPATIBLE,
+        commit: env!("PORTOLAN_COMMIT"),
+        build_time: env!("PORTOLAN_COMMIT_TIME"),
+        target: env!("PORTOLAN_TARGET"),
+        default_fw_driver: "nftables",
+        portolan: env!("CARGO_PKG_VERSION"),
+    };
+    serde_json::to_string_pretty(&version).expect("plain values serialise")
+}
