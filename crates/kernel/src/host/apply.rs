@@ -377,7 +377,11 @@ impl Context<'_> {
     }
 
     fn create_bridge(&mut self, socket: &mut Socket, bridge: &Bridge) {
-        let doing = format!("create bridge `{}`", bridge.name);
+        // Kernels built without VLAN filtering refuse such a bridge and no other.
+        let doing = match bridge.vlan {
+            Some(vlan) => format!("create bridge `{}` with VLAN `{vlan}`", bridge.name),
+            None => format!("create bridge `{}`", bridge.name),
+        };
         let mut labelled = Labelled::default();
         labelled.add(&doing, |batch| {
             link::create_bridge(

@@ -1,5 +1,6 @@
 //! What the cases have to work with: Podman on a host with a LAN neighbour, and ways to look at what it does.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,18 @@ pub(crate) const WORLD: &str = "198.51.100.7";
 pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address of the cases"), port)
 }
+
+/// What the kernel lacks for a case to be tried.
+#[derive(Debug)]
+pub(crate) struct Lack(pub(crate) &'static str);
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this kernel lacks {}", self.0)
+    }
+}
+
+impl std::error::Error for Lack {}
 
 /// One host with Podman, for one backend.
 #[derive(Debug)]

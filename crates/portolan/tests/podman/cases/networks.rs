@@ -1,6 +1,8 @@
 //! Networks: what they are made of, and who is on them.
 
 use anyhow::{Result, ensure};
+use portolan_kernel::netlink::Batch;
+use portolan_kernel::rtnl::link::{self, BridgeSpec};
 
 use super::Case;
 use crate::machine::IMAGE;
@@ -113,9 +115,25 @@ fn isolated(scene: &Scene) -> Result<()> {
 }
 
 fn vlan(scene: &Scene) -> Result<()> {
+    if !filters_vlans(scene)? {
+        return Err(Lack("bridge VLAN filtering").into());
+    }
     scene.network("tagged", &["--opt", "vlan=100"])?;
     let (a, b) = (scene.run("a", &["--network", "tagged"])?, scene.run("b", &["--network", "tagged"])?);
-    says(&a, at(&b.ip("tagged"), 80), "b")
+    says(&a, at(&b.ip("tagged"), 80), "b")?;
+    let mut bridges = link::dump(&mut scene.host.route_socket()?)?.into_iter().filter_map(|link| link.bridge);
+    ensure!(bridges.all(|bridge| bridge.vlan_filtering), "the bridge does not know of VLANs");
+    Ok(())
+}
+
+/// Whether bridges can keep VLANs apart here.
+fn filters_vlans(scene: &Scene) -> Result<bool> {
+    let (mut socket, mut batch) = (scene.neighbour.route_socket()?, Batch::new());
+    link::create_bridge(&mut batch, &BridgeSpec { name: "probe", vlan_filtering: true, ..BridgeSpec::default() });
+    let made = socket.transact(&batch);
+    let mut batch = Batch::new();
+    link::delete(&mut batch, "probe");
+    Ok(made.is_ok() && socket.transact(&batch).is_ok())
 }
 
 fn static_addresses(scene: &Scene) -> Result<()> {
@@ -204,7 +222,7 @@ fn reload_after_flush(scene: &Scene) -> Result<()> {
 
 /// The names of the host's bridges.
 fn bridges(scene: &Scene) -> Result<Vec<String>> {
-    let links = portolan_kernel::rtnl::link::dump(&mut scene.host.route_socket()?)?;
+    let links = link::dump(&mut scene.host.route_socket()?)?;
     Ok(links.into_iter().filter(|link| link.bridge.is_some()).map(|link| link.name).collect())
 }
 

@@ -19,7 +19,10 @@ pub(crate) const CASES: &[Case] = &[
     ("on one address of the host", one_address),
     ("on 127.0.0.1", loopback),
     ("IPv6, from the LAN and the host", ipv6),
-    ("on `[::1]`", loopback6),
+    ("IPv6, from the host, by `[::1]`", from_loopback6),
+    ("of a container without IPv4", without_ipv4),
+    ("of a container without IPv6, from IPv6 clients", without_ipv6),
+    ("on `[::1]` alone, where Podman itself listens: for nobody else", loopback6),
     ("on several networks", several_networks),
     ("the same port twice is refused", twice),
     ("free again when `rm` returns", free_again),
@@ -118,10 +121,30 @@ fn ipv6(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+fn from_loopback6(scene: &Scene) -> Result<()> {
+    scene.network("six", &["--ipv6", "--subnet", "fd66::/64", "--subnet", "10.66.0.0/24"])?;
+    scene.run("site", &["--network", "six", "-p", "8080:80"])?;
+    says(&scene.host, at("::1", 8080), "site")
+}
+
+fn without_ipv4(scene: &Scene) -> Result<()> {
+    scene.network("six", &["--ipv6", "--subnet", "fd66::/64"])?;
+    scene.run("site", &["--network", "six", "-p", "8080:80", "-p", "[fd00:1::1]:8081:80"])?;
+    says(&scene.neighbour, at(HOST6, 8080), "site")?;
+    says(&scene.neighbour, at(HOST6, 8081), "site")
+}
+
+fn without_ipv6(scene: &Scene) -> Result<()> {
+    scene.run("site", &["-p", "8080:80"])?;
+    says(&scene.neighbour, at(HOST6, 8080), "site")
+}
+
+/// Podman holds a port by listening on it, so what comes to `[::1]` ends there, with any backend. It has to start nonetheless.
 fn loopback6(scene: &Scene) -> Result<()> {
     scene.network("six", &["--ipv6", "--subnet", "fd66::/64", "--subnet", "10.66.0.0/24"])?;
-    scene.run("site", &["--network", "six", "-p", "[::1]:8080:80"])?;
-    says(&scene.host, at("::1", 8080), "site")?;
+    let site = scene.run("site", &["--network", "six", "-p", "[::1]:8080:80", "-p", "[fd00:1::1]:8081:80"])?;
+    says(&scene.host, at(&site.on("six", "GlobalIPv6Address"), 80), "site")?;
+    says(&scene.neighbour, at(HOST6, 8081), "site")?;
     silent(&scene.neighbour, at(HOST6, 8080))
 }
 
