@@ -197,29 +197,24 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(())
     }
 
-    /// Takes down containers that have died but are in the way: on an address asked for, or on a transient network that
-    /// has become another.
+    /// Takes down containers that have died but are in the way on transient networks: on an address asked for, or on a
+    /// network that has become another. Whoever keeps those networks has forgotten them.
     pub(crate) fn make_way(&self, guard: &S::Guard<'_>, endpoints: &[EndpointRequest]) -> Result<()> {
         for wanted in endpoints {
+            let Some(request) = &wanted.transient else { continue };
             let tx = self.store.read()?;
-            let network = match &wanted.transient {
-                None => self.find_network(&tx, &wanted.network)?,
-                Some(request) => {
-                    if let Some(other) = tx.network_named(request.name.as_str())?.filter(|n| Some(n.id) != request.id) {
-                        drop(tx);
-                        self.reap_network(guard, &other)?;
-                        continue;
-                    }
-                    let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
-                    let Some(existing) = existing else { continue };
-                    if !is_as_asked(&existing, request) {
-                        drop(tx);
-                        self.reap_network(guard, &existing)?;
-                        continue;
-                    }
-                    existing
-                }
-            };
+            if let Some(other) = tx.network_named(request.name.as_str())?.filter(|n| Some(n.id) != request.id) {
+                drop(tx);
+                self.reap_network(guard, &other)?;
+                continue;
+            }
+            let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
+            let Some(network) = existing else { continue };
+            if !is_as_asked(&network, request) {
+                drop(tx);
+                self.reap_network(guard, &network)?;
+                continue;
+            }
             let mut dead = Vec::new();
             for address in wanted.wanted() {
                 let Some(holder) = tx.lease(network.id, address)?.and_then(|lease| lease.endpoint) else { continue };
