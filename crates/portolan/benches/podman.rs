@@ -96,6 +96,12 @@ impl Caller {
 
 impl Drop for Caller {
     fn drop(&mut self) {
+        if self.backend == Backend::Portolan {
+            // Where none runs it says so.
+            let mut stop = Command::new(machine::programs(Backend::Portolan)[0]);
+            stop.arg("--root").arg(self.lab.dir().join("networks")).args(["daemon", "stop"]);
+            let _ = stop.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
         for path in &self.containers {
             let _ = netns::unpin(path);
         }
