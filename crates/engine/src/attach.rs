@@ -68,6 +68,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             sysctls: request.sysctls.clone(),
             labels: request.labels.clone(),
             auto_remove: request.auto_remove,
+            port_keeper: request.port_keeper.map(str::to_owned),
             boot: self.kernel.boot(),
             created: self.kernel.now(),
             phase: self.owner(),

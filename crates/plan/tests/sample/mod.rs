@@ -80,6 +80,7 @@ pub(crate) fn container(name: &str, number: u16) -> Container {
         sysctls: BTreeMap::new(),
         labels: BTreeMap::new(),
         auto_remove: false,
+        port_keeper: None,
         boot: String::new(),
         created: 0,
         phase: Phase::Settled,

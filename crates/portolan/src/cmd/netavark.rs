@@ -106,6 +106,9 @@ pub(crate) fn called() -> Option<i32> {
     if name != "netavark" {
         return None;
     }
+    // The kernel tells who changed rules by this name (`NFTA_GEN_PROC_NAME`), and the daemon looks at all of them when it was
+    // not us. Without /proc it does so in vain.
+    let _ = std::fs::write("/proc/self/comm", portolan_resident::repair::OURS);
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

@@ -26,8 +26,8 @@ use rustix::io::Errno;
 
 use crate::daemon::{self, Engine};
 
-/// The name of our own program: rules that it changed are what the rows say.
-const OURS: &str = "portolan";
+/// The name of our own program, whatever it was called as: rules that it changed are what the rows say.
+pub const OURS: &str = "portolan";
 
 /// What was done so far.
 #[derive(Debug, Default)]
@@ -296,14 +296,15 @@ impl Thread {
                         work.links(format!("bridge `{}` is gone", link.name));
                     }
                 }
-                // A verb makes it down, and takes it down; its rows say that it is at it.
+                // A verb makes it down, and takes it down; its rows say that it is at it. It may be done by the time we hear
+                // of it, and the interface up.
                 Event::Link(link) if link.group == groups.ports => {
-                    if !link.up && self.engine.is_host_end(&link.name).unwrap_or(true) {
+                    if self.is_down(link) && self.engine.is_host_end(&link.name).unwrap_or(true) {
                         work.links(format!("interface `{}` is down", link.name));
                     }
                 }
                 Event::Link(link) if link.group == groups.bridges => {
-                    if !link.up && self.network_on(link).is_some() {
+                    if self.is_down(link) && self.network_on(link).is_some() {
                         work.links(format!("bridge `{}` is down", link.name));
                     }
                 }
@@ -342,6 +343,11 @@ impl Thread {
             }
         }
         work
+    }
+
+    /// Whether an interface was down and still is.
+    fn is_down(&self, link: &Link) -> bool {
+        !link.up && self.engine.kernel().interface(link.index).is_some_and(|now| !now.up)
     }
 
     /// The network whose bridge is at this index, and is there.
