@@ -270,6 +270,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     routes: Vec::new(),
                     names: false,
                     transient: false,
+                    ipam: portolan_model::Ipam::Local,
+                    speaks: Default::default(),
                     mtu: Mtu::ETHERNET,
                     created: self.kernel.now(),
                     phase: Phase::Settled,

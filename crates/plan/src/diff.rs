@@ -130,6 +130,7 @@ mod tests {
                 mtu,
                 isolated: false,
                 locked: true,
+                ruled: true,
                 vlan: None,
                 alias,
                 sandbox,
@@ -144,6 +145,7 @@ mod tests {
                 addresses,
                 ipv6: true,
                 announce: 0,
+                routers: None,
             }),
             _ => Object::DefaultRoute(DefaultRoute {
                 sandbox,

@@ -228,7 +228,9 @@ fn port(
         _ => None,
     };
     let state = link.brport.unwrap_or_default();
-    let usable = link.up && link.group == groups.ports && state.neigh_suppress == Some(true);
+    let ruled = link.group == groups.ports;
+    let in_group = ruled || wanted.is_some_and(|port| !port.ruled);
+    let usable = link.up && in_group && state.neigh_suppress == Some(true);
     let unknown = || "unknown".parse().expect("a valid interface name");
     Port {
         bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
@@ -236,6 +238,7 @@ fn port(
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
         isolated: state.isolated.unwrap_or(false),
         locked: state.locked.unwrap_or(false) && state.learning == Some(false),
+        ruled: ruled || wanted.is_none(),
         vlan: wanted.and_then(|port| port.vlan),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
         sandbox: wanted.map_or_else(
@@ -295,6 +298,7 @@ fn inside(
             addresses: nets(&addresses),
             ipv6: !disabled,
             announce: wanted.announce,
+            routers: wanted.routers,
         }));
     }
     let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
