@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use common::*;
 use portolan_engine::{Durability, Store as _, Tx as _};
 use portolan_kernel::netlink::Batch;
 use portolan_kernel::process::PidFd;
-use portolan_kernel::rtnl::link::{self, BridgeSpec, LinkChange};
+use portolan_kernel::rtnl::link::{self, BridgeSpec, ChildMode, ChildSpec, LinkChange};
 use portolan_kernel::rtnl::{Family, route};
 use portolan_kernel::signals;
 use portolan_lab::probe::ping;
@@ -74,6 +75,9 @@ impl Drop for Server {
     }
 }
 
+/// `MACVLAN_MODE_BRIDGE`, linux/if_link.h.
+const MACVLAN_MODE_BRIDGE: u32 = 4;
+
 const RANGE4: &str = "--dhcp-range=10.0.1.100,10.0.1.149,120";
 const RANGE6: &str = "--dhcp-range=fd00:1::100,fd00:1::1ff,64,120";
 
@@ -86,7 +90,53 @@ fn world(name: &str) -> Option<World> {
         eprintln!("SKIP: `{name}`: dnsmasq is not installed");
         return None;
     }
+    let mut batch = Batch::new();
+    let parent = interface(&world.n, "eth0").unwrap().index;
+    let mode = ChildMode::Macvlan(MACVLAN_MODE_BRIDGE, None);
+    let netns = world.n.netns().as_fd();
+    link::create_child(&mut batch, &ChildSpec { name: "probe", parent, mode, mac: None, mtu: None, netns });
+    if let Err(error) = world.n.route_socket().unwrap().transact(&batch) {
+        let reason = format!("SKIP: `{name}`: this kernel makes no macvlan: {error}");
+        assert!(std::env::var_os("CI").is_none(), "{reason}");
+        eprintln!("{reason}");
+        return None;
+    }
+    let mut batch = Batch::new();
+    link::delete(&mut batch, "probe");
+    world.n.route_socket().unwrap().transact(&batch).unwrap();
     Some(world)
+}
+
+/// How often the daemon's thread that keeps leases has waited; none if there is no such thread.
+fn waits_of_keeper(world: &World) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", status(world)["pid"])).unwrap();
+    let status = tasks.flatten().find_map(|task| {
+        let is_it = fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "portolan-dhcp");
+        is_it.then(|| fs::read_to_string(task.path().join("status")).unwrap())
+    })?;
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    Some(line.trim().parse().unwrap())
+}
+
+#[test]
+fn between_renewals_nothing_runs() {
+    let Some(world) = world("dhcp-idle") else { return };
+    let _server = Server::start(&world, "dnsmasq", &[RANGE4]);
+    lan(&world, &[]);
+    world.portolan_ok(&["daemon", "start"]);
+    assert_eq!(waits_of_keeper(&world), None, "no lease, no thread");
+    world.container("c", &["--network", "lan"]);
+    assert!(eventually(LONG, || waits_of_keeper(&world).is_some()));
+    // What the grant itself sets off is over when nothing has moved for a while; the next renewal is a minute away.
+    let mut before = waits_of_keeper(&world);
+    let has_settled = || {
+        std::thread::sleep(SHORT);
+        std::mem::replace(&mut before, waits_of_keeper(&world)) == before
+    };
+    assert!(eventually(LONG, has_settled));
+    let before = waits_of_keeper(&world);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(waits_of_keeper(&world), before);
 }
 
 fn lan(world: &World, options: &[&str]) {
