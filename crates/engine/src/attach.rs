@@ -321,6 +321,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         let id = self.random_id();
         let mut found = Vec::new();
+        if let Some(address) = wanted.wanted().next().filter(|_| !network.ipam.is_local()) {
+            let why = format!("cannot be asked for: network `{}` has IPAM driver `{}`", network.name, network.ipam);
+            return Err(Invalid::new("address", address.to_string(), why)
+                .hint("leave it out; with dhcp, a server can reserve one for a --mac-address")
+                .into());
+        }
         for address in wanted.wanted() {
             if found.iter().any(|(found, _): &(ipam::Found, bool)| found.address.addr() == address) {
                 return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
@@ -394,6 +400,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 .iter()
                 .map(|(found, configured)| EndpointAddress { address: found.address, configured: *configured })
                 .collect(),
+            leases: Default::default(),
             gateway_priority: wanted.gateway_priority,
             aliases: wanted.aliases.clone(),
             links: wanted.links.clone(),
@@ -505,6 +512,8 @@ fn is_as_asked(network: &Network, request: &NetworkRequest) -> bool {
     let gateways = || network.subnets.iter().filter_map(|subnet| subnet.gateway);
     network.name == request.name
         && network.driver == request.driver
+        && network.ipam == request.ipam
+        && (network.ipam.is_local() || (network.speaks.v4, network.speaks.v6) == (request.ipv4, request.ipv6))
         && network.internal == request.internal
         && network.names == request.names
         && network.names_port == request.names_port

@@ -271,6 +271,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     names: false,
                     names_port: None,
                     transient: false,
+                    ipam: portolan_model::Ipam::Local,
+                    speaks: Default::default(),
                     mtu: Mtu::ETHERNET,
                     created: self.kernel.now(),
                     phase: Phase::Settled,

@@ -209,6 +209,7 @@ fn endpoint(number: u32, container: Id) -> Endpoint {
         aliases: vec![],
         links: vec![],
         announce: false,
+        leases: Default::default(),
         phase: pending(),
     }
 }

@@ -299,6 +299,7 @@ fn inside(
             addresses: if wanted.addresses.is_empty() { BTreeSet::new() } else { nets(&addresses) },
             ipv6: !disabled,
             announce: wanted.announce,
+            routers: wanted.routers,
         }));
     }
     let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;

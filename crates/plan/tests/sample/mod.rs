@@ -39,6 +39,8 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         names: true,
         names_port: None,
         transient: false,
+        ipam: portolan_model::Ipam::Local,
+        speaks: Default::default(),
         mtu: Mtu::ETHERNET,
         created: 0,
         phase: Phase::Settled,
@@ -111,6 +113,7 @@ pub(crate) fn endpoint(container: &Container, network: &Network, index: u8, addr
         aliases: Vec::new(),
         links: Vec::new(),
         announce: false,
+        leases: Default::default(),
         phase: Phase::Settled,
     }
 }

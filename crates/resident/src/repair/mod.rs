@@ -29,6 +29,9 @@ use crate::daemon::{self, Engine};
 /// The name of our own program, whatever it was called as: rules that it changed are what the rows say.
 pub const OURS: &str = "portolan";
 
+/// How the aliases of our host ends begin ([`portolan_plan::alias_of_endpoint`]).
+const ENDPOINT: &str = "portolan:";
+
 /// What was done so far.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -309,6 +312,11 @@ impl Thread {
                     }
                 }
                 Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
+                // On a bridge of somebody else's it is in no group.
+                Event::LinkGone(link) if link.alias.as_deref().is_some_and(|alias| alias.starts_with(ENDPOINT)) => {
+                    work.because.insert(format!("interface `{}` is gone", link.name));
+                    work.host_ends.insert(link.name.clone());
+                }
                 Event::LinkGone(_) => {}
                 Event::AddressGone { index, address } => {
                     if let Some(network) = self.network_at(*index) {

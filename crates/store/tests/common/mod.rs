@@ -90,6 +90,8 @@ pub fn network(number: u32, name: &str) -> Network {
         names: true,
         names_port: None,
         transient: false,
+        ipam: portolan_model::Ipam::Local,
+        speaks: Default::default(),
         mtu: Mtu::ETHERNET,
         created: 1_800_000_000,
         phase: Phase::Settled,
@@ -143,6 +145,7 @@ pub fn endpoint(number: u32, container: Id, network: Id, addresses: &[&str]) -> 
         aliases: vec![],
         links: vec![],
         announce: false,
+        leases: Default::default(),
         phase: Phase::Settled,
     }
 }
