@@ -510,3 +510,62 @@ fn what_cannot_be_is_refused() {
     assert!(said.contains("the daemon that gets them is switched off"), "{said}");
     assert!(interface(&host, "eth0").is_none(), "nothing is left");
 }
+
+/// What netavark's protocol says of a container on macvlan with DHCP; `driver` and `options` may make it impossible.
+fn netavark(world: &World, verb: &str, container: &portolan_lab::Host, network: &str) -> (bool, serde_json::Value) {
+    let text = format!(
+        r#"{{"container_id":"c1","container_name":"web","container_hostname":"web","networks":{{"lan":{{"interface_name":"eth0","static_mac":"02:00:00:00:00:77"}}}},"network_info":{{"lan":{{"name":"lan","id":"d1","ipam_options":{{"driver":"dhcp"}},{network}}}}}}}"#
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+    command.arg("netavark").arg("--config").arg(&world.root).arg(verb).arg(container.netns_path());
+    let mut command = world.h.adopt(command).unwrap();
+    command.env("PORTOLAN_DAEMON", "auto").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), serde_json::from_slice(&output.stdout).unwrap_or_default())
+}
+
+#[test]
+fn podman_is_told_what_the_server_said() {
+    let Some(world) = world("dhcp-netavark") else { return };
+    let names = ["--dhcp-option=option:dns-server,10.0.1.53", "--dhcp-option=option:domain-name,lan.example"];
+    let router = "--dhcp-option=option:router,10.0.1.2";
+    let host = "--dhcp-host=02:00:00:00:00:77,10.0.1.111";
+    let server = Server::start(&world, "dnsmasq", &[RANGE4, names[0], names[1], router, host]);
+    let container = world.lab.host("web").unwrap();
+    let macvlan = r#""driver":"macvlan","network_interface":"eth0""#;
+    let (done, status) = netavark(&world, "setup", &container, macvlan);
+    assert!(done, "{status}");
+    let expected = serde_json::json!({"lan": {
+        "dns_search_domains": ["lan.example"],
+        "dns_server_ips": ["10.0.1.53"],
+        "interfaces": {"eth0": {
+            "mac_address": "02:00:00:00:00:77",
+            "subnets": [{"gateway": "10.0.1.2", "ipnet": "10.0.1.111/24"}],
+        }},
+    }});
+    assert_eq!(status, expected);
+    let probe = ping(&container, neighbour_ip(Family::V4), LONG);
+    assert!(probe.is_open(), "{probe}");
+    let (done, status) = netavark(&world, "teardown", &container, macvlan);
+    assert!(done, "{status}");
+    server.wait_for("DHCPRELEASE(eth0) 10.0.1.111");
+    assert_eq!(interface(&container, "eth0"), None);
+
+    for (network, why) in [
+        (
+            r#""driver":"bridge","network_interface":"br0""#,
+            "cannot use dhcp ipam driver without using the option mode=unmanaged",
+        ),
+        (r#""driver":"ipvlan","network_interface":"eth0""#, "ipam driver dhcp is not supported with ipvlan"),
+    ] {
+        let (done, answer) = netavark(&world, "setup", &container, network);
+        assert!(!done);
+        assert_eq!(answer, serde_json::json!({ "error": why }));
+    }
+    drop(server);
+    let (done, answer) = netavark(&world, "setup", &container, macvlan);
+    assert!(!done && answer["error"].as_str().is_some_and(|text| text.contains("`lan`")), "{answer}");
+    assert_eq!(interface(&container, "eth0"), None);
+}

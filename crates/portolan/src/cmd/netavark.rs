@@ -200,18 +200,17 @@ impl Args {
             Some(request) => Some(join(&engine, request)?),
             None => None,
         };
-        let all = match &joined {
-            Some(info) => {
-                let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
-                portolan_netavark::status(&setup, info, mac_of)
-            }
-            None => Default::default(),
-        };
         let finish = || {
-            if let Some(info) = &joined {
-                settle(&context, &setup, info)?;
-            }
-            let mut all = all;
+            let mut all = match joined {
+                Some(info) => {
+                    settle(&context, &setup, &info)?;
+                    let leased = daemon::acquire(&context, &engine, &info);
+                    let info = leased.map_err(|error| Failure::new(format!("{error:#}")))?.unwrap_or(info);
+                    let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
+                    portolan_netavark::status(&setup, &info, mac_of)
+                }
+                None => Default::default(),
+            };
             for (name, block) in run_plugins(&setup, &plan, &programs, netns)? {
                 all.insert(name, block);
             }
