@@ -10,6 +10,7 @@
 mod desired;
 mod diff;
 pub mod explain;
+mod firewall;
 mod object;
 mod proxy;
 pub mod ruleset;
@@ -20,6 +21,7 @@ pub use desired::{
     generated_mac, host_end_name, name_servers, network_objects, published_endpoint,
 };
 pub use diff::{Step, diff, inverse};
+pub use firewall::Firewall;
 pub use object::{
     ALLOWED, Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Group, Groups, Interface, Key,
     Neighbour, Object, Objects, Port, Route, Ruleset, Setting, Vlan,

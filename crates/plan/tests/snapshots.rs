@@ -8,8 +8,8 @@ use std::path::Path;
 
 use portolan_model::Family;
 use portolan_plan::{
-    ContainerView, Element, Object, Objects, Setting, base_objects, container_objects, explain, network_objects,
-    ruleset,
+    ContainerView, Element, Firewall, Object, Objects, Setting, base_objects, container_objects, explain,
+    network_objects, ruleset,
 };
 use sample::{container, endpoint, internal, network, publication};
 
@@ -71,8 +71,11 @@ fn objects() -> Objects {
     };
 
     let closed = ["eth0", "wlan0"].map(|name| (Family::V4, name.parse().unwrap()));
-    let mut objects =
-        base_objects("portolan", &[setting("net/ipv4/ip_forward"), setting("net/ipv6/conf/all/forwarding")], &closed);
+    let mut objects = base_objects(
+        &Firewall::nftables("portolan"),
+        &[setting("net/ipv4/ip_forward"), setting("net/ipv6/conf/all/forwarding")],
+        &closed,
+    );
     for network in [&web, &lone, &lab, &quiet] {
         objects.extend(network_objects(ROOT, network));
     }

@@ -8,7 +8,7 @@ use std::cell::{OnceCell, RefCell};
 
 use portolan_engine::{Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
-use portolan_plan::{Objects, Step};
+use portolan_plan::{Firewall, Objects, Step};
 
 use crate::netlink::{self, NetlinkError, Socket};
 
@@ -92,20 +92,20 @@ fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError 
 }
 
 impl Kernel for HostKernel {
-    fn apply(&self, table: &str, steps: &[Step]) -> Result<(), KernelError> {
-        apply::run(self, table, steps, apply::Mode::Strict).into_iter().next().map_or(Ok(()), Err)
+    fn apply(&self, firewall: &Firewall, steps: &[Step]) -> Result<(), KernelError> {
+        apply::run(self, firewall, steps, apply::Mode::Strict).into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn repair(&self, table: &str, steps: &[Step]) -> Vec<KernelError> {
-        apply::run(self, table, steps, apply::Mode::Lenient)
+    fn repair(&self, firewall: &Firewall, steps: &[Step]) -> Vec<KernelError> {
+        apply::run(self, firewall, steps, apply::Mode::Lenient)
     }
 
-    fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError> {
-        observe::observe(self, root, table, desired)
+    fn observe(&self, root: &str, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
+        observe::observe(self, root, firewall, desired)
     }
 
-    fn observe_rules(&self, table: &str) -> Result<Objects, KernelError> {
-        observe::rules(self, table)
+    fn observe_rules(&self, firewall: &Firewall) -> Result<Objects, KernelError> {
+        observe::rules(self, firewall)
     }
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {

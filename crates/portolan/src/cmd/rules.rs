@@ -50,11 +50,11 @@ impl Args {
                 }
                 grouped(&sentences)
             }
-            Form::Nft => ruleset::render(&rules.table, &rules.elements),
+            Form::Nft => ruleset::render(&rules.firewall.name, &rules.elements),
             Form::Iptables => explain::iptables(&rules.elements),
         };
         if context.json {
-            output::json(&RuleText { table: rules.table, text })?;
+            output::json(&RuleText { table: rules.firewall.name, text })?;
         } else {
             output::print(&text)?;
         }
