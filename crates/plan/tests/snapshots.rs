@@ -6,9 +6,9 @@ mod sample;
 
 use std::path::Path;
 
-use portolan_model::Family;
+use portolan_model::{Family, FirewallDriver};
 use portolan_plan::{
-    ContainerView, Element, Firewall, Object, Objects, Setting, base_objects, container_objects, explain,
+    ContainerView, Element, Firewall, Object, Objects, Setting, base_objects, container_objects, explain, iptables,
     network_objects, ruleset,
 };
 use sample::{container, endpoint, internal, network, publication};
@@ -137,6 +137,14 @@ fn constant_rules_in_words() {
 #[test]
 fn ruleset_as_iptables() {
     assert_snapshot("iptables", &explain::iptables(&elements()));
+}
+
+#[test]
+fn rules_for_iptables_restore() {
+    let firewall = Firewall { driver: FirewallDriver::Iptables, name: "portolan".to_owned() };
+    for (family, name) in [(Family::V4, "iptables_restore"), (Family::V6, "ip6tables_restore")] {
+        assert_snapshot(name, &iptables::render(&firewall, family, &elements()));
+    }
 }
 
 #[test]

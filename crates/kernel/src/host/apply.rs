@@ -71,7 +71,8 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
             Place::Rules => match firewall.driver {
                 FirewallDriver::Nftables => context.nftables(now),
                 FirewallDriver::None => {}
-                FirewallDriver::Iptables | FirewallDriver::Firewalld => context.failures.push(KernelError {
+                FirewallDriver::Iptables => context.failures.extend(super::iptables::apply(firewall, now, mode).err()),
+                FirewallDriver::Firewalld => context.failures.push(KernelError {
                     doing: format!("make {firewall}"),
                     reason: "this version does not know the driver".to_owned(),
                     kind: Kind::Unsupported,

@@ -2,6 +2,7 @@
 
 mod apply;
 mod facts;
+mod iptables;
 mod observe;
 
 use std::cell::{OnceCell, RefCell};

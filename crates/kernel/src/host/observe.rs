@@ -57,8 +57,8 @@ pub(super) fn rules(kernel: &HostKernel, firewall: &Firewall) -> Result<Objects,
     let mut found = Objects::new();
     match firewall.driver {
         FirewallDriver::Nftables => kernel.with_netfilter(|socket| tables(socket, &firewall.name, &mut found))?,
-        FirewallDriver::None => {}
-        FirewallDriver::Iptables | FirewallDriver::Firewalld => {}
+        FirewallDriver::Iptables => found.extend(super::iptables::observe(firewall)?),
+        FirewallDriver::Firewalld | FirewallDriver::None => {}
     }
     Ok(found)
 }
