@@ -9,7 +9,7 @@ use portolan_model::{
     Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Ipam, Link,
     Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
 };
-use portolan_plan::{ContainerView, Element, Step};
+use portolan_plan::{ContainerView, Element, Firewall, Step};
 
 /// A network to be made.
 #[derive(Debug, Clone)]
@@ -265,11 +265,11 @@ pub enum RulesOf {
     Named(String),
 }
 
-/// Elements of the ruleset as the kernel holds them, with the table's name.
+/// Elements of the ruleset as the driver of rules holds them, with its name.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// The name of our tables.
-    pub table: String,
+    /// Who carries them out, and under which name.
+    pub firewall: Firewall,
     /// The elements, by set.
     pub elements: Vec<Element>,
 }

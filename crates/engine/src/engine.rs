@@ -1,9 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_model::{
-    Container, ContainerKind, ContainerState, Driver, Family, Id, IfName, Mtu, Network, NetworkMode, Phase, Publication,
+    Container, ContainerKind, ContainerState, Driver, Family, FirewallDriver, Id, IfName, Mtu, Network, NetworkMode,
+    Phase, Publication,
 };
-use portolan_plan::{ContainerView, Objects, Setting, Step, base_objects, container_objects, network_objects};
+use portolan_plan::{
+    ContainerView, Firewall, Objects, Setting, Step, base_objects, container_objects, network_objects,
+};
 
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, KernelError, is_connectionless};
@@ -13,8 +16,10 @@ use crate::store::{Durability, Store, Tx};
 pub(crate) mod meta {
     /// The boot under which the kernel was last written.
     pub(crate) const BOOT: &str = "boot";
-    /// The name of our tables while the kernel holds them.
+    /// The name of our rules while the kernel holds them.
     pub(crate) const TABLE: &str = "table";
+    /// Who carries them out. Unlike what is recorded beside it, it outlives a reboot.
+    pub(crate) const FIREWALL: &str = "firewall";
     /// The sysctls we changed, with what they were.
     pub(crate) const SETTINGS: &str = "settings";
     /// Interfaces between which the host did not forward before us.
@@ -33,6 +38,7 @@ pub struct Engine<S, K> {
     pub(crate) root: String,
     pub(crate) store: S,
     pub(crate) kernel: K,
+    pub(crate) firewall: Option<FirewallDriver>,
 }
 
 impl<S: Store, K: Kernel> Engine<S, K> {
@@ -41,7 +47,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         // An alias has at most 255 bytes (IFALIASZ); what does not fit is told apart by its end.
         let start = root.len().saturating_sub(100);
         let root = root.get(start..).unwrap_or(&root).to_owned();
-        Self { root, store, kernel }
+        Self { root, store, kernel, firewall: None }
+    }
+
+    /// Asks for this driver of rules, or for the usual one. Who has networks already keeps the driver they were made with.
+    #[must_use]
+    pub fn with_firewall(mut self, driver: Option<FirewallDriver>) -> Self {
+        self.firewall = driver;
+        self
     }
 
     /// The kernel.
@@ -54,6 +67,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub(crate) fn begin(&self) -> Result<S::Guard<'_>> {
         let guard = self.store.lock()?;
         self.recover(&guard)?;
+        self.compare_firewall(&self.store.read()?)?;
         Ok(guard)
     }
 
@@ -70,7 +84,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub(crate) fn apply(
         &self,
         guard: &S::Guard<'_>,
-        table: &str,
+        table: &Firewall,
         steps: &[Step],
         doing: impl Fn() -> String,
     ) -> Result<()> {
@@ -96,14 +110,36 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(self.kernel.repair(&table, steps))
     }
 
-    /// The name of our tables. While there are none, one that only this root could have: the usual name may be another
-    /// root's, whose table is not to be taken for a left-over of ours.
-    pub(crate) fn table(&self, tx: &S::Tx<'_>) -> Result<String> {
-        Ok(tx.meta(meta::TABLE)?.unwrap_or_else(|| self.own_table_name()))
-    }
-
     fn own_table_name(&self) -> String {
         format!("{TABLE_NAME}_{}", short_hash(&self.root))
+    }
+
+    /// Who carries our rules out, and under which name. While there are none, one that only this root could have: the
+    /// usual name may be another root's, whose table is not to be taken for a left-over of ours.
+    pub(crate) fn table(&self, tx: &S::Tx<'_>) -> Result<Firewall> {
+        let name = tx.meta(meta::TABLE)?.unwrap_or_else(|| self.own_table_name());
+        let driver = self.recorded_driver(tx)?.or(self.firewall).unwrap_or_default();
+        Ok(Firewall { driver, name })
+    }
+
+    /// Who carries the rules of the networks out that there are.
+    fn recorded_driver(&self, tx: &S::Tx<'_>) -> Result<Option<FirewallDriver>> {
+        match tx.meta(meta::FIREWALL)? {
+            Some(text) => Ok(Some(text.parse()?)),
+            // A store from before there was a choice.
+            None => Ok(tx.meta(meta::TABLE)?.map(|_| FirewallDriver::Nftables)),
+        }
+    }
+
+    /// Says so when another driver is asked for than the networks were made with.
+    fn compare_firewall(&self, tx: &S::Tx<'_>) -> Result<()> {
+        let Some(wanted) = self.firewall else { return Ok(()) };
+        if let Some(recorded) = self.recorded_driver(tx)?.filter(|recorded| *recorded != wanted) {
+            tracing::warn!(
+                "firewall driver `{wanted}` is asked for, but `{recorded}` stays until the last network is gone"
+            );
+        }
+        Ok(())
     }
 
     /// A network by name, id or the unique start of its id.
@@ -195,11 +231,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Decides the table's name and the sysctls, and remembers what they were.
     fn record_base(&self, tx: &S::Tx<'_>) -> Result<()> {
         let kernel = |source| Error::Kernel { doing: "read the host's state".to_owned(), source };
-        let taken = self.kernel.tables().map_err(kernel)?;
-        let name = if taken.iter().any(|t| t == TABLE_NAME) { self.own_table_name() } else { TABLE_NAME.to_owned() };
+        let driver = self.recorded_driver(tx)?.or(self.firewall).unwrap_or_default();
+        let interfaces = self.kernel.interfaces().map_err(kernel)?;
+        let name = if self.is_name_taken(driver, &interfaces).map_err(kernel)? {
+            self.own_table_name()
+        } else {
+            TABLE_NAME.to_owned()
+        };
         let mut settings: Vec<(String, String, String)> = Vec::new();
         let mut closed: Vec<(u8, String)> = Vec::new();
-        let interfaces = self.kernel.interfaces().map_err(kernel)?;
         for (version, path) in [(4u8, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")] {
             let Some(before) = self.kernel.setting(path) else { continue };
             if before == "1" {
@@ -219,13 +259,35 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             closed.extend(interfaces.iter().map(|(name, _)| (version, name.to_string())));
         }
         tx.put_meta(meta::TABLE, Some(&name))?;
+        tx.put_meta(meta::FIREWALL, Some(driver.name()))?;
         tx.put_meta(meta::SETTINGS, Some(&encode(&settings)))?;
         tx.put_meta(meta::CLOSED, Some(&encode(&closed)))?;
         Ok(())
     }
 
+    /// Whether another root on this host goes by the plain name, whatever driver it has.
+    fn is_name_taken(
+        &self,
+        driver: FirewallDriver,
+        interfaces: &[(IfName, Option<String>)],
+    ) -> Result<bool, KernelError> {
+        let own = format!("portolan:{}:", self.root);
+        let is_another = |alias: &String| alias.starts_with("portolan:") && !alias.starts_with(&own);
+        if interfaces.iter().filter_map(|(_, alias)| alias.as_ref()).any(is_another) {
+            return Ok(true);
+        }
+        // The others may be there because the kernel has no nftables.
+        Ok(driver == FirewallDriver::Nftables && self.kernel.tables()?.iter().any(|name| name == TABLE_NAME))
+    }
+
     /// Forgets what [`Self::base`] recorded, once the kernel holds nothing of ours.
     pub(crate) fn forget_base(&self, tx: &S::Tx<'_>) -> Result<()> {
+        tx.put_meta(meta::FIREWALL, None)?;
+        self.forget_host(tx)
+    }
+
+    /// Forgets what [`Self::base`] recorded of this boot.
+    pub(crate) fn forget_host(&self, tx: &S::Tx<'_>) -> Result<()> {
         for key in [meta::TABLE, meta::SETTINGS, meta::CLOSED] {
             tx.put_meta(key, None)?;
         }

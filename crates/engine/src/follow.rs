@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use portolan_model::{Endpoint, Family, Id, Mtu, Network, Phase};
-use portolan_plan::ContainerView;
+use portolan_plan::{ContainerView, Firewall};
 
 use crate::api::{Change, Followed, Repaired};
 use crate::engine::Engine;
@@ -55,11 +55,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(self.store.read()?.revision()?)
     }
 
-    /// The name of our tables.
+    /// Who carries our rules out, and under which name.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn table_name(&self) -> Result<String> {
+    pub fn firewall(&self) -> Result<Firewall> {
         let tx = self.store.read()?;
         self.table(&tx)
     }

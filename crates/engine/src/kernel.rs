@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use portolan_model::{IfName, Mac, Mtu, ProcessId, Protocol, Publication, Sandbox};
-use portolan_plan::{Objects, Step};
+use portolan_plan::{Firewall, Objects, Step};
 
 use crate::error::Kind;
 
@@ -70,29 +70,30 @@ pub enum PortClash {
 /// The kernel of this host, and the few other facts of the machine that verbs depend on.
 pub trait Kernel {
     /// Takes `steps` in order; stops at the first that fails. Steps that belong together (all elements) are one
-    /// transaction.
+    /// transaction. Of rules, those are taken that the driver of `firewall` holds ([`Firewall::holds`]).
     ///
     /// # Errors
     /// [`KernelError`] of the step that failed; some of the steps may have been taken, [`Kernel::repair`] of their
     /// inverse undoes them.
-    fn apply(&self, table: &str, steps: &[Step]) -> Result<(), KernelError>;
+    fn apply(&self, firewall: &Firewall, steps: &[Step]) -> Result<(), KernelError>;
 
     /// Takes `steps` as far as they go: what is to be deleted may be gone, what is to be created may be there.
     /// Goes on after failures and returns them all.
-    fn repair(&self, table: &str, steps: &[Step]) -> Vec<KernelError>;
+    fn repair(&self, firewall: &Firewall, steps: &[Step]) -> Vec<KernelError>;
 
     /// Reads what the kernel holds for root `root`: every object that is ours by name, and those places that
     /// `desired` speaks of (sandboxes, sysctls).
     ///
     /// # Errors
     /// [`KernelError`] when the kernel cannot be read.
-    fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError>;
+    fn observe(&self, root: &str, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError>;
 
-    /// The part of [`Kernel::observe`] that is about rules: our tables with their elements.
+    /// The part of [`Kernel::observe`] that is about rules: what the driver holds of ours, with its elements.
+    /// `desired` is what is to be there.
     ///
     /// # Errors
     /// [`KernelError`] when they cannot be read.
-    fn observe_rules(&self, table: &str) -> Result<Objects, KernelError>;
+    fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError>;
 
     /// The names of nftables tables of the inet family.
     ///

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use portolan_model::{ExposedPort, Family, HostPorts, Phase, PortRange, Protocol, Publication, PublishSpec};
+use portolan_model::{
+    ExposedPort, Family, FirewallDriver, HostPorts, Phase, PortRange, Protocol, Publication, PublishSpec,
+};
 use portolan_plan::{ContainerView, default_route, diff};
 
 use crate::engine::Engine;
@@ -82,6 +84,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     }
                 }
             }
+        }
+        if !planned.is_empty() && self.table(tx)?.driver == FirewallDriver::None {
+            tracing::warn!(
+                container = %view.container.name,
+                "firewall driver `none` has no rules: nothing leads from published ports to the container"
+            );
         }
         Ok(planned)
     }

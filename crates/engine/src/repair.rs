@@ -110,7 +110,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         // The sysctls are what the new boot made them.
-        self.forget_base(&tx)?;
+        self.forget_host(&tx)?;
         tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
         tx.commit(Durability::Disk)?;
         self.reconcile_kernel(guard)?;
@@ -135,8 +135,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     pub(crate) fn differences(&self, tx: &S::Tx<'_>) -> Result<Vec<Step>> {
-        let desired = self.desired(tx)?;
+        let mut desired = self.desired(tx)?;
         let table = self.table(tx)?;
+        desired.retain(|object| table.holds(object));
         let observed = self
             .kernel
             .observe(&self.root, &table, &desired)
@@ -153,12 +154,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let rows = self.recover(&guard)?;
         let tx = self.store.write(&guard)?;
         let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
-        let desired: Objects = self.desired(&tx)?.into_iter().filter(is_rule).collect();
+        let desired = self.desired(&tx)?;
         let table = self.table(&tx)?;
+        let desired: Objects = desired.into_iter().filter(|o| is_rule(o) && table.holds(o)).collect();
         tx.commit(Durability::Process)?;
         let observed = self
             .kernel
-            .observe_rules(&table)
+            .observe_rules(&table, &desired)
             .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
         let steps = diff(&desired, &observed);
         let failures = self.repair(&steps)?.into_iter().map(|failure| failure.to_string()).collect();
@@ -319,7 +321,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             })
             .filter(|element| element.set != Set::Closed || owners.is_none())
             .collect();
-        Ok(Rules { table, elements })
+        Ok(Rules { firewall: table, elements })
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod container;
 mod endpoint;
+mod firewall;
 mod id;
 mod invalid;
 mod lease;
@@ -19,6 +20,7 @@ mod port;
 
 pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
 pub use endpoint::{Endpoint, EndpointAddress, Link};
+pub use firewall::FirewallDriver;
 pub use id::Id;
 pub use invalid::Invalid;
 pub use lease::{DhcpLease, DhcpServer};

@@ -8,6 +8,7 @@ use portolan_model::{
     Sandbox, StaticRoute,
 };
 
+use crate::firewall::Firewall;
 use crate::object::{
     Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Interface, Neighbour, Object, Objects, Port,
     Route, Routers, Ruleset, Setting, Vlan,
@@ -82,12 +83,12 @@ pub fn alias_of_endpoint(root: &str, endpoint: Id) -> String {
     format!("portolan:{root}:endpoint:{endpoint}")
 }
 
-/// What the host holds as soon as there is any network: our tables, the sysctls, and the interfaces between
+/// What the host holds as soon as there is any network: our rules, the sysctls, and the interfaces between
 /// which it did not forward before.
-pub fn base_objects(table: &str, settings: &[Setting], closed: &[(Family, IfName)]) -> Objects {
+pub fn base_objects(firewall: &Firewall, settings: &[Setting], closed: &[(Family, IfName)]) -> Objects {
     let mut objects = Objects::new();
     objects.extend(settings.iter().cloned().map(Object::Setting));
-    objects.insert(Object::Ruleset(Ruleset { name: table.to_owned() }));
+    objects.insert(Object::Ruleset(Ruleset { firewall: firewall.clone() }));
     for (family, interface) in closed {
         objects.insert(member(Set::Closed, vec![Field::NfProto(*family), Field::IfName(interface.clone())], "host"));
     }

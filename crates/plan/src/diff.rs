@@ -75,6 +75,7 @@ mod tests {
     use portolan_model::{Family, Mac, Mtu, Protocol, Sandbox};
 
     use super::*;
+    use crate::firewall::Firewall;
     use crate::object::{Bridge, Data, DefaultRoute, Element, Field, Interface, Neighbour, Port, Ruleset, Setting};
     use crate::set::Set;
 
@@ -106,7 +107,7 @@ mod tests {
                 value: look.to_string(),
                 before: String::new(),
             }),
-            1 => Object::Ruleset(Ruleset { name: format!("table{which}") }),
+            1 => Object::Ruleset(Ruleset { firewall: Firewall::nftables(&format!("table{which}")) }),
             2 => Object::Bridge(Bridge {
                 name: name("br"),
                 mac,

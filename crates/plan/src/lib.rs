@@ -10,6 +10,9 @@
 mod desired;
 mod diff;
 pub mod explain;
+mod firewall;
+pub mod firewalld;
+pub mod iptables;
 mod object;
 mod proxy;
 pub mod ruleset;
@@ -20,6 +23,7 @@ pub use desired::{
     generated_mac, host_end_name, is_host_end_name, leased_names, name_servers, network_objects, published_endpoint,
 };
 pub use diff::{Step, diff, inverse};
+pub use firewall::Firewall;
 pub use object::{
     ALLOWED, Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Group, Groups, Interface, Key,
     Neighbour, Object, Objects, Port, Route, Routers, Ruleset, Setting, Vlan,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use portolan_model::{Family, IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Protocol, RouteAction, Sandbox, StaticRoute};
 
+use crate::firewall::Firewall;
 use crate::set::Set;
 
 /// Which of our interfaces a rule speaks of.
@@ -245,11 +246,12 @@ pub struct Setting {
     pub before: String,
 }
 
-/// Our nftables tables with all chains, rules and (empty) sets.
+/// Our rules but for what changes: of nftables the tables with all chains, rules and (empty) sets; of other drivers
+/// what stands for them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ruleset {
-    /// The name of both tables.
-    pub name: String,
+    /// Whose they are, and how they are called. A name that is no root's stands for rules that somebody changed.
+    pub firewall: Firewall,
 }
 
 /// A bridge with its gateway addresses.
@@ -456,8 +458,8 @@ pub enum Object {
 /// interface comes up only after everything that restricts it is in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// By name.
-    Ruleset(String),
+    /// By driver and name.
+    Ruleset(Firewall),
     /// By name.
     Bridge(IfName),
     /// By name.
@@ -485,7 +487,7 @@ impl Object {
     pub fn key(&self) -> Key {
         match self {
             Self::Setting(o) => Key::Setting(o.path.clone()),
-            Self::Ruleset(o) => Key::Ruleset(o.name.clone()),
+            Self::Ruleset(o) => Key::Ruleset(o.firewall.clone()),
             Self::Bridge(o) => Key::Bridge(o.name.clone()),
             Self::Element(o) => Key::Element(o.set, o.key.clone()),
             Self::Vlan(o) => Key::Vlan(o.name.clone()),
@@ -516,7 +518,7 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Setting(o) => write!(f, "sysctl {} = {}", o.path.replace('/', "."), o.value),
-            Self::Ruleset(o) => write!(f, "nftables table `{}`", o.name),
+            Self::Ruleset(o) => write!(f, "{}", o.firewall),
             Self::Bridge(o) => {
                 write!(f, "bridge `{}` mtu {} mac {} addresses {}", o.name, o.mtu, o.mac, list(&o.addresses))?;
                 o.vlan.map_or(Ok(()), |vlan| write!(f, " vlan {vlan}"))?;

@@ -6,10 +6,10 @@ mod sample;
 
 use std::path::Path;
 
-use portolan_model::Family;
+use portolan_model::{Family, FirewallDriver};
 use portolan_plan::{
-    ContainerView, Element, Object, Objects, Setting, base_objects, container_objects, explain, network_objects,
-    ruleset,
+    ContainerView, Element, Firewall, Object, Objects, Setting, base_objects, container_objects, explain, iptables,
+    network_objects, ruleset,
 };
 use sample::{container, endpoint, internal, network, publication};
 
@@ -71,8 +71,11 @@ fn objects() -> Objects {
     };
 
     let closed = ["eth0", "wlan0"].map(|name| (Family::V4, name.parse().unwrap()));
-    let mut objects =
-        base_objects("portolan", &[setting("net/ipv4/ip_forward"), setting("net/ipv6/conf/all/forwarding")], &closed);
+    let mut objects = base_objects(
+        &Firewall::nftables("portolan"),
+        &[setting("net/ipv4/ip_forward"), setting("net/ipv6/conf/all/forwarding")],
+        &closed,
+    );
     for network in [&web, &lone, &lab, &quiet] {
         objects.extend(network_objects(ROOT, network));
     }
@@ -134,6 +137,14 @@ fn constant_rules_in_words() {
 #[test]
 fn ruleset_as_iptables() {
     assert_snapshot("iptables", &explain::iptables(&elements()));
+}
+
+#[test]
+fn rules_for_iptables_restore() {
+    let firewall = Firewall { driver: FirewallDriver::Iptables, name: "portolan".to_owned() };
+    for (family, name) in [(Family::V4, "iptables_restore"), (Family::V6, "ip6tables_restore")] {
+        assert_snapshot(name, &iptables::render(&firewall, family, &elements()));
+    }
 }
 
 #[test]

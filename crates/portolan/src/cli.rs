@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use portolan_model::Invalid;
+use portolan_model::{FirewallDriver, Invalid};
 
 use crate::cmd;
 use crate::context::Context;
@@ -46,6 +46,9 @@ pub(crate) struct Global {
     /// Keep all state in DIR instead of /var/lib/portolan
     #[arg(long, global = true, value_name = "DIR", env = "PORTOLAN_ROOT", hide_env_values = true)]
     root: Option<PathBuf>,
+    /// Who carries out the rules: nftables, iptables, firewalld or none; decided with the first network
+    #[arg(long, global = true, value_name = "DRIVER", env = "PORTOLAN_FIREWALL", hide_env_values = true)]
+    firewall_driver: Option<FirewallDriver>,
     /// Print JSON instead of tables and text
     #[arg(long, global = true)]
     json: bool,
@@ -96,7 +99,7 @@ impl Cli {
     /// Does what was asked; the process's exit status.
     pub(crate) fn run(self) -> i32 {
         self.global.start_log();
-        let context = Context::new(self.global.root, self.global.json);
+        let context = Context::new(self.global.root, self.global.json, self.global.firewall_driver);
         // What a failure of the verb itself exits with: `run` leaves the low numbers to its command.
         let fallback = if matches!(self.command, Command::Run(_)) { 125 } else { 1 };
         let result = match self.command {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use portolan_kernel::probe;
+use portolan_model::FirewallDriver;
 use portolan_resident::daemon;
 
 use crate::cli::DEFAULT_ROOT;
@@ -21,21 +22,23 @@ pub(crate) struct Context {
     pub(crate) run: PathBuf,
     /// Print JSON.
     pub(crate) json: bool,
+    /// Who is to carry out the rules; none for the usual one.
+    pub(crate) firewall: Option<FirewallDriver>,
     /// When this command began.
     pub(crate) started: Instant,
 }
 
 impl Context {
-    pub(crate) fn new(root: Option<PathBuf>, json: bool) -> Self {
+    pub(crate) fn new(root: Option<PathBuf>, json: bool, firewall: Option<FirewallDriver>) -> Self {
         let root = root.filter(|root| !root.as_os_str().is_empty()).unwrap_or_else(|| DEFAULT_ROOT.into());
         let root = std::path::absolute(&root).unwrap_or(root);
         let run = if root == Path::new(DEFAULT_ROOT) { "/run/portolan".into() } else { root.join("run") };
-        Self { root, run, json, started: Instant::now() }
+        Self { root, run, json, firewall, started: Instant::now() }
     }
 
     /// Opens the state and puts the engine over it.
     pub(crate) fn engine(&self) -> Result<Engine> {
-        daemon::engine(&self.root)
+        Ok(daemon::engine(&self.root)?.with_firewall(self.firewall))
     }
 
     /// The engine, for a verb that changes the kernel.

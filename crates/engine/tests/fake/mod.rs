@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use portolan_engine::{HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
-use portolan_plan::{Key, Object, Objects, Set, Setting, Step};
+use portolan_plan::{Firewall, Key, Object, Objects, Set, Setting, Step};
 
 /// A port of the host that a process of somebody else's listens on.
 pub(crate) const FOREIGN_PORT: u16 = 8009;
@@ -262,7 +262,7 @@ fn together(steps: &[Step]) -> usize {
 }
 
 impl Kernel for FakeKernel {
-    fn apply(&self, _: &str, steps: &[Step]) -> Result<(), KernelError> {
+    fn apply(&self, _: &Firewall, steps: &[Step]) -> Result<(), KernelError> {
         let mut rest = steps;
         while !rest.is_empty() {
             self.call();
@@ -274,7 +274,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn repair(&self, _: &str, steps: &[Step]) -> Vec<KernelError> {
+    fn repair(&self, _: &Firewall, steps: &[Step]) -> Vec<KernelError> {
         let mut rest = steps;
         while !rest.is_empty() {
             self.call();
@@ -286,13 +286,13 @@ impl Kernel for FakeKernel {
         Vec::new()
     }
 
-    fn observe_rules(&self, _: &str) -> Result<Objects, KernelError> {
+    fn observe_rules(&self, _: &Firewall, _: &Objects) -> Result<Objects, KernelError> {
         self.call();
         let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
         Ok(self.0.borrow().objects.clone().into_iter().filter(is_rule).collect())
     }
 
-    fn observe(&self, _: &str, _: &str, desired: &Objects) -> Result<Objects, KernelError> {
+    fn observe(&self, _: &str, _: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
         self.call();
         let state = self.0.borrow();
         let mut found = Objects::new();
@@ -320,7 +320,7 @@ impl Kernel for FakeKernel {
             .objects
             .iter()
             .filter_map(|(_, object)| match object {
-                Object::Ruleset(ruleset) => Some(ruleset.name.clone()),
+                Object::Ruleset(ruleset) => Some(ruleset.firewall.name.clone()),
                 _ => None,
             })
             .collect())

@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use portolan_engine::{KernelError, Kind};
-use portolan_model::{Family, IfName, IpvlanMode, MacvlanMode, RouteAction, Sandbox};
+use portolan_model::{Family, FirewallDriver, IfName, IpvlanMode, MacvlanMode, RouteAction, Sandbox};
 use portolan_plan::{
-    Bridge, Child, ChildKind, DefaultRoute, Element, Groups, Interface, Object, Port, Step, Table, Vlan,
+    Bridge, Child, ChildKind, DefaultRoute, Element, Firewall, Groups, Interface, Object, Port, Step, Table, Vlan,
 };
 
 use super::{HostKernel, failure, refusal};
@@ -32,7 +32,7 @@ pub(super) enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Sysctl,
-    Nftables,
+    Rules,
     Host,
     Sandbox,
 }
@@ -42,18 +42,18 @@ fn place(step: &Step) -> Place {
         // It is made from the host's side, where the parent is, and removed where it is.
         Object::Child(_) if matches!(step, Step::Delete(_)) => Place::Sandbox,
         Object::Setting(_) => Place::Sysctl,
-        Object::Ruleset(_) | Object::Element(_) => Place::Nftables,
+        Object::Ruleset(_) | Object::Element(_) => Place::Rules,
         Object::Bridge(_) | Object::Port(_) | Object::Neighbour(_) | Object::Vlan(_) | Object::Child(_) => Place::Host,
         Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) => Place::Sandbox,
     }
 }
 
 /// Takes `steps` in order, runs of one place together. Answers the failures: at most one in strict mode.
-pub(super) fn run(kernel: &HostKernel, table: &str, steps: &[Step], mode: Mode) -> Vec<KernelError> {
-    let groups = Groups::of(table);
+pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode: Mode) -> Vec<KernelError> {
+    let groups = Groups::of(&firewall.name);
     let mut context = Context {
         kernel,
-        table,
+        table: &firewall.name,
         groups,
         mode,
         steps,
@@ -61,6 +61,12 @@ pub(super) fn run(kernel: &HostKernel, table: &str, steps: &[Step], mode: Mode) 
         indexes: BTreeMap::new(),
         failures: Vec::new(),
     };
+    if let Err(error) = super::firewalld::tell(firewall, steps) {
+        context.failures.push(error);
+        if mode == Mode::Strict {
+            return context.failures;
+        }
+    }
     let mut rest = steps;
     while let Some(first) = rest.first() {
         let here = place(first);
@@ -68,7 +74,12 @@ pub(super) fn run(kernel: &HostKernel, table: &str, steps: &[Step], mode: Mode) 
         let (now, later) = rest.split_at(length);
         match here {
             Place::Sysctl => context.settings(now),
-            Place::Nftables => context.nftables(now),
+            Place::Rules => match firewall.driver {
+                FirewallDriver::Nftables => context.nftables(now),
+                FirewallDriver::None => {}
+                FirewallDriver::Iptables => context.failures.extend(super::iptables::apply(firewall, now, mode).err()),
+                FirewallDriver::Firewalld => context.failures.extend(super::firewalld::apply(firewall, now).err()),
+            },
             Place::Host => context.host(now),
             Place::Sandbox => context.sandboxes(now),
         }

@@ -2,13 +2,15 @@
 
 mod apply;
 mod facts;
+mod firewalld;
+mod iptables;
 mod observe;
 
 use std::cell::{OnceCell, RefCell};
 
 use portolan_engine::{Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
-use portolan_plan::{Objects, Step};
+use portolan_plan::{Firewall, Objects, Step};
 
 use crate::netlink::{self, NetlinkError, Socket};
 
@@ -35,6 +37,15 @@ impl HostKernel {
             crate::rtnl::link::lookup(socket, index).map_err(|error| refusal("read an interface", &error))
         };
         self.with_route(look).ok().flatten()
+    }
+
+    /// Tells firewalld, where one runs, to let these bridges pass: a reload makes it forget. For drivers other than
+    /// firewalld itself.
+    ///
+    /// # Errors
+    /// [`KernelError`] with what firewalld says.
+    pub fn trust(&self, bridges: &[String]) -> Result<(), KernelError> {
+        firewalld::trust(bridges)
     }
 
     fn with_route<T>(&self, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
@@ -93,20 +104,20 @@ fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError 
 }
 
 impl Kernel for HostKernel {
-    fn apply(&self, table: &str, steps: &[Step]) -> Result<(), KernelError> {
-        apply::run(self, table, steps, apply::Mode::Strict).into_iter().next().map_or(Ok(()), Err)
+    fn apply(&self, firewall: &Firewall, steps: &[Step]) -> Result<(), KernelError> {
+        apply::run(self, firewall, steps, apply::Mode::Strict).into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn repair(&self, table: &str, steps: &[Step]) -> Vec<KernelError> {
-        apply::run(self, table, steps, apply::Mode::Lenient)
+    fn repair(&self, firewall: &Firewall, steps: &[Step]) -> Vec<KernelError> {
+        apply::run(self, firewall, steps, apply::Mode::Lenient)
     }
 
-    fn observe(&self, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError> {
-        observe::observe(self, root, table, desired)
+    fn observe(&self, root: &str, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
+        observe::observe(self, root, firewall, desired)
     }
 
-    fn observe_rules(&self, table: &str) -> Result<Objects, KernelError> {
-        observe::rules(self, table)
+    fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
+        observe::rules(self, firewall, desired)
     }
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_engine::KernelError;
-use portolan_model::{IfName, Mac, Mtu, Sandbox};
+use portolan_model::{FirewallDriver, IfName, Mac, Mtu, Sandbox};
 use portolan_plan::{
-    Bridge, Chain, ChildKind, DefaultRoute, Groups, Interface, Neighbour, Object, Objects, Port, Ruleset, Set, Setting,
-    Table, Vlan, ruleset,
+    Bridge, Chain, ChildKind, DefaultRoute, Firewall, Groups, Interface, Neighbour, Object, Objects, Port, Ruleset,
+    Set, Setting, Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -22,7 +22,12 @@ use crate::rtnl::{addr, neigh, route};
 use crate::sysctl;
 
 /// Reads everything that is ours by name, and the sandboxes and sysctls that `desired` speaks of.
-pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Objects) -> Result<Objects, KernelError> {
+pub(super) fn observe(
+    kernel: &HostKernel,
+    root: &str,
+    firewall: &Firewall,
+    desired: &Objects,
+) -> Result<Objects, KernelError> {
     let mut found = Objects::new();
     for (_, object) in desired.iter() {
         if let Object::Setting(setting) = object
@@ -31,8 +36,8 @@ pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Ob
             found.insert(Object::Setting(Setting { value, ..setting.clone() }));
         }
     }
-    kernel.with_netfilter(|socket| tables(socket, table, &mut found))?;
-    kernel.with_route(|socket| links(socket, root, Groups::of(table), desired, &mut found))?;
+    found.extend(rules(kernel, firewall, desired)?);
+    kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;
     for (sandbox, interfaces) in sandboxes(desired) {
         // A sandbox that is gone holds nothing.
         let Ok(ns) = open_sandbox(&sandbox) else { continue };
@@ -47,10 +52,15 @@ pub(super) fn observe(kernel: &HostKernel, root: &str, table: &str, desired: &Ob
     Ok(found)
 }
 
-/// Reads our tables alone.
-pub(super) fn rules(kernel: &HostKernel, table: &str) -> Result<Objects, KernelError> {
+/// Reads our rules alone.
+pub(super) fn rules(kernel: &HostKernel, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
     let mut found = Objects::new();
-    kernel.with_netfilter(|socket| tables(socket, table, &mut found))?;
+    match firewall.driver {
+        FirewallDriver::Nftables => kernel.with_netfilter(|socket| tables(socket, &firewall.name, &mut found))?,
+        FirewallDriver::Iptables => found.extend(super::iptables::observe(firewall)?),
+        FirewallDriver::Firewalld => found.extend(super::firewalld::observe(firewall, desired)?),
+        FirewallDriver::None => {}
+    }
     Ok(found)
 }
 
@@ -78,7 +88,7 @@ fn tables(socket: &mut Socket, name: &str, found: &mut Objects) -> Result<(), Ke
     // A table that somebody changed is made anew with all its elements, so it counts as another one.
     let whole = present == Table::ALL.len() && intact;
     let shown = if whole { name.to_owned() } else { format!("{name} (damaged)") };
-    found.insert(Object::Ruleset(Ruleset { name: shown }));
+    found.insert(Object::Ruleset(Ruleset { firewall: Firewall::nftables(&shown) }));
     if whole {
         for set in Set::ALL {
             let (elements, unknown) = decode::elements(socket, name, set).map_err(|error| refusal(doing, &error))?;

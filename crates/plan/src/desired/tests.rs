@@ -267,9 +267,9 @@ fn a_container_without_namespace_needs_nothing() {
 #[test]
 fn base_objects_close_what_was_closed() {
     let settings = [Setting { path: "net/ipv4/ip_forward".to_owned(), value: "1".to_owned(), before: "0".to_owned() }];
-    let objects = base_objects("t", &settings, &[(Family::V4, "eth0".parse().unwrap())]);
+    let objects = base_objects(&Firewall::nftables("t"), &settings, &[(Family::V4, "eth0".parse().unwrap())]);
     assert_eq!(elements(&objects, Set::Closed), ["ipv4 . eth0"]);
-    assert!(objects.find(&Key::Ruleset("t".to_owned())).is_some());
+    assert!(objects.find(&Key::Ruleset(Firewall::nftables("t"))).is_some());
     assert_eq!(objects.len(), 3);
 }
 

@@ -7,13 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
-use portolan_engine::{AttachRequest, ContainerInfo, Error, Kernel as _};
+use portolan_engine::{AttachRequest, ContainerInfo, Error, Kernel as _, Repaired};
 use portolan_kernel::signals::{self, Signals};
+use portolan_model::FirewallDriver;
 use portolan_netavark::{
     Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, container_id,
     engine_failure, network_id,
 };
-use portolan_resident::daemon as resident;
+use portolan_resident::firewall;
 use serde::Serialize;
 
 use crate::clock;
@@ -85,6 +86,8 @@ enum Command {
     Version,
     /// Put back rules that somebody removed
     FirewallReload,
+    /// Stay, and put rules back whenever firewalld has reloaded
+    FirewalldReload,
 }
 
 /// What Podman asks the program `aardvark-dns` that it looks for beside `netavark`: only its version, and that it is there.
@@ -153,6 +156,7 @@ impl Args {
             Command::Create => self.create().map(Some),
             Command::Version => Ok(Some(version())),
             Command::FirewallReload => self.reload().map(|()| None),
+            Command::FirewalldReload => self.follow_firewalld().map(|()| None),
         }
     }
 
@@ -177,11 +181,19 @@ impl Args {
     fn context(&self, verb: &str) -> Result<Context, Failure> {
         let config = self.config.as_ref().filter(|config| !config.as_os_str().is_empty());
         let config = config.ok_or_else(|| Failure::new(format!("{verb} needs the option --config DIR")))?;
-        Ok(Context::new(Some(config.clone()), false))
+        let parse = |text: &String| {
+            let parsed = text.parse();
+            parsed.map_err(|_| {
+                let known = FirewallDriver::ALL.map(|driver| driver.to_string()).join(", ");
+                Failure::new(format!("unsupported firewall driver {text:?}: choose one of {known}"))
+            })
+        };
+        let wanted = self.firewall_driver.as_ref().filter(|text| !text.is_empty());
+        Ok(Context::new(Some(config.clone()), false, wanted.map(parse).transpose()?))
     }
 
     fn engine(context: &Context) -> Result<Engine, Failure> {
-        resident::engine(&context.root).map_err(|error| Failure::new(format!("{error:#}")))
+        context.engine().map_err(|error| Failure::new(format!("{error:#}")))
     }
 
     fn setup(&self, netns: &Path) -> Result<String, Failure> {
@@ -285,8 +297,26 @@ impl Args {
 
     fn reload(&self) -> Result<(), Failure> {
         let context = self.context("firewall-reload")?;
-        let repaired = Self::engine(&context)?.reconcile().map_err(|error| engine_failure(&error))?;
+        let repaired = firewall::reload(&Self::engine(&context)?);
+        let repaired = repaired.map_err(|error| Failure::new(format!("{error:#}")))?;
         all(repaired.failures.into_iter().map(Failure::new).collect()).map_or(Ok(()), Err)
+    }
+
+    /// Puts rules back now and whenever firewalld has reloaded, as long as there is a system bus.
+    fn follow_firewalld(&self) -> Result<(), Failure> {
+        let context = self.context("firewalld-reload")?;
+        let engine = Self::engine(&context)?;
+        let told = |repaired: anyhow::Result<Repaired>| {
+            match repaired {
+                Ok(repaired) => repaired.failures.iter().for_each(|failure| tracing::error!("{failure}")),
+                Err(error) => tracing::error!("{error:#}"),
+            }
+            true
+        };
+        told(firewall::reload(&engine));
+        let followed = firewall::follow(&engine, told);
+        followed.map_err(|error| Failure::new(format!("{error:#}")).within("DBus error"))?;
+        Err(Failure::new("no system bus on which firewalld could be heard"))
     }
 }
 

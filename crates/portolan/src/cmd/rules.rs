@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use portolan_engine::RulesOf;
-use portolan_plan::{explain, ruleset};
+use portolan_model::{Family, FirewallDriver};
+use portolan_plan::{explain, iptables, ruleset};
 
 use crate::context::Context;
 use crate::output::{self, RuleSentence, RuleText};
@@ -17,7 +18,8 @@ Examples:
   portolan rules                     everything, by owner
   portolan rules site                one container's
   portolan rules web --as nft        a network's, as `nft list` would print them
-  portolan rules --as iptables       in the form of `iptables -t nat -L -n`")]
+  portolan rules --as iptables       in the form of `iptables -t nat -L -n`; with the driver iptables,
+                                     as `iptables-save` and `ip6tables-save` print them")]
 pub(crate) struct Args {
     /// Only rules of this network or container
     #[arg(value_name = "NETWORK|CONTAINER")]
@@ -50,11 +52,14 @@ impl Args {
                 }
                 grouped(&sentences)
             }
-            Form::Nft => ruleset::render(&rules.table, &rules.elements),
+            Form::Nft => ruleset::render(&rules.firewall.name, &rules.elements),
+            Form::Iptables if rules.firewall.driver == FirewallDriver::Iptables => {
+                Family::ALL.map(|family| iptables::render(&rules.firewall, family, &rules.elements)).concat()
+            }
             Form::Iptables => explain::iptables(&rules.elements),
         };
         if context.json {
-            output::json(&RuleText { table: rules.table, text })?;
+            output::json(&RuleText { table: rules.firewall.name, text })?;
         } else {
             output::print(&text)?;
         }

@@ -19,8 +19,8 @@ use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
-use portolan_model::{Mtu, Network};
-use portolan_plan::Groups;
+use portolan_model::{FirewallDriver, Mtu, Network};
+use portolan_plan::{Firewall, Groups};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
@@ -182,6 +182,17 @@ impl Drop for Repairer {
     }
 }
 
+/// Whether rules of ours are in the nftables table of this name. iptables-nft(8) keeps its tables there under their own
+/// names; what iptables-legacy(8) does is not told.
+fn holds_our_rules(driver: FirewallDriver, table: &str) -> bool {
+    match driver {
+        FirewallDriver::Nftables => table.starts_with(OURS),
+        FirewallDriver::Iptables => matches!(table, "raw" | "nat" | "filter"),
+        // It tells of its reloads itself.
+        FirewallDriver::Firewalld | FirewallDriver::None => false,
+    }
+}
+
 struct Thread {
     engine: Engine,
     monitor: Monitor,
@@ -234,8 +245,8 @@ impl Thread {
         let heard = Instant::now();
         let events = self.monitor.read().context("hear of changes in the kernel")?;
         // Until a first network there is no table, and no interface of ours either.
-        let groups = Groups::of(&self.engine.table_name()?);
-        let work = self.sort(&events, groups);
+        let firewall = self.engine.firewall()?;
+        let work = self.sort(&events, &firewall);
         if work != Work::default() {
             self.work(work, heard)?;
         }
@@ -258,10 +269,11 @@ impl Thread {
         Ok(true)
     }
 
-    /// Puts the fence up or takes it down.
+    /// Puts the fence up or takes it down. It knows what may begin by a mark that no other driver makes.
     fn set_fence(&mut self, is_needed: bool) -> Result<()> {
         let Some(socket) = &mut self.fence else { return Ok(()) };
-        let table = self.engine.table_name()?;
+        let Firewall { driver, name: table } = self.engine.firewall()?;
+        let is_needed = is_needed && driver == FirewallDriver::Nftables;
         if is_needed == self.fenced.is_some() && self.fenced.as_ref().is_none_or(|name| *name == table) {
             return Ok(());
         }
@@ -279,13 +291,14 @@ impl Thread {
     }
 
     /// Which events may concern us.
-    fn sort(&self, events: &[Event], groups: Groups) -> Work {
+    fn sort(&self, events: &[Event], firewall: &Firewall) -> Work {
+        let groups = Groups::of(&firewall.name);
         let mut work = Work::default();
         for event in events {
             match event {
                 Event::Rules { tables, by: (pid, name) } => {
                     let is_ours = *pid == std::process::id() || name == OURS;
-                    if !is_ours && tables.iter().any(|table| table.starts_with(OURS)) {
+                    if !is_ours && tables.iter().any(|table| holds_our_rules(firewall.driver, table)) {
                         work.rules = true;
                         work.because.insert(format!("`{name}`, process {pid}, changed our rules"));
                     }

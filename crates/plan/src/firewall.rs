@@ -1,0 +1,63 @@
+use std::fmt;
+
+use portolan_model::FirewallDriver;
+
+use crate::object::Object;
+use crate::set::{Set, Table};
+
+/// The rules of one root on one host: who carries them out, and under which name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Firewall {
+    /// Who carries them out.
+    pub driver: FirewallDriver,
+    /// `portolan`, or `portolan_` and eight hexadecimal digits where another root has that name: the name of the
+    /// nftables tables, and what names of chains, zones and policies are made of.
+    pub name: String,
+}
+
+impl Firewall {
+    /// The rules of a root as nftables tables called `name`.
+    pub fn nftables(name: &str) -> Self {
+        Self { driver: FirewallDriver::Nftables, name: name.to_owned() }
+    }
+
+    /// Whether the driver holds `object` at all: what it has no counterpart for, it is not asked to hold.
+    ///
+    /// All drivers hold what is no rule, since that is not theirs.
+    pub fn holds(&self, object: &Object) -> bool {
+        match (self.driver, object) {
+            (FirewallDriver::Nftables, _) => true,
+            (FirewallDriver::None, Object::Ruleset(_) | Object::Element(_)) => false,
+            // Neither knows the frames of a bridge.
+            (FirewallDriver::Iptables, Object::Element(element)) => element.set.table() == Table::Inet,
+            (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),
+            _ => true,
+        }
+    }
+}
+
+/// What firewalld's zones and policies can say.
+const fn holds_in_firewalld(set: Set) -> bool {
+    matches!(
+        set,
+        Set::Port(_)
+            | Set::AnyPort(_)
+            | Set::Range(_)
+            | Set::AnyRange(_)
+            | Set::Masquerade
+            | Set::Snat(_)
+            | Set::Leave
+            | Set::Within
+    )
+}
+
+impl fmt::Display for Firewall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.driver {
+            FirewallDriver::Nftables => write!(f, "nftables table `{}`", self.name),
+            FirewallDriver::Iptables => write!(f, "iptables chains of `{}`", self.name),
+            FirewallDriver::Firewalld => write!(f, "firewalld zones of `{}`", self.name),
+            FirewallDriver::None => write!(f, "no rules"),
+        }
+    }
+}
