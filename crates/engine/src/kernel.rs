@@ -87,10 +87,11 @@ pub trait Kernel {
     fn observe(&self, root: &str, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError>;
 
     /// The part of [`Kernel::observe`] that is about rules: what the driver holds of ours, with its elements.
+    /// `desired` is what is to be there.
     ///
     /// # Errors
     /// [`KernelError`] when they cannot be read.
-    fn observe_rules(&self, firewall: &Firewall) -> Result<Objects, KernelError>;
+    fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError>;
 
     /// The names of nftables tables of the inet family.
     ///

@@ -160,7 +160,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.commit(Durability::Process)?;
         let observed = self
             .kernel
-            .observe_rules(&table)
+            .observe_rules(&table, &desired)
             .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
         let steps = diff(&desired, &observed);
         let failures = self.repair(&steps)?.into_iter().map(|failure| failure.to_string()).collect();

@@ -38,7 +38,17 @@ impl Firewall {
 
 /// What firewalld's zones and policies can say.
 const fn holds_in_firewalld(set: Set) -> bool {
-    matches!(set, Set::Port(_) | Set::AnyPort(_) | Set::Range(_) | Set::AnyRange(_) | Set::Masquerade | Set::Within)
+    matches!(
+        set,
+        Set::Port(_)
+            | Set::AnyPort(_)
+            | Set::Range(_)
+            | Set::AnyRange(_)
+            | Set::Masquerade
+            | Set::Snat(_)
+            | Set::Leave
+            | Set::Within
+    )
 }
 
 impl fmt::Display for Firewall {

@@ -11,6 +11,7 @@ mod desired;
 mod diff;
 pub mod explain;
 mod firewall;
+pub mod firewalld;
 pub mod iptables;
 mod object;
 mod proxy;

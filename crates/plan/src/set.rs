@@ -298,6 +298,11 @@ impl Set {
         }
     }
 
+    /// Whether it says where a published port leads.
+    pub const fn is_translation(self) -> bool {
+        matches!(self, Self::Port(_) | Self::AnyPort(_) | Self::Range(_) | Self::AnyRange(_))
+    }
+
     /// Whether its keys hold ranges. Such sets copy themselves at every commit (nft_set_pipapo.c), so what need
     /// not be a range lives elsewhere.
     pub const fn interval(self) -> bool {

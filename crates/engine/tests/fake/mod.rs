@@ -284,7 +284,7 @@ impl Kernel for FakeKernel {
         Vec::new()
     }
 
-    fn observe_rules(&self, _: &Firewall) -> Result<Objects, KernelError> {
+    fn observe_rules(&self, _: &Firewall, _: &Objects) -> Result<Objects, KernelError> {
         self.call();
         let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
         Ok(self.0.borrow().objects.clone().into_iter().filter(is_rule).collect())

@@ -61,6 +61,12 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
         indexes: BTreeMap::new(),
         failures: Vec::new(),
     };
+    if let Err(error) = super::firewalld::tell(firewall, steps) {
+        context.failures.push(error);
+        if mode == Mode::Strict {
+            return context.failures;
+        }
+    }
     let mut rest = steps;
     while let Some(first) = rest.first() {
         let here = place(first);
@@ -72,12 +78,7 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
                 FirewallDriver::Nftables => context.nftables(now),
                 FirewallDriver::None => {}
                 FirewallDriver::Iptables => context.failures.extend(super::iptables::apply(firewall, now, mode).err()),
-                FirewallDriver::Firewalld => context.failures.push(KernelError {
-                    doing: format!("make {firewall}"),
-                    reason: "this version does not know the driver".to_owned(),
-                    kind: Kind::Unsupported,
-                    hint: Some("choose another --firewall-driver".to_owned()),
-                }),
+                FirewallDriver::Firewalld => context.failures.extend(super::firewalld::apply(firewall, now).err()),
             },
             Place::Host => context.host(now),
             Place::Sandbox => context.sandboxes(now),

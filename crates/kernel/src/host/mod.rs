@@ -2,6 +2,7 @@
 
 mod apply;
 mod facts;
+mod firewalld;
 mod iptables;
 mod observe;
 
@@ -36,6 +37,15 @@ impl HostKernel {
             crate::rtnl::link::lookup(socket, index).map_err(|error| refusal("read an interface", &error))
         };
         self.with_route(look).ok().flatten()
+    }
+
+    /// Tells firewalld, where one runs, to let these bridges pass: a reload makes it forget. For drivers other than
+    /// firewalld itself.
+    ///
+    /// # Errors
+    /// [`KernelError`] with what firewalld says.
+    pub fn trust(&self, bridges: &[String]) -> Result<(), KernelError> {
+        firewalld::trust(bridges)
     }
 
     fn with_route<T>(&self, ask: impl FnOnce(&mut Socket) -> Result<T, KernelError>) -> Result<T, KernelError> {
@@ -105,8 +115,8 @@ impl Kernel for HostKernel {
         observe::observe(self, root, firewall, desired)
     }
 
-    fn observe_rules(&self, firewall: &Firewall) -> Result<Objects, KernelError> {
-        observe::rules(self, firewall)
+    fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
+        observe::rules(self, firewall, desired)
     }
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {

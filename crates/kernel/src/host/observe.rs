@@ -36,7 +36,7 @@ pub(super) fn observe(
             found.insert(Object::Setting(Setting { value, ..setting.clone() }));
         }
     }
-    found.extend(rules(kernel, firewall)?);
+    found.extend(rules(kernel, firewall, desired)?);
     kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;
     for (sandbox, interfaces) in sandboxes(desired) {
         // A sandbox that is gone holds nothing.
@@ -53,12 +53,13 @@ pub(super) fn observe(
 }
 
 /// Reads our rules alone.
-pub(super) fn rules(kernel: &HostKernel, firewall: &Firewall) -> Result<Objects, KernelError> {
+pub(super) fn rules(kernel: &HostKernel, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
     let mut found = Objects::new();
     match firewall.driver {
         FirewallDriver::Nftables => kernel.with_netfilter(|socket| tables(socket, &firewall.name, &mut found))?,
         FirewallDriver::Iptables => found.extend(super::iptables::observe(firewall)?),
-        FirewallDriver::Firewalld | FirewallDriver::None => {}
+        FirewallDriver::Firewalld => found.extend(super::firewalld::observe(firewall, desired)?),
+        FirewallDriver::None => {}
     }
     Ok(found)
 }

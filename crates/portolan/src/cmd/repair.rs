@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use portolan_engine::{Error, Repaired};
+use portolan_resident::firewall;
 
 use crate::cmd::daemon;
 use crate::context::Context;
+use crate::failure::{self, Refused};
 use crate::output::{self, Difference, RepairReport};
-use crate::{failure, runtime};
+use crate::runtime;
 
 /// Compare the kernel with the state and print every difference
 ///
@@ -37,14 +39,35 @@ impl VerifyArgs {
 /// Missing links, addresses, routes and rules are put back, changed ones are corrected, and those of ours that nothing
 /// claims are removed. What is not ours is left alone.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ReconcileArgs {}
+#[command(after_help = "\
+Examples:
+  portolan reconcile
+  portolan reconcile --follow        for a service that runs beside firewalld")]
+pub(crate) struct ReconcileArgs {
+    /// Stay, and do it again whenever firewalld reloads or starts
+    #[arg(long)]
+    follow: bool,
+}
 
 impl ReconcileArgs {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine_for("reconcile")?;
-        let repaired = engine.reconcile()?;
+        let repaired = firewall::reload(&engine)?;
         daemon::settle(context, engine.has_endpoints()?);
-        show(context, &repaired, 0)
+        let status = show(context, &repaired, 0)?;
+        if !self.follow {
+            return Ok(status);
+        }
+        firewall::follow(&engine, |result| {
+            let shown = result.and_then(|repaired| show(context, &repaired, 0));
+            if let Err(error) = shown {
+                failure::report(&error, 1);
+            }
+            true
+        })?;
+        Err(Refused::new("there is no system bus on which firewalld could be heard")
+            .hint("`--follow` is of use beside firewalld only")
+            .into())
     }
 }
 
