@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -68,6 +69,13 @@ impl From<zbus::fdo::Error> for Error {
     }
 }
 
+/// Whether a process is in the network namespace of this thread, as far as can be told.
+fn is_here(process: u32) -> bool {
+    let identity = |path: &str| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let (there, here) = (identity(&format!("/proc/{process}/ns/net")), identity("/proc/thread-self/ns/net"));
+    there.is_none() || there == here
+}
+
 /// Connects to the system bus. None where there is no bus, which costs looking for a file.
 fn bus() -> Result<Option<Connection>> {
     if std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS").is_none() && !SOCKETS.iter().any(|path| Path::new(path).exists()) {
@@ -77,7 +85,8 @@ fn bus() -> Result<Option<Connection>> {
 }
 
 impl Firewalld {
-    /// Connects. None where no firewalld runs.
+    /// Connects. None where no firewalld runs, or one of another network namespace: buses know nothing of these, and its
+    /// rules are not those that packets here meet.
     ///
     /// # Errors
     /// [`Error::Bus`] when there is a bus that does not let us in.
@@ -85,8 +94,11 @@ impl Firewalld {
         let Some(connection) = bus()? else { return Ok(None) };
         let names = DBusProxy::new(&connection)?;
         let name = NAME.try_into().expect("a well-formed name");
-        let runs = names.name_has_owner(name)?;
-        Ok(runs.then_some(Self { connection }))
+        if !names.name_has_owner(name)? {
+            return Ok(None);
+        }
+        let process = names.get_connection_unix_process_id(NAME.try_into().expect("a well-formed name"))?;
+        Ok(is_here(process).then_some(Self { connection }))
     }
 
     /// Calls `method` of the interface whose name ends in `interface`.

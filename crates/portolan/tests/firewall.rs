@@ -533,8 +533,8 @@ const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus C
 "#;
 
 impl Firewalld {
-    /// Starts both and waits until firewalld answers; the world's commands find them. Skips loudly without the programs.
-    fn or_skip(world: &mut World) -> Option<Self> {
+    /// Starts a bus alone.
+    fn bus_or_skip(world: &mut World) -> Option<Self> {
         for needed in ["/usr/sbin/firewalld", "/usr/bin/dbus-daemon"] {
             if !Path::new(needed).exists() {
                 assert!(std::env::var_os("CI").is_none(), "{needed} is missing");
@@ -550,16 +550,22 @@ impl Firewalld {
         let address = format!("unix:path={}", socket.display());
         let mut bus = std::process::Command::new("dbus-daemon");
         bus.args(["--nofork", "--nopidfile"]).arg(format!("--config-file={}", config.display()));
-        let mut processes = vec![world.h.adopt(bus).unwrap().spawn().unwrap()];
+        let processes = vec![world.h.adopt(bus).unwrap().spawn().unwrap()];
         assert!(eventually(LONG, || socket.exists()), "the bus does not come up");
+        world.environment.push(("DBUS_SYSTEM_BUS_ADDRESS".into(), address.clone().into()));
+        Some(Self { processes, address })
+    }
+
+    /// Starts both and waits until firewalld answers; the world's commands find them. Skips loudly without the programs.
+    fn or_skip(world: &mut World) -> Option<Self> {
+        let mut firewalld = Self::bus_or_skip(world)?;
+        let dir = world.lab.dir().join("firewalld");
         let mut daemon = std::process::Command::new("unshare");
         let script = r#"cp -a /etc/firewalld "$0/etc" && mount --bind "$0/etc" /etc/firewalld &&
             mount -t tmpfs none /var/log && exec firewalld --nofork --nopid"#;
-        daemon.args(["--mount", "sh", "-c", script]).arg(&dir).env("DBUS_SYSTEM_BUS_ADDRESS", &address);
+        daemon.args(["--mount", "sh", "-c", script]).arg(&dir).env("DBUS_SYSTEM_BUS_ADDRESS", &firewalld.address);
         daemon.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        processes.push(world.h.adopt(daemon).unwrap().spawn().unwrap());
-        world.environment.push(("DBUS_SYSTEM_BUS_ADDRESS".into(), address.clone().into()));
-        let firewalld = Self { processes, address };
+        firewalld.processes.push(world.h.adopt(daemon).unwrap().spawn().unwrap());
         let minute = std::time::Duration::from_secs(60);
         assert!(eventually(minute, || firewalld.try_cmd(world, "--state").is_some()), "firewalld does not come up");
         Some(firewalld)
@@ -700,6 +706,66 @@ fn networks_of_nftables_pass_a_firewalld() {
     world.portolan_ok(&["detach", "c"]);
     world.portolan_ok(&["network", "rm", "web"]);
     assert_eq!(trusted(), "");
+    // From another network namespace the same bus is reached, but not what this firewalld filters.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_portolan"));
+    command.args(["network", "create", "web"]).env("PORTOLAN_ROOT", world.lab.dir().join("elsewhere"));
+    command.env("PORTOLAN_DAEMON", "off").envs(world.environment.iter().cloned());
+    assert!(world.n.adopt(command).unwrap().output().unwrap().status.success());
+    assert_eq!(trusted(), "");
+}
+
+/// A firewalld of a version that has `StrictForwardPorts`, which Debian's has not: what is asked of one.
+const STRICT: &str = r#"
+import dbus, dbus.service, dbus.mainloop.glib
+from gi.repository import GLib
+NAME, PATH = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1"
+dbus.mainloop.glib.DBusGMainLoop(set_as_default=True)
+name = dbus.service.BusName(NAME, dbus.SystemBus())
+class Config(dbus.service.Object):
+    @dbus.service.method("org.freedesktop.DBus.Properties", in_signature="ss", out_signature="v")
+    def Get(self, interface, key):
+        assert (interface, key) == (NAME + ".config", "StrictForwardPorts")
+        return "yes"
+class Main(dbus.service.Object):
+    @dbus.service.method(NAME + ".zone", in_signature="s", out_signature="as")
+    def getInterfaces(self, zone): return []
+    @dbus.service.method(NAME + ".zone", in_signature="ss", out_signature="s")
+    def changeZoneOfInterface(self, zone, interface): return zone
+Config(name, PATH + "/config"); Main(name, PATH)
+GLib.MainLoop().run()
+"#;
+
+#[test]
+fn a_strict_firewalld_forbids_published_ports() {
+    let Some(mut world) = world("fwd-strict", "nftables") else { return };
+    let has_dbus = std::process::Command::new("/usr/bin/python3").args(["-c", "import dbus, gi"]).status();
+    if !has_dbus.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "python3-dbus and python3-gi are missing");
+        eprintln!("SKIP: fwd-strict: no python3-dbus and python3-gi");
+        return;
+    }
+    let Some(mut firewalld) = Firewalld::bus_or_skip(&mut world) else { return };
+    let mut command = std::process::Command::new("/usr/bin/python3");
+    command.args(["-c", STRICT]).env("DBUS_SYSTEM_BUS_ADDRESS", &firewalld.address);
+    firewalld.processes.push(world.h.adopt(command).unwrap().spawn().unwrap());
+    world.network("web", &[]);
+    world.container("plain", &["--network", "web"]);
+    let c = world.lab.host("c").unwrap();
+    let path = c.netns_path().to_str().unwrap().to_owned();
+    let args = ["attach", "--netns", &path, "--name", "c", "--network", "web", "-p", "8080:80"];
+    let mut refusal = String::new();
+    // Until its name is on the bus nobody forbids anything.
+    assert!(eventually(LONG, || {
+        let output = world.portolan(&args);
+        refusal = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() {
+            world.portolan_ok(&["detach", "c"]);
+        }
+        !output.status.success()
+    }));
+    assert!(refusal.contains("port forwarding not possible as firewalld StrictForwardPorts enabled"), "{refusal}");
+    assert!(refusal.contains("hint: "), "{refusal}");
+    world.verify();
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::daemon::Engine;
 /// When store, kernel or firewalld cannot be read; what could not be repaired is in the answer.
 pub fn reload(engine: &Engine) -> Result<Repaired> {
     let repaired = engine.reconcile()?;
-    if engine.firewall()?.driver != FirewallDriver::Firewalld {
+    if matches!(engine.firewall()?.driver, FirewallDriver::Nftables | FirewallDriver::Iptables) {
         let networks = engine.networks()?.into_iter().filter(|network| network.is_managed_bridge());
         let mut bridges = Vec::new();
         for network in networks {

@@ -27,7 +27,7 @@ fn refusal(error: &Error) -> KernelError {
 fn connect() -> Result<Firewalld, KernelError> {
     Firewalld::connect().map_err(|error| refusal(&error))?.ok_or_else(|| KernelError {
         doing: "ask firewalld".to_owned(),
-        reason: "it does not run".to_owned(),
+        reason: "it does not run in this network namespace".to_owned(),
         kind: Kind::Unsupported,
         hint: Some("start firewalld, or choose another --firewall-driver".to_owned()),
     })
@@ -116,7 +116,7 @@ pub(super) fn trust(bridges: &[String]) -> Result<(), KernelError> {
 /// # Errors
 /// When ports are published of which firewalld is set up to let none pass.
 pub(super) fn tell(firewall: &Firewall, steps: &[Step]) -> Result<(), KernelError> {
-    if matches!(firewall.driver, FirewallDriver::Firewalld) {
+    if matches!(firewall.driver, FirewallDriver::Firewalld | FirewallDriver::None) {
         return Ok(());
     }
     let bridge = |object: &Object| match object {

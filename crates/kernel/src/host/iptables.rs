@@ -129,6 +129,14 @@ pub(super) fn apply(firewall: &Firewall, steps: &[Step], mode: Mode) -> Result<(
             _ => {}
         }
     }
+    if let Some(name) = new.iter().find_map(|element| iptables::unspeakable(element)) {
+        return Err(KernelError {
+            doing: format!("write rules for interface `{name}`"),
+            reason: "iptables would take its name for a pattern".to_owned(),
+            kind: Kind::Unsupported,
+            hint: Some("rename the interface, or choose another --firewall-driver".to_owned()),
+        });
+    }
     if makes {
         each(|family| Ok(Some(iptables::create(firewall, family, &save(family)?, &new))))
     } else if unmakes {

@@ -17,13 +17,13 @@ mod saved;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use portolan_model::Family;
+use portolan_model::{Family, IfName};
 
 pub use chains::{Chain, Table};
 pub use saved::Saved;
 
 use crate::firewall::Firewall;
-use crate::object::{Element, Object, Objects};
+use crate::object::{Element, Field, Object, Objects};
 use chains::Names;
 use saved::Spec;
 
@@ -222,6 +222,16 @@ pub fn mend(firewall: &Firewall, family: Family, saved: &Saved, gone: &[&Element
         }
     }
     batch.finish()
+}
+
+/// The interface of `element` that iptables cannot name: `+` at the end stands for any further characters, and some others
+/// for something else than themselves (iptables(8), `-i`).
+pub fn unspeakable(element: &Element) -> Option<&IfName> {
+    let is_pattern = |name: &str| name.ends_with('+') || name.starts_with('-') || name.contains(['\'', '!']);
+    element.key.iter().find_map(|field| match field {
+        Field::IfName(name) if is_pattern(name.as_str()) => Some(name),
+        _ => None,
+    })
 }
 
 /// All rules with those of `elements`, as iptables-save(8) prints them.

@@ -182,3 +182,19 @@ fn what_goes_is_what_is_there() {
     assert_eq!(text.matches("-D FORWARD -j PORTOLAN-1A2B3C4D-FORWARD\n").count(), 1);
     assert!(!text.contains("-I FORWARD"));
 }
+
+#[test]
+fn interfaces_that_would_mean_others_are_refused() {
+    let trusted = |name: &str| Element {
+        set: Set::Trusted,
+        key: vec![Field::IfName(name.parse().unwrap()), Field::IfName("br-web".parse().unwrap())],
+        data: Data::Member,
+        owner: "network web".to_owned(),
+    };
+    for name in ["eth+", "-j", "!"] {
+        assert_eq!(unspeakable(&trusted(name)).map(IfName::as_str), Some(name));
+    }
+    for name in ["eth0", "a+b", "wg0.1", "x@y"] {
+        assert_eq!(unspeakable(&trusted(name)), None);
+    }
+}
