@@ -173,7 +173,7 @@ fn change(firewall: &Firewall, gone: &[&Element], new: &[&Element], mode: Mode) 
         Mode::Lenient => expected().or_else(|_| mend()),
         Mode::Strict => expected().map_err(|error| match saved().map(|saved| iptables::find(firewall, &saved)) {
             // Somebody took our chains, or part of them: reconciling helps.
-            Ok(Found::Nothing | Found::Damaged) => KernelError { kind: Kind::NotFound, ..error },
+            Ok(Found::Nothing | Found::Damaged) => KernelError { errno: 0, kind: Kind::NotFound, ..error },
             Ok(Found::Whole(_)) | Err(_) => error,
         }),
     }
