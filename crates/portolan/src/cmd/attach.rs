@@ -139,7 +139,10 @@ impl DetachArgs {
             (Some(name), _) => name,
             (None, path) => holder_of(&engine, &path.context("neither a container nor --netns is given")?)?,
         };
-        daemon::release(context, &engine.container(&name)?, None);
+        // Whether it is there at all is the verb's to say.
+        if let Ok(info) = engine.container(&name) {
+            daemon::release(context, &info, None);
+        }
         let container = engine.detach(&name)?;
         runtime::remove(&context.run, container.id);
         daemon::settle(context, false);
