@@ -18,6 +18,7 @@ fn names() -> Names {
         id: Id::from_bytes([1; 32]),
         name: "front".into(),
         gateways: vec!["10.0.0.1".parse().expect("an address")],
+        port: None,
         internal: false,
         upstreams: vec!["192.0.2.1:53".parse().expect("an address")],
         subnets: vec!["10.0.0.0/24".parse().expect("a subnet")],

@@ -22,6 +22,8 @@ pub struct Network {
     pub name: String,
     /// The host's addresses on it, where its containers ask.
     pub gateways: Vec<IpAddr>,
+    /// The port that is listened on there; none for the usual one.
+    pub port: Option<u16>,
     /// Whether it has no way out: then nothing is forwarded for it.
     pub internal: bool,
     /// Where questions of its containers are forwarded to; empty for where the host asks.
@@ -406,9 +408,9 @@ impl Names {
         self.host_search = suffixes(&resolver.search);
     }
 
-    /// The addresses where questions come in, each network's.
-    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.gateways.keys().copied()
+    /// The addresses where questions come in, each network's, with the port if it is not the usual one.
+    pub fn gateways(&self) -> impl Iterator<Item = (IpAddr, Option<u16>)> + '_ {
+        self.gateways.iter().map(|(address, slot)| (*address, self.networks[*slot].input.port))
     }
 
     /// Whether `address` is a network's gateway.

@@ -13,6 +13,7 @@ fn network(number: u64, name: &str) -> Network {
         id: id(number),
         name: name.into(),
         gateways: vec![[10, number as u8, 0, 1].into(), format!("fd00:{number}::1").parse().unwrap()],
+        port: None,
         internal: false,
         upstreams: Vec::new(),
         subnets: vec![format!("10.{number}.0.0/16").parse().unwrap(), format!("fd00:{number}::/64").parse().unwrap()],

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Link, Mac,
-    Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
+    Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Ipam, Link,
+    Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
 };
 use portolan_plan::{ContainerView, Element, Step};
 
@@ -18,6 +18,8 @@ pub struct NetworkRequest {
     pub name: Name,
     /// What carries it.
     pub driver: Driver,
+    /// Who gives out addresses; with [`Ipam::Dhcp`] and [`Ipam::None`] there are no subnets.
+    pub ipam: Ipam,
     /// Subnets asked for, of any family; a family without one is given one, if enabled.
     pub subnets: Vec<IpNet>,
     /// Gateways, each inside one of the subnets.
@@ -47,6 +49,8 @@ pub struct NetworkRequest {
     pub routes: Vec<StaticRoute>,
     /// Whether names are answered on its gateway addresses.
     pub names: bool,
+    /// The port that they are answered on behind port 53; none for 53 itself.
+    pub names_port: Option<u16>,
 }
 
 impl NetworkRequest {
@@ -57,8 +61,10 @@ impl NetworkRequest {
             exact: false,
             routes: Vec::new(),
             names: true,
+            names_port: None,
             name,
             driver: Driver::Bridge,
+            ipam: Ipam::Local,
             subnets: Vec::new(),
             gateways: Vec::new(),
             ranges: Vec::new(),

@@ -68,6 +68,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             sysctls: request.sysctls.clone(),
             labels: request.labels.clone(),
             auto_remove: request.auto_remove,
+            port_keeper: request.port_keeper.map(str::to_owned),
             boot: self.kernel.boot(),
             created: self.kernel.now(),
             phase: self.owner(),
@@ -196,29 +197,24 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(())
     }
 
-    /// Takes down containers that have died but are in the way: on an address asked for, or on a transient network that
-    /// has become another.
+    /// Takes down containers that have died but are in the way on transient networks: on an address asked for, or on a
+    /// network that has become another. Whoever keeps those networks has forgotten them.
     pub(crate) fn make_way(&self, guard: &S::Guard<'_>, endpoints: &[EndpointRequest]) -> Result<()> {
         for wanted in endpoints {
+            let Some(request) = &wanted.transient else { continue };
             let tx = self.store.read()?;
-            let network = match &wanted.transient {
-                None => self.find_network(&tx, &wanted.network)?,
-                Some(request) => {
-                    if let Some(other) = tx.network_named(request.name.as_str())?.filter(|n| Some(n.id) != request.id) {
-                        drop(tx);
-                        self.reap_network(guard, &other)?;
-                        continue;
-                    }
-                    let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
-                    let Some(existing) = existing else { continue };
-                    if !is_as_asked(&existing, request) {
-                        drop(tx);
-                        self.reap_network(guard, &existing)?;
-                        continue;
-                    }
-                    existing
-                }
-            };
+            if let Some(other) = tx.network_named(request.name.as_str())?.filter(|n| Some(n.id) != request.id) {
+                drop(tx);
+                self.reap_network(guard, &other)?;
+                continue;
+            }
+            let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
+            let Some(network) = existing else { continue };
+            if !is_as_asked(&network, request) {
+                drop(tx);
+                self.reap_network(guard, &network)?;
+                continue;
+            }
             let mut dead = Vec::new();
             for address in wanted.wanted() {
                 let Some(holder) = tx.lease(network.id, address)?.and_then(|lease| lease.endpoint) else { continue };
@@ -325,6 +321,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         let id = self.random_id();
         let mut found = Vec::new();
+        if let Some(address) = wanted.wanted().next().filter(|_| !network.ipam.is_local()) {
+            let why = format!("cannot be asked for: network `{}` has IPAM driver `{}`", network.name, network.ipam);
+            return Err(Invalid::new("address", address.to_string(), why)
+                .hint("leave it out; with dhcp, a server can reserve one for a --mac-address")
+                .into());
+        }
         for address in wanted.wanted() {
             if found.iter().any(|(found, _): &(ipam::Found, bool)| found.address.addr() == address) {
                 return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
@@ -398,6 +400,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 .iter()
                 .map(|(found, configured)| EndpointAddress { address: found.address, configured: *configured })
                 .collect(),
+            leases: Default::default(),
             gateway_priority: wanted.gateway_priority,
             aliases: wanted.aliases.clone(),
             links: wanted.links.clone(),
@@ -509,8 +512,11 @@ fn is_as_asked(network: &Network, request: &NetworkRequest) -> bool {
     let gateways = || network.subnets.iter().filter_map(|subnet| subnet.gateway);
     network.name == request.name
         && network.driver == request.driver
+        && network.ipam == request.ipam
+        && (network.ipam.is_local() || (network.speaks.v4, network.speaks.v6) == (request.ipv4, request.ipv6))
         && network.internal == request.internal
         && network.names == request.names
+        && network.names_port == request.names_port
         && network.raw_options == request.options
         && network.routes == request.routes
         && network.subnets.iter().map(|subnet| subnet.net).eq(request.subnets.iter().copied())

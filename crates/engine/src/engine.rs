@@ -96,8 +96,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(self.kernel.repair(&table, steps))
     }
 
+    /// The name of our tables. While there are none, one that only this root could have: the usual name may be another
+    /// root's, whose table is not to be taken for a left-over of ours.
     pub(crate) fn table(&self, tx: &S::Tx<'_>) -> Result<String> {
-        Ok(tx.meta(meta::TABLE)?.unwrap_or_else(|| TABLE_NAME.to_owned()))
+        Ok(tx.meta(meta::TABLE)?.unwrap_or_else(|| self.own_table_name()))
+    }
+
+    fn own_table_name(&self) -> String {
+        format!("{TABLE_NAME}_{}", short_hash(&self.root))
     }
 
     /// A network by name, id or the unique start of its id.
@@ -190,11 +196,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     fn record_base(&self, tx: &S::Tx<'_>) -> Result<()> {
         let kernel = |source| Error::Kernel { doing: "read the host's state".to_owned(), source };
         let taken = self.kernel.tables().map_err(kernel)?;
-        let name = if taken.iter().any(|t| t == TABLE_NAME) {
-            format!("{TABLE_NAME}_{}", short_hash(&self.root))
-        } else {
-            TABLE_NAME.to_owned()
-        };
+        let name = if taken.iter().any(|t| t == TABLE_NAME) { self.own_table_name() } else { TABLE_NAME.to_owned() };
         let mut settings: Vec<(String, String, String)> = Vec::new();
         let mut closed: Vec<(u8, String)> = Vec::new();
         let interfaces = self.kernel.interfaces().map_err(kernel)?;
@@ -267,7 +269,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     subinterface: None,
                     routes: Vec::new(),
                     names: false,
+                    names_port: None,
                     transient: false,
+                    ipam: portolan_model::Ipam::Local,
+                    speaks: Default::default(),
                     mtu: Mtu::ETHERNET,
                     created: self.kernel.now(),
                     phase: Phase::Settled,

@@ -19,6 +19,7 @@ mod error;
 mod follow;
 mod ipam;
 mod kernel;
+mod leases;
 mod networks;
 mod publish;
 mod repair;

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Driver, Family, GatewayMode, Id, IfName, Invalid, Mtu, Network, NetworkOptions, Phase, Subinterface, Subnet,
+    Driver, Family, GatewayMode, Id, IfName, Invalid, Ipam, Mtu, Network, NetworkOptions, PerFamily, Phase,
+    Subinterface, Subnet,
 };
 use portolan_plan::diff;
 
@@ -86,9 +87,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         let networks = tx.networks()?;
-        let subnets = self.plan_subnets(tx, &networks, request, &options)?;
+        check_ipam(request, &options)?;
+        let (speaks, subnets) = match request.ipam {
+            Ipam::Local => (PerFamily::default(), self.plan_subnets(tx, &networks, request, &options)?),
+            Ipam::Dhcp | Ipam::None => (PerFamily { v4: request.ipv4, v6: request.ipv6 }, Vec::new()),
+        };
         let (bridge, subinterface, mtu) = self.plan_device(request, &options, &networks, device, id)?;
-        if subnets.iter().any(|subnet| subnet.family() == Family::V6) && mtu < Mtu::IPV6_MIN {
+        let ipv6 = speaks.v6 || subnets.iter().any(|subnet| subnet.family() == Family::V6);
+        if ipv6 && mtu < Mtu::IPV6_MIN {
             return Err(Invalid::new("MTU", mtu.to_string(), "is below IPv6's minimum of 1280")
                 .hint("choose a larger --opt mtu=, or --ipv6=false")
                 .into());
@@ -98,6 +104,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             name: request.name.clone(),
             driver: request.driver,
             internal: request.internal,
+            ipam: request.ipam,
+            speaks,
             subnets,
             options,
             dns: request.dns.clone(),
@@ -107,6 +115,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             subinterface,
             routes: request.routes.clone(),
             names: request.names,
+            names_port: request.names_port,
             transient: false,
             mtu,
             created: self.kernel.now(),
@@ -404,6 +413,43 @@ const fn enabled(request: &NetworkRequest, family: Family) -> bool {
     match family {
         Family::V4 => request.ipv4,
         Family::V6 => request.ipv6,
+    }
+}
+
+/// Refuses what an IPAM driver cannot do: to know addresses before they are given, or to reach a server.
+fn check_ipam(request: &NetworkRequest, options: &NetworkOptions) -> Result<()> {
+    if request.ipam.is_local() {
+        return Ok(());
+    }
+    let given = [
+        (!request.subnets.is_empty(), "subnet"),
+        (!request.gateways.is_empty(), "gateway"),
+        (!request.ranges.is_empty(), "IP range"),
+        (!request.aux.is_empty(), "auxiliary address"),
+    ];
+    if let Some((_, what)) = given.into_iter().find(|(is_given, _)| *is_given) {
+        let why = format!("no {what} goes with it, as it gives none of our addresses");
+        return Err(Invalid::new("IPAM driver", request.ipam.to_string(), why)
+            .hint(format!("leave out the {what}, or the IPAM driver"))
+            .into());
+    }
+    let (what, hint) = match request.driver {
+        Driver::Ipvlan => {
+            ("with ipvlan", "its containers share one MAC, by which a server tells clients apart: use macvlan")
+        }
+        Driver::Bridge if options.managed => (
+            "on a bridge of ours",
+            "no server is on it: join the LAN's bridge with --opt mode=unmanaged, or use macvlan",
+        ),
+        _ => return Ok(()),
+    };
+    match request.ipam {
+        Ipam::Dhcp => Err(Error::Unsupported {
+            what: "ipam driver dhcp".to_owned(),
+            why: format!("is not supported {what}"),
+            hint,
+        }),
+        Ipam::Local | Ipam::None => Ok(()),
     }
 }
 

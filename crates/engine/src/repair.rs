@@ -206,6 +206,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(repaired)
     }
 
+    /// Takes note that the namespace of an endpoint's container is gone, as [`Engine::repair_ports`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reap_endpoint(&self, endpoint: Id) -> Result<Repaired> {
+        match self.store.read()?.endpoint(endpoint)? {
+            Some(endpoint) => self.repair_ports(&[endpoint.host_end.to_string()]),
+            None => Ok(Repaired::default()),
+        }
+    }
+
     /// Makes the kernel hold what the rows say; answers the steps taken and the failures.
     pub(crate) fn reconcile_kernel(&self, guard: &S::Guard<'_>) -> Result<(Vec<Step>, Vec<String>)> {
         let tx = self.store.write(guard)?;

@@ -251,6 +251,16 @@ fn addresses_come_and_go() {
 }
 
 #[test]
+fn a_new_namespace_has_no_default_route() {
+    in_netns(|| {
+        let mut socket = route_socket();
+        for family in [Family::V4, Family::V6] {
+            assert_eq!(route::default_route_path(&mut socket, family).unwrap(), None, "before the first route");
+        }
+    });
+}
+
+#[test]
 fn routes_of_all_kinds_round_trip() {
     in_netns(|| {
         let mut socket = route_socket();

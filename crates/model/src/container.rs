@@ -126,6 +126,9 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Removed as soon as its process ends.
     pub auto_remove: bool,
+    /// The program that listens on the published host ports, to hold them, after we are done (Podman's is conmon).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_keeper: Option<String>,
     /// The boot it was made under (`/proc/sys/kernel/random/boot_id`): no namespace outlives it.
     pub boot: String,
     /// Seconds since 1970 of its creation.

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, Id, IfName, Mac, Name, Phase};
+use crate::{DhcpLease, Family, Id, IfName, Mac, Name, PerFamily, Phase};
 
 /// An address of an endpoint, with the subnet's prefix length: `172.20.0.2/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct Endpoint {
     pub mac_configured: bool,
     /// Addresses, in the order of the network's subnets.
     pub addresses: Vec<EndpointAddress>,
+    /// What DHCP servers granted; their addresses are among `addresses`.
+    #[serde(default, skip_serializing_if = "is_unleased")]
+    pub leases: PerFamily<Option<DhcpLease>>,
     /// Which endpoint gives the sandbox its default route: the highest number.
     pub gateway_priority: i32,
     /// Names on this network besides the container's own.
@@ -55,7 +58,26 @@ pub struct Endpoint {
     pub phase: Phase,
 }
 
+const fn is_unleased(leases: &PerFamily<Option<DhcpLease>>) -> bool {
+    leases.v4.is_none() && leases.v6.is_none()
+}
+
 impl Endpoint {
+    /// Takes over `lease` as the only address of its family, or with none has no address of that family.
+    pub fn set_lease(&mut self, family: Family, lease: Option<DhcpLease>) {
+        self.addresses.retain(|address| Family::of(address.address.addr()) != family);
+        if let Some(lease) = &lease {
+            self.addresses.push(EndpointAddress { address: lease.address, configured: false });
+            self.addresses.sort_by_key(|address| Family::of(address.address.addr()));
+        }
+        *self.leases.of_mut(family) = lease;
+    }
+
+    /// All that it holds by DHCP.
+    pub fn leases(&self) -> impl Iterator<Item = &DhcpLease> {
+        Family::ALL.into_iter().filter_map(|family| self.leases.of(family).as_ref())
+    }
+
     /// The first address of `family`, the one that published ports lead to.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().map(|a| a.address.addr()).find(|&ip| Family::of(ip) == family)

@@ -10,6 +10,7 @@ mod container;
 mod endpoint;
 mod id;
 mod invalid;
+mod lease;
 mod mac;
 mod name;
 mod network;
@@ -20,8 +21,9 @@ pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEnt
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use id::Id;
 pub use invalid::Invalid;
+pub use lease::{DhcpLease, DhcpServer};
 pub use mac::Mac;
 pub use name::{HostName, IfName, Name};
-pub use network::{Driver, Family, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
+pub use network::{Driver, Family, Ipam, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
 pub use options::{GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};

@@ -118,6 +118,51 @@ impl Driver {
     }
 }
 
+/// Who gives the containers of a network their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Ipam {
+    /// We do, out of the network's subnets.
+    #[default]
+    Local,
+    /// A DHCP server that is on the network.
+    Dhcp,
+    /// Nobody: interfaces are up, without an address.
+    None,
+}
+
+impl fmt::Display for Ipam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Local => "default",
+            Self::Dhcp => "dhcp",
+            Self::None => "none",
+        })
+    }
+}
+
+impl FromStr for Ipam {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            // Docker's word, and that of netavark and CNI.
+            "default" | "host-local" => Ok(Self::Local),
+            "dhcp" => Ok(Self::Dhcp),
+            "none" => Ok(Self::None),
+            _ => Err(Invalid::new("IPAM driver", text, "is unknown").hint("choose default, dhcp or none")),
+        }
+    }
+}
+
+serde_by_text!(Ipam);
+
+impl Ipam {
+    /// Whether we do it ourselves.
+    pub fn is_local(&self) -> bool {
+        *self == Self::Local
+    }
+}
+
 /// What happens to packets that a static route matches (`RTN_*`, rtnetlink(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -217,6 +262,12 @@ pub struct Network {
     pub driver: Driver,
     /// No way out: no gateway, no masquerading, no published ports.
     pub internal: bool,
+    /// Who gives out addresses; unless we do, there are no subnets.
+    #[serde(default, skip_serializing_if = "Ipam::is_local")]
+    pub ipam: Ipam,
+    /// Which families it speaks where no subnet tells.
+    #[serde(default, skip_serializing_if = "is_silent")]
+    pub speaks: PerFamily<bool>,
     /// Subnets of both families, in the order given.
     pub subnets: Vec<Subnet>,
     /// Typed options.
@@ -239,6 +290,9 @@ pub struct Network {
     /// Whether names are answered on its gateway addresses.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub names: bool,
+    /// The port that names are answered on behind port 53, where somebody else has that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names_port: Option<u16>,
     /// Made with its first endpoint and gone with its last: somebody else keeps what it should look like.
     #[serde(default, skip_serializing_if = "is_no")]
     pub transient: bool,
@@ -265,7 +319,17 @@ const fn is_no(value: &bool) -> bool {
     !*value
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref)]
+const fn is_silent(speaks: &PerFamily<bool>) -> bool {
+    !speaks.v4 && !speaks.v6
+}
+
 impl Network {
+    /// Whether its containers have their addresses of `family` by DHCP.
+    pub fn leases(&self, family: Family) -> bool {
+        self.ipam == Ipam::Dhcp && *self.speaks.of(family)
+    }
+
     /// Whether it is a bridge of ours, with rules of ours.
     pub fn is_managed_bridge(&self) -> bool {
         self.driver == Driver::Bridge && self.options.managed
@@ -337,6 +401,8 @@ mod tests {
             name: "n".parse().unwrap(),
             driver: Driver::Bridge,
             internal,
+            ipam: Ipam::Local,
+            speaks: PerFamily::default(),
             subnets: subnets.iter().map(subnet).collect(),
             options: NetworkOptions::from_pairs(Driver::Bridge, &options).unwrap(),
             dns: Vec::new(),
@@ -346,6 +412,7 @@ mod tests {
             subinterface: None,
             routes: Vec::new(),
             names: true,
+            names_port: None,
             transient: false,
             mtu: Mtu::ETHERNET,
             created: 0,
@@ -384,5 +451,23 @@ mod tests {
             assert_eq!(driver.to_string().parse(), Ok(driver));
         }
         assert!("overlay".parse::<Driver>().unwrap_err().hint.is_some());
+    }
+
+    #[test]
+    fn ipam_drivers_by_their_names() {
+        for ipam in [Ipam::Local, Ipam::Dhcp, Ipam::None] {
+            assert_eq!(ipam.to_string().parse(), Ok(ipam));
+        }
+        assert_eq!("host-local".parse(), Ok(Ipam::Local));
+        assert!("static".parse::<Ipam>().unwrap_err().hint.is_some());
+    }
+
+    #[test]
+    fn addresses_are_leased_in_the_families_spoken() {
+        let mut network = network(false, &[], &[]);
+        network.speaks = PerFamily { v4: true, v6: false };
+        assert!(!network.leases(Family::V4), "nobody is asked where we give out addresses");
+        network.ipam = Ipam::Dhcp;
+        assert!(network.leases(Family::V4) && !network.leases(Family::V6));
     }
 }

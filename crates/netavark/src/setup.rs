@@ -9,7 +9,8 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use portolan_engine::{AttachRequest, EndpointRequest, NetworkRequest};
 use portolan_model::{
-    DnsConfig, Driver, HostPorts, Id, IfName, Mac, Name, PortRange, Protocol, PublishSpec, RouteAction, StaticRoute,
+    DnsConfig, Driver, HostPorts, Id, IfName, Ipam, Mac, Name, PortRange, Protocol, PublishSpec, RouteAction,
+    StaticRoute,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -49,11 +50,12 @@ fn hashed(kind: &str, id: &str) -> Id {
     Id::from_bytes(Sha256::new().chain_update(kind).chain_update([0]).chain_update(id).finalize().into())
 }
 
-/// Decides what is to be asked of the engine and of plugins to put the namespace at `netns` on all networks.
+/// Decides what is to be asked of the engine and of plugins to put the namespace at `netns` on all networks. Names are
+/// answered on `names_port` of the gateways if it is given, behind port 53.
 ///
 /// # Errors
 /// Whatever netavark refuses before it touches anything, in its words.
-pub fn plan<'a>(setup: &'a Setup, netns: &Path) -> Result<Plan<'a>, Failure> {
+pub fn plan<'a>(setup: &'a Setup, netns: &Path, names_port: Option<u16>) -> Result<Plan<'a>, Failure> {
     let mut warnings = Vec::new();
     let mut endpoints = Vec::new();
     let mut plugins = Vec::new();
@@ -62,7 +64,7 @@ pub fn plan<'a>(setup: &'a Setup, netns: &Path) -> Result<Plan<'a>, Failure> {
             Failure::new(format!("network info for network {} not found", shortened(&attachment.name)))
         })?;
         match driver(network) {
-            Some(driver) => endpoints.push(endpoint(network, attachment, driver, position, &mut warnings)?),
+            Some(driver) => endpoints.push(endpoint(network, attachment, driver, position, names_port, &mut warnings)?),
             None => plugins.push((network, attachment)),
         }
     }
@@ -121,6 +123,7 @@ fn endpoint(
     attachment: &Attachment,
     driver: Driver,
     position: usize,
+    names_port: Option<u16>,
     warnings: &mut Vec<String>,
 ) -> Result<EndpointRequest, Failure> {
     let is_bridge = driver == Driver::Bridge;
@@ -131,7 +134,8 @@ fn endpoint(
         return Err(Failure::new("no container interface name given"));
     }
     let ifname = interface(&attachment.interface_name)?;
-    let addresses = addresses(network, attachment)?;
+    let ipam = ipam(network, driver)?;
+    let addresses = if ipam == Ipam::Local { addresses(network, attachment)? } else { Vec::new() };
     let mac = attachment.static_mac.as_deref().filter(|mac| !mac.is_empty()).map(mac).transpose()?;
     let host_end = match attachment.options.as_ref().and_then(|options| options.get("host_interface_name")) {
         Some(name) if is_bridge && !name.is_empty() => Some(interface(name)?),
@@ -146,7 +150,7 @@ fn endpoint(
             }
         }
     }
-    let request = network_request(network, driver)?;
+    let request = network_request(network, driver, ipam, names_port)?;
     Ok(EndpointRequest {
         addresses,
         exact: true,
@@ -162,21 +166,33 @@ fn endpoint(
 }
 
 /// What the engine is told of a network.
-fn network_request(network: &Network, driver: Driver) -> Result<NetworkRequest, Failure> {
+fn network_request(
+    network: &Network,
+    driver: Driver,
+    ipam: Ipam,
+    names_port: Option<u16>,
+) -> Result<NetworkRequest, Failure> {
     let name: Name = network
         .name
         .parse()
         .map_err(|error| Failure::new(format!("invalid network name {:?}: {error}", shortened(&network.name))))?;
-    let subnets: Vec<IpNet> = network.subnets.iter().flatten().map(|subnet| subnet.subnet).collect();
-    let has = |v4| subnets.iter().any(|subnet| subnet.addr().is_ipv4() == v4);
+    // Where addresses are somebody else's, subnets say nothing.
+    let known = network.subnets.iter().flatten().filter(|_| ipam == Ipam::Local);
+    let subnets: Vec<IpNet> = known.clone().map(|subnet| subnet.subnet).collect();
+    let has = |v4| match ipam {
+        Ipam::Local => subnets.iter().any(|subnet| subnet.addr().is_ipv4() == v4),
+        Ipam::Dhcp => v4 || network.ipv6_enabled,
+        Ipam::None => true,
+    };
     let routes = network.routes.iter().flatten().map(route).collect::<Result<_, _>>()?;
     Ok(NetworkRequest {
         id: Some(network_id(network)),
         exact: true,
         driver,
-        gateways: network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway).collect(),
+        gateways: known.filter_map(|subnet| subnet.gateway).collect(),
         ipv4: has(true),
         ipv6: has(false),
+        ipam,
         subnets,
         internal: network.internal,
         dns: network.network_dns_servers.clone().unwrap_or_default(),
@@ -184,6 +200,7 @@ fn network_request(network: &Network, driver: Driver) -> Result<NetworkRequest, 
         labels: network.labels.clone().unwrap_or_default(),
         routes,
         names: network.dns_enabled && driver == Driver::Bridge,
+        names_port,
         ..NetworkRequest::new(name)
     })
 }
@@ -283,13 +300,23 @@ pub(crate) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
+/// Who gives out addresses.
+fn ipam(network: &Network, driver: Driver) -> Result<Ipam, Failure> {
+    let is_managed = driver == Driver::Bridge && network.option("mode") != Some("unmanaged");
+    match network.ipam() {
+        "" | "host-local" => Ok(Ipam::Local),
+        "none" => Ok(Ipam::None),
+        "dhcp" if is_managed => {
+            Err(Failure::new("cannot use dhcp ipam driver without using the option mode=unmanaged"))
+        }
+        "dhcp" if driver == Driver::Ipvlan => Err(Failure::new("ipam driver dhcp is not supported with ipvlan")),
+        "dhcp" => Ok(Ipam::Dhcp),
+        other => Err(Failure::new(format!("unsupported ipam driver {}", shortened(other)))),
+    }
+}
+
 /// The addresses that Podman chose, each in a subnet of the network.
 fn addresses(network: &Network, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
-    match network.ipam() {
-        "" | "host-local" => {}
-        "none" => return Ok(Vec::new()),
-        other => return Err(Failure::new(format!("unsupported ipam driver {}", shortened(other)))),
-    }
     let Some(wanted) = &attachment.static_ips else { return Err(Failure::new("no static ips provided")) };
     let subnets: Vec<IpNet> = network.subnets.iter().flatten().map(|subnet| subnet.subnet).collect();
     check_subnets(&subnets)?;

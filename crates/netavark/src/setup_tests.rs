@@ -14,7 +14,7 @@ fn setup(attachment: &str, network: &str, rest: &str) -> Setup {
 }
 
 fn request(attachment: &str, network: &str, rest: &str) -> Result<AttachRequest, Failure> {
-    plan(&setup(attachment, network, rest), Path::new("/n")).map(|plan| plan.attach.unwrap())
+    plan(&setup(attachment, network, rest), Path::new("/n"), None).map(|plan| plan.attach.unwrap())
 }
 
 fn options(network: &str) -> portolan_model::NetworkOptions {
@@ -78,7 +78,7 @@ fn what_cannot_be_is_refused_in_netavarks_words() {
             r#"{{"container_id":"x","container_name":"web","networks":{{"n":{attachment}}},"network_info":{{"n":{network}}}}}"#
         );
         let setup = parse_setup(text.as_bytes()).unwrap();
-        plan(&setup, Path::new("/n")).map(drop).unwrap_err().to_string()
+        plan(&setup, Path::new("/n"), None).map(drop).unwrap_err().to_string()
     };
     let bridge = |rest: &str| {
         format!(
@@ -119,7 +119,7 @@ fn what_cannot_be_is_refused_in_netavarks_words() {
     let missing =
         parse_setup(br#"{"container_id":"x","container_name":"web","networks":{"n":{"interface_name":"a"}}}"#);
     assert_eq!(
-        plan(&missing.unwrap(), Path::new("/n")).map(drop).unwrap_err().to_string(),
+        plan(&missing.unwrap(), Path::new("/n"), None).map(drop).unwrap_err().to_string(),
         "network info for network n not found"
     );
 }
@@ -134,7 +134,7 @@ fn ids_of_any_form() {
 #[test]
 fn names_that_are_none_are_left_out_aloud() {
     let setup = setup(r#","aliases":["good","bad name","c,d"]"#, r#","dns_enabled":true"#, "");
-    let plan = plan(&setup, Path::new("/n")).unwrap();
+    let plan = plan(&setup, Path::new("/n"), None).unwrap();
     assert_eq!(plan.attach.unwrap().endpoints[0].aliases, ["good".parse().unwrap()]);
     assert_eq!(plan.warnings.len(), 2);
     assert!(plan.warnings[0].starts_with("invalid network alias \"bad name\""), "{:?}", plan.warnings);

@@ -29,8 +29,15 @@ pub fn status(
             let gateways = network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway).collect();
             (gateways, vec![SEARCH_DOMAIN.to_owned()])
         } else {
-            // What a person chose with --dns is Podman's to write down.
-            (setup.dns_servers.clone().unwrap_or_default(), Vec::new())
+            // What a person chose with --dns is Podman's to write down, before what a DHCP server says.
+            let leased = || endpoint.leases().flat_map(|lease| lease.dns.iter().copied()).collect();
+            let mut domains: Vec<String> = Vec::new();
+            for domain in endpoint.leases().flat_map(|lease| &lease.domains) {
+                if !domains.contains(domain) {
+                    domains.push(domain.clone());
+                }
+            }
+            (setup.dns_servers.clone().unwrap_or_else(leased), domains)
         };
         let block = StatusBlock {
             dns_search_domains: Some(search),
@@ -45,7 +52,13 @@ pub fn status(
 fn interface(endpoint: &Endpoint, network: &EngineNetwork, mac_of: impl Fn(&str) -> Option<Mac>) -> Interface {
     let mac = if network.shares_parents_mac() { mac_of(network.bridge.as_str()) } else { None };
     let mac = mac.unwrap_or(endpoint.mac);
-    let gateway = |ip: IpAddr| network.subnets.iter().find(|subnet| subnet.net.contains(&ip))?.gateway;
+    let gateway = |ip: IpAddr| {
+        let leased = endpoint.leases().find(|lease| lease.address.addr() == ip);
+        match leased {
+            Some(lease) => lease.gateway,
+            None => network.subnets.iter().find(|subnet| subnet.net.contains(&ip))?.gateway,
+        }
+    };
     let subnets = endpoint
         .addresses
         .iter()

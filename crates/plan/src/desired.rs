@@ -4,17 +4,19 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Mac, Network, Publication, Sandbox,
-    StaticRoute,
+    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Ipam, Isolate, Mac, Network, Protocol, Publication,
+    Sandbox, StaticRoute,
 };
 
 use crate::object::{
     Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Interface, Neighbour, Object, Objects, Port,
-    Route, Ruleset, Setting, Vlan,
+    Route, Routers, Ruleset, Setting, Vlan,
 };
 use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
 
+/// The port of domain name servers.
+const NAMES: u16 = 53;
 const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// A container with all that decides its objects.
@@ -155,6 +157,13 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         let family = Family::of(address.addr());
         objects.insert(member(Set::Gateway(family), vec![bridge(), Field::Address(address.addr())], &owner));
         objects.insert(member(Set::Gateways(family), vec![Field::Address(address.addr())], &owner));
+        if let Some(port) = network.names_port.filter(|_| network.names) {
+            objects.insert(member(Set::Redirected(family), vec![Field::Address(address.addr())], &owner));
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let key = vec![Field::Protocol(protocol), Field::Address(address.addr()), Field::Ports(NAMES, NAMES)];
+                objects.insert(element(Set::Port(family), key, Data::AddressPort(address.addr(), port), &owner));
+            }
+        }
     }
     for family in Family::ALL {
         let key = || vec![Field::NfProto(family), bridge()];
@@ -209,14 +218,19 @@ fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endp
         .endpoints
         .iter()
         .filter_map(|(endpoint, network)| {
-            let address = endpoint.address(family)?;
-            let subnet = network.subnets_of(family).find(|subnet| subnet.net.contains(&address))?;
-            let gateway = subnet.gateway.filter(|_| network.routes_out(family))?;
+            let gateway = match endpoint.leases.of(family) {
+                Some(lease) => lease.gateway.filter(|_| !network.internal)?,
+                None => {
+                    let address = endpoint.address(family)?;
+                    let subnet = network.subnets_of(family).find(|subnet| subnet.net.contains(&address))?;
+                    subnet.gateway.filter(|_| network.routes_out(family))?
+                }
+            };
             Some((endpoint, network, gateway))
         })
         .collect();
     ways.sort_by_key(|(endpoint, network, _)| {
-        let both = network.routes_out(Family::V4) && network.routes_out(Family::V6);
+        let both = Family::ALL.into_iter().all(|family| network.routes_out(family) || network.leases(family));
         let metric = network.options.metric.unwrap_or_default();
         (metric, std::cmp::Reverse(endpoint.gateway_priority), !both, network.name.clone())
     });
@@ -238,14 +252,32 @@ pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint,
     ways_out(view, family).find(|(_, network, _)| network.options.default_route)
 }
 
+/// What DHCP servers say about names to a container: the name servers and the domains, those of its first leases first.
+pub fn leased_names(view: &ContainerView) -> (Vec<IpAddr>, Vec<String>) {
+    let leases = || view.endpoints.iter().flat_map(|(endpoint, _)| endpoint.leases());
+    let (mut servers, mut domains) = (Vec::new(), Vec::new());
+    for server in leases().flat_map(|lease| &lease.dns) {
+        if !servers.contains(server) {
+            servers.push(*server);
+        }
+    }
+    for domain in leases().flat_map(|lease| &lease.domains) {
+        if !domains.contains(domain) {
+            domains.push(domain.clone());
+        }
+    }
+    (servers, domains)
+}
+
 /// Whom a container asks for names: the gateway of its default route in each family, IPv4 first; of a container without
-/// a way out, those of its first network.
+/// a way out, those of its first network. A gateway that a DHCP server told of is a stranger, who answers none.
 ///
 /// Whichever it asks, it is told the names of all networks it is on.
 pub fn name_servers(view: &ContainerView) -> Vec<IpAddr> {
     let out: Vec<IpAddr> = Family::ALL
         .into_iter()
         .filter_map(|family| default_route(view, family))
+        .filter(|(_, network, _)| network.ipam == Ipam::Local)
         .map(|(_, _, gateway)| gateway)
         .collect();
     if !out.is_empty() {
@@ -328,7 +360,7 @@ fn endpoint_objects(
     objects: &mut Objects,
 ) {
     let owner = format!("container {} on {}", view.container.name, network.name);
-    for route in &network.routes {
+    for route in network.routes.iter().chain(endpoint.leases().flat_map(|lease| &lease.routes)) {
         let metric = route.metric.or(network.options.metric);
         let route = StaticRoute { metric, ..*route };
         objects.insert(Object::Route(Route { sandbox: sandbox.clone(), route }));
@@ -340,7 +372,12 @@ fn endpoint_objects(
         Driver::Ipvlan => Some(ChildKind::Ipvlan { mode: network.options.ipvlan_mode }),
         Driver::Bridge | Driver::Host | Driver::None => None,
     };
-    let ipv6 = endpoint.address(Family::V6).is_some();
+    let ipv6 = endpoint.address(Family::V6).is_some() || *network.speaks.of(Family::V6);
+    // DHCPv6 tells an address, but neither what is on the link nor a way out.
+    let routers = network.leases(Family::V6).then_some(Routers {
+        default_route: network.options.default_route && !network.internal,
+        metric: network.options.metric,
+    });
     let mac = (!network.shares_parents_mac()).then_some(endpoint.mac);
     objects.insert(Object::Interface(Interface {
         sandbox: sandbox.clone(),
@@ -350,6 +387,7 @@ fn endpoint_objects(
         addresses: endpoint.addresses.iter().map(|a| a.address).collect(),
         ipv6,
         announce: if endpoint.announce { network.options.advertise } else { 0 },
+        routers,
     }));
     if let Some(kind) = child {
         objects.insert(Object::Child(Child {

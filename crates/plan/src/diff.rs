@@ -145,6 +145,7 @@ mod tests {
                 addresses,
                 ipv6: true,
                 announce: 0,
+                routers: None,
             }),
             _ => Object::DefaultRoute(DefaultRoute {
                 sandbox,

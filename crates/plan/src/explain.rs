@@ -274,6 +274,9 @@ impl Run<'_> {
             (Set::Gateways(_), [Field::Address(ip)]) => {
                 format!("{ip} is a gateway address: it answers its own network and the host, nobody else")
             }
+            (Set::Redirected(_), [Field::Address(ip)]) => {
+                format!("questions to {ip} are passed on to another port, where names are answered")
+            }
             (Set::Closed, [Field::NfProto(family), Field::IfName(interface)]) => {
                 format!(
                     "{family} traffic between {interface} and another interface closed like it is dropped: the host did not forward it before"

@@ -373,6 +373,15 @@ pub struct Child {
     pub mtu: Mtu,
 }
 
+/// What a sandbox's interface believes of routers that advertise themselves (RFC 4861 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Routers {
+    /// Whether they may be its way out.
+    pub default_route: bool,
+    /// The priority of that route; none for the kernel's own choice.
+    pub metric: Option<u32>,
+}
+
 /// What the sandbox holds on one interface.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interface {
@@ -390,6 +399,8 @@ pub struct Interface {
     pub ipv6: bool,
     /// Send unsolicited ARP replies and neighbour advertisements this many times once it is up.
     pub announce: u8,
+    /// What it learns from routers; none where it does not listen to them.
+    pub routers: Option<Routers>,
 }
 
 /// A default route of a sandbox.

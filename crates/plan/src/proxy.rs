@@ -29,7 +29,8 @@ pub const PROXIED_PORTS: usize = 256;
 /// - `[::1]`, from where no route leads to a container;
 /// - addresses of a family that the container does not have.
 ///
-/// SCTP is not passed on.
+/// SCTP is not passed on, nor what the container's port keeper is going to listen on: it could not, and would give the
+/// container up.
 pub fn proxied(view: &ContainerView) -> Vec<Proxied> {
     let side = |family| match published_endpoint(view, family) {
         None => Side::Lacking,
@@ -41,7 +42,9 @@ pub fn proxied(view: &ContainerView) -> Vec<Proxied> {
     let (v4, v6) = (side(Family::V4), side(Family::V6));
     let mut all = Vec::new();
     for publication in view.publications.iter().filter(|publication| publication.protocol != Protocol::Sctp) {
-        for (listen, target) in places(publication, v4, v6) {
+        let places = places(publication, v4, v6).into_iter();
+        let is_kept = |listen| view.container.port_keeper.is_some() && is_kept(publication, listen);
+        for (listen, target) in places.filter(|(listen, _)| !is_kept(*listen)) {
             let ports = publication.host.ports().zip(publication.container.ports()).take(PROXIED_PORTS);
             all.extend(ports.map(|(host, container)| Proxied {
                 protocol: publication.protocol,
@@ -52,6 +55,13 @@ pub fn proxied(view: &ContainerView) -> Vec<Proxied> {
         }
     }
     all
+}
+
+/// Whether a port keeper listens on `listen`: it does where the publication says, and on every IPv4 address where that says
+/// nothing (Podman, `bindPorts` in libpod/oci_util.go).
+fn is_kept(publication: &Publication, listen: IpAddr) -> bool {
+    let kept = publication.host_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    Family::of(kept) == Family::of(listen) && (kept == listen || kept.is_unspecified())
 }
 
 /// What a container has of a family.
@@ -92,6 +102,8 @@ fn places(publication: &Publication, v4: Side, v6: Side) -> Vec<(IpAddr, IpAddr)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portolan_model::Container;
+
     use crate::desired::sample::{container, endpoint, network, publication};
 
     const V4: (&str, &str) = ("172.20.0.0/24", "172.20.0.2");
@@ -99,10 +111,19 @@ mod tests {
 
     /// What is passed on for ports of a container on a network with these subnets, as `listen > target`.
     fn passed_on(families: &[(&str, &str)], options: &[(&str, &str)], ports: &[&str]) -> Vec<String> {
+        passed_on_beside(None, families, options, ports)
+    }
+
+    fn passed_on_beside(
+        keeper: Option<&str>,
+        families: &[(&str, &str)],
+        options: &[(&str, &str)],
+        ports: &[&str],
+    ) -> Vec<String> {
         let subnets: Vec<&str> = families.iter().map(|(subnet, _)| *subnet).collect();
         let addresses: Vec<&str> = families.iter().map(|(_, address)| *address).collect();
         let network = network("n", 1, &subnets, options);
-        let container = container("c", 2);
+        let container = Container { port_keeper: keeper.map(str::to_owned), ..container("c", 2) };
         let endpoint = endpoint(&container, &network, 0, &addresses);
         let publications = ports.iter().map(|text| publication(text)).collect();
         let view = ContainerView { container, endpoints: vec![(endpoint, network)], publications };
@@ -130,6 +151,18 @@ mod tests {
         let v6 = |ports: &[&str]| passed_on(&[V6], &[], ports);
         assert_eq!(v6(&["8080:80/tcp"]), ["tcp [::1]:8080 > [fd00::2]:80", "tcp 0.0.0.0:8080 > [fd00::2]:80"]);
         assert_eq!(v6(&["127.0.0.1:8080:80/tcp"]), ["tcp 127.0.0.1:8080 > [fd00::2]:80"]);
+    }
+
+    #[test]
+    fn what_a_keeper_holds_is_not_listened_on() {
+        let kept = |families: &[(&str, &str)], port: &str| passed_on_beside(Some("conmon"), families, &[], &[port]);
+        assert_eq!(kept(&[V4, V6], "8080:80/tcp"), ["tcp [::1]:8080 > [fd00::2]:80"]);
+        assert_eq!(kept(&[V4], "8080:80/tcp"), ["tcp [::]:8080 > 172.20.0.2:80"]);
+        assert_eq!(kept(&[V6], "8080:80/tcp"), ["tcp [::1]:8080 > [fd00::2]:80"]);
+        for held in ["[::1]:8080:80/tcp", "[::]:8080:80/tcp", "[::1]:5300:53/udp"] {
+            assert_eq!(kept(&[V4, V6], held), [""; 0], "{held}");
+        }
+        assert_eq!(kept(&[V6], "127.0.0.1:8080:80/tcp"), [""; 0]);
     }
 
     #[test]

@@ -240,7 +240,12 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     let name = |family, port: &Part| {
         rule(
             "names are asked for without a connection",
-            &[port.clone(), In(true, vec![IifName, Destination(family)], Set::Gateway(family)), Part::NoTrack],
+            &[
+                port.clone(),
+                In(true, vec![IifName, Destination(family)], Set::Gateway(family)),
+                In(false, vec![Destination(family)], Set::Redirected(family)),
+                Part::NoTrack,
+            ],
         )
     };
     let answer = |family, port: &Part| {

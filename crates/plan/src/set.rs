@@ -154,6 +154,8 @@ pub enum Set {
     Gateway(Family),
     /// Gateway addresses: (address).
     Gateways(Family),
+    /// Gateway addresses where names are answered on another port than 53, so that questions need translation: (address).
+    Redirected(Family),
     /// Interfaces between which the host did not forward before us: (family, interface).
     Closed,
     /// Networks whose containers may send from addresses that are routed to the network only: (family, bridge).
@@ -175,7 +177,7 @@ pub enum Set {
 
 impl Set {
     /// Every set, in the order they are created and listed.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -201,6 +203,8 @@ impl Set {
         Self::Gateway(Family::V6),
         Self::Gateways(Family::V4),
         Self::Gateways(Family::V6),
+        Self::Redirected(Family::V4),
+        Self::Redirected(Family::V6),
         Self::Closed,
         Self::Checked,
         Self::Hairpin,
@@ -242,6 +246,8 @@ impl Set {
             Self::Gateway(V6) => "gateway6",
             Self::Gateways(V4) => "gateways4",
             Self::Gateways(V6) => "gateways6",
+            Self::Redirected(V4) => "redirected4",
+            Self::Redirected(V6) => "redirected6",
             Self::Closed => "closed",
             Self::Checked => "checked",
             Self::Hairpin => "hairpin",
@@ -282,7 +288,7 @@ impl Set {
             }
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) => vec![IfName, Address(f)],
-            Self::Gateways(f) => vec![Address(f)],
+            Self::Gateways(f) | Self::Redirected(f) => vec![Address(f)],
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
         }

@@ -6,6 +6,8 @@
 //!
 //! The peers are found at `/usr/lib/podman/netavark` and `/usr/lib/cni`, or where `NETAVARK` and `CNI_PATH` say.
 
+mod figures;
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use figures::{median, ms, ratio};
 use portolan_kernel::netns::{self, NetnsFd};
 use portolan_lab::{Host, Lab};
 use serde_json::{Value, json};
@@ -115,23 +118,6 @@ impl Drop for World {
             let _ = netns::unpin(path);
         }
     }
-}
-
-fn median(times: &[Duration]) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort();
-    sorted[sorted.len() / 2]
-}
-
-fn ms(time: Duration) -> String {
-    format!("{:.2} ms", time.as_secs_f64() * 1e3)
-}
-
-/// The median of the ratios pair by pair: the machine's speed drifts, pairs are measured side by side.
-fn ratio(theirs: &[Duration], ours: &[Duration]) -> f64 {
-    let mut ratios: Vec<f64> = theirs.iter().zip(ours).map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios[ratios.len() / 2]
 }
 
 const ROUNDS: usize = 21;

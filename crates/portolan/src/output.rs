@@ -83,14 +83,19 @@ impl From<&Network> for NetworkRow {
             name: network.name.to_string(),
             driver: network.driver.to_string(),
             scope: scope(network),
-            ipv4: network.has(Family::V4),
-            ipv6: network.has(Family::V6),
+            ipv4: speaks(network, Family::V4),
+            ipv6: speaks(network, Family::V6),
             internal: network.internal,
             subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
             labels: network.labels.clone(),
             created_at: clock::rfc3339(network.created),
         }
     }
+}
+
+/// Whether containers of a network have addresses of `family`, or could have.
+fn speaks(network: &Network, family: Family) -> bool {
+    network.has(family) || *network.speaks.of(family)
 }
 
 /// Docker's scope of a network: all of ours are this host's.
@@ -131,7 +136,7 @@ pub(crate) struct NetworkDetails {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Ipam {
-    driver: &'static str,
+    driver: String,
     options: Map<String>,
     config: Vec<IpamConfig>,
 }
@@ -171,10 +176,10 @@ impl From<&NetworkInfo> for NetworkDetails {
             created: clock::rfc3339(network.created),
             scope: scope(network),
             driver: network.driver.to_string(),
-            enable_ipv4: network.has(Family::V4),
-            enable_ipv6: network.has(Family::V6),
+            enable_ipv4: speaks(network, Family::V4),
+            enable_ipv6: speaks(network, Family::V6),
             ipam: Ipam {
-                driver: "default",
+                driver: network.ipam.to_string(),
                 options: Map::new(),
                 config: network
                     .subnets
@@ -499,6 +504,9 @@ fn endpoint_details(container: &Container, endpoint: &Endpoint, network: &Networ
     let text = |family| address(family).map_or_else(String::new, |net| net.addr().to_string());
     let length = |family| address(family).map_or(0, |net| net.prefix_len());
     let gateway = |family| {
+        if let Some(lease) = endpoint.leases.of(family) {
+            return lease.gateway.map_or_else(String::new, |gateway| gateway.to_string());
+        }
         let subnet =
             address(family).and_then(|net| network.subnets_of(family).find(|subnet| subnet.net.contains(&net.addr())));
         let gateway = subnet.and_then(|subnet| subnet.gateway).filter(|_| network.routes_out(family));

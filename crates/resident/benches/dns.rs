@@ -41,6 +41,7 @@ fn network(number: u64, gateway: IpAddr) -> Network {
         id: id(1, number),
         name: format!("network{number}"),
         gateways: vec![gateway],
+        port: None,
         internal: false,
         upstreams: Vec::new(),
         subnets: vec!["10.98.0.0/16".parse().expect("a subnet")],

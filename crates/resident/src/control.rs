@@ -3,9 +3,10 @@
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::EndpointStats;
@@ -22,6 +23,21 @@ pub enum Request {
         /// Which command asks, and how long it has taken so far, in microseconds.
         #[serde(default)]
         command: Option<(String, u64)>,
+    },
+    /// Wait until a container has all addresses that DHCP servers are to give it; answered when they are in force, or
+    /// refused when the time is over.
+    Acquire {
+        /// The container.
+        container: Id,
+        /// How many seconds to wait at most.
+        seconds: u32,
+    },
+    /// Give back what a container holds by DHCP, because its interfaces are about to go; answered when that is said.
+    Release {
+        /// The container.
+        container: Id,
+        /// On this network only.
+        network: Option<Id>,
     },
     /// What has every endpoint done?
     Stats {},
@@ -165,6 +181,39 @@ impl Client {
             Some(other) => bail!("the daemon answered something else: {other:?}"),
             None => Ok(None),
         }
+    }
+}
+
+/// Waits until the resident has got a container all addresses that DHCP servers are to give it, and they are in force; the
+/// warnings. None when no resident runs.
+///
+/// Asked again of the next one when a resident leaves, is killed or becomes another binary meanwhile.
+///
+/// # Errors
+/// Why the container still has no address after `seconds`.
+pub fn acquire(run: &Path, container: Id, seconds: u32) -> Result<Option<Vec<String>>> {
+    let until = Instant::now() + Duration::from_secs(seconds.into());
+    loop {
+        let left = until.saturating_duration_since(Instant::now()).as_secs_f32().ceil() as u32;
+        let Some(mut client) = Client::connect(run)? else { return Ok(None) };
+        if let Some(warnings) = client.tell(&Request::Acquire { container, seconds: left })? {
+            return Ok(Some(warnings));
+        }
+        if left == 0 {
+            bail!("the daemon leaves as soon as it was started");
+        }
+    }
+}
+
+/// Has the resident give back what a container holds by DHCP, on `network` or on all, while its interfaces are there. No
+/// failure is one: what is not given back now is given back when the rows are gone, or ends by itself.
+pub fn release(run: &Path, container: Id, network: Option<Id>) {
+    let told = Client::connect(run).and_then(|client| match client {
+        Some(mut client) => client.tell(&Request::Release { container, network }).map(drop),
+        None => Ok(()),
+    });
+    if let Err(error) = told {
+        tracing::warn!("give leases back: {error:#}");
     }
 }
 

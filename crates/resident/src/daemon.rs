@@ -19,6 +19,7 @@ use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
 use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::signals::{self, Event as Received, Signals};
+use portolan_model::Id;
 use portolan_store::SqliteStore;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::inotify;
@@ -170,6 +171,14 @@ struct Client {
     follows: bool,
 }
 
+/// Somebody who waits for a container's addresses.
+struct Waiting {
+    token: u64,
+    container: Id,
+    seconds: u32,
+    until: Instant,
+}
+
 struct Daemon {
     config: Config,
     engine: Engine,
@@ -181,6 +190,7 @@ struct Daemon {
     services: Services,
     happened: mpsc::Receiver<String>,
     clients: Vec<Client>,
+    waiting: Vec<Waiting>,
     next_token: u64,
     started: u64,
     /// Since when nothing has needed us.
@@ -250,6 +260,7 @@ impl Daemon {
             services,
             happened,
             clients,
+            waiting: Vec::new(),
             next_token,
             started: memory.started,
             idle_since: None,
@@ -292,15 +303,18 @@ impl Daemon {
                     Err(error) => tracing::error!("{error:#}"),
                 }
             }
+            self.answer_waiting()?;
             if self.idle_since.is_some_and(|since| since.elapsed() >= LINGER) {
                 return self.leave();
             }
         }
     }
 
-    /// How long to wait at most: for good, unless nothing needs us.
+    /// How long to wait at most: for good, unless nothing needs us or somebody waits.
     fn time_left(&self) -> Result<Option<rustix::event::Timespec>> {
-        let left = self.idle_since.map(|since| LINGER.saturating_sub(since.elapsed()));
+        let idle = self.idle_since.map(|since| LINGER.saturating_sub(since.elapsed()));
+        let waited = self.waiting.iter().map(|waiting| waiting.until.saturating_duration_since(Instant::now()));
+        let left = waited.chain(idle).min();
         Ok(left.map(|left| (left + Duration::from_millis(1)).try_into()).transpose()?)
     }
 
@@ -358,6 +372,27 @@ impl Daemon {
     fn follow_and_settle(&mut self) -> Result<Vec<String>> {
         self.follow()?;
         self.services.settle()
+    }
+
+    /// Answers those who wait for addresses that are in force by now, or have waited long enough.
+    fn answer_waiting(&mut self) -> Result<()> {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let Some(at) = self.clients.iter().position(|client| client.token == waiting.token) else { continue };
+            let missing = self.services.missing_leases(waiting.container);
+            let answer = match missing.first() {
+                // Names follow the rows.
+                None => Answer::Done { warnings: self.follow_and_settle()? },
+                Some(missing) if waiting.until <= Instant::now() => {
+                    Answer::Refused { reason: missing.explain(waiting.seconds) }
+                }
+                Some(_) => {
+                    self.waiting.push(waiting);
+                    continue;
+                }
+            };
+            self.answer(at, &answer);
+        }
+        Ok(())
     }
 
     fn accept(&mut self) -> Result<Next> {
@@ -427,6 +462,17 @@ impl Daemon {
                     Err(error) => Answer::Refused { reason: format!("{error:#}") },
                 };
                 self.answer(at, &answer);
+            }
+            Request::Acquire { container, seconds } => {
+                self.follow()?;
+                let until = Instant::now() + Duration::from_secs(seconds.into());
+                let token = self.clients[at].token;
+                self.waiting.push(Waiting { token, container, seconds, until });
+            }
+            Request::Release { container, network } => {
+                self.follow()?;
+                self.services.release_leases(container, network);
+                self.answer(at, &Answer::Done { warnings: Vec::new() });
             }
             Request::Status {} => {
                 let status = self.status();

@@ -87,6 +87,20 @@ pub enum Event {
         /// The network.
         network: String,
     },
+    /// A DHCP server granted an address, new or once more.
+    Leased {
+        /// The endpoint's id.
+        endpoint: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The time of a lease is over: the container lost its address.
+    LeaseEnded {
+        /// The endpoint's id.
+        endpoint: String,
+        /// Whose address it was: `IPv4` or `IPv6`.
+        family: String,
+    },
     /// Something was missing in the kernel, or a namespace died.
     Repaired(Report),
 }
@@ -229,6 +243,7 @@ fn dns_network(network: &Network) -> DnsNetwork {
         id: network.id,
         name: network.name.to_string(),
         gateways: network.subnets.iter().filter(|_| is_ours).filter_map(|subnet| subnet.gateway).collect(),
+        port: network.names_port,
         internal: network.internal,
         upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),
         subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),

@@ -9,6 +9,7 @@ pub mod control;
 pub mod daemon;
 pub mod dns;
 pub mod feed;
+pub mod leases;
 pub mod notify;
 pub mod proxy;
 pub mod repair;

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
@@ -13,12 +13,14 @@ use portolan_dns::ResolvConf;
 use portolan_engine::Change;
 use portolan_kernel::diag::Transport;
 use portolan_kernel::udp::ListenError;
+use portolan_model::Id;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
 use crate::feed::{Event, Feed, Told};
+use crate::leases::{Leases, Missing};
 use crate::notify::Manager;
 use crate::proxy::{self, Place, Proxy};
 use crate::repair::{Repairer, Report};
@@ -76,7 +78,7 @@ impl Inherited {
 
 /// The threads, and what they were last told.
 pub struct Services {
-    wake: OwnedFd,
+    wake: Arc<OwnedFd>,
     resolv_conf: PathBuf,
     manager: Manager,
     revision: Option<u64>,
@@ -84,6 +86,10 @@ pub struct Services {
     dns: Option<DnsServer>,
     proxy: Option<Proxy>,
     repairer: Option<Repairer>,
+    leases: Leases,
+    say_leased: mpsc::Sender<Event>,
+    /// What happened to leases.
+    leased: mpsc::Receiver<Event>,
     /// Whether the fence is to stand, and why it does not if it should.
     fence: (bool, Option<String>),
     root: PathBuf,
@@ -107,8 +113,13 @@ impl Services {
     /// # Errors
     /// When one cannot be started.
     pub fn start(config: &Config, inherited: Inherited, manager: Manager, tell: mpsc::Sender<String>) -> Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (say_leased, leased) = mpsc::channel();
         let mut services = Self {
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            leases: Leases::new(config.root.clone(), say_leased.clone(), wake.clone()),
+            say_leased,
+            leased,
+            wake,
             resolv_conf: config.resolv_conf.clone(),
             manager,
             revision: None,
@@ -173,6 +184,7 @@ impl Services {
         // Whoever is started again in this process has to be told everything.
         self.revision = None;
         self.feed = Feed::default();
+        self.leases = Leases::new(self.root.clone(), self.say_leased.clone(), self.wake.clone());
         server.update(vec![dns::Change::HostResolver(self.host_resolver())]);
         self.dns = Some(server);
         let manager = self.manager.sibling().context("reach the service manager")?;
@@ -206,6 +218,9 @@ impl Services {
     /// Takes note of it, and answers whoever waits for metrics.
     pub fn clear_wake(&self) {
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        for event in self.leased.try_iter() {
+            say(&self.tell, &self.wake, &event);
+        }
         while let Some(reply) = self.scrapers.as_ref().and_then(|asks| asks.try_recv().ok()) {
             match self.metrics() {
                 Ok(text) => drop(reply.send(text)),
@@ -254,18 +269,27 @@ impl Services {
     pub fn follow(&mut self, engine: &Engine) -> Result<bool> {
         let mut changes = Told::default();
         let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
-        let feed = &mut self.feed;
+        let (feed, leases) = (&mut self.feed, &mut self.leases);
+        let mut leased = Ok(());
         let followed = engine.follow(self.revision, |change| {
-            match change {
-                Change::Network(id, _) => networks.insert(id),
-                Change::Container(id, _) => containers.insert(id),
+            match &change {
+                Change::Network(id, _) => networks.insert(*id),
+                Change::Container(id, view) => {
+                    if let Err(error) = leases.take(*id, view.as_ref()) {
+                        leased = Err(error);
+                    }
+                    containers.insert(*id)
+                }
             };
             feed.take(change, &mut changes);
         })?;
+        leased?;
         if followed.is_everything {
             // Nothing of it is news.
             changes.events.clear();
             feed.keep_only(&networks, &containers, &mut changes);
+            let gone: Vec<Id> = leases.containers().filter(|id| !containers.contains(id)).collect();
+            gone.into_iter().try_for_each(|id| leases.take(id, None))?;
         }
         self.revision = Some(followed.revision);
         if let Some(dns) = self.dns.as_ref().filter(|_| !changes.dns.is_empty()) {
@@ -298,6 +322,16 @@ impl Services {
             |failure: ListenError| format!("a published port is not passed on: {failure}: {}", failure.source);
         self.warnings.extend(failures.into_iter().map(failure));
         Ok(self.warnings.clone())
+    }
+
+    /// What a container still lacks of the addresses that DHCP servers are to give it.
+    pub fn missing_leases(&self, container: Id) -> Vec<Missing> {
+        self.leases.missing(container)
+    }
+
+    /// Gives back what a container holds by DHCP, on `network` or on all.
+    pub fn release_leases(&mut self, container: Id, network: Option<Id>) {
+        self.leases.release(container, network);
     }
 
     /// The host's resolver file may have changed.
@@ -341,6 +375,7 @@ impl Services {
         self.dns = None;
         self.proxy = None;
         self.repairer = None;
+        self.leases.stop();
         self.scrape = None;
         let _ = fs::remove_file(self.run.join("metrics.sock"));
     }
@@ -351,6 +386,8 @@ impl Services {
     /// When one has ended before its time.
     pub fn hand_over(&mut self) -> Result<Inherited> {
         self.scrape = None;
+        // Leases are in the rows.
+        self.leases.stop();
         let mut inherited = Inherited::default();
         if let Some(server) = self.dns.take() {
             let (fds, data) = server.hand_over()?.into_parts();

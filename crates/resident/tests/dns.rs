@@ -97,6 +97,7 @@ fn network() -> Network {
         id: id(1000),
         name: "front".into(),
         gateways: vec![GATEWAY.parse().unwrap(), GATEWAY6.parse().unwrap()],
+        port: None,
         internal: false,
         upstreams: Vec::new(),
         subnets: vec!["10.99.0.0/24".parse().unwrap(), "fd00:99::/64".parse().unwrap()],

@@ -184,6 +184,7 @@ fn container(number: u32) -> Container {
         sysctls: Default::default(),
         labels: Default::default(),
         auto_remove: true,
+        port_keeper: None,
         boot: "0c5b3d2e-31a7-4a77-8b1a-2f3a7f1d1c55".into(),
         created: 1_800_000_000,
         phase: pending(),
@@ -208,6 +209,7 @@ fn endpoint(number: u32, container: Id) -> Endpoint {
         aliases: vec![],
         links: vec![],
         announce: false,
+        leases: Default::default(),
         phase: pending(),
     }
 }

@@ -165,8 +165,10 @@ impl State {
                 Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
                 Object::Port(port) => bridge(&port.bridge),
                 Object::Neighbour(neighbour) => bridge(&neighbour.bridge),
-                Object::Interface(interface) => self.objects.iter().any(|(_, object)| {
-                    matches!(object, Object::Port(port) if port.sandbox == interface.sandbox && port.sandbox_end == interface.name)
+                Object::Interface(interface) => self.objects.iter().any(|(_, object)| match object {
+                    Object::Port(port) => port.sandbox == interface.sandbox && port.sandbox_end == interface.name,
+                    Object::Child(child) => child.sandbox == interface.sandbox && child.name == interface.name,
+                    _ => false,
                 }),
                 Object::DefaultRoute(route) => self.objects.iter().any(|(_, object)| {
                     matches!(object, Object::Interface(i) if i.sandbox == route.sandbox && i.name == route.interface)

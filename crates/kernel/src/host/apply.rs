@@ -849,15 +849,31 @@ impl Context<'_> {
         let doing = format!("configure interface `{}` in the sandbox", interface.name);
         let name = interface.name.as_str();
         // Before the interface is up: from then on it would listen to routers and redirects.
-        let values: &[(&str, &str)] = if interface.ipv6 {
-            &[("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")]
-        } else {
-            &[("disable_ipv6", "1")]
+        let values: Vec<(&str, &str)> = match interface.routers {
+            _ if !interface.ipv6 => vec![("disable_ipv6", "1")],
+            None => vec![("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")],
+            Some(routers) => [
+                // Also in a container that forwards (ip-sysctl.rst); addresses are the DHCP server's business.
+                ("accept_ra", "2"),
+                ("autoconf", "0"),
+                ("accept_ra_defrtr", if routers.default_route { "1" } else { "0" }),
+                ("accept_redirects", "0"),
+                ("accept_dad", "0"),
+                ("disable_ipv6", "0"),
+            ]
+            .into(),
         };
-        let written = sysctl::write_in(&["net", "ipv6", "conf", name], values);
+        let written = sysctl::write_in(&["net", "ipv6", "conf", name], &values);
         let no_addresses = !interface.ipv6 && written.as_ref().is_err_and(is_read_only);
         if let Err(error) = written
             && (interface.ipv6 || !(error.is_missing() || is_read_only(&error)))
+        {
+            return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
+        }
+        // Linux 5.12; before, the route has the kernel's own priority.
+        if let Some(metric) = interface.routers.and_then(|routers| routers.metric)
+            && let Err(error) = sysctl::write(&["net", "ipv6", "conf", name, "ra_defrtr_metric"], &metric.to_string())
+            && !error.is_missing()
         {
             return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
         }

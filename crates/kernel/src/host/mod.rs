@@ -80,7 +80,8 @@ fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError 
     let kind = kind(errno);
     let hint = match (kind, errno) {
         (Kind::Unsupported, _) => Some(
-            "this kernel lacks bridge, veth or nftables: load their modules or use a kernel that has them".to_owned(),
+            "this kernel lacks bridge, veth, nftables or, for a VLAN, bridge VLAN filtering: load their modules or use a kernel \
+             that has them".to_owned(),
         ),
         (Kind::Denied, libc::EROFS) => {
             Some("/proc/sys is read-only here: set the value outside, or mount it writable".to_owned())

@@ -304,6 +304,7 @@ fn inside(
             addresses: if wanted.addresses.is_empty() { BTreeSet::new() } else { nets(&addresses) },
             ipv6: !disabled && speaks_ipv6(&link, &addresses),
             announce: wanted.announce,
+            routers: wanted.routers,
         }));
     }
     let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;

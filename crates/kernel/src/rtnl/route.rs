@@ -209,7 +209,11 @@ pub struct DefaultPath {
 /// # Errors
 /// The kernel's refusal.
 pub fn default_route_path(socket: &mut Socket, family: Family) -> Result<Option<DefaultPath>, NetlinkError> {
-    let routes = dump_where(socket, family, Some(TABLE_MAIN))?;
+    let routes = match dump_where(socket, family, Some(TABLE_MAIN)) {
+        // A namespace has no main table before its first route (`inet_dump_fib()`, net/ipv4/fib_frontend.c).
+        Err(error) if error.errno() == libc::ENOENT => return Ok(None),
+        routes => routes?,
+    };
     Ok(routes
         .into_iter()
         .filter(|route| route.is_default() && route.table == TABLE_MAIN && route.kind == RouteKind::Unicast)

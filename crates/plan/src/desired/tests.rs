@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use portolan_model::Driver;
+use portolan_model::{DhcpLease, DhcpServer, Driver, PerFamily, RouteAction};
 
 use super::sample::{container, endpoint, id, internal, network, publication};
 use super::*;
@@ -496,4 +496,57 @@ fn generated_macs_are_local_unicast_and_belong_to_the_address() {
     }
     assert_eq!(bridge_mac(id(1)).octets()[0] & 0b11, 0b10);
     assert_ne!(bridge_mac(id(1)), bridge_mac(id(2)));
+}
+
+#[test]
+fn a_lease_gives_address_route_and_names() {
+    let lan = Network {
+        driver: Driver::Macvlan,
+        ipam: Ipam::Dhcp,
+        speaks: PerFamily { v4: true, v6: true },
+        ..network("lan", 1, &[], &[("metric", "7")])
+    };
+    let mut view = view(&[&lan], &[]);
+    let before = container_objects("/r", &view);
+    assert!(interfaces(&before)[0].addresses.is_empty(), "up, until there is one");
+    assert_eq!(interfaces(&before)[0].routers, Some(Routers { default_route: true, metric: Some(7) }));
+    let lease = DhcpLease {
+        address: "10.0.1.50/24".parse().unwrap(),
+        gateway: Some([10, 0, 1, 2].into()),
+        routes: vec![StaticRoute {
+            destination: "10.9.0.0/16".parse().unwrap(),
+            action: RouteAction::Via([10, 0, 1, 7].into()),
+            metric: None,
+        }],
+        dns: vec![[10, 0, 1, 53].into()],
+        domains: vec!["lan.example".to_owned()],
+        server: DhcpServer::V4([10, 0, 1, 2].into()),
+        obtained: 0,
+        renew_after: 60,
+        rebind_after: 105,
+        valid_for: 120,
+    };
+    view.endpoints[0].0.set_lease(Family::V4, Some(lease.clone()));
+    let objects = container_objects("/r", &view);
+    assert_eq!(interfaces(&objects)[0].addresses, [lease.address].into());
+    let routes = default_routes(&view);
+    assert_eq!((routes.len(), routes[0].gateway, routes[0].metric), (1, [10, 0, 1, 2].into(), Some(7)));
+    assert!(objects.iter().any(|(_, object)| matches!(object, Object::Route(route) if route.route.metric == Some(7))));
+    assert_eq!(name_servers(&view), Vec::<IpAddr>::new(), "its router answers no names of ours");
+    assert_eq!(leased_names(&view), (lease.dns, lease.domains));
+    view.endpoints[0].1.options.default_route = false;
+    assert_eq!(default_routes(&view), []);
+}
+
+#[test]
+fn no_rule_of_ours_concerns_the_bridge_of_somebody_else() {
+    let objects = |options: &[(&str, &str)]| {
+        container_objects("/r", &view(&[&Network { ipam: Ipam::None, ..network("n", 1, &[], options) }], &[]))
+    };
+    let other = objects(&[("mode", "unmanaged"), ("bridge", "br0")]);
+    nothing_else(&other, &[]);
+    assert!(!ports(&other)[0].ruled);
+    let ours = objects(&[]);
+    assert!(ports(&ours)[0].ruled);
+    assert_eq!(elements(&ours, Set::Unguarded).len(), 1);
 }

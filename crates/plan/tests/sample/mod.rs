@@ -37,7 +37,10 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         subinterface: None,
         routes: Vec::new(),
         names: true,
+        names_port: None,
         transient: false,
+        ipam: portolan_model::Ipam::Local,
+        speaks: Default::default(),
         mtu: Mtu::ETHERNET,
         created: 0,
         phase: Phase::Settled,
@@ -79,6 +82,7 @@ pub(crate) fn container(name: &str, number: u16) -> Container {
         sysctls: BTreeMap::new(),
         labels: BTreeMap::new(),
         auto_remove: false,
+        port_keeper: None,
         boot: String::new(),
         created: 0,
         phase: Phase::Settled,
@@ -109,6 +113,7 @@ pub(crate) fn endpoint(container: &Container, network: &Network, index: u8, addr
         aliases: Vec::new(),
         links: Vec::new(),
         announce: false,
+        leases: Default::default(),
         phase: Phase::Settled,
     }
 }

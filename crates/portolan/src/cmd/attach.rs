@@ -11,7 +11,7 @@ use portolan_model::{HostName, Name, NetworkMode, ProcessId};
 use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
 use crate::context::{Context, Engine};
-use crate::failure::Refused;
+use crate::failure::{self, Refused};
 use crate::output::{self, Attached, Named};
 use crate::{runtime, spec};
 
@@ -72,7 +72,7 @@ impl Args {
             }
         };
         let own = mode == NetworkMode::Own;
-        let info = engine.attach(&AttachRequest {
+        let mut info = engine.attach(&AttachRequest {
             name: self.name,
             mode,
             process,
@@ -85,6 +85,17 @@ impl Args {
             ..AttachRequest::namespace(path)
         })?;
         daemon::settle(context, !info.endpoints.is_empty());
+        match daemon::acquire(context, &engine, &info) {
+            Ok(leased) => info = leased.unwrap_or(info),
+            Err(error) => {
+                let id = info.container.id.to_string();
+                if let Err(error) = engine.detach(&id) {
+                    failure::report(&error.into(), 1);
+                }
+                daemon::settle(context, false);
+                return Err(error);
+            }
+        }
         if context.json {
             output::json(&Attached::from(&info))?;
         } else {
@@ -128,6 +139,7 @@ impl DetachArgs {
             (Some(name), _) => name,
             (None, path) => holder_of(&engine, &path.context("neither a container nor --netns is given")?)?,
         };
+        daemon::release(context, &engine.container(&name)?, None);
         let container = engine.detach(&name)?;
         runtime::remove(&context.run, container.id);
         daemon::settle(context, false);

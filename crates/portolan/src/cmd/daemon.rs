@@ -9,12 +9,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use portolan_engine::ContainerInfo;
 use portolan_kernel::session::{self, Side};
-use portolan_resident::control::{Answer, Client, Request};
+use portolan_model::{Family, Id, Network};
+use portolan_resident::control::{self, Answer, Client, Request};
 use portolan_resident::daemon::{self, Config};
 use portolan_resident::supervise::{self, Service};
 
-use crate::context::Context;
+use crate::context::{Context, Engine};
 use crate::failure::Refused;
 use crate::{output, resolv};
 
@@ -291,6 +293,55 @@ pub(crate) fn settled(context: &Context, is_needed: bool) -> Result<Vec<String>>
         launch(context)?;
     }
     Err(Refused::new("the daemon leaves as soon as it was started").into())
+}
+
+/// How long a DHCP server has to give a container its address: as long as netavark waits.
+const LEASE_SECONDS: u32 = 8;
+
+/// Waits for the addresses that a container has by DHCP, if it has any; the container with them, if so. Starts the daemon
+/// that gets them if none runs.
+///
+/// # Errors
+/// Why it has none; the caller takes back what it did.
+pub(crate) fn acquire(context: &Context, engine: &Engine, info: &ContainerInfo) -> Result<Option<ContainerInfo>> {
+    let leases = |network: &Network| Family::ALL.into_iter().any(|family| network.leases(family));
+    let Some((_, network)) = info.endpoints.iter().find(|(_, network)| leases(network)) else { return Ok(None) };
+    if is_off() {
+        return Err(Refused::new(format!(
+            "attach `{}` to `{}`: its addresses come by DHCP, and the daemon that gets them is switched off",
+            info.container.name, network.name
+        ))
+        .hint("unset PORTOLAN_DAEMON, or choose another network")
+        .into());
+    }
+    let id = info.container.id;
+    let acquired = (|| {
+        for _ in 0..ATTEMPTS {
+            if let Some(warnings) = control::acquire(&context.run, id, LEASE_SECONDS)? {
+                return Ok(warnings);
+            }
+            launch(context)?;
+        }
+        Err(Refused::new("the daemon leaves as soon as it was started").into())
+    })();
+    match acquired {
+        Ok(_) => Ok(Some(engine.container(&id.to_string())?)),
+        Err(error) => {
+            let error: anyhow::Error = error;
+            let hint = format!("see that a DHCP server serves the network behind `{}` of the host", network.bridge);
+            let error =
+                if error.is::<Refused>() { error } else { Refused::new(format!("{error:#}")).hint(hint).into() };
+            Err(error.context(format!("attach `{}` to `{}`", info.container.name, network.name)))
+        }
+    }
+}
+
+/// Gives back what a container holds by DHCP, on `network` or on all, before its interfaces go.
+pub(crate) fn release(context: &Context, info: &ContainerInfo, network: Option<Id>) {
+    let mut held = info.endpoints.iter().filter(|(_, on)| network.is_none_or(|id| on.id == id));
+    if held.any(|(endpoint, _)| endpoint.leases().next().is_some()) {
+        control::release(&context.run, info.container.id, network);
+    }
 }
 
 /// Starts a daemon that leaves when it is not needed.

@@ -106,6 +106,9 @@ pub(crate) fn called() -> Option<i32> {
     if name != "netavark" {
         return None;
     }
+    // The kernel tells who changed rules by this name (`NFTA_GEN_PROC_NAME`), and the daemon looks at all of them when it was
+    // not us. Without /proc it does so in vain.
+    let _ = std::fs::write("/proc/self/comm", portolan_resident::repair::OURS);
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -186,7 +189,7 @@ impl Args {
         there.map_err(|error| Failure::io(&error).within("invalid namespace path"))?;
         let setup = portolan_netavark::parse_setup(&self.read()?)?;
         let context = self.context("setup")?;
-        let plan = portolan_netavark::plan(&setup, netns)?;
+        let plan = portolan_netavark::plan(&setup, netns, names_port()?)?;
         let programs = self.programs(&plan)?;
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
@@ -197,18 +200,17 @@ impl Args {
             Some(request) => Some(join(&engine, request)?),
             None => None,
         };
-        let all = match &joined {
-            Some(info) => {
-                let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
-                portolan_netavark::status(&setup, info, mac_of)
-            }
-            None => Default::default(),
-        };
         let finish = || {
-            if let Some(info) = &joined {
-                settle(&context, &setup, info)?;
-            }
-            let mut all = all;
+            let mut all = match joined {
+                Some(info) => {
+                    settle(&context, &setup, &info)?;
+                    let leased = daemon::acquire(&context, &engine, &info);
+                    let info = leased.map_err(|error| Failure::new(format!("{error:#}")))?.unwrap_or(info);
+                    let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
+                    portolan_netavark::status(&setup, &info, mac_of)
+                }
+                None => Default::default(),
+            };
             for (name, block) in run_plugins(&setup, &plan, &programs, netns)? {
                 all.insert(name, block);
             }
@@ -288,6 +290,17 @@ impl Args {
     }
 }
 
+/// The port that `NETAVARK_DNS_PORT` asks names to be answered on, if it is not 53.
+fn names_port() -> Result<Option<u16>, Failure> {
+    let Ok(text) = std::env::var("NETAVARK_DNS_PORT") else { return Ok(None) };
+    let port: u16 = text.parse().map_err(|error| Failure::new(format!("Invalid NETAVARK_DNS_PORT {text}: {error}")))?;
+    match port {
+        0 => Err(Failure::new("Invalid NETAVARK_DNS_PORT 0: it is no port")),
+        53 => Ok(None),
+        port => Ok(Some(port)),
+    }
+}
+
 /// Attaches; a name that another container of this root has gives way to one with the id in it.
 fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failure> {
     let joined = match engine.join(request) {
@@ -328,17 +341,16 @@ fn settle(context: &Context, setup: &Setup, info: &ContainerInfo) -> Result<(), 
         Err(error) if has_names => return Err(served(Failure::new(format!("{error:#}")))),
         Err(error) => vec![format!("{error:#}")],
     };
-    let gateways: Vec<String> = setup
+    let places: Vec<String> = setup
         .networks
         .iter()
         .filter_map(|attachment| setup.network_info.get(&attachment.name))
         .filter(|network| network.dns_enabled)
         .flat_map(|network| network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway))
-        // Whatever the port; IPv6 addresses are in brackets.
-        .map(|gateway| format!("`{}", SocketAddr::new(gateway, 0).to_string().trim_end_matches('0')))
+        .map(|gateway| format!("`{}`", SocketAddr::new(gateway, names_port().ok().flatten().unwrap_or(53))))
         .collect();
     for warning in warnings {
-        if gateways.iter().any(|gateway| warning.contains(gateway)) {
+        if places.iter().any(|place| warning.contains(place)) {
             return Err(served(Failure::new(warning)));
         }
         tracing::warn!("{warning}");

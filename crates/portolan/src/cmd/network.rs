@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::IpNet;
 use portolan_engine::{EndpointRequest, Error, NetworkRequest};
-use portolan_model::{Driver, Link, Mac, Name, Network, StaticRoute};
+use portolan_model::{Driver, Ipam, Link, Mac, Name, Network, StaticRoute};
 
 use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
-use crate::failure::Refused;
+use crate::failure::{self, Refused};
 use crate::output::{self, Attached, Named, NetworkDetails, NetworkRow};
 use crate::{spec, table};
 
@@ -50,7 +50,9 @@ impl Command {
 /// outside only published ports of theirs can be reached.
 ///
 /// With --driver macvlan or ipvlan, containers are on the network of an interface of the host, their parent, as machines
-/// of their own. Give the --subnet and --gateway of that network. The host and its rules do not see their packets.
+/// of their own. Give the --subnet and --gateway of that network, or with --ipam-driver dhcp let its DHCP server give them
+/// their addresses: the daemon asks for them, keeps them, and gives them back. The host and its rules do not see the
+/// packets of such containers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -59,6 +61,7 @@ Examples:
   portolan network create --internal --opt icc=false vault
   portolan network create --opt gateway_mode_ipv6=routed --ipv4=false v6only
   portolan network create -d macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 --ipv6=false lan2
+  portolan network create -d macvlan -o parent=eth0 --ipam-driver dhcp office
 
 Options of the bridge (-o), by their short or their com.docker.network.* names:
   bridge=NAME                  the bridge's device name
@@ -89,6 +92,9 @@ pub(crate) struct CreateArgs {
     /// What carries the network
     #[arg(short, long, default_value = "bridge")]
     driver: Driver,
+    /// Who gives out addresses: default, a DHCP server of the network's (dhcp), or nobody (none)
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    ipam_driver: Ipam,
     /// Subnet in CIDR notation; repeat for several, of either family
     #[arg(long, value_name = "CIDR", value_parser = spec::subnet)]
     subnet: Vec<IpNet>,
@@ -107,9 +113,9 @@ pub(crate) struct CreateArgs {
     /// Whether the network speaks IPv4
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = spec::boolean, action = clap::ArgAction::Set)]
     ipv4: bool,
-    /// Whether the network speaks IPv6
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = spec::boolean, action = clap::ArgAction::Set)]
-    ipv6: bool,
+    /// Whether the network speaks IPv6 (default: true, but false with --ipam-driver dhcp)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = spec::boolean, action = clap::ArgAction::Set)]
+    ipv6: Option<bool>,
     /// Name server that questions of its containers are forwarded to, instead of the host's
     #[arg(long, value_name = "IP", value_parser = spec::address)]
     dns: Vec<IpAddr>,
@@ -136,13 +142,15 @@ impl CreateArgs {
         }
         let request = NetworkRequest {
             driver: self.driver,
+            ipam: self.ipam_driver,
             subnets: self.subnet,
             gateways: self.gateway,
             ranges: self.ip_range,
             aux,
             internal: self.internal,
             ipv4: self.ipv4,
-            ipv6: self.ipv6,
+            // A LAN with a DHCPv6 server is the exception, and without an answer there is no container.
+            ipv6: self.ipv6.unwrap_or(self.ipam_driver != Ipam::Dhcp),
             dns: self.dns,
             options: self.opt.into_iter().collect(),
             labels: self.label.into_iter().collect(),
@@ -414,9 +422,19 @@ impl ConnectArgs {
             spec::driver_option(&mut request, option)?;
         }
         let engine = context.engine_for("network connect")?;
-        let info = engine.connect(&self.container, &request)?;
-        run::refresh_files(context, &engine, &info)?;
+        let mut info = engine.connect(&self.container, &request)?;
         daemon::settle(context, true);
+        match daemon::acquire(context, &engine, &info) {
+            Ok(leased) => info = leased.unwrap_or(info),
+            Err(error) => {
+                if let Err(error) = engine.disconnect(&info.container.id.to_string(), &request.network) {
+                    failure::report(&error.into(), 1);
+                }
+                daemon::settle(context, false);
+                return Err(error);
+            }
+        }
+        run::refresh_files(context, &engine, &info)?;
         if context.json {
             output::json(&Attached::from(&info))?;
         }
@@ -442,6 +460,9 @@ pub(crate) struct DisconnectArgs {
 impl DisconnectArgs {
     fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine_for("network disconnect")?;
+        if let (Ok(info), Ok(on)) = (engine.container(&self.container), engine.network(&self.network)) {
+            daemon::release(context, &info, Some(on.network.id));
+        }
         match engine.disconnect(&self.container, &self.network) {
             Ok(info) => {
                 run::refresh_files(context, &engine, &info)?;

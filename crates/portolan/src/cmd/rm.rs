@@ -39,7 +39,7 @@ impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine_for("rm")?;
         let (removed, code) = each(&self.containers, |name| {
-            let removed = remove(&engine, name, self.force)?;
+            let removed = remove(context, &engine, name, self.force)?;
             if let Some(container) = &removed {
                 runtime::remove(&context.run, container.id);
             }
@@ -56,12 +56,15 @@ impl Args {
     }
 }
 
-fn remove(engine: &Engine, name: &str, force: bool) -> Result<Option<Container>> {
+fn remove(context: &Context, engine: &Engine, name: &str, force: bool) -> Result<Option<Container>> {
     let info = match engine.container(name) {
         Ok(info) => info,
         Err(Error::NotFound { .. }) if force => return Ok(None),
         Err(error) => return Err(error.into()),
     };
+    if force {
+        daemon::release(context, &info, None);
+    }
     let container = info.container;
     let id = container.id.to_string();
     if container.kind == ContainerKind::Attached {

@@ -19,7 +19,7 @@ use portolan_kernel::rtnl::link::{self, LinkChange};
 use portolan_kernel::session::{self, Side};
 use portolan_kernel::signals::{self, Event, FORWARDED, Signals};
 use portolan_model::{ContainerKind, DnsConfig, Family, HostEntry, HostName, Id, Name, NetworkMode, ProcessId};
-use portolan_plan::{ContainerView, name_servers};
+use portolan_plan::{ContainerView, leased_names, name_servers};
 
 use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
@@ -200,7 +200,7 @@ impl Args {
         let process =
             ProcessId { pid: child.pid(), started: child.start_time().context("read the child's start time")? };
         let own = matches!(stack.mode, NetworkMode::Own);
-        let info = engine.attach(&AttachRequest {
+        let mut info = engine.attach(&AttachRequest {
             name: self.name,
             id: Some(id),
             kind: ContainerKind::Run,
@@ -221,8 +221,11 @@ impl Args {
             port_keeper: None,
         })?;
         let mut release = || -> Result<()> {
-            prepare_files(&engine, &dir, &info)?;
             daemon::settle(context, !info.endpoints.is_empty());
+            if let Some(leased) = daemon::acquire(context, &engine, &info)? {
+                info = leased;
+            }
+            prepare_files(&engine, &dir, &info)?;
             if info.container.mode == NetworkMode::None {
                 loopback_up(&child.netns()?)?;
             }
@@ -398,11 +401,28 @@ fn prepare_files(engine: &Engine, dir: &RuntimeDir, info: &ContainerInfo) -> Res
         engine.hosts_file(info)?
     };
     dir.write("hosts", &hosts)?;
-    dir.write("resolv.conf", &resolv::content(&container.dns, &reach(info)))?;
+    dir.write("resolv.conf", &resolver_file(info))?;
     if let Some(name) = &container.hostname {
         dir.write("hostname", &format!("{name}\n"))?;
     }
     Ok(())
+}
+
+/// The resolver file of a container: what was asked for, then what DHCP servers say, then the host's.
+fn resolver_file(info: &ContainerInfo) -> String {
+    let mut dns = info.container.dns.clone();
+    let (servers, domains) = leased_names(&view(info));
+    if dns.servers.is_empty() {
+        dns.servers = servers;
+    }
+    if dns.search.is_empty() {
+        dns.search = domains;
+    }
+    resolv::content(&dns, &reach(info))
+}
+
+fn view(info: &ContainerInfo) -> ContainerView {
+    ContainerView { container: info.container.clone(), endpoints: info.endpoints.clone(), publications: Vec::new() }
 }
 
 /// Where the container's resolver finds its name servers.
@@ -411,11 +431,7 @@ fn reach(info: &ContainerInfo) -> Reach {
         return Reach::Host;
     }
     let ipv6 = info.endpoints.iter().any(|(endpoint, _)| endpoint.address(Family::V6).is_some());
-    let gateways = name_servers(&ContainerView {
-        container: info.container.clone(),
-        endpoints: info.endpoints.clone(),
-        publications: Vec::new(),
-    });
+    let gateways = name_servers(&view(info));
     if daemon::is_off() || gateways.is_empty() { Reach::Network { ipv6 } } else { Reach::Gateways(gateways) }
 }
 
@@ -423,7 +439,7 @@ fn reach(info: &ContainerInfo) -> Reach {
 pub(crate) fn refresh_files(context: &Context, engine: &Engine, info: &ContainerInfo) -> Result<()> {
     let id = info.container.id;
     runtime::rewrite(&context.run, id, "hosts", &engine.hosts_file(info)?)?;
-    runtime::rewrite(&context.run, id, "resolv.conf", &resolv::content(&info.container.dns, &reach(info)))
+    runtime::rewrite(&context.run, id, "resolv.conf", &resolver_file(info))
 }
 
 /// The host's own hosts file with what `--add-host` adds.

@@ -11,7 +11,7 @@ mod server;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -27,7 +27,7 @@ pub use hand_over::{HandOver, HandOverData, PartsError};
 
 /// What the server has to be told at its start.
 pub struct Config {
-    /// The port to listen on: 53.
+    /// The port to listen on where a network does not say another: 53.
     pub port: u16,
     /// Called, on the server's thread, whenever a listening socket was opened or is about to be closed; so that a
     /// supervisor can keep a duplicate for [`HandOver::from_sockets`]. Inherited sockets are not reported when they
@@ -263,4 +263,4 @@ impl Drop for DnsServer {
 }
 
 /// The place of a listening socket: one for each.
-type Place = (IpAddr, Transport);
+type Place = (SocketAddr, Transport);

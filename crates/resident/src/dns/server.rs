@@ -205,8 +205,8 @@ impl Server {
 
     fn adopt(&mut self, fd: OwnedFd) -> io::Result<()> {
         let Some((address, transport)) = listens_on(&fd) else { return Ok(()) };
-        let place = (address.ip(), transport);
-        if address.port() != self.config.port || self.places.contains_key(&place) {
+        let place = (address, transport);
+        if self.places.contains_key(&place) {
             return Ok(());
         }
         rustix::io::ioctl_fionbio(&fd, true)?;
@@ -322,6 +322,7 @@ impl Server {
             .core
             .names
             .gateways()
+            .map(|(address, port)| SocketAddr::new(address, port.unwrap_or(self.config.port)))
             .flat_map(|address| [(address, Transport::Udp), (address, Transport::Tcp)])
             .collect();
         // What was inherited may be claimed later, until the first barrier.
@@ -336,8 +337,7 @@ impl Server {
             if self.places.contains_key(&place) {
                 continue;
             }
-            let (ip, transport) = place;
-            let address = SocketAddr::new(ip, self.config.port);
+            let (address, transport) = place;
             let opened = match transport {
                 Transport::Udp => udp::listen_udp(address),
                 _ => udp::listen_tcp(address),
@@ -375,8 +375,7 @@ impl Server {
             return;
         };
         if let Some(hook) = &self.config.on_listener {
-            let address = SocketAddr::new(place.0, self.config.port);
-            hook(ListenerEvent::Closed { address, transport: place.1 });
+            hook(ListenerEvent::Closed { address: place.0, transport: place.1 });
         }
         // Where somebody holds a duplicate, closing would not end the polling (epoll(7)).
         if listener.polled {
@@ -410,7 +409,7 @@ impl Server {
             self.serve_connection(number, now);
         }
         for Pending { local, client, bytes } in std::mem::take(&mut self.pending) {
-            let Some(&listener) = self.places.get(&(local.ip(), Transport::Udp)) else { continue };
+            let Some(&listener) = self.places.get(&(local, Transport::Udp)) else { continue };
             let to = Client::Udp { listener, to: client };
             self.core.answer(local.ip(), client.ip(), &bytes, None, to, now, &mut self.answer);
             let answer = std::mem::take(&mut self.answer);
@@ -452,7 +451,7 @@ impl Server {
             match client {
                 Client::Udp { listener, to } => {
                     if let Some(listener) = self.listeners.get(&listener) {
-                        let local = SocketAddr::new(listener.place.0, self.config.port);
+                        let local = listener.place.0;
                         pending.push(Pending { local, client: to, bytes: bytes.into() });
                     }
                 }
@@ -461,7 +460,7 @@ impl Server {
         }
         for Deferred { listener, from, bytes } in std::mem::take(&mut self.deferred) {
             if let Some(listener) = self.listeners.get(&listener) {
-                let local = SocketAddr::new(listener.place.0, self.config.port);
+                let local = listener.place.0;
                 pending.push(Pending { local, client: from, bytes: bytes.into() });
             }
         }
@@ -515,7 +514,7 @@ impl Server {
                 }
                 let client = Client::Udp { listener: number, to: from };
                 let out = self.outbox.message(from);
-                self.core.answer(listener.place.0, from.ip(), bytes, None, client, now, out);
+                self.core.answer(listener.place.0.ip(), from.ip(), bytes, None, client, now, out);
             }
             self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
             if count < BATCH {
@@ -539,7 +538,7 @@ impl Server {
                 };
                 let client = Client::Udp { listener: number, to: from };
                 let out = self.outbox.message(from);
-                self.core.answer(listener.place.0, from.ip(), &bytes, None, client, now, out);
+                self.core.answer(listener.place.0.ip(), from.ip(), &bytes, None, client, now, out);
             }
             self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
         }
@@ -565,7 +564,7 @@ impl Server {
                 }
                 Err(_) => return,
             };
-            let gateway = listener.place.0;
+            let gateway = listener.place.0.ip();
             let Some((_, peer)) = ends_of(&fd) else { continue };
             // The one that has been idle longest gives way: it may have ended without our having noticed yet.
             let same = |other: &Connection| other.peer.ip() == peer.ip();

@@ -26,8 +26,11 @@ use rustix::io::Errno;
 
 use crate::daemon::{self, Engine};
 
-/// The name of our own program: rules that it changed are what the rows say.
-const OURS: &str = "portolan";
+/// The name of our own program, whatever it was called as: rules that it changed are what the rows say.
+pub const OURS: &str = "portolan";
+
+/// How the aliases of our host ends begin ([`portolan_plan::alias_of_endpoint`]).
+const ENDPOINT: &str = "portolan:";
 
 /// What was done so far.
 #[derive(Debug, Default)]
@@ -296,18 +299,24 @@ impl Thread {
                         work.links(format!("bridge `{}` is gone", link.name));
                     }
                 }
-                // A verb makes it down, and takes it down; its rows say that it is at it.
+                // A verb makes it down, and takes it down; its rows say that it is at it. It may be done by the time we hear
+                // of it, and the interface up.
                 Event::Link(link) if link.group == groups.ports => {
-                    if !link.up && self.engine.is_host_end(&link.name).unwrap_or(true) {
+                    if self.is_down(link) && self.engine.is_host_end(&link.name).unwrap_or(true) {
                         work.links(format!("interface `{}` is down", link.name));
                     }
                 }
                 Event::Link(link) if link.group == groups.bridges => {
-                    if !link.up && self.network_on(link).is_some() {
+                    if self.is_down(link) && self.network_on(link).is_some() {
                         work.links(format!("bridge `{}` is down", link.name));
                     }
                 }
                 Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
+                // On a bridge of somebody else's it is in no group.
+                Event::LinkGone(link) if link.alias.as_deref().is_some_and(|alias| alias.starts_with(ENDPOINT)) => {
+                    work.because.insert(format!("interface `{}` is gone", link.name));
+                    work.host_ends.insert(link.name.clone());
+                }
                 Event::LinkGone(_) => {}
                 Event::AddressGone { index, address } => {
                     if let Some(network) = self.network_at(*index) {
@@ -342,6 +351,11 @@ impl Thread {
             }
         }
         work
+    }
+
+    /// Whether an interface was down and still is.
+    fn is_down(&self, link: &Link) -> bool {
+        !link.up && self.engine.kernel().interface(link.index).is_some_and(|now| !now.up)
     }
 
     /// The network whose bridge is at this index, and is there.

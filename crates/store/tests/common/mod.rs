@@ -88,7 +88,10 @@ pub fn network(number: u32, name: &str) -> Network {
         subinterface: None,
         routes: Vec::new(),
         names: true,
+        names_port: None,
         transient: false,
+        ipam: portolan_model::Ipam::Local,
+        speaks: Default::default(),
         mtu: Mtu::ETHERNET,
         created: 1_800_000_000,
         phase: Phase::Settled,
@@ -113,6 +116,7 @@ pub fn container(number: u32) -> Container {
         sysctls: Default::default(),
         labels: Default::default(),
         auto_remove: true,
+        port_keeper: None,
         boot: "0c5b3d2e-31a7-4a77-8b1a-2f3a7f1d1c55".into(),
         created: 1_800_000_000,
         phase: Phase::Settled,
@@ -141,6 +145,7 @@ pub fn endpoint(number: u32, container: Id, network: Id, addresses: &[&str]) -> 
         aliases: vec![],
         links: vec![],
         announce: false,
+        leases: Default::default(),
         phase: Phase::Settled,
     }
 }

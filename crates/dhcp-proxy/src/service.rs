@@ -1,0 +1,275 @@
+//! The three calls, and the leases that are held for callers.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use portolan_dhcp::{Happened, Keeper, Place};
+use portolan_kernel::netlink::{Batch, ROUTE, Socket};
+use portolan_kernel::netns::{NetnsFd, with_netns};
+use portolan_kernel::rtnl::addr::{self, Address};
+use portolan_kernel::rtnl::route::{self, Route};
+use portolan_kernel::rtnl::{Family as Af, link};
+use portolan_model::{DhcpLease, Family, Id, IfName, Mac, Sandbox};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::sleep_until;
+
+use crate::grpc::{Code, Status};
+use crate::wire::{Lease, NetworkConfig, OperationResponse};
+
+/// How long giving back may take: as long as it takes to send a frame.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A lease that is held, or asked for.
+struct Held {
+    place: Place,
+    lease: Option<DhcpLease>,
+    /// Why there is none yet.
+    reason: Option<String>,
+    /// Its namespace is gone.
+    is_gone: bool,
+}
+
+type Key = (Id, Family);
+type Table = Arc<Mutex<BTreeMap<Key, Held>>>;
+
+fn lock(table: &Table) -> MutexGuard<'_, BTreeMap<Key, Held>> {
+    table.lock().expect("nothing panics while holding it")
+}
+
+/// What answers.
+pub(crate) struct Service {
+    keeper: Keeper,
+    held: Table,
+    changed: Arc<Notify>,
+    file: PathBuf,
+    timeout: Duration,
+    last: Cell<Instant>,
+}
+
+/// Takes a question back whose asker does not wait for the answer.
+struct Asked<'a> {
+    service: &'a Service,
+    key: Key,
+    is_answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.service.forget(self.key);
+        }
+        self.service.last.set(Instant::now());
+    }
+}
+
+impl Service {
+    /// Starts the thread that keeps leases; they are listed in `file`.
+    pub(crate) fn start(file: PathBuf, timeout: Duration) -> Result<Self> {
+        let (held, changed) = (Table::default(), Arc::new(Notify::new()));
+        let (table, notify, path) = (held.clone(), changed.clone(), file.clone());
+        write(&file, &BTreeMap::new())?;
+        let tell = move |place: &Place, happened| {
+            note(&table, place, happened);
+            if let Err(error) = write(&path, &lock(&table)) {
+                tracing::warn!("{error:#}");
+            }
+            notify.notify_waiters();
+        };
+        let keeper = Keeper::start(Box::new(tell)).context("start the thread that keeps leases")?;
+        Ok(Self { keeper, held, changed, file, timeout, last: Cell::new(Instant::now()) })
+    }
+
+    /// Whether anything is held or asked for.
+    pub(crate) fn is_busy(&self) -> bool {
+        !lock(&self.held).is_empty()
+    }
+
+    /// How long ago the last call was answered.
+    pub(crate) fn idle(&self) -> Duration {
+        self.last.get().elapsed()
+    }
+
+    /// Gives back from the host what was held by containers that are gone.
+    pub(crate) fn sweep(&self) {
+        let gone: Vec<Key> = lock(&self.held).iter().filter(|(_, held)| held.is_gone).map(|(key, _)| *key).collect();
+        let is_any = !gone.is_empty();
+        gone.into_iter().for_each(|key| self.forget(key));
+        if is_any && let Err(status) = self.list() {
+            tracing::warn!("{}", status.message);
+        }
+    }
+
+    /// Ready when, from now on, something is held that was not, or the other way round.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Acquires a lease and keeps it; the caller gives the container its address.
+    pub(crate) async fn setup(&self, config: NetworkConfig) -> Result<Lease, Status> {
+        self.last.set(Instant::now());
+        let place = place(&config)?;
+        let (key, mac) = ((place.endpoint, place.family), place.mac);
+        self.forget(key);
+        lock(&self.held).insert(key, Held { place: place.clone(), lease: None, reason: None, is_gone: false });
+        let mut asked = Asked { service: self, key, is_answered: false };
+        self.keeper.keep(place, None);
+        let until = tokio::time::Instant::now() + self.timeout;
+        loop {
+            let changed = self.changed.notified();
+            let mut reason = None;
+            if let Some(held) = lock(&self.held).get(&key) {
+                if let Some(lease) = &held.lease {
+                    asked.is_answered = true;
+                    return Ok(Lease::new(lease, mac));
+                }
+                reason.clone_from(&held.reason);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(until) => {
+                    let why = reason.unwrap_or_else(|| format!("no DHCP server answered within {} s", self.timeout.as_secs()));
+                    let what = format!("get a lease for interface `{}`: {why}", config.container_iface);
+                    return Err(Status::new(Code::DeadlineExceeded, what));
+                }
+            }
+        }
+    }
+
+    /// Gives a lease back; what it was, or an empty one where none is held.
+    pub(crate) fn teardown(&self, config: &NetworkConfig) -> Result<Lease, Status> {
+        self.last.set(Instant::now());
+        let mac = mac(config)?;
+        let key = (id(mac), family(config)?);
+        let lease = lock(&self.held).get(&key).and_then(|held| held.lease.clone());
+        self.forget(key);
+        self.list()?;
+        Ok(lease.map_or_else(Lease::default, |lease| Lease::new(&lease, mac)))
+    }
+
+    /// Gives all leases back.
+    pub(crate) fn clean(&self) -> Result<OperationResponse, Status> {
+        self.last.set(Instant::now());
+        let keys: Vec<Key> = lock(&self.held).keys().copied().collect();
+        keys.into_iter().for_each(|key| self.forget(key));
+        self.list()?;
+        Ok(OperationResponse { success: true })
+    }
+
+    /// Gives back what is held under `key`, from the container's interface if that is there.
+    fn forget(&self, key: Key) {
+        if lock(&self.held).remove(&key).is_some() {
+            self.keeper.release(vec![key], PATIENCE);
+            self.keeper.leave(key.0, key.1);
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn list(&self) -> Result<(), Status> {
+        write(&self.file, &lock(&self.held)).map_err(|error| Status::new(Code::Internal, format!("{error:#}")))
+    }
+}
+
+/// Takes note of what happened to a lease, and puts a changed address in place: only the first one is netavark's to set.
+fn note(table: &Table, place: &Place, happened: Happened) {
+    let mut table = lock(table);
+    let Some(held) = table.get_mut(&(place.endpoint, place.family)) else { return };
+    let (lease, reason) = match happened {
+        Happened::Granted(lease) => (Some(lease), None),
+        Happened::Ended => (None, None),
+        Happened::Failed(reason) => (held.lease.clone(), Some(reason)),
+        Happened::SandboxGone => {
+            held.is_gone = true;
+            return;
+        }
+    };
+    if let Some(before) = &held.lease
+        && lease.as_ref().is_none_or(|lease| (lease.address, lease.gateway) != (before.address, before.gateway))
+        && let Err(error) = readdress(place, before, lease.as_ref())
+    {
+        tracing::warn!("give `{}` another address: {error:#}", place.ifname);
+    }
+    (held.lease, held.reason) = (lease, reason);
+}
+
+/// Replaces the address and the default route of `before` in the container.
+fn readdress(place: &Place, before: &DhcpLease, now: Option<&DhcpLease>) -> Result<()> {
+    let ns = NetnsFd::open(&place.sandbox.path)?;
+    let mut socket = with_netns(&ns, || Socket::open(ROUTE))??;
+    let index = link::lookup(&mut socket, place.ifname.as_str())?.context("the interface is gone")?.index;
+    let mut batch = Batch::new();
+    addr::delete(&mut batch, index, before.address.addr(), before.address.prefix_len());
+    if let Some(now) = now {
+        addr::replace(&mut batch, &Address::new(index, now.address.addr(), now.address.prefix_len()));
+        if let Some(gateway) = now.gateway {
+            let default = Route::default_of(Af::of(gateway));
+            route::replace(&mut batch, &Route { gateway: Some(gateway), oif: Some(index), ..default });
+        }
+    }
+    socket.transact(&batch)?;
+    Ok(())
+}
+
+/// Lists what is held, as netavark does: by MAC.
+fn write(file: &Path, held: &BTreeMap<Key, Held>) -> Result<()> {
+    let mut leases: BTreeMap<String, Vec<Lease>> = BTreeMap::new();
+    for held in held.values() {
+        if let Some(lease) = &held.lease {
+            leases.entry(held.place.mac.to_string()).or_default().push(Lease::new(lease, held.place.mac));
+        }
+    }
+    let doing = || format!("write `{}`", file.display());
+    let fresh = file.with_extension("new");
+    fs::write(&fresh, serde_json::to_vec(&leases)?).with_context(doing)?;
+    fs::rename(&fresh, file).with_context(doing)
+}
+
+fn refuse(error: impl std::fmt::Display) -> Status {
+    Status::new(Code::InvalidArgument, error.to_string())
+}
+
+fn mac(config: &NetworkConfig) -> Result<Mac, Status> {
+    config.container_mac_addr.to_ascii_lowercase().parse().map_err(refuse)
+}
+
+fn family(config: &NetworkConfig) -> Result<Family, Status> {
+    match config.version {
+        0 => Ok(Family::V4),
+        1 => Ok(Family::V6),
+        other => Err(refuse(format!("IP version `{other}` is unknown"))),
+    }
+}
+
+/// A container is known by its MAC here.
+fn id(mac: Mac) -> Id {
+    let mut bytes = [0; 32];
+    bytes[..6].copy_from_slice(&mac.octets());
+    Id::from_bytes(bytes)
+}
+
+fn place(config: &NetworkConfig) -> Result<Place, Status> {
+    let mac = mac(config)?;
+    let name = |text: &str| text.parse::<IfName>().map_err(refuse);
+    let found = fs::metadata(&config.ns_path)
+        .map_err(|error| refuse(format!("open network namespace `{}`: {error}", config.ns_path)))?;
+    Ok(Place {
+        endpoint: id(mac),
+        family: family(config)?,
+        sandbox: Sandbox {
+            device: found.dev(),
+            inode: found.ino(),
+            path: config.ns_path.clone().into(),
+            process: None,
+        },
+        ifname: name(&config.container_iface)?,
+        mac,
+        hostname: config.host_name.clone(),
+        parent: name(&config.host_iface)?,
+    })
+}

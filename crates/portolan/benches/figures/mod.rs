@@ -1,0 +1,22 @@
+//! What the benchmarks of this crate make of measured times.
+
+use std::time::Duration;
+
+/// The middle one.
+pub(crate) fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}
+
+/// In milliseconds.
+pub(crate) fn ms(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+/// The median of the ratios pair by pair: the machine's speed drifts, pairs are measured side by side.
+pub(crate) fn ratio(theirs: &[Duration], ours: &[Duration]) -> f64 {
+    let mut ratios: Vec<f64> = theirs.iter().zip(ours).map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}

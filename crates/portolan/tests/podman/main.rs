@@ -1,0 +1,138 @@
+//! A real Podman with Debian's netavark, and the same Podman with this binary in its place.
+//!
+//! Both do everything in [`cases`]. Ours must do all of it, so it is never worse. `PORTOLAN_BLESS=1` writes the outcomes, as
+//! a table, to `docs/podman-outcomes.md`. `PORTOLAN_PODMAN=WORD` runs only the cases whose name has it,
+//! `PORTOLAN_PODMAN_BACKEND=netavark` or `portolan` only one side.
+
+mod cases;
+mod machine;
+mod scene;
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use cases::{Case, SUBJECTS};
+use machine::Backend;
+use portolan_lab::Lab;
+use scene::{Lack, Scene, timed};
+
+/// What came of a case: nothing wrong, or why not.
+type Outcome = std::result::Result<(), Why>;
+
+/// One sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Why {
+    /// It cannot be tried on this kernel.
+    Lacks(String),
+    /// It was tried.
+    Fails(String),
+}
+
+#[test]
+fn podman_does_with_us_all_that_it_does_with_netavark() {
+    if Lab::or_skip("podman").is_none() {
+        return;
+    }
+    if let Some(missing) = machine::missing() {
+        assert!(env::var_os("CI").is_none(), "CI must have Podman: {missing}");
+        eprintln!("SKIP: `podman`: {missing}");
+        return;
+    }
+    let one = env::var("PORTOLAN_PODMAN_BACKEND").unwrap_or_default();
+    let side = |name: &'static str, backend| {
+        let is_wanted = one.is_empty() || one == name;
+        std::thread::spawn(move || if is_wanted { play(name, backend) } else { Ok(Vec::new()) })
+    };
+    // Each has a machine of its own, so neither waits for the other.
+    let sides = [side("netavark", Backend::Netavark), side("portolan", Backend::Portolan)];
+    let [theirs, ours] = sides.map(|side| side.join().expect("a case does not panic").expect("a machine can be had"));
+    let table = table(&theirs, &ours);
+    println!("{table}");
+    if env::var_os("PORTOLAN_BLESS").is_some() && !theirs.is_empty() && !ours.is_empty() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/podman-outcomes.md");
+        fs::write(path, &table).unwrap();
+    }
+    let mut failed = Vec::new();
+    for ((name, _), outcome) in wanted().zip(&ours) {
+        match outcome {
+            Ok(()) => {}
+            Err(Why::Lacks(lack)) => eprintln!("SKIP: `podman`: {name}: {lack}"),
+            Err(Why::Fails(reason)) => failed.push((name, reason)),
+        }
+    }
+    assert!(failed.is_empty(), "with us Podman fails at: {failed:#?}");
+}
+
+/// The cases to run, in order.
+fn wanted() -> impl Iterator<Item = Case> {
+    let word = env::var("PORTOLAN_PODMAN").unwrap_or_default();
+    let all = SUBJECTS.into_iter().flat_map(|(_, cases)| cases.iter().copied());
+    all.filter(move |(name, _)| name.contains(&word))
+}
+
+/// Runs the cases on a machine with one backend.
+fn play(name: &str, backend: Backend) -> Result<Vec<Outcome>> {
+    let scene = Scene::new(name, backend)?;
+    let mut outcomes = Vec::new();
+    for (case, run) in wanted() {
+        let (time, result) = timed(|| run(&scene));
+        let cleared = scene.clear();
+        // What cannot be cleared away is the fault of the case before.
+        let outcome = result.and(cleared).map_err(|error| match error.downcast_ref::<Lack>() {
+            Some(lack) => Why::Lacks(lack.to_string()),
+            None => Why::Fails(reason(&format!("{error:#}"))),
+        });
+        eprintln!("{name}: {case}: {outcome:?} ({:.1} s)", time.as_secs_f64());
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+/// A reason without what differs from run to run: ids, times, several lines.
+fn reason(text: &str) -> String {
+    let words: Vec<String> = text.split_whitespace().map(stable).collect();
+    words.join(" ").replace('|', "\\|")
+}
+
+fn stable(word: &str) -> String {
+    let is_id = |part: &str| part.len() >= 8 && part.chars().all(|c| c.is_ascii_hexdigit());
+    let mut out = String::new();
+    for part in word.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let bare = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        if is_id(bare) {
+            out.push('…');
+            out.push_str(&part[bare.len()..]);
+        } else {
+            out.push_str(part);
+        }
+    }
+    out
+}
+
+/// Both outcomes of every case, as Markdown.
+fn table(theirs: &[Outcome], ours: &[Outcome]) -> String {
+    let mut text = String::from(
+        "# What Podman does with either backend\n\nPodman 4.3.1 of Debian 12, run by `crates/portolan/tests/podman`, with \
+         Debian's netavark 1.4.0 and aardvark-dns 1.4.0 and with Portolan in their place. \
+         `PORTOLAN_BLESS=1 cargo test -p portolan --test podman` writes this page.\n",
+    );
+    let say = |outcome: Option<&Outcome>| match outcome {
+        None => "not run".to_owned(),
+        Some(Ok(())) => "ok".to_owned(),
+        Some(Err(Why::Lacks(lack))) => format!("not tried: {lack}"),
+        Some(Err(Why::Fails(reason))) => format!("fails: {reason}"),
+    };
+    let mut place = 0;
+    let wanted: Vec<&str> = wanted().map(|(name, _)| name).collect();
+    for (subject, cases) in SUBJECTS {
+        writeln!(text, "\n## {subject}\n\n| | netavark | Portolan |\n|---|---|---|").unwrap();
+        for (name, _) in cases.iter().filter(|(name, _)| wanted.contains(name)) {
+            writeln!(text, "| {name} | {} | {} |", say(theirs.get(place)), say(ours.get(place))).unwrap();
+            place += 1;
+        }
+    }
+    text
+}
