@@ -106,6 +106,11 @@ fn kernel_failure(error: &KernelError) -> Option<String> {
             let name = error.doing.split('`').nth(1)?.replace('.', "/");
             Some(format!("set sysctl {name}: IO error: {}", os(error.errno)))
         }
+        // Settings of one interface are written together with the rest of it.
+        EROFS | EACCES | EPERM if error.reason.contains("`/proc/sys/") => {
+            let name = error.reason.split("`/proc/sys/").nth(1)?.split('`').next()?;
+            Some(format!("set sysctl {name}: IO error: {}", os(error.errno)))
+        }
         EEXIST if error.doing.starts_with("create veth ") => Some(format!(
             "create veth pair: interface already exists on container namespace: Netlink error: {}",
             os(error.errno)

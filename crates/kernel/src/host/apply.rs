@@ -174,6 +174,10 @@ impl Context<'_> {
                 if self.mode == Mode::Lenient && error.is_missing() {
                     continue;
                 }
+                if is_read_only(&error) && setting.path.starts_with("net/ipv6/") && !self.brings_ipv6() {
+                    tracing::info!(%error, "left as it is: no network here speaks IPv6");
+                    continue;
+                }
                 self.failures.push(failure(
                     format!("set sysctl `{}` to {value}", setting.path.replace('/', ".")),
                     error.to_string(),
@@ -184,6 +188,11 @@ impl Context<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a bridge that speaks IPv6 is among what is made.
+    fn brings_ipv6(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.object(), Object::Bridge(bridge) if bridge.ipv6))
     }
 
     fn nftables(&mut self, steps: &[Step]) {
@@ -439,9 +448,12 @@ impl Context<'_> {
         } else {
             &[("disable_ipv6", "1")]
         };
-        if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", name], values)
+        let written = sysctl::write_in(&["net", "ipv6", "conf", name], values);
+        // Without an address of its own it is as good as off.
+        let no_addresses = bridge.ipv6 || written.as_ref().is_err_and(is_read_only);
+        if let Err(error) = written
             // A kernel without IPv6 accepts nothing either.
-            && (bridge.ipv6 || !error.is_missing())
+            && (bridge.ipv6 || !(error.is_missing() || is_read_only(&error)))
         {
             self.failures.push(failure(doing.clone(), error.to_string(), error.errno().unwrap_or(0)));
             if self.mode == Mode::Strict {
@@ -474,7 +486,7 @@ impl Context<'_> {
                 mac: existing.is_none_or(|is| is.mac != bridge.mac).then_some(bridge.mac.octets()),
                 // Its link-local address is given below: the kernel's own comes only once a port is up, and without
                 // one the kernel solicits no neighbour for what it forwards.
-                addr_gen_mode: bridge.ipv6.then_some(AddrGenMode::None),
+                addr_gen_mode: no_addresses.then_some(AddrGenMode::None),
                 ipv4_conf: &conf,
                 master: vrf,
                 ..LinkChange::default()
@@ -862,8 +874,10 @@ impl Context<'_> {
             ]
             .into(),
         };
-        if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", name], &values)
-            && (interface.ipv6 || !error.is_missing())
+        let written = sysctl::write_in(&["net", "ipv6", "conf", name], &values);
+        let no_addresses = !interface.ipv6 && written.as_ref().is_err_and(is_read_only);
+        if let Err(error) = written
+            && (interface.ipv6 || !(error.is_missing() || is_read_only(&error)))
         {
             return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
         }
@@ -894,6 +908,11 @@ impl Context<'_> {
         labelled.add(&doing, |batch| {
             // Loose: what comes in by one network may be answered by another that has the default route.
             let conf = [(Ipv4Conf::AcceptRedirects, 0), (Ipv4Conf::SendRedirects, 0), (Ipv4Conf::RpFilter, 2)];
+            if no_addresses {
+                // Of its own, as one message brings an interface up before anything else (do_setlink).
+                let addr_gen_mode = Some(AddrGenMode::None);
+                link::set(batch, index, &LinkChange { addr_gen_mode, ..LinkChange::default() });
+            }
             let mut change = LinkChange { up: Some(true), ipv4_conf: &conf, ..LinkChange::default() };
             if before.is_some() {
                 change.mtu = Some(interface.mtu.bytes());
@@ -903,6 +922,11 @@ impl Context<'_> {
         });
         Ok(())
     }
+}
+
+/// Whether `/proc/sys` is mounted read-only, as in most containers.
+fn is_read_only(error: &sysctl::SysctlError) -> bool {
+    error.errno() == Some(libc::EROFS)
 }
 
 /// What makes a bridge port ours: alias, group, isolation, and up.

@@ -17,7 +17,7 @@ use super::{HostKernel, failure, refusal};
 use crate::netlink::{self, Socket};
 use crate::netns;
 use crate::nft::decode;
-use crate::rtnl::link::{self, Ipv4Conf, Link};
+use crate::rtnl::link::{self, AddrGenMode, Ipv4Conf, Link};
 use crate::rtnl::{addr, neigh, route};
 use crate::sysctl;
 
@@ -189,6 +189,11 @@ fn links(
     Ok(())
 }
 
+/// Whether an interface where IPv6 is on has any use of it: without addresses it is as good as off.
+fn speaks_ipv6(link: &Link, addresses: &[addr::Address]) -> bool {
+    link.addr_gen_mode != Some(AddrGenMode::None) || addresses.iter().any(|address| address.addr.is_ipv6())
+}
+
 /// An address whose route to the subnet is gone counts as gone: it is of no use.
 fn bridge(
     socket: &mut Socket,
@@ -209,7 +214,7 @@ fn bridge(
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
         addresses: nets(&addresses).into_iter().filter(is_whole).collect(),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
-        ipv6: !disabled,
+        ipv6: !disabled && speaks_ipv6(link, &addresses),
         route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
         vlan: None,
         vrf: None,
@@ -307,7 +312,7 @@ fn inside(
             mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
             // Where we give none, they are the container's own business.
             addresses: if wanted.addresses.is_empty() { BTreeSet::new() } else { nets(&addresses) },
-            ipv6: !disabled,
+            ipv6: !disabled && speaks_ipv6(&link, &addresses),
             announce: wanted.announce,
             routers: wanted.routers,
         }));

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use portolan_engine::{AttachRequest, ContainerInfo, Error, Kernel as _, Repaired};
@@ -88,6 +89,36 @@ enum Command {
     FirewallReload,
     /// Stay, and put rules back whenever firewalld has reloaded
     FirewalldReload,
+    /// Get leases of DHCP servers for a netavark that is not this one; not needed with it
+    DhcpProxy(DhcpProxyArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct DhcpProxyArgs {
+    /// Directory of the socket and of the list of leases
+    #[arg(long, value_name = "DIR", default_value = "/run/podman")]
+    dir: PathBuf,
+    /// The socket, if not there
+    #[arg(long, value_name = "PATH")]
+    uds: Option<PathBuf>,
+    /// How long a server may take to grant a lease
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 8)]
+    timeout: u64,
+    /// Leave after so long without leases and questions; 0 for never
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 300)]
+    activity_timeout: u64,
+}
+
+impl DhcpProxyArgs {
+    fn serve(&self) -> Result<(), Failure> {
+        let args = portolan_dhcp_proxy::Args {
+            dir: self.dir.clone(),
+            uds: self.uds.clone(),
+            timeout: Duration::from_secs(self.timeout),
+            activity_timeout: Duration::from_secs(self.activity_timeout),
+        };
+        portolan_dhcp_proxy::run(&args).map_err(|error| Failure::new(format!("{error:#}")))
+    }
 }
 
 /// What Podman asks the program `aardvark-dns` that it looks for beside `netavark`: only its version, and that it is there.
@@ -157,6 +188,7 @@ impl Args {
             Command::Version => Ok(Some(version())),
             Command::FirewallReload => self.reload().map(|()| None),
             Command::FirewalldReload => self.follow_firewalld().map(|()| None),
+            Command::DhcpProxy(args) => args.serve().map(|()| None),
         }
     }
 

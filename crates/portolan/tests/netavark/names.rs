@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
+use portolan_kernel::process::PidFd;
+use portolan_kernel::signals;
 use portolan_lab::eventually;
 use portolan_lab::probe::udp_probe;
 use serde_json::{Value, json};
@@ -227,6 +229,25 @@ fn a_network_without_names() {
     }
 }
 
+/// Debian's name server, killed when dropped. Some versions go to the background by themselves.
+struct Aardvark {
+    child: Child,
+    config: PathBuf,
+}
+
+impl Drop for Aardvark {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let pid = fs::read_to_string(self.config.join("aardvark.pid")).ok();
+        let process = pid.and_then(|text| PidFd::open(text.trim().parse().ok()?).ok());
+        if let Some(process) = process {
+            let _ = process.signal(signals::KILL);
+            let _ = process.wait_readable(LONG);
+        }
+    }
+}
+
 /// What another backend left listening at the gateway is named, and everything is taken back.
 #[test]
 fn somebody_else_answers_at_the_gateway() {
@@ -251,7 +272,7 @@ fn somebody_else_answers_at_the_gateway() {
     let mut command = Command::new(AARDVARK);
     command.arg("--config").arg(&config).args(["-p", "53", "run"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut aardvark = podman.world.h.adopt(command).unwrap().spawn().unwrap();
+    let aardvark = Aardvark { child: podman.world.h.adopt(command).unwrap().spawn().unwrap(), config };
     assert!(eventually(LONG, || {
         status(&podman.world.h, ip(FAMILIES[0], 1, 1), &["old"]).is_some_and(|status| status != "none")
     }));
@@ -259,14 +280,8 @@ fn somebody_else_answers_at_the_gateway() {
     let error = podman.refused(&pod);
     assert!(error.starts_with("error while applying dns entries: "), "{error}");
     assert!(error.contains("10.9.1.1") && error.contains("aardvark-dns"), "{error}");
-    // It goes: so does the trouble. Some versions go to the background by themselves.
-    let _ = aardvark.kill();
-    let _ = aardvark.wait();
-    let pid = fs::read_to_string(config.join("aardvark.pid")).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    if let Some(process) = pid.and_then(|pid| portolan_kernel::process::PidFd::open(pid).ok()) {
-        let _ = process.signal(portolan_kernel::signals::KILL);
-        assert!(process.wait_readable(LONG).unwrap());
-    }
+    // It goes: so does the trouble.
+    drop(aardvark);
     podman.up(&pod);
     assert_eq!(whom(&pod, ip(FAMILIES[0], 1, 1), "c"), ["10.9.1.5"]);
 }
