@@ -29,6 +29,8 @@ pub struct Groups {
     pub bridges: u32,
     /// Of the bridge ports.
     pub ports: u32,
+    /// Of interfaces that are about to be removed, all at once.
+    pub doomed: u32,
 }
 
 impl Groups {
@@ -38,8 +40,12 @@ impl Groups {
         let number = table.rsplit_once('_').and_then(|(_, hash)| u32::from_str_radix(hash, 16).ok());
         match number {
             // The sign bit keeps them away from the small numbers that people choose.
-            Some(hash) => Self { bridges: (hash | 0x8000_0000) & !1, ports: hash | 0x8000_0001 },
-            None => Self { bridges: 0x504f, ports: 0x5050 },
+            Some(hash) => Self {
+                bridges: (hash | 0x8000_0000) & !1,
+                ports: hash | 0x8000_0001,
+                doomed: (hash & 0x3fff_ffff) | 0x4000_0000,
+            },
+            None => Self { bridges: 0x504f, ports: 0x5050, doomed: 0x7052_544c },
         }
     }
 

@@ -38,7 +38,9 @@ impl Context {
 
     /// Opens the state and puts the engine over it.
     pub(crate) fn engine(&self) -> Result<Engine> {
-        Ok(daemon::engine(&self.root)?.with_firewall(self.firewall))
+        let engine = daemon::engine(&self.root)?.with_firewall(self.firewall);
+        engine.kernel().leave_waits_to_a_copy();
+        Ok(engine)
     }
 
     /// The engine, for a verb that changes the kernel.

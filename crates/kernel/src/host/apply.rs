@@ -10,7 +10,7 @@ use portolan_plan::{
     Bridge, Child, ChildKind, DefaultRoute, Element, Firewall, Groups, Interface, Object, Port, Step, Table, Vlan,
 };
 
-use super::{HostKernel, failure, refusal};
+use super::{HostKernel, failure, refusal, removal};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
 use crate::netns::{self, NetnsFd};
 use crate::nft::encode::{self, Insist};
@@ -342,6 +342,7 @@ impl Context<'_> {
             })
             .collect();
         let mut last = Labelled::default();
+        let mut doomed: Vec<&str> = Vec::new();
         for step in steps {
             if strict && !self.failures.is_empty() {
                 return;
@@ -377,9 +378,7 @@ impl Context<'_> {
                     self.send(socket, &labelled);
                     self.create_vlan(socket, to);
                 }
-                Step::Delete(Object::Vlan(vlan)) => last.add(&doing, |batch| {
-                    link::delete(batch, vlan.name.as_str());
-                }),
+                Step::Delete(Object::Vlan(vlan)) => doomed.push(vlan.name.as_str()),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
                 // A name that a person chose may be somebody else's by now, or have been all along.
                 Step::Delete(Object::Port(port))
@@ -392,12 +391,8 @@ impl Context<'_> {
                         ) => {}
                 Step::Delete(Object::Bridge(bridge))
                     if !self.is_ours(socket, &bridge.name, Some(self.groups.bridges), &bridge.alias) => {}
-                Step::Delete(Object::Port(port)) => last.add(&doing, |batch| {
-                    link::delete(batch, port.host_end.as_str());
-                }),
-                Step::Delete(Object::Bridge(bridge)) => last.add(&doing, |batch| {
-                    link::delete(batch, bridge.name.as_str());
-                }),
+                Step::Delete(Object::Port(port)) => doomed.push(port.host_end.as_str()),
+                Step::Delete(Object::Bridge(bridge)) => doomed.push(bridge.name.as_str()),
                 _ => {}
             }
         }
@@ -405,6 +400,11 @@ impl Context<'_> {
             return;
         }
         self.send(socket, &last);
+        if !doomed.is_empty() {
+            let forgiven = |error: &NetlinkError| self.forgiven(error);
+            let failures = removal::remove(self.kernel, socket, &doomed, self.groups.doomed, forgiven);
+            self.failures.extend(failures);
+        }
     }
 
     /// Whether the interface of this name carries one of our marks: the group from its first moment on, or the alias.

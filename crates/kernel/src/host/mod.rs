@@ -5,8 +5,9 @@ mod facts;
 mod firewalld;
 mod iptables;
 mod observe;
+mod removal;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
 use portolan_engine::{Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
@@ -23,12 +24,23 @@ pub struct HostKernel {
     // Neither changes while the process lives, and reading either takes as long as a netlink message.
     boot: OnceCell<String>,
     process: OnceCell<ProcessId>,
+    leaves_waits: Cell<bool>,
 }
 
 impl HostKernel {
     /// The kernel as this thread's namespace shows it. Opens nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// From now on, waits for what the kernel does after an interface is gone are left to copies of this process. For those
+    /// who end soon: a copy takes a fraction of the wait to make.
+    pub fn leave_waits_to_a_copy(&self) {
+        self.leaves_waits.set(true);
+    }
+
+    fn leaves_waits_to_a_copy(&self) -> bool {
+        self.leaves_waits.get()
     }
 
     /// An interface of the host; none if there is no such, or it cannot be asked for.

@@ -27,7 +27,7 @@ pub fn hand_over(batch: &Batch) -> io::Result<HandedOver> {
     sys::cvt(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
     // SAFETY: both were just returned to us and nobody else owns them.
     let (outcome, tell) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
-    let message = batch.bytes_of_all();
+    let message = &batch.buf[..];
     // SAFETY: fork(2) has no preconditions; the copies make system calls with what was prepared before, and neither
     // allocate nor take locks.
     let child = sys::cvt(unsafe { libc::fork() })?;
@@ -81,19 +81,16 @@ unsafe fn copy(socket: RawFd, tell: RawFd, message: &[u8]) -> ! {
         }
         // What ends our parent by its terminal or group is not meant for this.
         libc::setsid();
-        let mut errno = 0;
         let mut answer = [0u8; 1024];
-        if libc::send(socket, message.as_ptr().cast(), message.len(), 0) < 0 {
-            errno = *libc::__errno_location();
+        let errno = if libc::send(socket, message.as_ptr().cast(), message.len(), 0) < 0 {
+            *libc::__errno_location()
         } else {
+            // An acknowledgement is a message header, an error number and what it answers (netlink(7)).
             let length = libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0);
             let kind = u16::from_ne_bytes([answer[4], answer[5]]);
-            if length >= 20 && kind == NLMSG_ERROR {
-                errno = -i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
-            } else {
-                errno = libc::EIO;
-            }
-        }
+            let code = i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
+            if length >= 20 && kind == NLMSG_ERROR { -code } else { libc::EIO }
+        };
         let bytes = errno.to_ne_bytes();
         // Whoever asked may be gone by now, which is what this is for.
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);

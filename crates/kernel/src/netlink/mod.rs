@@ -10,11 +10,13 @@
 mod answer;
 mod batch;
 mod error;
+mod handed_over;
 mod monitor;
 mod socket;
 
 pub use batch::{Batch, push_nfgenmsg};
 pub use error::{Errno, NetlinkError, errno_name};
+pub use handed_over::{HandedOver, hand_over};
 pub use monitor::{Event, Monitor};
 pub use socket::{Outcome, Reply, Socket};
 

@@ -531,6 +531,15 @@ pub fn delete<'a>(batch: &mut Batch, link: impl Into<LinkRef<'a>>) -> usize {
     batch.message(libc::RTM_DELLINK, 0, |buf| push_ref(buf, link))
 }
 
+/// Appends the deletion of all interfaces of `group`, in one go: the kernel waits for the end of them all at once
+/// (`rtnl_group_dellink()`, net/core/rtnetlink.c).
+pub fn delete_group(batch: &mut Batch, group: u32) -> usize {
+    batch.message(libc::RTM_DELLINK, 0, |buf| {
+        push_ifinfo(buf, 0, None);
+        PushLinkAttrs::new(&mut *buf).push_group(group);
+    })
+}
+
 /// An interface as the kernel has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {

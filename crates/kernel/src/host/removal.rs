@@ -1,0 +1,85 @@
+//! Removing interfaces of the host.
+//!
+//! An interface is gone for everybody a few milliseconds after the request; then the kernel waits for whoever might still
+//! hold it (`netdev_run_todo()`, net/core/dev.c), ten times as long, and answers last. So all that go together go in one
+//! request, and a process that has nothing else to do leaves the wait to a copy of itself.
+
+use portolan_engine::KernelError;
+
+use super::{HostKernel, failure, refusal};
+use crate::netlink::{self, Batch, NetlinkError, Socket};
+use crate::rtnl::link::{self, LinkChange};
+
+/// Removes the interfaces called `names`, and with veth their peers; returns when nobody finds them any more. Those that
+/// are not there are fine.
+///
+/// They are moved into group `doomed` first, which nobody else may use.
+pub(super) fn remove(
+    kernel: &HostKernel,
+    socket: &mut Socket,
+    names: &[&str],
+    doomed: u32,
+    is_forgiven: impl Fn(&NetlinkError) -> bool,
+) -> Vec<KernelError> {
+    let mut failures = Vec::new();
+    let mut batch = Batch::new();
+    for name in names {
+        link::set(&mut batch, *name, &LinkChange { group: Some(doomed), ..LinkChange::default() });
+    }
+    let outcome = match socket.transact_each(&batch) {
+        Ok(outcome) => outcome,
+        Err(error) => return vec![refusal("remove interfaces", &error)],
+    };
+    let mut left: Vec<&str> = names.to_vec();
+    for error in outcome.errors {
+        let Some(name) = error.index().and_then(|index| names.get(index)) else { continue };
+        left.retain(|other| other != name);
+        if !is_forgiven(&error) {
+            failures.push(refusal(format!("remove interface `{name}`"), &error));
+        }
+    }
+    if left.is_empty() {
+        return failures;
+    }
+    let mut batch = Batch::new();
+    link::delete_group(&mut batch, doomed);
+    let doing = || format!("remove interfaces `{}`", left.join("`, `"));
+    if kernel.leaves_waits_to_a_copy() {
+        match netlink::hand_over(&batch) {
+            Ok(handed_over) => {
+                failures.extend(
+                    wait_until_gone(socket, &left, &handed_over)
+                        .err()
+                        .map(|errno| failure(doing(), std::io::Error::from_raw_os_error(errno).to_string(), errno)),
+                );
+                return failures;
+            }
+            // Without another process this one waits itself.
+            Err(error) => tracing::debug!(%error, "no copy of this process to be had"),
+        }
+    }
+    if let Err(error) = socket.transact(&batch)
+        && !is_forgiven(&error)
+    {
+        failures.push(refusal(doing(), &error));
+    }
+    failures
+}
+
+/// Waits until none of `names` is found, or the kernel has refused: then its error number.
+fn wait_until_gone(socket: &mut Socket, names: &[&str], handed_over: &netlink::HandedOver) -> Result<(), i32> {
+    loop {
+        // A question about one link waits for the removal, which holds the lock that both need (`rtnl_getlink()`).
+        let is_there =
+            |socket: &mut Socket| names.iter().any(|name| matches!(link::lookup(socket, *name), Ok(Some(_))));
+        if !is_there(socket) {
+            return Ok(());
+        }
+        match handed_over.outcome() {
+            Ok(Some(0 | libc::ENODEV)) => return Ok(()),
+            Ok(Some(errno)) => return Err(errno),
+            Ok(None) => std::thread::yield_now(),
+            Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EIO)),
+        }
+    }
+}
