@@ -104,7 +104,9 @@ fn on_one_address_of_the_host() {
             if open { assert_leads(from, to, "80") } else { assert_closed(from, to) }
         };
         check(&|to, open| try_from(n, to, open), 8082, 8083, host_ip(family));
-        check(&|to, open| try_from(h, to, open), 8084, 8085, loopback(family));
+        try_from(h, at(loopback(family), 8084), open);
+        // On ::1 Podman itself listens; no kernel translates from there.
+        assert_closed(h, at(loopback(family), 8085));
         assert_closed(n, at(host_ip(family), 8084));
         assert_closed(n, at(host_ip(family), 8085));
     }
@@ -209,8 +211,8 @@ fn a_port_that_conmon_holds() {
 fn flows_of_before_are_forgotten() {
     let Some(podman) = Podman::or_skip("nv-flows") else { return };
     let network = bridge("web", 1);
-    for family in FAMILIES {
-        let client = with_netns(podman.world.n.netns(), || std::net::UdpSocket::bind((family.unspecified(), 4000)))
+    for (family, port) in [(Family::V4, 4000), (Family::V6, 4001)] {
+        let client = with_netns(podman.world.n.netns(), || std::net::UdpSocket::bind((family.unspecified(), port)))
             .unwrap()
             .unwrap();
         client.set_read_timeout(Some(SHORT)).unwrap();
