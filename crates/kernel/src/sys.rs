@@ -16,6 +16,14 @@ pub(crate) fn cvt_len(ret: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(ret).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether the calling thread's namespace has an interface of this name (`SIOCGIFINDEX`, netdevice(7)), which the kernel
+/// answers without the lock for changes.
+pub(crate) fn has_interface(name: &str) -> bool {
+    let Ok(name) = std::ffi::CString::new(name) else { return false };
+    // SAFETY: a live string that ends in zero.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+}
+
 /// socket(2) with `SOCK_CLOEXEC`.
 pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: socket(2) takes no pointers.

@@ -380,19 +380,23 @@ impl Context<'_> {
                 }
                 Step::Delete(Object::Vlan(vlan)) => doomed.push(vlan.name.as_str()),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
-                // A name that a person chose may be somebody else's by now, or have been all along.
-                Step::Delete(Object::Port(port))
-                    if !portolan_plan::is_host_end_name(&port.host_end)
-                        && !self.is_ours(
-                            socket,
-                            &port.host_end,
-                            port.ruled.then_some(self.groups.ports),
-                            &port.alias,
-                        ) => {}
-                Step::Delete(Object::Bridge(bridge))
-                    if !self.is_ours(socket, &bridge.name, Some(self.groups.bridges), &bridge.alias) => {}
+                // Its bridge goes too, and takes it along.
+                Step::Delete(Object::Port(port)) if self.is_bridge_going(&port.bridge) => {}
+                Step::Delete(Object::Port(port)) if !self.is_our_port(socket, port) => {}
                 Step::Delete(Object::Port(port)) => doomed.push(port.host_end.as_str()),
-                Step::Delete(Object::Bridge(bridge)) => doomed.push(bridge.name.as_str()),
+                Step::Delete(Object::Bridge(bridge)) => {
+                    if self.is_ours(socket, &bridge.name, Some(self.groups.bridges), &bridge.alias) {
+                        doomed.push(bridge.name.as_str());
+                    }
+                    for step in self.steps {
+                        if let Step::Delete(Object::Port(port)) = step
+                            && port.bridge == bridge.name
+                            && self.is_our_port(socket, port)
+                        {
+                            doomed.push(port.host_end.as_str());
+                        }
+                    }
+                }
                 _ => {}
             }
         }
@@ -405,6 +409,17 @@ impl Context<'_> {
             let failures = removal::remove(self.kernel, socket, &doomed, self.groups.doomed, forgiven);
             self.failures.extend(failures);
         }
+    }
+
+    /// Whether the host end of a port is ours. A name that a person chose may be somebody else's by now, or have been all
+    /// along.
+    fn is_our_port(&self, socket: &mut Socket, port: &Port) -> bool {
+        portolan_plan::is_host_end_name(&port.host_end)
+            || self.is_ours(socket, &port.host_end, port.ruled.then_some(self.groups.ports), &port.alias)
+    }
+
+    fn is_bridge_going(&self, name: &IfName) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Bridge(bridge)) if bridge.name == *name))
     }
 
     /// Whether the interface of this name carries one of our marks: the group from its first moment on, or the alias.

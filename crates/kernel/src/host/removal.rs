@@ -9,6 +9,7 @@ use portolan_engine::KernelError;
 use super::{HostKernel, failure, refusal};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
 use crate::rtnl::link::{self, LinkChange};
+use crate::sys;
 
 /// Removes the interfaces called `names`, and with veth their peers; returns when nobody finds them any more. Those that
 /// are not there are fine.
@@ -48,7 +49,7 @@ pub(super) fn remove(
         match netlink::hand_over(&batch) {
             Ok(handed_over) => {
                 failures.extend(
-                    wait_until_gone(socket, &left, &handed_over)
+                    wait_until_gone(&left, &handed_over)
                         .err()
                         .map(|errno| failure(doing(), std::io::Error::from_raw_os_error(errno).to_string(), errno)),
                 );
@@ -67,12 +68,10 @@ pub(super) fn remove(
 }
 
 /// Waits until none of `names` is found, or the kernel has refused: then its error number.
-fn wait_until_gone(socket: &mut Socket, names: &[&str], handed_over: &netlink::HandedOver) -> Result<(), i32> {
+fn wait_until_gone(names: &[&str], handed_over: &netlink::HandedOver) -> Result<(), i32> {
     loop {
-        // A question about one link waits for the removal, which holds the lock that both need (`rtnl_getlink()`).
-        let is_there =
-            |socket: &mut Socket| names.iter().any(|name| matches!(link::lookup(socket, *name), Ok(Some(_))));
-        if !is_there(socket) {
+        // Netlink would wait for the lock that the removal holds to its end.
+        if !names.iter().any(|name| sys::has_interface(name)) {
             return Ok(());
         }
         match handed_over.outcome() {

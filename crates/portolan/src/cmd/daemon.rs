@@ -7,6 +7,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
@@ -265,7 +266,7 @@ pub(crate) fn is_off() -> bool {
 ///
 /// The verb is done whatever comes of this: failures are warnings.
 pub(crate) fn settle(context: &Context, is_needed: bool) {
-    match settled(context, is_needed) {
+    match settled(context, is_needed, None) {
         Ok(warnings) => warnings.iter().for_each(|warning| crate::failure::print(warning, None)),
         Err(error) => {
             crate::failure::report(&error.context("names and proxied ports are not served"), 0);
@@ -273,11 +274,12 @@ pub(crate) fn settle(context: &Context, is_needed: bool) {
     }
 }
 
-/// The same, for who decides what becomes of failures: what is not served all the same, a sentence each.
+/// The same, for who decides what becomes of failures: what is not served all the same, a sentence each. `starting` is what
+/// [`begin`] began.
 ///
 /// # Errors
 /// When there is no daemon to be had.
-pub(crate) fn settled(context: &Context, is_needed: bool) -> Result<Vec<String>> {
+pub(crate) fn settled(context: &Context, is_needed: bool, mut starting: Option<Starting>) -> Result<Vec<String>> {
     let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let request = Request::Sync { command: command_name().map(|name| (name, took)) };
     for _ in 0..ATTEMPTS {
@@ -290,7 +292,7 @@ pub(crate) fn settled(context: &Context, is_needed: bool) -> Result<Vec<String>>
         if !is_needed || is_off() {
             return Ok(Vec::new());
         }
-        launch(context)?;
+        launched(context, starting.take().map_or_else(|| spawn(context), Ok)?)?;
     }
     Err(Refused::new("the daemon leaves as soon as it was started").into())
 }
@@ -320,7 +322,7 @@ pub(crate) fn acquire(context: &Context, engine: &Engine, info: &ContainerInfo) 
             if let Some(warnings) = control::acquire(&context.run, id, LEASE_SECONDS)? {
                 return Ok(warnings);
             }
-            launch(context)?;
+            launched(context, spawn(context)?)?;
         }
         Err(Refused::new("the daemon leaves as soon as it was started").into())
     })();
@@ -344,17 +346,38 @@ pub(crate) fn release(context: &Context, info: &ContainerInfo, network: Option<I
     }
 }
 
+/// A daemon that is being started.
+#[derive(Debug)]
+pub(crate) struct Starting(Child);
+
+/// Begins to start a daemon unless one runs, while the caller does what it will be needed for; [`settled`] waits for it.
+pub(crate) fn begin(context: &Context) -> Option<Starting> {
+    if is_off() || matches!(Client::connect(&context.run), Ok(Some(_)) | Err(_)) {
+        return None;
+    }
+    spawn(context).ok()
+}
+
 /// Starts a daemon that leaves when it is not needed.
-fn launch(context: &Context) -> Result<()> {
+fn spawn(context: &Context) -> Result<Starting> {
     let program: PathBuf = std::env::current_exe().context("find this program")?;
-    let output = std::process::Command::new(&program)
+    let child = std::process::Command::new(&program)
         // It may be installed under the name of a face.
         .arg0("portolan")
         .arg("--root")
         .arg(&context.root)
         .args(["daemon", "start", "--on-demand"])
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
         .with_context(|| format!("start `{}`", program.display()))?;
+    Ok(Starting(child))
+}
+
+/// Waits until a daemon answers that is being started.
+fn launched(context: &Context, Starting(child): Starting) -> Result<()> {
+    let output = child.wait_with_output().context("wait for the daemon")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.lines().next().unwrap_or("it said nothing").trim_start_matches("portolan: ");

@@ -240,6 +240,7 @@ impl Args {
         }
         let engine = Self::engine(&context)?;
         check_ipv6(&engine, &setup)?;
+        let starting = plan.attach.as_ref().and_then(|_| daemon::begin(&context));
         let joined = match &plan.attach {
             Some(request) => Some(join(&engine, request)?),
             None => None,
@@ -247,7 +248,7 @@ impl Args {
         let finish = || {
             let mut all = match joined {
                 Some(info) => {
-                    settle(&context, &setup, &info)?;
+                    settle(&context, &setup, &info, starting)?;
                     let leased = daemon::acquire(&context, &engine, &info);
                     let info = leased.map_err(|error| Failure::new(format!("{error:#}")))?.unwrap_or(info);
                     let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
@@ -395,10 +396,15 @@ fn check_ipv6(engine: &Engine, setup: &Setup) -> Result<(), Failure> {
 }
 
 /// Waits until names and proxied ports are served. Names that cannot be answered on a network of the setup fail it.
-fn settle(context: &Context, setup: &Setup, info: &ContainerInfo) -> Result<(), Failure> {
+fn settle(
+    context: &Context,
+    setup: &Setup,
+    info: &ContainerInfo,
+    starting: Option<daemon::Starting>,
+) -> Result<(), Failure> {
     let served = |failure: Failure| failure.within("error while applying dns entries");
     let has_names = info.endpoints.iter().any(|(_, network)| network.names);
-    let warnings = match daemon::settled(context, true) {
+    let warnings = match daemon::settled(context, true, starting) {
         Ok(warnings) => warnings,
         Err(error) if has_names => return Err(served(Failure::new(format!("{error:#}")))),
         Err(error) => vec![format!("{error:#}")],
