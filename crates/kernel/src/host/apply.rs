@@ -250,7 +250,15 @@ impl Context<'_> {
                 return Ok(());
             }
             match socket.transact(&batch) {
-                Ok(_) => Ok(()),
+                Ok(_) => {
+                    if unmake.is_some()
+                        && kernel.leaves_waits_to_a_copy()
+                        && let Err(error) = netlink::outlive(socket.as_fd())
+                    {
+                        tracing::debug!(%error, "no copy of this process to be had");
+                    }
+                    Ok(())
+                }
                 Err(error) if insist == Insist::No && error.is_missing() && make.is_none() => Ok(()),
                 Err(error) => Err(refusal(&doing, &error)),
             }

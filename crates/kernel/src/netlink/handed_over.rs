@@ -1,7 +1,7 @@
-//! A message that a copy of this process sends, so that this one need not wait until the kernel is done with it.
+//! What copies of this process do, so that this one need not wait until the kernel is done with it.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::answer::NLMSG_ERROR;
 use super::{Batch, ROUTE, Socket};
@@ -22,25 +22,78 @@ pub fn hand_over(batch: &Batch) -> io::Result<HandedOver> {
     assert_eq!(batch.len(), 1, "one message, one answer");
     let socket = Socket::open(ROUTE).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
     let socket: OwnedFd = socket.into();
+    let (outcome, tell) = pipe(libc::O_NONBLOCK)?;
+    let message = &batch.buf[..];
+    let (socket, tell) = (socket.as_raw_fd(), tell.as_raw_fd());
+    // SAFETY: `send` makes calls of signal-safety(7) only, with what was prepared before.
+    unsafe { in_a_copy([socket, tell], || send(socket, tell, message)) }?;
+    Ok(HandedOver(outcome))
+}
+
+/// Has a copy of this process hold `socket` open until this one has ended, and close it then.
+///
+/// To close a netfilter socket takes as long as the kernel is busy with what was removed (`nft_rcv_nl_event()`,
+/// net/netfilter/nf_tables_api.c), whichever way it is closed.
+///
+/// # Errors
+/// When there is no descriptor or no process to be had; then this process waits itself.
+pub fn outlive(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let (end, ours) = pipe(0)?;
+    let (socket, end) = (socket.as_raw_fd(), end.as_raw_fd());
+    // SAFETY: read(2) into a live byte is all that the copy does.
+    unsafe {
+        in_a_copy([socket, end], || {
+            let mut byte = 0u8;
+            // Nobody writes: it returns when the other end is closed.
+            libc::read(end, (&raw mut byte).cast(), 1);
+        })
+    }?;
+    // Closed by the end of this process.
+    std::mem::forget(ours);
+    Ok(())
+}
+
+fn pipe(flags: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: the array has room for the two descriptors.
-    sys::cvt(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
+    sys::cvt(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | flags) })?;
     // SAFETY: both were just returned to us and nobody else owns them.
-    let (outcome, tell) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
-    let message = &batch.buf[..];
-    // SAFETY: fork(2) has no preconditions; the copies make system calls with what was prepared before, and neither
-    // allocate nor take locks.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Runs `act` in a copy of this process that is no child of it for long: it leaves nothing to be waited for. Of our
+/// descriptors it has the `kept` ones only.
+///
+/// # Safety
+/// This process may have other threads: `act` makes calls of signal-safety(7) only, with what was prepared before.
+unsafe fn in_a_copy(kept: [RawFd; 2], act: impl FnOnce()) -> io::Result<()> {
+    // SAFETY: fork(2) has no preconditions; what follows in the child are calls of signal-safety(7).
     let child = sys::cvt(unsafe { libc::fork() })?;
     if child == 0 {
-        // SAFETY: this is a copy made by fork(2), and the arguments were prepared before.
-        unsafe { copy(socket.as_raw_fd(), tell.as_raw_fd(), message) }
+        // SAFETY: as above; nothing is borrowed from the parent but memory of this copy's own.
+        unsafe {
+            // The first copy makes the second and leaves, so that nobody has to wait for that.
+            if libc::fork() != 0 {
+                libc::_exit(0);
+            }
+            let (low, high) = (kept[0].min(kept[1]), kept[0].max(kept[1]));
+            for (from, to) in [(0, low - 1), (low + 1, high - 1), (high + 1, RawFd::MAX)] {
+                if from <= to {
+                    libc::syscall(libc::SYS_close_range, from, to, 0);
+                }
+            }
+            // What ends our parent by its terminal or group is not meant for this.
+            libc::setsid();
+            act();
+            libc::_exit(0)
+        }
     }
     loop {
         // SAFETY: waitpid(2) of our own child; no status is asked for.
         match sys::cvt(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Somebody who wants no children's statuses has taken it (SIGCHLD ignored).
-            _ => return Ok(HandedOver(outcome)),
+            _ => return Ok(()),
         }
     }
 }
@@ -62,26 +115,11 @@ impl HandedOver {
     }
 }
 
-/// What the copies do: the first makes the second and leaves, so that nobody has to wait for it; the second sends.
-///
-/// # Safety
-/// Only in a child of fork(2), with open descriptors.
-unsafe fn copy(socket: RawFd, tell: RawFd, message: &[u8]) -> ! {
-    // SAFETY: the caller's duty; every pointer is to live memory of this copy, and no call but those of
-    // signal-safety(7) is made.
+/// Sends `message`, waits for the answer and tells its error number.
+fn send(socket: RawFd, tell: RawFd, message: &[u8]) {
+    let mut answer = [0u8; 1024];
+    // SAFETY: every pointer is to live memory and the lengths say how much.
     unsafe {
-        if libc::fork() != 0 {
-            libc::_exit(0);
-        }
-        let (low, high) = (socket.min(tell), socket.max(tell));
-        for (from, to) in [(0, low - 1), (low + 1, high - 1), (high + 1, RawFd::MAX)] {
-            if from <= to {
-                libc::syscall(libc::SYS_close_range, from, to, 0);
-            }
-        }
-        // What ends our parent by its terminal or group is not meant for this.
-        libc::setsid();
-        let mut answer = [0u8; 1024];
         let errno = if libc::send(socket, message.as_ptr().cast(), message.len(), 0) < 0 {
             *libc::__errno_location()
         } else {
@@ -95,6 +133,5 @@ unsafe fn copy(socket: RawFd, tell: RawFd, message: &[u8]) -> ! {
         // Whoever asked may be gone by now, which is what this is for.
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         libc::write(tell, bytes.as_ptr().cast(), bytes.len());
-        libc::_exit(0)
     }
 }

@@ -16,7 +16,7 @@ mod socket;
 
 pub use batch::{Batch, push_nfgenmsg};
 pub use error::{Errno, NetlinkError, errno_name};
-pub use handed_over::{HandedOver, hand_over};
+pub use handed_over::{HandedOver, hand_over, outlive};
 pub use monitor::{Event, Monitor};
 pub use socket::{Outcome, Reply, Socket};
 
