@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use portolan_engine::{Error, KernelError};
+use portolan_engine::{Error, KernelError, Kind};
 use serde::Serialize;
 
 /// What went wrong, in netavark's words where it has any.
@@ -95,7 +95,11 @@ pub fn engine_failure(error: &Error) -> Failure {
 
 /// Whether our advice helps someone who typed a podman command: most of it names commands and flags of ours.
 fn speaks_to_podman(error: &Error) -> bool {
-    matches!(error, Error::PortListening { .. } | Error::NotLocal { .. } | Error::BridgeFull { .. } | Error::Store(_))
+    match error {
+        Error::PortListening { .. } | Error::NotLocal { .. } | Error::BridgeFull { .. } | Error::Store(_) => true,
+        Error::Kernel { source, .. } => source.kind == Kind::Unsupported,
+        _ => false,
+    }
 }
 
 /// What the kernel says to what netavark asks of it as well.

@@ -47,8 +47,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DIR", env = "PORTOLAN_ROOT", hide_env_values = true)]
     root: Option<PathBuf>,
     /// Who carries out the rules: nftables, iptables, firewalld or none; decided with the first network
-    #[arg(long, global = true, value_name = "DRIVER", env = "PORTOLAN_FIREWALL", hide_env_values = true)]
-    firewall_driver: Option<FirewallDriver>,
+    // A text, because `netavark` has the same option, and words of its own for what is unknown.
+    #[arg(long, global = true, value_name = "DRIVER", env = "PORTOLAN_FIREWALL", hide_env_values = true, value_parser = known_driver)]
+    firewall_driver: Option<String>,
     /// Print JSON instead of tables and text
     #[arg(long, global = true)]
     json: bool,
@@ -58,6 +59,10 @@ pub(crate) struct Global {
     /// Log more: -v for info, -vv for debug, -vvv for trace
     #[arg(short = 'v', long = "verbose", global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+}
+
+fn known_driver(text: &str) -> Result<String, Invalid> {
+    text.parse::<FirewallDriver>().map(|driver| driver.name().to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,7 +104,8 @@ impl Cli {
     /// Does what was asked; the process's exit status.
     pub(crate) fn run(self) -> i32 {
         self.global.start_log();
-        let context = Context::new(self.global.root, self.global.json, self.global.firewall_driver);
+        let driver = self.global.firewall_driver.and_then(|text| text.parse().ok());
+        let context = Context::new(self.global.root, self.global.json, driver);
         // What a failure of the verb itself exits with: `run` leaves the low numbers to its command.
         let fallback = if matches!(self.command, Command::Run(_)) { 125 } else { 1 };
         let result = match self.command {

@@ -64,7 +64,9 @@ chains! {
     Early = Raw "EARLY",
     /// Networks whose sources are checked by route.
     Checked = Raw "CHECKED",
-    /// Questions to gateways are not tracked.
+    /// Questions that are answered on another port are translated there, so they are tracked.
+    Redirected = Raw "REDIRECTED",
+    /// Questions to other gateways are not tracked.
     Names = Raw "NAMES",
     /// From OUTPUT: answers about names.
     Answer = Raw "ANSWER",
@@ -204,9 +206,10 @@ impl Names {
                     rules.extend(["-s", "-d"].map(|side| format!("{side} 127.0.0.0/8 {from_ours} -j DROP")));
                 }
                 rules.push(self.jump(Chain::Checked));
-                rules.extend(names("--dport", &from_ours, Chain::Names));
+                rules.extend(names("--dport", &from_ours, Chain::Redirected));
                 rules
             }
+            Chain::Redirected => vec![self.goto(Chain::Names)],
             Chain::Answer => names("--sport", &to_ours, Chain::Answers),
             Chain::Forward => vec![
                 format!(
@@ -245,7 +248,12 @@ impl Names {
                 rules
             }
             Chain::OwnGateway => vec![drop()],
-            Chain::Gateway => ["udp", "tcp"].map(|p| format!("-p {p} -m {p} --dport 53 -j ACCEPT")).to_vec(),
+            Chain::Gateway => {
+                let asked = ["udp", "tcp"].map(|p| format!("-p {p} -m {p} --dport 53 -j ACCEPT"));
+                // A question that was asked there and is answered on another port.
+                let redirected = "-m conntrack --ctstate DNAT --ctorigdstport 53 -j ACCEPT".to_owned();
+                asked.into_iter().chain([redirected]).collect()
+            }
             Chain::NatIn => {
                 let mut rules = Vec::new();
                 if v4 {

@@ -98,6 +98,9 @@ fn bodies(names: &Names, family: Family, element: &Element) -> Vec<(Chain, Strin
             (Chain::Gateways, format!("-d {ip}/{prefix}"), text("-j RETURN")),
             (Chain::Answers, format!("-s {ip}/{prefix}"), text("-j CT --notrack")),
         ],
+        (Set::Redirected(f), [Address(ip)]) if f == family => {
+            vec![(Chain::Redirected, format!("-d {ip}/{prefix}"), text("-j RETURN"))]
+        }
         (Set::IsolateFalse, [IfName(bridge)]) => vec![
             (Chain::IsolateFalse, format!("-o {bridge}"), text("-j ACCEPT")),
             (Chain::Open, format!("-i {bridge}"), names.jump(Chain::NotStrict)),
@@ -186,6 +189,7 @@ pub(super) fn element(names: &Names, family: Family, chain: Chain, spec: &Spec) 
         }
         Chain::Gate => (Set::Gateway(family), vec![interface("! -i")?, address("-d")?], member),
         Chain::Gateways => (Set::Gateways(family), vec![address("-d")?], member),
+        Chain::Redirected => (Set::Redirected(family), vec![address("-d")?], member),
         Chain::IsolateFalse => (in_both(Set::IsolateFalse)?, vec![interface("-o")?], member),
         Chain::NotStrict => (in_both(Set::NotStrict)?, vec![interface("-o")?], member),
         _ => return None,

@@ -13,7 +13,9 @@ fn firewall() -> Firewall {
 /// Elements of every set that has a rule here.
 fn elements() -> Vec<Element> {
     let both = ["172.20.0.0/24", "fd00:1::/64"];
-    let web = network("web", 1, &both, &[("trusted_host_interfaces", "wg0"), ("icc", "false"), ("isolate", "false")]);
+    let mut web =
+        network("web", 1, &both, &[("trusted_host_interfaces", "wg0"), ("icc", "false"), ("isolate", "false")]);
+    web.names_port = Some(1053);
     let lab = network(
         "lab",
         2,
