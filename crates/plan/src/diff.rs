@@ -26,6 +26,15 @@ impl Step {
         }
     }
 
+    /// The object before and after the step.
+    pub fn sides(&self) -> (Option<&Object>, Option<&Object>) {
+        match self {
+            Self::Create(to) => (None, Some(to)),
+            Self::Change(from, to) => (Some(from), Some(to)),
+            Self::Delete(from) => (Some(from), None),
+        }
+    }
+
     /// The object the step is about, as it should be afterwards (or was, for a deletion).
     pub fn object(&self) -> &Object {
         match self {

@@ -6,6 +6,8 @@ use portolan_model::FirewallDriver;
 use portolan_plan::firewalld::State;
 use portolan_plan::{Element, Firewall, Object, Objects, Ruleset, Step};
 
+use super::changes::Changes;
+
 /// The error for a call that failed, causes and all.
 fn refusal(error: &Error) -> KernelError {
     let mut reason = String::new();
@@ -62,25 +64,7 @@ pub(super) fn observe(firewall: &Firewall, desired: &Objects) -> Result<Objects,
 
 /// Takes `steps`, all of them about rules.
 pub(super) fn apply(firewall: &Firewall, steps: &[Step]) -> Result<(), KernelError> {
-    let (mut gone, mut new): (Vec<&Element>, Vec<&Element>) = (Vec::new(), Vec::new());
-    let (mut makes, mut unmakes) = (false, false);
-    for step in steps {
-        let (from, to) = match step {
-            Step::Create(to) => (None, Some(to)),
-            Step::Change(from, to) => (Some(from), Some(to)),
-            Step::Delete(from) => (Some(from), None),
-        };
-        match from {
-            Some(Object::Element(element)) => gone.push(element),
-            Some(Object::Ruleset(_)) => unmakes = true,
-            _ => {}
-        }
-        match to {
-            Some(Object::Element(element)) => new.push(element),
-            Some(Object::Ruleset(_)) => makes = true,
-            _ => {}
-        }
-    }
+    let Changes { gone, new, makes, unmakes } = Changes::of(steps);
     let (gone, new) = (State::of(gone), State::of(new));
     if !makes && !unmakes && gone.is_empty() && new.is_empty() {
         return Ok(());

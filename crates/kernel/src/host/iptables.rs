@@ -14,6 +14,7 @@ use portolan_plan::iptables::{self, Found, Saved};
 use portolan_plan::{Element, Firewall, Object, Objects, Ruleset, Step};
 
 use super::apply::Mode;
+use super::changes::Changes;
 
 /// Seconds to wait for whoever else is at it (`-w`, iptables-restore(8)).
 const PATIENCE: &str = "5";
@@ -112,25 +113,7 @@ pub(super) fn observe(firewall: &Firewall) -> Result<Objects, KernelError> {
 
 /// Takes `steps`, all of them about rules, in one batch for each family.
 pub(super) fn apply(firewall: &Firewall, steps: &[Step], mode: Mode) -> Result<(), KernelError> {
-    let (mut gone, mut new): (Vec<&Element>, Vec<&Element>) = (Vec::new(), Vec::new());
-    let (mut makes, mut unmakes) = (false, false);
-    for step in steps {
-        let (from, to) = match step {
-            Step::Create(to) => (None, Some(to)),
-            Step::Change(from, to) => (Some(from), Some(to)),
-            Step::Delete(from) => (Some(from), None),
-        };
-        match from {
-            Some(Object::Element(element)) => gone.push(element),
-            Some(Object::Ruleset(_)) => unmakes = true,
-            _ => {}
-        }
-        match to {
-            Some(Object::Element(element)) => new.push(element),
-            Some(Object::Ruleset(_)) => makes = true,
-            _ => {}
-        }
-    }
+    let Changes { gone, new, makes, unmakes } = Changes::of(steps);
     if let Some(name) = new.iter().find_map(|element| iptables::unspeakable(element)) {
         return Err(KernelError {
             doing: format!("write rules for interface `{name}`"),

@@ -1,6 +1,7 @@
 //! The engine's port onto the kernel of this host: [`HostKernel`].
 
 mod apply;
+mod changes;
 mod facts;
 mod firewalld;
 mod iptables;
@@ -103,8 +104,9 @@ fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError 
     let kind = kind(errno);
     let hint = match (kind, errno) {
         (Kind::Unsupported, _) => Some(
-            "this kernel lacks bridge, veth, nftables or, for a VLAN, bridge VLAN filtering: load their modules or use a kernel \
-             that has them".to_owned(),
+            "this kernel lacks what that takes: load its module (one of bridge, veth, nf_tables, macvlan, ipvlan, 8021q), or \
+             use a kernel built with it"
+                .to_owned(),
         ),
         (Kind::Denied, libc::EROFS) => {
             Some("/proc/sys is read-only here: set the value outside, or mount it writable".to_owned())

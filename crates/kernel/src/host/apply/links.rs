@@ -2,12 +2,13 @@
 
 use std::os::fd::AsFd;
 
-use portolan_model::{IfName, IpvlanMode, MacvlanMode};
+use portolan_model::{IfName, IpvlanMode, MacvlanMode, Sandbox};
 use portolan_plan::{Bridge, Child, ChildKind, Object, Port, Step, Vlan};
 
 use super::super::{failure, refusal, removal};
 use super::{Context, Labelled, Mode, is_link_local, is_read_only, open_sandbox};
 use crate::netlink::{NetlinkError, Socket};
+use crate::netns::NetnsFd;
 use crate::rtnl::addr::{self, Address};
 use crate::rtnl::link::{self, AddrGenMode, BrPort, BridgeSpec, Ipv4Conf, LinkChange, VethPeer, VethSpec};
 use crate::rtnl::neigh;
@@ -94,6 +95,7 @@ impl Context<'_> {
                     self.send(socket, &labelled);
                     self.create_vlan(socket, to);
                 }
+                Step::Delete(Object::Vlan(vlan)) if !self.is_ours(socket, &vlan.name, None, &vlan.alias) => {}
                 Step::Delete(Object::Vlan(vlan)) => doomed.push(vlan.name.as_str()),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
                 // Its bridge goes too, and takes it along.
@@ -297,15 +299,7 @@ impl Context<'_> {
             }
         };
         let Some(parent) = self.index(socket, &child.parent) else { return };
-        let ns = match open_sandbox(&child.sandbox) {
-            Ok(ns) => ns,
-            Err(error) => {
-                if self.mode == Mode::Strict {
-                    self.failures.push(error);
-                }
-                return;
-            }
-        };
+        let Some(ns) = self.inside_of(&child.sandbox) else { return };
         let mut labelled = Labelled::default();
         labelled.add(&format!("create {kind} `{}` on `{}`", child.name, child.parent), |batch| {
             link::create_child(
@@ -323,21 +317,23 @@ impl Context<'_> {
         self.send(socket, &labelled);
     }
 
+    /// The namespace that an interface is to be in. A container that is gone needs none.
+    fn inside_of(&mut self, sandbox: &Sandbox) -> Option<NetnsFd> {
+        match open_sandbox(sandbox) {
+            Ok(ns) => Some(ns),
+            Err(error) => {
+                self.failures.extend(Some(error).filter(|_| self.mode == Mode::Strict));
+                None
+            }
+        }
+    }
+
     /// Makes the pair, its far end in the sandbox, down; then what restricts it, then up. The FDB entry and the
     /// neighbours go into `last`, which is sent when all ports are there.
     fn create_port(&mut self, socket: &mut Socket, port: &Port, last: &mut Labelled) {
         let doing = format!("create veth `{}`", port.host_end);
         let Some(bridge) = self.index(socket, &port.bridge) else { return };
-        let ns = match open_sandbox(&port.sandbox) {
-            Ok(ns) => ns,
-            Err(error) => {
-                // A container that is gone needs no port.
-                if self.mode == Mode::Strict {
-                    self.failures.push(error);
-                }
-                return;
-            }
-        };
+        let Some(ns) = self.inside_of(&port.sandbox) else { return };
         let mut labelled = Labelled::default();
         labelled.add(&doing, |batch| {
             link::create_veth(
