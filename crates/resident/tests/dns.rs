@@ -582,30 +582,41 @@ fn one_container_that_floods_does_not_starve_another() {
     let (quiet, lost) = measure(&scene.containers[0], 500);
     assert_eq!(lost, 0);
     let stop = AtomicBool::new(false);
-    let (busy, lost) = std::thread::scope(|scope| {
+    let sent = AtomicUsize::new(0);
+    let (busy, lost, asked) = std::thread::scope(|scope| {
         let flood = scope.spawn(|| {
             let socket = scene.containers[1].enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
             socket.set_nonblocking(true).unwrap();
             let bytes = question(9, "c1");
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..64 {
-                    let _ = socket.send_to(&bytes, (GATEWAY, 53));
+                    let is_sent = socket.send_to(&bytes, (GATEWAY, 53)).is_ok();
+                    sent.fetch_add(usize::from(is_sent), Ordering::Relaxed);
                 }
             }
         });
-        let result = measure(&scene.containers[0], 500);
+        let (mut times, mut lost, mut asked) = (Vec::new(), 0, 0);
+        // Until the other one was a flood, however fast this one is answered.
+        while asked == 0 || sent.load(Ordering::Relaxed) < 20_000 {
+            let (more, missing) = measure(&scene.containers[0], 500);
+            times.extend(more);
+            lost += missing;
+            asked += 500;
+            assert!(asked <= 50_000, "no flood: {} questions", sent.load(Ordering::Relaxed));
+        }
         stop.store(true, Ordering::Relaxed);
         flood.join().unwrap();
-        result
+        times.sort();
+        (times, lost, asked)
     });
     let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
     let stats = server.stats().unwrap();
     println!(
-        "p99 alone {:?}, beside a flood of {} questions {:?}; {lost} of 500 lost",
+        "p99 alone {:?}, beside a flood of {} questions {:?}; {lost} of {asked} lost",
         p99(&quiet),
         stats.questions + stats.shed,
         p99(&busy)
     );
-    assert!(stats.questions + stats.shed > 10_000, "that was a flood: {}", stats.questions + stats.shed);
-    assert!(lost < 25, "{lost} of 500 lost");
+    assert!(stats.questions + stats.shed > asked as u64, "the flood came in: {stats:?}");
+    assert!(lost * 20 < asked, "{lost} of {asked} lost");
 }
