@@ -174,7 +174,7 @@ pub struct AttachRequest {
     pub auto_remove: bool,
     /// The program that holds host ports for containers on behalf of whoever asks (Podman's is conmon): what it holds is
     /// not taken.
-    pub port_keeper: Option<&'static str>,
+    pub port_keeper: Option<String>,
 }
 
 impl AttachRequest {

@@ -1,14 +1,16 @@
 //! Endpoints of a container that is known: more of them, and fewer.
 
+use std::net::IpAddr;
+
 use portolan_model::{Container, Endpoint, Network, NetworkMode, Phase, Publication, PublishSpec};
-use portolan_plan::{ContainerView, Objects, diff};
+use portolan_plan::{ContainerView, Objects};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest};
-use crate::attach::explain_full_bridge;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::grow::{Addition, names};
 use crate::kernel::Kernel;
-use crate::store::{Durability, PublicationRow, Store, Tx};
+use crate::store::{Durability, Store, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Connects a container to one more network.
@@ -18,7 +20,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn connect(&self, container: &str, wanted: &EndpointRequest) -> Result<ContainerInfo> {
         let guard = self.begin()?;
         let container = self.find_container(&self.store.read()?, container)?;
-        self.extend(&guard, container, std::slice::from_ref(wanted), &[], None)
+        self.extend(&guard, container, std::slice::from_ref(wanted), &[])
     }
 
     /// Attaches a container, or, if one of this id is in the namespace already, connects it to these networks as well
@@ -30,8 +32,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// # Errors
     /// As for [`Engine::attach`] and [`Engine::connect`].
     pub fn join(&self, request: &AttachRequest) -> Result<ContainerInfo> {
-        let sandbox = request.netns.as_deref().map(|path| self.kernel.sandbox(path)).transpose();
-        let sandbox = sandbox.map_err(|source| Error::Kernel { doing: "attach".to_owned(), source })?;
+        let sandbox = self.sandbox_of(request)?;
         let guard = self.begin()?;
         let known = match request.id {
             Some(id) => self.store.read()?.container(id)?,
@@ -43,7 +44,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             _ => false,
         };
         if is_same && self.is_alive(&known) {
-            return self.extend(&guard, known, &request.endpoints, &request.publish, request.port_keeper);
+            return self.extend(&guard, known, &request.endpoints, &request.publish);
         }
         self.withdraw(&guard, known, None)?;
         self.attach_under(&guard, request, sandbox)
@@ -56,62 +57,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         container: Container,
         endpoints: &[EndpointRequest],
         publish: &[PublishSpec],
-        keeper: Option<&str>,
     ) -> Result<ContainerInfo> {
         self.check_own_stack(&container)?;
-        self.make_way(guard, endpoints)?;
+        self.make_way(guard, endpoints, publish)?;
         let tx = self.store.write(guard)?;
-        let mut view = self.view(&tx, container)?;
-        let mut networks = Vec::new();
-        for wanted in endpoints {
-            networks.push(self.network_for(&tx, wanted)?);
-        }
-        let first = self.is_edge(&tx, &networks, 0)?;
-        let mut before = if first { self.surroundings(&tx, &networks)? } else { Objects::new() };
-        before.extend(self.container_objects(&view));
-        for network in networks.iter().filter(|network| network.transient) {
-            tx.put_network(network)?;
-        }
-        let (had, published) = (view.endpoints.len(), view.publications.len());
-        for (wanted, network) in endpoints.iter().zip(&networks) {
-            self.plan_endpoint(&tx, &mut view, network, wanted)?;
-        }
+        let view = self.view(&tx, container)?;
         let new: Vec<PublishSpec> = publish.iter().filter(|spec| !is_published(&view, spec)).cloned().collect();
-        let new = self.plan_publications(&tx, &view, &new, None, keeper)?;
-        for publication in &new {
-            let row = PublicationRow { container: view.container.id, publication: *publication, phase: self.owner() };
-            tx.put_publication(&row)?;
-        }
-        view.publications.extend(&new);
-        let mut after = if first { self.surroundings(&tx, &networks)? } else { Objects::new() };
-        after.extend(self.container_objects(&view));
-        let table = self.table(&tx)?;
-        tx.commit(Durability::Process)?;
-
-        let doing = || format!("connect `{}` to `{}`", view.container.name, names(&networks));
-        if let Err(error) = self.apply(guard, &table, &diff(&after, &before), doing) {
-            let tx = self.store.write(guard)?;
-            for publication in &view.publications[published..] {
-                tx.delete_publication(view.container.id, publication)?;
-            }
-            for (endpoint, _) in &view.endpoints[had..] {
-                tx.delete_endpoint(endpoint.id)?;
-            }
-            self.forget_transient(&tx, &networks)?;
-            if !self.is_base_needed(&tx)? {
-                self.forget_base(&tx)?;
-            }
-            tx.commit(Durability::Process)?;
-            return Err(explain_full_bridge(error, &networks));
-        }
-        self.forget_flows(&view.publications);
-        self.settle(guard, &mut view)?;
-        Ok(ContainerInfo {
-            container: view.container,
-            endpoints: view.endpoints,
-            publications: view.publications,
-            alive: true,
-        })
+        self.grow(guard, tx, view, &Addition { endpoints, publish: &new, exposed: None })
     }
 
     /// Refuses containers without a live network stack of their own.
@@ -155,7 +107,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 network: network.name.to_string(),
             });
         }
-        self.shrink(guard, view, |_, other| other.id == network.id)
+        self.shrink(guard, view, |other| other.id == network.id)
     }
 
     /// Takes a container off those of `networks`, by name or id, that it is on; with its last endpoint it is forgotten.
@@ -178,14 +130,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let goes = |network: &Network| {
             networks.iter().any(|name| *name == network.id.to_string() || name == network.name.as_str())
         };
-        let (going, staying): (Vec<_>, Vec<_>) = view.endpoints.iter().partition(|(_, network)| goes(network));
-        if staying.is_empty() {
+        let going = view.endpoints.iter().filter(|(_, network)| goes(network)).count();
+        if going == view.endpoints.len() {
             return self.withdraw(&guard, view.container, None);
         }
-        if going.is_empty() {
+        if going == 0 {
             return Ok(());
         }
-        self.shrink(&guard, view, |_, network| goes(network)).map(drop)
+        self.shrink(&guard, view, goes).map(drop)
     }
 
     /// Takes away those endpoints of a container that `goes` says; at least one stays or the container does.
@@ -193,15 +145,16 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         &self,
         guard: &S::Guard<'_>,
         mut view: ContainerView,
-        goes: impl Fn(&Endpoint, &Network) -> bool,
+        goes: impl Fn(&Network) -> bool,
     ) -> Result<ContainerInfo> {
-        let (going, staying): (Vec<_>, Vec<_>) =
-            view.endpoints.iter().cloned().partition(|(endpoint, network)| goes(endpoint, network));
-        let networks: Vec<Network> = going.iter().map(|(_, network)| network.clone()).collect();
+        let networks: Vec<Network> =
+            view.endpoints.iter().map(|(_, network)| network).filter(|network| goes(network)).cloned().collect();
         let tx = self.store.write(guard)?;
         let last = self.is_edge(&tx, &networks, 1)?;
         let mut before = if last { self.surroundings(&tx, &networks)? } else { Objects::new() };
         before.extend(self.container_objects(&view));
+        let (going, staying): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut view.endpoints).into_iter().partition(|(_, network)| goes(network));
         view.endpoints = staying;
         for (endpoint, _) in &going {
             let phase = Phase::Leaving(self.kernel.this_process());
@@ -210,14 +163,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.commit(Durability::Process)?;
 
         let tx = self.store.write(guard)?;
-        for (endpoint, _) in &going {
-            tx.delete_endpoint(endpoint.id)?;
-        }
-        self.forget_transient(&tx, &networks)?;
+        self.delete_network_rows(&tx, view.container.id, &going, &[])?;
         let mut after = if last { self.surroundings(&tx, &networks)? } else { Objects::new() };
         after.extend(self.container_objects(&view));
         self.take_down(tx, &after, &before, || {
-            format!("disconnect `{}` from `{}`", view.container.name, names(&networks))
+            format!("disconnect `{}` from {}", view.container.name, names(&networks).unwrap_or_default())
         })?;
         self.forget_flows(&view.publications);
         let alive = self.is_alive(&view.container);
@@ -234,17 +184,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn forward_names(&self, network: &str, servers: &[std::net::IpAddr]) -> Result<bool> {
+    pub fn forward_names(&self, network: &str, servers: &[IpAddr]) -> Result<()> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
-        let network = match self.find_network(&tx, network) {
-            Ok(network) => network,
-            Err(Error::NotFound { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some(network) = tx.network_named(network)? else { return Ok(()) };
         tx.put_network(&Network { dns: servers.to_vec(), ..network })?;
-        tx.commit(Durability::Disk)?;
-        Ok(true)
+        Ok(tx.commit(Durability::Disk)?)
     }
 }
 
@@ -257,8 +202,4 @@ fn is_published(view: &ContainerView, spec: &PublishSpec) -> bool {
             && spec.host == portolan_model::HostPorts::Exact(publication.host)
     };
     view.publications.iter().any(is_it)
-}
-
-fn names(networks: &[Network]) -> String {
-    networks.iter().map(|network| network.name.as_str()).collect::<Vec<_>>().join("`, `")
 }

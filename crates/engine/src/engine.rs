@@ -67,7 +67,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub(crate) fn begin(&self) -> Result<S::Guard<'_>> {
         let guard = self.store.lock()?;
         self.recover(&guard)?;
-        self.compare_firewall(&self.store.read()?)?;
         Ok(guard)
     }
 
@@ -132,7 +131,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Says so when another driver is asked for than the networks were made with.
-    fn compare_firewall(&self, tx: &S::Tx<'_>) -> Result<()> {
+    pub(crate) fn compare_firewall(&self, tx: &S::Tx<'_>) -> Result<()> {
         let Some(wanted) = self.firewall else { return Ok(()) };
         if let Some(recorded) = self.recorded_driver(tx)?.filter(|recorded| *recorded != wanted) {
             tracing::warn!(

@@ -59,7 +59,7 @@ impl<'a> Occupied<'a> {
 
     fn tell(&self, net: IpNet, holder: &Holder) -> String {
         match holder {
-            Holder::Network(name) => format!("network `{name}` ({net})"),
+            Holder::Network(name) => as_network(name, net),
             Holder::Route { device, table } => {
                 let device =
                     device.and_then(self.interface_name).map_or_else(String::new, |device| format!(" dev {device}"));
@@ -132,6 +132,16 @@ impl<'a> Occupied<'a> {
         let (net, (other, holder)) = last.expect("65536 candidates were tried");
         Err(Error::PoolExhausted { prefix: 64, last: IpNet::V6(net), other: self.tell(*other, holder) })
     }
+}
+
+fn as_network(name: &Name, net: IpNet) -> String {
+    format!("network `{name}` ({net})")
+}
+
+/// How a network is called that `net` overlaps.
+pub(crate) fn network_in_the_way(network: &Network, net: IpNet) -> String {
+    let theirs = network.subnets.iter().map(|subnet| subnet.net).find(|theirs| overlap(net, *theirs));
+    as_network(&network.name, theirs.unwrap_or(net))
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {

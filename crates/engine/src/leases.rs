@@ -24,6 +24,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let row = tx.endpoint(endpoint)?.filter(|row| row.phase.is_settled()).ok_or_else(gone)?;
         let container = tx.container(row.container)?.filter(|row| row.phase.is_settled()).ok_or_else(gone)?;
         let mut view = self.view(&tx, container)?;
+        let was = view.clone();
         let before = self.container_objects(&view);
         let at = view.endpoints.iter().position(|(other, _)| other.id == endpoint).ok_or_else(gone)?;
         let (changed, network) = &mut view.endpoints[at];
@@ -39,6 +40,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
         let steps = again(diff(&after, &before), &after, &view, at);
         if let Err(error) = self.apply(&guard, &table, &steps, || doing.clone()) {
+            // Taken back one by one, routes came before the address that they need.
+            self.kernel.repair(&table, &again(diff(&before, &after), &before, &was, at));
             let tx = self.store.write(&guard)?;
             tx.put_endpoint(&row)?;
             tx.commit(Durability::Process)?;

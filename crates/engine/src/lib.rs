@@ -17,6 +17,7 @@ mod containers;
 mod engine;
 mod error;
 mod follow;
+mod grow;
 mod ipam;
 mod kernel;
 mod leases;

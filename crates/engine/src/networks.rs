@@ -13,7 +13,7 @@ use portolan_plan::diff;
 use crate::api::{NetworkInfo, NetworkRequest};
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
-use crate::ipam::{self, Occupied};
+use crate::ipam::{self, Occupied, network_in_the_way};
 use crate::kernel::Kernel;
 use crate::store::{Durability, Store, Tx};
 
@@ -86,13 +86,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     .into());
             }
         }
-        let networks = tx.networks()?;
         check_ipam(request, &options)?;
         let (speaks, subnets) = match request.ipam {
-            Ipam::Local => (PerFamily::default(), self.plan_subnets(tx, &networks, request, &options)?),
+            Ipam::Local => (PerFamily::default(), self.plan_subnets(tx, request, &options)?),
             Ipam::Dhcp | Ipam::None => (PerFamily { v4: request.ipv4, v6: request.ipv6 }, Vec::new()),
         };
-        let (bridge, subinterface, mtu) = self.plan_device(request, &options, &networks, device, id)?;
+        let (bridge, subinterface, mtu) = self.plan_device(tx, request, &options, device, id)?;
         let ipv6 = speaks.v6 || subnets.iter().any(|subnet| subnet.family() == Family::V6);
         if ipv6 && mtu < Mtu::IPV6_MIN {
             return Err(Invalid::new("MTU", mtu.to_string(), "is below IPv6's minimum of 1280")
@@ -126,9 +125,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Decides a network's device on the host: a bridge that is free, or one or a parent that is there; and the MTU.
     fn plan_device(
         &self,
+        tx: &S::Tx<'_>,
         request: &NetworkRequest,
         options: &NetworkOptions,
-        networks: &[Network],
         device: Option<&str>,
         id: Id,
     ) -> Result<(IfName, Option<Subinterface>, Mtu)> {
@@ -155,6 +154,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 let missing = || Error::NotFound { what: "interface", name: parent.to_string() };
                 Some(subinterface(&parent).ok_or_else(missing)?)
             };
+            // Whoever made it takes it along.
+            if let Some(other) = tx.network_of_device(parent.as_str())?.filter(|other| other.subinterface.is_some()) {
+                return Err(Error::NameTaken { what: "VLAN interface of network", name: other.name.to_string() });
+            }
             let below = subinterface.as_ref().map_or(&parent, |subinterface| &subinterface.parent);
             let found = there("interface", below)?;
             return Ok((parent, subinterface, options.mtu.unwrap_or(found.mtu)));
@@ -177,7 +180,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if is_taken(bridge.as_str())? {
             return Err(Error::DeviceTaken { name: bridge.to_string() });
         }
-        if let Some(taken) = networks.iter().find(|network| network.bridge == bridge && network.is_managed_bridge()) {
+        if let Some(taken) = tx.network_of_device(bridge.as_str())? {
             return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
         }
         let mtu = match options.mtu {
@@ -188,27 +191,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
-    fn plan_subnets(
-        &self,
-        tx: &S::Tx<'_>,
-        networks: &[Network],
-        request: &NetworkRequest,
-        options: &NetworkOptions,
-    ) -> Result<Vec<Subnet>> {
-        // Macvlan and ipvlan share a subnet with the host's interface; who decides by himself has looked.
-        let is_alone = request.driver == Driver::Bridge && !request.exact;
-        let routes = if is_alone {
+    fn plan_subnets(&self, tx: &S::Tx<'_>, request: &NetworkRequest, options: &NetworkOptions) -> Result<Vec<Subnet>> {
+        // What has a parent, or is on somebody else's bridge, shares a subnet with an interface of the host.
+        let is_ours = request.driver == Driver::Bridge && options.managed;
+        // Who decides by himself has looked, but for our other bridges.
+        let networks = if request.exact { Vec::new() } else { tx.networks()? };
+        let routes = if is_ours && !request.exact {
             let doing = || "list the host's routes".to_owned();
             self.kernel.routes().map_err(|source| Error::Kernel { doing: doing(), source })?
         } else {
             Vec::new()
         };
         let interface_name = |index| self.kernel.interface_name(index);
-        let is_elsewhere = |network: &&Network| {
-            !request.exact || !network.is_predefined() && network.is_managed_bridge() && options.managed
-        };
-        let others = networks.iter().filter(is_elsewhere);
-        let mut occupied = Occupied::new(others, &routes, &interface_name);
+        let mut occupied = Occupied::new(&networks, &routes, &interface_name);
         let mut subnets: Vec<Subnet> = Vec::new();
         for net in &request.subnets {
             let canonical = net.trunc();
@@ -229,6 +224,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             check_subnet(*net)?;
             if let Some(other) = occupied.collision(*net) {
                 return Err(Error::Overlap { subnet: *net, other });
+            }
+            if is_ours
+                && request.exact
+                && let Some(id) = tx.claimant(*net)?
+                && let Some(network) = tx.network(id)?
+            {
+                return Err(Error::Overlap { subnet: *net, other: network_in_the_way(&network, *net) });
             }
             occupied.add(*net, &request.name);
             subnets.push(Subnet { net: *net, range: None, gateway: None, aux: BTreeMap::new(), configured: true });

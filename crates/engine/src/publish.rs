@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use portolan_model::{
     ExposedPort, Family, FirewallDriver, HostPorts, Phase, PortRange, Protocol, Publication, PublishSpec,
 };
-use portolan_plan::{ContainerView, default_route, diff};
+use portolan_plan::{ContainerView, diff, published_endpoint};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::grow::Addition;
 use crate::kernel::{Kernel, PortClash};
 use crate::store::{Durability, PublicationRow, Store, Tx};
 
@@ -16,15 +17,13 @@ use crate::store::{Durability, PublicationRow, Store, Tx};
 const EPHEMERAL_TRIES: usize = 64;
 
 impl<S: Store, K: Kernel> Engine<S, K> {
-    /// Decides the host ports of `specs` and, with `exposed`, a free one for each exposed port. A program called `keeper`
-    /// may hold them.
+    /// Decides the host ports of `specs` and, with `exposed`, a free one for each exposed port.
     pub(crate) fn plan_publications(
         &self,
         tx: &S::Tx<'_>,
         view: &ContainerView,
         specs: &[PublishSpec],
         exposed: Option<&[ExposedPort]>,
-        keeper: Option<&str>,
     ) -> Result<Vec<Publication>> {
         let all = exposed.unwrap_or_default().iter().map(|port| PublishSpec {
             protocol: port.protocol,
@@ -42,7 +41,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         });
         for mut spec in specs {
             if spec.host_ip.is_none() {
-                spec.host_ip = default_route(view, Family::V4).and_then(|(_, network, _)| network.options.host_binding);
+                let leads_to = published_endpoint(view, Family::V4);
+                spec.host_ip = leads_to.and_then(|(_, network)| network.options.host_binding);
             }
             if let Some(ip @ IpAddr::V6(v6)) = spec.host_ip
                 && v6.is_loopback()
@@ -59,12 +59,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 HostPorts::Exact(host) => {
                     let publication =
                         Publication { protocol: spec.protocol, host_ip: spec.host_ip, host, container: spec.container };
-                    self.check_free(tx, view, &planned, &publication, keeper)?;
+                    self.check_free(tx, view, &planned, &publication)?;
                     planned.push(publication);
                 }
                 HostPorts::FirstFree(range) => {
-                    planned
-                        .push(self.first_free(tx, view, &planned, &spec, range.ports(), keeper, || range.to_string())?);
+                    planned.push(self.first_free(tx, view, &planned, &spec, range.ports(), || range.to_string())?);
                 }
                 HostPorts::Ephemeral => {
                     let (first, last, reserved) = self.kernel.ephemeral_ports();
@@ -76,11 +75,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                             .map(|step| first + ((start + step) % span) as u16)
                             .filter(|port| !reserved.contains(port));
                         let one = PublishSpec { container: PortRange::single(container)?, ..spec.clone() };
-                        planned.push(
-                            self.first_free(tx, view, &planned, &one, candidates, keeper, || {
-                                format!("{first}-{last}")
-                            })?,
-                        );
+                        let range = || format!("{first}-{last}");
+                        planned.push(self.first_free(tx, view, &planned, &one, candidates, range)?);
                     }
                 }
             }
@@ -95,7 +91,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// The first of `candidates` that nobody has.
-    #[expect(clippy::too_many_arguments)]
     fn first_free(
         &self,
         tx: &S::Tx<'_>,
@@ -103,7 +98,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         planned: &[Publication],
         spec: &PublishSpec,
         candidates: impl Iterator<Item = u16>,
-        keeper: Option<&str>,
         range: impl Fn() -> String,
     ) -> Result<Publication> {
         for port in candidates {
@@ -113,7 +107,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 host: PortRange::single(port)?,
                 container: spec.container,
             };
-            match self.check_free(tx, view, planned, &publication, keeper) {
+            match self.check_free(tx, view, planned, &publication) {
                 Ok(()) => return Ok(publication),
                 Err(Error::PortPublished { .. } | Error::PortListening { .. }) => {}
                 Err(error) => return Err(error),
@@ -129,7 +123,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         view: &ContainerView,
         planned: &[Publication],
         publication: &Publication,
-        keeper: Option<&str>,
     ) -> Result<()> {
         let taken = |holder: String| Error::PortPublished { publication: *publication, holder };
         if planned.iter().any(|other| other.clashes(publication)) {
@@ -143,6 +136,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 ));
             }
         }
+        let keeper = view.container.port_keeper.as_deref();
         self.kernel.host_ports_free(publication, keeper).map_err(|clash| match clash {
             PortClash::Listening { port, holder } => {
                 Error::PortListening { port, protocol: publication.protocol.to_string(), holder }
@@ -157,36 +151,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// As for [`Engine::attach`].
     pub fn publish(&self, container: &str, specs: &[PublishSpec]) -> Result<Vec<Publication>> {
         let guard = self.begin()?;
-        let tx = self.store.write(&guard)?;
-        let container = self.find_container(&tx, container)?;
+        let container = self.find_container(&self.store.read()?, container)?;
         self.check_own_stack(&container)?;
-        let mut view = self.view(&tx, container)?;
-        let before = self.container_objects(&view);
-        let planned = self.plan_publications(&tx, &view, specs, None, None)?;
-        for publication in &planned {
-            tx.put_publication(&PublicationRow {
-                container: view.container.id,
-                publication: *publication,
-                phase: self.owner(),
-            })?;
-        }
-        view.publications.extend(&planned);
-        let after = self.container_objects(&view);
-        let table = self.table(&tx)?;
-        tx.commit(Durability::Process)?;
-
-        let doing = || format!("publish ports of `{}`", view.container.name);
-        if let Err(error) = self.apply(&guard, &table, &diff(&after, &before), doing) {
-            let tx = self.store.write(&guard)?;
-            for publication in &planned {
-                tx.delete_publication(view.container.id, publication)?;
-            }
-            tx.commit(Durability::Process)?;
-            return Err(error);
-        }
-        self.forget_flows(&planned);
-        self.settle(&guard, &mut view)?;
-        Ok(planned)
+        self.make_way(&guard, &[], specs)?;
+        let tx = self.store.write(&guard)?;
+        let view = self.view(&tx, container)?;
+        let had = view.publications.len();
+        let mut grown = self.grow(&guard, tx, view, &Addition { publish: specs, ..Addition::default() })?;
+        Ok(grown.publications.split_off(had))
     }
 
     /// Takes published ports of a container back; its other connections go on.

@@ -23,6 +23,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             drop(tx);
             return self.ensure_store(guard).map(|()| 0);
         }
+        self.compare_firewall(&tx)?;
         let boot = tx.meta(meta::BOOT)?;
         let transitions = tx.transitions(TRANSITIONS)?;
         drop(tx);
@@ -91,7 +92,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for container in tx.containers()?.into_iter().filter(|container| container.boot != self.kernel.boot()) {
             count += 1;
             let view = self.view(&tx, container)?;
-            self.delete_network_rows(&tx, &view)?;
+            self.delete_network_rows(&tx, view.container.id, &view.endpoints, &view.publications)?;
+            self.forget_idle_base(&tx)?;
             let container = view.container;
             if container.kind == ContainerKind::Attached
                 || container.auto_remove
@@ -128,7 +130,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             networks.insert(network.id, network);
         }
         for container in tx.containers()? {
-            let view = self.view(tx, container)?;
+            let view = self.view_among(tx, container, &mut networks)?;
             objects.extend(self.container_objects(&view));
         }
         Ok(objects)

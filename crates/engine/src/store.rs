@@ -188,6 +188,11 @@ pub trait Tx {
     fn put_network(&self, network: &Network) -> Result<(), StoreError>;
     /// Removes a network and its resting leases.
     fn delete_network(&self, id: Id) -> Result<(), StoreError>;
+    /// The network that makes the host's interface of this name: a bridge of ours, or the VLAN that it is on.
+    fn network_of_device(&self, name: &str) -> Result<Option<Network>, StoreError>;
+    /// The network, other than the predefined one, whose bridge of ours has addresses in common with `net`. Such networks
+    /// have none in common with each other.
+    fn claimant(&self, net: IpNet) -> Result<Option<Id>, StoreError>;
     /// Whether there is any bridge network of ours but the predefined one.
     fn has_user_bridges(&self) -> Result<bool, StoreError>;
 

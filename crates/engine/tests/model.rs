@@ -193,6 +193,7 @@ impl Verb {
                 if !namespaces.contains(path) {
                     return false;
                 }
+                make_way(model, ports);
                 match model.containers.get(name) {
                     Some(holder) if !holder.dead => return false,
                     _ => model.containers.remove(name),
@@ -235,6 +236,7 @@ impl Verb {
                 if model.containers.get(name).is_none_or(|place| place.dead) {
                     return false;
                 }
+                make_way(model, ports);
                 let saved = model.clone();
                 let done = publish(model, name, ports);
                 if !done {
@@ -258,6 +260,11 @@ impl Verb {
             }
         }
     }
+}
+
+/// The dead do not keep the ports that somebody wants.
+fn make_way(model: &mut Model, ports: &[u16]) {
+    model.containers.retain(|_, place| !place.dead || ports.iter().all(|port| !place.ports.contains(port)));
 }
 
 fn publish(model: &mut Model, name: &str, ports: &[u16]) -> bool {

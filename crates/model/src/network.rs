@@ -335,6 +335,11 @@ impl Network {
         self.driver == Driver::Bridge && self.options.managed
     }
 
+    /// Whether names are answered on its gateway addresses.
+    pub fn answers_names(&self) -> bool {
+        self.names && self.is_managed_bridge()
+    }
+
     /// Whether its interfaces have the MAC of the parent.
     pub fn shares_parents_mac(&self) -> bool {
         match self.driver {

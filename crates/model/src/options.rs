@@ -407,7 +407,9 @@ impl NetworkOptions {
             "isolate" => self.isolate = value.parse()?,
             "no_default_route" => self.default_route = !boolean(value)?,
             "metric" => {
-                self.metric = Some(value.parse().map_err(|_| Invalid::new("metric", value, "is not a number"))?);
+                let metric = value.parse().map_err(|_| Invalid::new("metric", value, "is not a number"))?;
+                // The kernel takes it for none.
+                self.metric = (metric != 0).then_some(metric);
             }
             "mode" => match driver {
                 Driver::Macvlan => self.macvlan_mode = value.parse()?,

@@ -112,7 +112,7 @@ fn attach_request(
             search: vec![SEARCH_DOMAIN.to_owned()],
             options: Vec::new(),
         },
-        port_keeper: Some(PORT_KEEPER),
+        port_keeper: Some(PORT_KEEPER.to_owned()),
         ..AttachRequest::namespace(netns)
     })
 }

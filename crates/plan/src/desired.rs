@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Ipam, Isolate, Mac, Network, Protocol, Publication,
+    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Mac, Network, Protocol, Publication,
     Sandbox, StaticRoute,
 };
 
@@ -232,8 +232,14 @@ fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endp
         .collect();
     ways.sort_by_key(|(endpoint, network, _)| {
         let both = Family::ALL.into_iter().all(|family| network.routes_out(family) || network.leases(family));
-        let metric = network.options.metric.unwrap_or_default();
-        (metric, std::cmp::Reverse(endpoint.gateway_priority), !both, network.name.clone())
+        // What the kernel takes for none (`IP6_RT_PRIO_USER`, include/uapi/linux/ipv6_route.h).
+        let usual = if family == Family::V6 { 1024 } else { 0 };
+        (
+            network.options.metric.unwrap_or(usual),
+            std::cmp::Reverse(endpoint.gateway_priority),
+            !both,
+            network.name.clone(),
+        )
     });
     ways.into_iter()
 }
@@ -247,8 +253,8 @@ pub fn published_endpoint(view: &ContainerView, family: Family) -> Option<(&Endp
 
 /// Which endpoint of a container gives it its default route in `family`, and the gateway.
 ///
-/// A pure function of the rows: the lowest metric wins, then the highest gateway priority; then, as Docker breaks ties, a network that
-/// speaks both families before one that speaks one, then the network's name in byte order.
+/// A pure function of the rows: the lowest metric wins, then the highest gateway priority; then, as Docker breaks ties, a
+/// network that speaks both families before one that speaks one, then the network's name in byte order.
 pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network, IpAddr)> {
     ways_out(view, family).find(|(_, network, _)| network.options.default_route)
 }
@@ -270,21 +276,21 @@ pub fn leased_names(view: &ContainerView) -> (Vec<IpAddr>, Vec<String>) {
     (servers, domains)
 }
 
-/// Whom a container asks for names: the gateway of its default route in each family, IPv4 first; of a container without
-/// a way out, those of its first network. A gateway that a DHCP server told of is a stranger, who answers none.
+/// Whom a container asks for names: in each family, IPv4 first, the best way out whose gateway is ours to answer on; of a
+/// container without one, those of its first network that answers. The gateways of other networks are strangers.
 ///
 /// Whichever it asks, it is told the names of all networks it is on.
 pub fn name_servers(view: &ContainerView) -> Vec<IpAddr> {
     let out: Vec<IpAddr> = Family::ALL
         .into_iter()
-        .filter_map(|family| default_route(view, family))
-        .filter(|(_, network, _)| network.ipam == Ipam::Local)
+        .filter_map(|family| ways_out(view, family).find(|(_, network, _)| network.answers_names()))
         .map(|(_, _, gateway)| gateway)
         .collect();
     if !out.is_empty() {
         return out;
     }
-    let Some((endpoint, network)) = view.endpoints.first() else { return Vec::new() };
+    let mut on = view.endpoints.iter().filter(|(_, network)| network.answers_names());
+    let Some((endpoint, network)) = on.next() else { return Vec::new() };
     let of = |family| {
         let address = endpoint.address(family)?;
         network.subnets_of(family).find(|subnet| subnet.net.contains(&address))?.gateway

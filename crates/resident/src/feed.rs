@@ -238,11 +238,10 @@ fn rule(proxied: Proxied) -> Rule {
 }
 
 fn dns_network(network: &Network) -> DnsNetwork {
-    let is_ours = network.is_managed_bridge() && network.names;
     DnsNetwork {
         id: network.id,
         name: network.name.to_string(),
-        gateways: network.subnets.iter().filter(|_| is_ours).filter_map(|subnet| subnet.gateway).collect(),
+        gateways: network.subnets.iter().filter(|_| network.answers_names()).filter_map(|s| s.gateway).collect(),
         port: network.names_port,
         internal: network.internal,
         upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),

@@ -34,24 +34,23 @@ statements! {
     Point NETWORK_NAMED = "SELECT body FROM network WHERE name = ?1";
     Point NETWORKS_WITH_PREFIX = "SELECT body FROM network WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
     List NETWORKS = "SELECT body FROM network ORDER BY name";
-    Point HAS_USER_BRIDGES = "SELECT
-        EXISTS (SELECT 1 FROM network WHERE name < 'bridge'
-            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)
-        OR EXISTS (SELECT 1 FROM network WHERE name > 'bridge' AND name < 'host'
-            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)
-        OR EXISTS (SELECT 1 FROM network WHERE name > 'host' AND name < 'none'
-            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)
-        OR EXISTS (SELECT 1 FROM network WHERE name > 'none'
-            AND body ->> 'driver' = 'bridge' AND body ->> '$.options.managed' IS NOT 0)";
+    Point HAS_USER_BRIDGES = "SELECT EXISTS (SELECT 1 FROM network WHERE ruled = 1)";
+    Point NETWORK_OF_DEVICE = "SELECT body FROM network WHERE device = ?1 LIMIT 1";
+    // Claims never overlap each other: the last one that begins before the end of a subnet is the one to look at.
+    Point CLAIMANT = "SELECT iif(last >= ?2, network, NULL) FROM claim WHERE family = ?1 AND first <= ?3
+        ORDER BY first DESC LIMIT 1";
     // A row is put by the first of MOVE, ADD and REPLACE that changes one; all take the same parameters. A row in
     // transition keeps its number until it is settled. MOVE leaves the pages of the other indexes, and so the log,
     // alone; it serves every put that only moves the phase.
-    Point MOVE_NETWORK = "UPDATE network SET moving = iif(?3 IS NULL, NULL, coalesce(moving, ?3)), body = ?4
-        WHERE id = ?1 AND name = ?2";
-    Point ADD_NETWORK = "INSERT INTO network (id, name, moving, body) VALUES (?1, ?2, ?3, ?4)
+    Point MOVE_NETWORK = "UPDATE network SET moving = iif(?5 IS NULL, NULL, coalesce(moving, ?5)), body = ?6
+        WHERE id = ?1 AND name = ?2 AND device IS ?3 AND ruled IS ?4";
+    Point ADD_NETWORK = "INSERT INTO network (id, name, device, ruled, moving, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
         ON CONFLICT (id) DO NOTHING";
-    Point REPLACE_NETWORK = "UPDATE network SET name = ?2, moving = iif(?3 IS NULL, NULL, coalesce(moving, ?3)),
-        body = ?4 WHERE id = ?1";
+    Point REPLACE_NETWORK = "UPDATE network SET name = ?2, device = ?3, ruled = ?4,
+        moving = iif(?5 IS NULL, NULL, coalesce(moving, ?5)), body = ?6 WHERE id = ?1";
+    Point CLAIM = "INSERT INTO claim (family, first, last, network) VALUES (?1, ?2, ?3, ?4)
+        ON CONFLICT (family, first, network) DO UPDATE SET last = ?3";
+    Point DELETE_CLAIMS = "DELETE FROM claim WHERE network = ?1";
     Point DELETE_NETWORK = "DELETE FROM network WHERE id = ?1";
     Point DELETE_RESTING = "DELETE FROM lease WHERE network = ?1 AND endpoint IS NULL";
     Point DELETE_CURSORS = "DELETE FROM cursor WHERE network = ?1";
@@ -183,6 +182,16 @@ mod tests {
         for (number, name) in ["bridge", "host", "none", "web"].iter().enumerate() {
             tx.put_network(&network(number as u32, name)).unwrap();
         }
+        // As many networks of each kind: bridges, and others.
+        for number in 4..4 + endpoints {
+            let subnet = std::net::Ipv4Addr::from(0x0b00_0000 + (number << 8));
+            let mut other = network(number, &format!("n{number}"));
+            other.subnets[0].net = parse(&format!("{subnet}/24"));
+            tx.put_network(&other).unwrap();
+            let mut child = network(1 << 20 | number, &format!("a{number}"));
+            child.driver = portolan_model::Driver::Macvlan;
+            tx.put_network(&child).unwrap();
+        }
         for number in 0..endpoints {
             tx.put_container(&container(number)).unwrap();
             let address = std::net::Ipv4Addr::from(0x0a00_0002 + number);
@@ -215,6 +224,10 @@ mod tests {
         assert!(tx.network_named("web")?.is_some());
         assert_eq!(tx.networks_with_prefix("01")?.len(), 2);
         assert!(tx.has_user_bridges()?);
+        assert_eq!(tx.network_of_device("pt3")?.map(|network| network.id), Some(web));
+        assert_eq!(tx.claimant(parse("10.1.0.0/16"))?, Some(web));
+        assert_eq!(tx.claimant(parse("11.0.6.0/23"))?, Some(id(1, 7)));
+        assert_eq!(tx.claimant(parse("9.0.0.0/8"))?, None);
         assert!(tx.container(somebody)?.is_some());
         assert!(tx.container_named("c4")?.is_some());
         assert_eq!(tx.containers_with_prefix("02")?.len(), 2);
@@ -235,6 +248,8 @@ mod tests {
         assert_eq!(tx.transitions(10)?.len(), 1);
 
         tx.put_network(&network(3, "web"))?;
+        tx.put_network(&network(1 << 30, "new"))?;
+        tx.delete_network(id(1, 1 << 30))?;
         let mut row = container(4);
         row.phase = leaving();
         tx.put_container(&row)?;

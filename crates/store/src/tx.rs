@@ -139,7 +139,7 @@ impl<'a> SqliteTx<'a> {
     }
 
     /// Puts a row with the first of `statements` that changes one.
-    fn put(&self, statements: [&str; 3], params: &[&dyn ToSql]) -> Result<(), StoreError> {
+    fn put<const N: usize>(&self, statements: [&str; N], params: &[&dyn ToSql]) -> Result<(), StoreError> {
         for sql in statements {
             if self.change(sql, params)? > 0 {
                 break;
@@ -278,9 +278,24 @@ impl Tx for SqliteTx<'_> {
 
     fn put_network(&self, network: &Network) -> Result<(), StoreError> {
         let (id, name) = (network.id.as_bytes(), network.name.as_str());
+        let is_bridge = network.is_managed_bridge();
+        let device = (is_bridge || network.subinterface.is_some()).then_some(network.bridge.as_str());
+        let is_users = is_bridge && !network.is_predefined();
+        let ruled = is_users.then_some(1);
         let (moving, body) = (self.moving(network.phase), self.render(network)?);
         self.touch(Touched::Network(network.id));
-        self.put([sql::MOVE_NETWORK, sql::ADD_NETWORK, sql::REPLACE_NETWORK], params![id, name, moving, body])
+        let row = params![id, name, device, ruled, moving, body];
+        if self.change(sql::MOVE_NETWORK, row)? > 0 {
+            // A network keeps its subnets.
+            return Ok(());
+        }
+        self.put([sql::ADD_NETWORK, sql::REPLACE_NETWORK], row)?;
+        self.change(sql::DELETE_CLAIMS, [id])?;
+        for net in network.subnets.iter().map(|subnet| subnet.net).filter(|_| is_users) {
+            let (family, first, last) = ends(net);
+            self.change(sql::CLAIM, params![family, first, last, id])?;
+        }
+        Ok(())
     }
 
     fn delete_network(&self, id: Id) -> Result<(), StoreError> {
@@ -288,7 +303,18 @@ impl Tx for SqliteTx<'_> {
         self.change(sql::DELETE_NETWORK, [id.as_bytes()])?;
         self.change(sql::DELETE_RESTING, [id.as_bytes()])?;
         self.change(sql::DELETE_CURSORS, [id.as_bytes()])?;
+        self.change(sql::DELETE_CLAIMS, [id.as_bytes()])?;
         Ok(())
+    }
+
+    fn network_of_device(&self, name: &str) -> Result<Option<Network>, StoreError> {
+        self.maybe_body(sql::NETWORK_OF_DEVICE, [name])
+    }
+
+    fn claimant(&self, net: IpNet) -> Result<Option<Id>, StoreError> {
+        let (family, first, last) = ends(net);
+        let found = self.maybe(sql::CLAIMANT, params![family, first, last], |row| row.get::<_, Option<[u8; 32]>>(0))?;
+        Ok(found.flatten().map(Id::from_bytes))
     }
 
     fn has_user_bridges(&self) -> Result<bool, StoreError> {
@@ -560,7 +586,7 @@ fn wrong(index: usize, value: ValueRef<'_>, error: FromSqlError) -> rusqlite::Er
 }
 
 /// An address as the file writes it: its bytes, most significant first.
-enum Octets {
+pub(crate) enum Octets {
     V4([u8; 4]),
     V6([u8; 16]),
 }
@@ -585,6 +611,11 @@ impl ToSql for Octets {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(self.bytes().into())
     }
+}
+
+/// A subnet's family, and its first and last address.
+pub(crate) fn ends(net: IpNet) -> (i64, Octets, Octets) {
+    (number(Family::of(net.addr())), Octets::of(net.network()), Octets::of(net.broadcast()))
 }
 
 /// How the file writes a family.

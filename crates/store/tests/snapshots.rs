@@ -9,8 +9,9 @@ use std::path::Path;
 
 use common::*;
 use portolan_engine::{Durability, Store, Tx};
+use portolan_model::{Driver, Network};
 use portolan_store::SqliteStore;
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
 /// A connection of its own to a file with one row of each kind.
 fn filled(scratch: &Scratch) -> Connection {
@@ -53,7 +54,7 @@ fn schema() {
         text.push_str(&sql.unwrap());
         text.push_str(";\n");
     }
-    compare("schema-v2.sql", &text);
+    compare("schema-v3.sql", &text);
 }
 
 #[test]
@@ -82,33 +83,50 @@ fn rows() {
             }
         }
     }
-    compare("rows-v2.txt", &text);
+    compare("rows-v3.txt", &text);
 }
 
 /// A file of every earlier format becomes the same as a new one.
 #[test]
 fn earlier_formats_are_brought_up_to_date() {
+    for format in [1, 2] {
+        bring_up_to_date(format);
+    }
+}
+
+fn bring_up_to_date(format: i64) {
     let snapshots = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
     let scratch = Scratch::new();
     std::fs::create_dir(scratch.root()).unwrap();
     let connection = Connection::open(scratch.root().join("state.db")).unwrap();
-    let schema = std::fs::read_to_string(snapshots.join("schema-v1.sql")).unwrap();
+    let schema = std::fs::read_to_string(snapshots.join(format!("schema-v{format}.sql"))).unwrap();
     connection.pragma_update(None, "page_size", 2048).unwrap();
     connection.pragma_update(None, "journal_mode", "wal").unwrap();
     connection.execute_batch(&schema).unwrap();
     connection.execute("INSERT INTO meta VALUES ('boot', 'before')", []).unwrap();
-    connection.pragma_update(None, "user_version", 1).unwrap();
+    let web = network(1, "web");
+    let lan = Network { driver: Driver::Macvlan, ..network(2, "lan") };
+    for row in [&web, &lan] {
+        let body = serde_json::to_string(row).unwrap();
+        let columns = params![row.id.as_bytes(), row.name.as_str(), body];
+        connection.execute("INSERT INTO network (id, name, body) VALUES (?1, ?2, ?3)", columns).unwrap();
+    }
+    connection.pragma_update(None, "user_version", format).unwrap();
     drop(connection);
 
     let store = SqliteStore::open(&scratch.root()).unwrap();
     let tx = store.read().unwrap();
     assert_eq!(tx.meta("boot").unwrap().as_deref(), Some("before"));
     assert_eq!(tx.revision().unwrap(), 0);
+    assert_eq!(tx.network_of_device(web.bridge.as_str()).unwrap(), Some(web.clone()));
+    assert_eq!(tx.network_of_device(lan.bridge.as_str()).unwrap(), None, "its parent is the host's");
+    assert_eq!(tx.claimant(parse("10.9.0.0/16")).unwrap(), Some(web.id));
+    assert!(tx.has_user_bridges().unwrap());
     drop(tx);
     let connection = Connection::open(store.path()).unwrap();
     let mut statement =
         connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid").unwrap();
     let now: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    let reviewed = std::fs::read_to_string(snapshots.join("schema-v2.sql")).unwrap();
+    let reviewed = std::fs::read_to_string(snapshots.join("schema-v3.sql")).unwrap();
     assert_eq!(now.join(";\n") + ";\n", reviewed.split_once('\n').unwrap().1);
 }

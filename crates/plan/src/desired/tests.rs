@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use portolan_model::{DhcpLease, DhcpServer, Driver, PerFamily, RouteAction};
+use portolan_model::{DhcpLease, DhcpServer, Driver, Ipam, PerFamily, RouteAction};
 
 use super::sample::{container, endpoint, id, internal, network, publication};
 use super::*;
