@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use common::*;
 use ipnet::IpNet;
 use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx};
-use portolan_model::{Family, Phase};
+use portolan_model::{Driver, Family, Network, Phase};
 use portolan_store::{SqliteStore, SqliteTx};
 
 /// Runs `test` in a transaction of a new store, commits it, and lets `after` see what another opener reads.
@@ -56,6 +56,14 @@ fn networks_by_id_name_and_prefix() {
                 tx.put_network(&network(90 + number as u32, name)).unwrap();
             }
             assert!(!tx.has_user_bridges().unwrap());
+            let lan = Network { driver: Driver::Macvlan, ..network(80, "lan") };
+            let mut theirs = network(81, "theirs");
+            theirs.options.managed = false;
+            for other in [lan, theirs] {
+                tx.put_network(&other).unwrap();
+                assert!(!tx.has_user_bridges().unwrap(), "`{}` has no bridge of ours", other.name);
+                tx.delete_network(other.id).unwrap();
+            }
             tx.put_network(&web).unwrap();
             assert!(tx.has_user_bridges().unwrap());
             tx.put_network(&db).unwrap();

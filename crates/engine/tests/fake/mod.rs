@@ -222,6 +222,7 @@ impl State {
                     return Err(refuse(step, "no such file or directory (ENOENT)", Kind::NotFound));
                 }
                 self.objects.insert(to.clone());
+                self.drop_routes(from, to);
             }
             Step::Delete(object) => {
                 if self.objects.find(&object.key()).is_none() {
@@ -239,13 +240,33 @@ impl State {
                 self.sysctls.insert(setting.path.clone(), setting.value.clone());
             }
             Step::Delete(Object::Setting(setting)) => self.reset(setting),
-            Step::Create(object) | Step::Change(_, object) => {
+            Step::Create(object) => {
                 if self.has_ground(object) {
                     self.objects.insert(object.clone());
                 }
             }
+            Step::Change(from, to) => {
+                if self.has_ground(to) {
+                    self.objects.insert(to.clone());
+                    self.drop_routes(from, to);
+                }
+            }
             Step::Delete(object) => self.delete(object),
         }
+    }
+
+    /// An address that an interface loses takes the routes along whose gateway nothing else leads to.
+    fn drop_routes(&mut self, from: &Object, to: &Object) {
+        let (Object::Interface(from), Object::Interface(to)) = (from, to) else { return };
+        let leads = |interface: &portolan_plan::Interface, gateway: &IpAddr| {
+            interface.addresses.iter().any(|address| address.contains(gateway))
+        };
+        self.objects.retain(|object| match object {
+            Object::DefaultRoute(route) if route.sandbox == to.sandbox && route.interface == to.name => {
+                leads(to, &route.gateway) || !leads(from, &route.gateway)
+            }
+            _ => true,
+        });
     }
 
     fn reset(&mut self, setting: &Setting) {
