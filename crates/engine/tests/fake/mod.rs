@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use ipnet::IpNet;
 use portolan_engine::{HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
 use portolan_plan::{Firewall, Key, Object, Objects, Set, Setting, Step};
@@ -255,15 +256,14 @@ impl State {
         }
     }
 
-    /// An address that an interface loses takes the routes along whose gateway nothing else leads to.
+    /// An address that an interface loses takes the routes along whose gateway no other that it had leads to.
     fn drop_routes(&mut self, from: &Object, to: &Object) {
         let (Object::Interface(from), Object::Interface(to)) = (from, to) else { return };
-        let leads = |interface: &portolan_plan::Interface, gateway: &IpAddr| {
-            interface.addresses.iter().any(|address| address.contains(gateway))
-        };
+        let (kept, lost): (Vec<_>, Vec<_>) = from.addresses.iter().partition(|address| to.addresses.contains(address));
         self.objects.retain(|object| match object {
             Object::DefaultRoute(route) if route.sandbox == to.sandbox && route.interface == to.name => {
-                leads(to, &route.gateway) || !leads(from, &route.gateway)
+                let leads = |address: &&IpNet| address.contains(&route.gateway);
+                !lost.iter().any(leads) || kept.iter().any(leads)
             }
             _ => true,
         });
