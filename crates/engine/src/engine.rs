@@ -198,7 +198,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(network.driver.holds_endpoints() && (!network.comes_and_goes() || tx.endpoint_count(network.id, 1)? > 0))
     }
 
-    /// Whether the kernel should hold anything of ours.
+    /// Whether the host should hold rules and settings of ours: while there is a bridge of ours.
     pub(crate) fn is_base_needed(&self, tx: &S::Tx<'_>) -> Result<bool> {
         if tx.has_user_bridges()? {
             return Ok(true);
@@ -209,7 +209,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
     }
 
-    /// What the host holds because of there being any network. Decided and recorded when the first one comes.
+    /// What the host holds because of there being any bridge of ours. Decided and recorded when the first one comes.
     pub(crate) fn base(&self, tx: &S::Tx<'_>) -> Result<Objects> {
         if !self.is_base_needed(tx)? {
             return Ok(Objects::new());
