@@ -22,6 +22,9 @@ use crate::clock;
 use crate::cmd::daemon;
 use crate::context::{Context, Engine};
 
+/// Where Podman as root keeps its state. Those who have rules put back call us by hand or from a unit, without --config.
+const PODMANS_ROOT: &str = "/run/containers/networks";
+
 /// No setup is longer: Podman's are a few kilobytes.
 const LONGEST: u64 = 16 << 20;
 
@@ -44,7 +47,7 @@ pub(crate) struct Args {
     /// What filters and translates packets: nftables, iptables, firewalld or none
     #[arg(long, value_name = "DRIVER", env = "NETAVARK_FW", hide_env_values = true)]
     firewall_driver: Option<String>,
-    /// Where state and run-time files are
+    /// Where state and run-time files are; /run/containers/networks for the reload commands if not given
     #[arg(short, long, value_name = "DIR")]
     config: Option<PathBuf>,
     /// Whether containers are rootless; makes no difference here
@@ -209,10 +212,23 @@ impl Args {
         Ok(text)
     }
 
-    /// The root that --config names.
+    /// What --config names, if it is given.
+    fn config(&self) -> Option<PathBuf> {
+        self.config.clone().filter(|config| !config.as_os_str().is_empty())
+    }
+
+    /// The root that --config names, which `verb` cannot do without.
     fn context(&self, verb: &str) -> Result<Context, Failure> {
-        let config = self.config.as_ref().filter(|config| !config.as_os_str().is_empty());
-        let config = config.ok_or_else(|| Failure::new(format!("{verb} needs the option --config DIR")))?;
+        let config = self.config().ok_or_else(|| Failure::new(format!("{verb} needs the option --config DIR")))?;
+        self.context_of(config)
+    }
+
+    /// The root that --config names, or Podman's.
+    fn context_or_podmans(&self) -> Result<Context, Failure> {
+        self.context_of(self.config().unwrap_or_else(|| PODMANS_ROOT.into()))
+    }
+
+    fn context_of(&self, config: PathBuf) -> Result<Context, Failure> {
         let parse = |text: &String| {
             let parsed = text.parse();
             parsed.map_err(|_| {
@@ -221,7 +237,7 @@ impl Args {
             })
         };
         let wanted = self.firewall_driver.as_ref().filter(|text| !text.is_empty());
-        Ok(Context::new(Some(config.clone()), false, wanted.map(parse).transpose()?))
+        Ok(Context::new(Some(config), false, wanted.map(parse).transpose()?))
     }
 
     fn engine(context: &Context) -> Result<Engine, Failure> {
@@ -329,7 +345,7 @@ impl Args {
     }
 
     fn reload(&self) -> Result<(), Failure> {
-        let context = self.context("firewall-reload")?;
+        let context = self.context_or_podmans()?;
         let repaired = firewall::reload(&Self::engine(&context)?);
         let repaired = repaired.map_err(|error| Failure::new(format!("{error:#}")))?;
         all(repaired.failures.into_iter().map(Failure::new).collect()).map_or(Ok(()), Err)
@@ -337,7 +353,7 @@ impl Args {
 
     /// Puts rules back now and whenever firewalld has reloaded, as long as there is a system bus.
     fn follow_firewalld(&self) -> Result<(), Failure> {
-        let context = self.context("firewalld-reload")?;
+        let context = self.context_or_podmans()?;
         let engine = Self::engine(&context)?;
         let told = |repaired: anyhow::Result<Repaired>| {
             match repaired {

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::process::Command;
 
 use portolan_lab::probe::ping;
+use portolan_lab::snapshot::snapshot;
 use serde_json::{Value, json};
 
 use crate::common::upstream::short;
@@ -138,6 +139,40 @@ fn a_directory_with_any_name() {
     }
     assert_eq!(call("teardown"), Ok(Value::Null));
     podman.world.assert_untouched(&host, "a state elsewhere");
+}
+
+/// Who has rules put back need not know where Podman keeps its state.
+#[test]
+fn reloads_without_a_directory() {
+    /// A `/run` of its own, in which the lab is where it was and the state where Podman as root has it.
+    const SCRIPT: &str = "\
+        mount -t tmpfs none /mnt\n\
+        mkdir -p /mnt/containers/networks /mnt/portolan-lab\n\
+        mount --rbind /run/portolan-lab /mnt/portolan-lab\n\
+        mount --bind \"$STATE\" /mnt/containers/networks\n\
+        mount --rbind /mnt /run\n\
+        exec \"$0\" \"$@\"";
+    let Some(podman) = Podman::or_skip("nv-bare-reload") else { return };
+    let pod = podman.pod("c").at(&bridge("web", 1), 5);
+    std::fs::create_dir_all(&podman.world.root).unwrap();
+    let call = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", SCRIPT]).arg(&podman.program).args(args);
+        command.env("STATE", &podman.world.root);
+        answer(&output_of(podman.adopt(command), pod.input().as_bytes()))
+    };
+    call(&["--config", "/run/containers/networks", "setup", pod.path()]).unwrap();
+    let before = snapshot(&podman.world.h).unwrap();
+    for (verb, answer) in [
+        ("firewall-reload", Ok(Value::Null)),
+        ("firewalld-reload", Err("no system bus on which firewalld could be heard".to_owned())),
+    ] {
+        let mut flush = Command::new("nft");
+        flush.args(["flush", "ruleset"]);
+        assert!(podman.adopt(flush).status().unwrap().success());
+        assert_eq!(call(&[verb]), answer);
+        podman.world.assert_untouched(&before, verb);
+    }
 }
 
 #[test]
