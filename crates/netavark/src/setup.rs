@@ -199,7 +199,8 @@ fn network_request(
         options: options(network, driver)?,
         labels: network.labels.clone().unwrap_or_default(),
         routes,
-        names: network.dns_enabled && driver == Driver::Bridge,
+        // Elsewhere we have no address to answer at: the gateway is somebody else's.
+        names: network.dns_enabled && is_managed_bridge(network),
         names_port,
         ..NetworkRequest::new(name)
     })
@@ -300,13 +301,17 @@ pub(crate) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
+/// Whether it has a bridge that is made for it, and not somebody else's.
+pub fn is_managed_bridge(network: &Network) -> bool {
+    driver(network) == Some(Driver::Bridge) && network.option("mode") != Some("unmanaged")
+}
+
 /// Who gives out addresses.
 fn ipam(network: &Network, driver: Driver) -> Result<Ipam, Failure> {
-    let is_managed = driver == Driver::Bridge && network.option("mode") != Some("unmanaged");
     match network.ipam() {
         "" | "host-local" => Ok(Ipam::Local),
         "none" => Ok(Ipam::None),
-        "dhcp" if is_managed => {
+        "dhcp" if is_managed_bridge(network) => {
             Err(Failure::new("cannot use dhcp ipam driver without using the option mode=unmanaged"))
         }
         "dhcp" if driver == Driver::Ipvlan => Err(Failure::new("ipam driver dhcp is not supported with ipvlan")),

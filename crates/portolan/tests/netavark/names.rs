@@ -61,6 +61,25 @@ fn everybody_is_known_by_all_names() {
     podman.world.verify();
 }
 
+/// On somebody else's bridge nobody of ours answers: containers are not sent to its gateway, and come up without a daemon.
+#[test]
+fn a_bridge_of_somebody_elses() {
+    let Some(podman) = Podman::with_names("nv-names-unmanaged") else { return };
+    podman.foreign_bridge("br0", &["10.9.1.1/24", "fd09:1::1/64"]);
+    let lan = merged(named("lan", 1), json!({"network_interface": "br0", "options": {"mode": "unmanaged"}}));
+    // Nothing can be locked where a directory is.
+    fs::create_dir_all(podman.world.root.join("run/daemon.lock")).unwrap();
+    let (plain, told) = (podman.pod("plain").at(&lan, 5), podman.pod("told").at(&lan, 6));
+    let status = podman.up(&plain);
+    assert_eq!(status["lan"]["dns_server_ips"], json!([]));
+    assert_eq!(status["lan"]["dns_search_domains"], json!([]));
+    let status = podman.up(&told.with(json!({"dns_servers": ["192.0.2.53"]})));
+    assert_eq!(status["lan"]["dns_server_ips"], json!(["192.0.2.53"]));
+    // The twin: on a bridge of ours that is a failure.
+    let error = podman.refused(&podman.pod("web").at(&named("web", 2), 5));
+    assert!(error.starts_with("error while applying dns entries: "), "{error}");
+}
+
 /// Names that are none are left out aloud, and the container is there all the same.
 #[test]
 fn names_that_are_none() {
