@@ -396,10 +396,12 @@ fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failu
     joined.map_err(|error| engine_failure(&error))
 }
 
-/// Refuses IPv6 where the host's administrator has turned it off, in netavark's words.
+/// Refuses IPv6 where the host's administrator has turned it off, in netavark's words. Bridges of somebody else's get no
+/// address.
 fn check_ipv6(engine: &Engine, setup: &Setup) -> Result<(), Failure> {
     let speaks_ipv6 = |network: &Network| {
-        network.driver == "bridge" && network.subnets.iter().flatten().any(|subnet| subnet.subnet.addr().is_ipv6())
+        portolan_netavark::is_managed_bridge(network)
+            && network.subnets.iter().flatten().any(|subnet| subnet.subnet.addr().is_ipv6())
     };
     let is_needed = setup.networks.iter().filter_map(|a| setup.network_info.get(&a.name)).any(speaks_ipv6);
     if is_needed && engine.kernel().setting("net/ipv6/conf/all/disable_ipv6").as_deref() != Some("0") {

@@ -103,6 +103,15 @@ fn a_host_without_ipv6() {
         "add ip addr to bridge: failed to add ipv6 address, is ipv6 enabled in the kernel?: \
          Netlink error: Permission denied (os error 13)"
     );
+    // A bridge that somebody else made gets no address of ours.
+    podman.foreign_bridge("br0", &["10.9.2.1/24"]);
+    let lan = merged(bridge("lan", 2), json!({"network_interface": "br0", "options": {"mode": "unmanaged"}}));
+    let (one, two) = (podman.pod("one").at(&lan, 5), podman.pod("two").at(&lan, 6));
+    podman.up(&one);
+    podman.up(&two);
+    for family in FAMILIES {
+        assert!(ping(&one, ip(family, 2, 6), LONG).is_open());
+    }
 }
 
 #[test]
