@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use portolan_engine::{AttachRequest, ContainerInfo, Error, Kernel as _, Repaired};
+use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::signals::{self, Signals};
 use portolan_model::FirewallDriver;
 use portolan_netavark::{
@@ -19,7 +20,7 @@ use portolan_resident::firewall;
 use serde::Serialize;
 
 use crate::clock;
-use crate::cmd::daemon;
+use crate::cmd::{daemon, run};
 use crate::context::{Context, Engine};
 
 /// Where Podman as root keeps its state. Those who have rules put back call us by hand or from a unit, without --config.
@@ -259,7 +260,11 @@ impl Args {
         let starting = plan.attach.as_ref().and_then(|_| daemon::begin(&context));
         let joined = match &plan.attach {
             Some(request) => Some(join(&engine, request)?),
-            None => None,
+            None => {
+                let namespace = NetnsFd::open(netns).map_err(|error| Failure::new(error.to_string()))?;
+                run::loopback_up(&namespace).map_err(|error| Failure::new(format!("{error:#}")))?;
+                None
+            }
         };
         let finish = || {
             let mut all = match joined {

@@ -455,7 +455,8 @@ fn hosts_of_the_host(added: &[HostEntry]) -> String {
     text
 }
 
-fn loopback_up(namespace: &NetnsFd) -> Result<()> {
+/// Brings up the loopback interface of a namespace that is to have no other of ours.
+pub(crate) fn loopback_up(namespace: &NetnsFd) -> Result<()> {
     let up = || {
         let mut batch = Batch::new();
         link::set(&mut batch, "lo", &LinkChange { up: Some(true), ..LinkChange::default() });

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use portolan_kernel::netlink::Batch;
+use portolan_kernel::rtnl::link::{self, LinkChange};
 use portolan_lab::probe::ping;
 use serde_json::{Value, json};
 
@@ -90,10 +92,16 @@ fn a_plugin_sets_up_and_takes_down() {
     let log = fs::read_to_string(plugins.directory.join("log")).unwrap();
     assert!(log.lines().all(|line| line.ends_with(pod.path())), "{log}");
     assert_eq!(podman.world.portolan_ok(&["ps", "-aq"]), "");
-    // Alone: nothing of ours is there at all.
+    // Alone: nothing of ours is there at all, but loopback works as in any container.
     let alone = podman.pod("alone").at(&network("out", "good"), 0);
+    let mut batch = Batch::new();
+    link::set(&mut batch, "lo", &LinkChange { up: Some(false), ..LinkChange::default() });
+    alone.host.route_socket().unwrap().transact(&batch).unwrap();
     let status = plugins.setup(&podman, &alone).unwrap();
     assert_eq!(status.as_object().unwrap().len(), 1);
+    for ip in ["127.0.0.1", "::1"] {
+        assert!(ping(&alone, ip.parse().unwrap(), LONG).is_open(), "{ip}");
+    }
     assert_eq!(plugins.teardown(&podman, &alone), Ok(Value::Null));
 }
 
