@@ -23,6 +23,17 @@ pub struct KernelError {
     pub kind: Kind,
     /// What to do about it.
     pub hint: Option<String>,
+    /// What it is about, where that is among what [`About`] has. Boxed: errors are passed by value everywhere.
+    pub about: Option<Box<About>>,
+}
+
+/// What a refusal is about, for callers who have words of their own for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// A sysctl that could not be read or written: its path below `/proc/sys`.
+    Setting(String),
+    /// An interface that could not be made: its name in the sandbox.
+    Interface(IfName),
 }
 
 impl fmt::Display for KernelError {

@@ -32,5 +32,5 @@ pub use api::{
 };
 pub use engine::Engine;
 pub use error::{Error, Kind, Result};
-pub use kernel::{HostInterface, HostRoute, Kernel, KernelError, PortClash};
+pub use kernel::{About, HostInterface, HostRoute, Kernel, KernelError, PortClash};
 pub use store::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx};

@@ -55,6 +55,16 @@ impl SysctlError {
         }
     }
 
+    /// The setting, as a path below `/proc/sys`.
+    pub fn setting(&self) -> Option<String> {
+        match self {
+            Self::Component { .. } => None,
+            Self::Read { path, .. } | Self::Write { path, .. } => {
+                Some(path.strip_prefix("/proc/sys").ok()?.to_string_lossy().into_owned())
+            }
+        }
+    }
+
     /// Whether the kernel has no such setting.
     pub fn is_missing(&self) -> bool {
         self.errno() == Some(libc::ENOENT)

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 
-use portolan_engine::{Error, KernelError, Kind};
+use portolan_engine::{About, AttachRequest, EndpointRequest, Error, Kind};
+use portolan_model::Driver;
 use serde::Serialize;
 
 /// What went wrong, in netavark's words where it has any.
@@ -61,14 +62,40 @@ pub fn all(failures: Vec<Failure>) -> Option<Failure> {
     }
 }
 
+/// A refusal of an attach, in netavark's words where it refuses the same.
+pub fn attach_failure(error: &Error, request: &AttachRequest) -> Failure {
+    let endpoint = match (error, about(error)) {
+        (_, Some((EEXIST, About::Interface(name)))) => {
+            request.endpoints.iter().find(|endpoint| endpoint.ifname.as_ref() == Some(name))
+        }
+        (Error::NameTaken { what: "interface", name }, _) => request.endpoints.iter().find(|endpoint| {
+            [&endpoint.host_end, &endpoint.ifname].into_iter().flatten().any(|there| there.as_str() == name)
+        }),
+        _ => None,
+    };
+    endpoint.and_then(taken).unwrap_or_else(|| engine_failure(error))
+}
+
+/// That an interface of `endpoint` cannot have its name.
+fn taken(endpoint: &EndpointRequest) -> Option<Failure> {
+    let ifname = endpoint.ifname.as_ref()?;
+    let doing = match (endpoint.transient.as_ref()?.driver, &endpoint.host_end) {
+        (driver @ (Driver::Macvlan | Driver::Ipvlan), _) => format!("rename tmp {driver} interface"),
+        (_, None) => format!("create veth pair: interface {ifname} already exists on container namespace"),
+        (_, Some(host_end)) => format!(
+            "create veth pair: interface {ifname} already exists on container namespace or {host_end} exists on host \
+             namespace"
+        ),
+    };
+    Some(Failure(format!("{doing}: Netlink error: {}", io::Error::from_raw_os_error(EEXIST))))
+}
+
 /// A refusal of the engine: in netavark's words where it refuses the same, else in our own with our advice.
 pub fn engine_failure(error: &Error) -> Failure {
-    if let Error::Kernel { source, .. } = error
-        && let Some(text) = kernel_failure(source)
-    {
-        return Failure(text);
-    }
     let os = |errno| io::Error::from_raw_os_error(errno);
+    if let Some((errno, About::Setting(name))) = about(error) {
+        return Failure(format!("set sysctl {name}: IO error: {}", os(errno)));
+    }
     match error {
         Error::NotFound { what: "bridge", .. } => {
             return Failure(format!(
@@ -93,6 +120,12 @@ pub fn engine_failure(error: &Error) -> Failure {
     Failure(text)
 }
 
+/// What the kernel refused, and by which number.
+fn about(error: &Error) -> Option<(i32, &About)> {
+    let Error::Kernel { source, .. } = error else { return None };
+    Some((source.errno, source.about.as_deref()?))
+}
+
 /// Whether our advice helps someone who typed a podman command: most of it names commands and flags of ours.
 fn speaks_to_podman(error: &Error) -> bool {
     match error {
@@ -102,36 +135,14 @@ fn speaks_to_podman(error: &Error) -> bool {
     }
 }
 
-/// What the kernel says to what netavark asks of it as well.
-fn kernel_failure(error: &KernelError) -> Option<String> {
-    let os = |errno| io::Error::from_raw_os_error(errno);
-    match error.errno {
-        EROFS | EACCES | EPERM if error.doing.starts_with("set sysctl ") => {
-            let name = error.doing.split('`').nth(1)?.replace('.', "/");
-            Some(format!("set sysctl {name}: IO error: {}", os(error.errno)))
-        }
-        // Settings of one interface are written together with the rest of it.
-        EROFS | EACCES | EPERM if error.reason.contains("`/proc/sys/") => {
-            let name = error.reason.split("`/proc/sys/").nth(1)?.split('`').next()?;
-            Some(format!("set sysctl {name}: IO error: {}", os(error.errno)))
-        }
-        EEXIST if error.doing.starts_with("create veth ") => Some(format!(
-            "create veth pair: interface already exists on container namespace: Netlink error: {}",
-            os(error.errno)
-        )),
-        _ => None,
-    }
-}
-
 /// Error numbers of Linux on all of our platforms (asm-generic/errno-base.h).
-const EPERM: i32 = 1;
-const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
-const EROFS: i32 = 30;
 
 #[cfg(test)]
 mod tests {
+    use portolan_engine::KernelError;
+
     use super::*;
 
     #[test]
@@ -155,6 +166,7 @@ mod tests {
             errno: 30,
             kind: portolan_engine::Kind::Denied,
             hint: None,
+            about: Some(Box::new(About::Setting("net/ipv4/ip_forward".into()))),
         };
         let error = Error::Kernel { doing: "attach".into(), source };
         assert_eq!(

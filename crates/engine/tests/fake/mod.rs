@@ -150,7 +150,7 @@ fn sandbox_of(object: &Object) -> Option<&Sandbox> {
 }
 
 fn refuse(step: &Step, reason: &str, kind: Kind) -> KernelError {
-    KernelError { doing: step.to_string(), reason: reason.to_owned(), errno: 0, kind, hint: None }
+    KernelError { doing: step.to_string(), reason: reason.to_owned(), errno: 0, kind, hint: None, about: None }
 }
 
 impl State {
@@ -395,6 +395,7 @@ impl Kernel for FakeKernel {
             errno: 0,
             kind: Kind::Invalid,
             hint: None,
+            about: None,
         };
         let inode = *self.0.borrow().namespaces.get(path).ok_or_else(gone)?;
         Ok(Sandbox { device: 4, inode, path: path.to_owned(), process: None })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
-use portolan_engine::{KernelError, Kind};
+use portolan_engine::{About, KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, Sandbox};
 use portolan_plan::{Element, Firewall, Groups, Object, Step, Table};
 
@@ -12,7 +12,7 @@ mod sandbox;
 
 pub(super) use sandbox::static_route;
 
-use super::{HostKernel, failure, refusal};
+use super::{HostKernel, refusal, unset};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
 use crate::netns::NetnsFd;
 use crate::nft::encode::{self, Insist};
@@ -108,9 +108,16 @@ struct Context<'a> {
 struct Labelled {
     batch: Batch,
     labels: Vec<String>,
+    /// What all of it is about.
+    about: Option<Box<About>>,
 }
 
 impl Labelled {
+    /// An empty one that is to make the interface `name` in a sandbox.
+    fn to_make(name: &IfName) -> Self {
+        Self { about: Some(Box::new(About::Interface(name.clone()))), ..Self::default() }
+    }
+
     /// Appends messages on behalf of `doing`.
     fn add(&mut self, doing: &str, build: impl FnOnce(&mut Batch)) {
         build(&mut self.batch);
@@ -142,7 +149,7 @@ impl Context<'_> {
                     if !self.forgiven(error) {
                         let doing =
                             error.index().and_then(|index| labelled.labels.get(index)).cloned().unwrap_or_default();
-                        self.failures.push(refusal(doing, error));
+                        self.failures.push(KernelError { about: labelled.about.clone(), ..refusal(doing, error) });
                     }
                 }
                 outcome.replies
@@ -176,11 +183,8 @@ impl Context<'_> {
                     tracing::info!(%error, "left as it is: no network here speaks IPv6");
                     continue;
                 }
-                self.failures.push(failure(
-                    format!("set sysctl `{}` to {value}", setting.path.replace('/', ".")),
-                    error.to_string(),
-                    error.errno().unwrap_or(0),
-                ));
+                self.failures
+                    .push(unset(format!("set sysctl `{}` to {value}", setting.path.replace('/', ".")), &error));
                 if self.mode == Mode::Strict {
                     return;
                 }
@@ -324,6 +328,7 @@ pub(super) fn open_sandbox(sandbox: &Sandbox) -> Result<NetnsFd, KernelError> {
         errno: 0,
         kind: Kind::NotFound,
         hint: Some("`portolan gc` takes down containers whose namespace is gone".to_owned()),
+        about: None,
     };
     let ns = NetnsFd::open(&sandbox.path).map_err(|error| gone(error.to_string()))?;
     let id = ns.identity();

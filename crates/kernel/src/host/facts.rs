@@ -133,6 +133,7 @@ pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
         errno,
         kind,
         hint: Some(hint.to_owned()),
+        about: None,
     };
     let ns = NetnsFd::open(path).map_err(|source| {
         let errno = source.errno().unwrap_or(0);

@@ -23,7 +23,14 @@ fn refusal(error: &Error) -> KernelError {
         Error::Bus(_) => "see to it that dbus and firewalld run, or choose another --firewall-driver",
         Error::Call { .. } => "the journal of firewalld says more: journalctl -u firewalld",
     };
-    KernelError { doing: error.to_string(), reason, errno: 0, kind: Kind::Bug, hint: Some(hint.to_owned()) }
+    KernelError {
+        doing: error.to_string(),
+        reason,
+        errno: 0,
+        kind: Kind::Bug,
+        hint: Some(hint.to_owned()),
+        about: None,
+    }
 }
 
 fn connect() -> Result<Firewalld, KernelError> {
@@ -33,6 +40,7 @@ fn connect() -> Result<Firewalld, KernelError> {
         errno: 0,
         kind: Kind::Unsupported,
         hint: Some("start firewalld, or choose another --firewall-driver".to_owned()),
+        about: None,
     })
 }
 
@@ -145,6 +153,7 @@ pub(super) fn tell(firewall: &Firewall, steps: &[Step]) -> Result<(), KernelErro
                 "set StrictForwardPorts=no in /etc/firewalld/firewalld.conf, or forward the ports in firewalld"
                     .to_owned(),
             ),
+            about: None,
         });
     }
     let told = firewalld.distrust(gone.iter().map(String::as_str));

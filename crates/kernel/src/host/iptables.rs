@@ -58,6 +58,7 @@ fn run(family: Family, verb: Verb, input: &str) -> Result<String, KernelError> {
                  --firewall-driver"
                     .to_owned(),
             ),
+            about: None,
         },
         _ => super::failure(doing(), error.to_string(), error.raw_os_error().unwrap_or(0)),
     };
@@ -83,6 +84,7 @@ fn run(family: Family, verb: Verb, input: &str) -> Result<String, KernelError> {
         errno: 0,
         kind,
         hint: Some("`portolan verify` shows what is missing, `portolan reconcile` puts it back".to_owned()),
+        about: None,
     })
 }
 
@@ -121,6 +123,7 @@ pub(super) fn apply(firewall: &Firewall, steps: &[Step], mode: Mode) -> Result<(
             errno: 0,
             kind: Kind::Unsupported,
             hint: Some("rename the interface, or choose another --firewall-driver".to_owned()),
+            about: None,
         });
     }
     if makes {

@@ -10,11 +10,12 @@ mod removal;
 
 use std::cell::{Cell, OnceCell, RefCell};
 
-use portolan_engine::{Kernel, KernelError, Kind, PortClash};
+use portolan_engine::{About, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
 use portolan_plan::{Firewall, Objects, Step};
 
 use crate::netlink::{self, NetlinkError, Socket};
+use crate::sysctl::SysctlError;
 
 /// The namespace of the calling thread, seen as the host. Holds one routing and one netfilter socket, opened when
 /// first needed.
@@ -114,7 +115,12 @@ fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError 
         (Kind::Denied, _) => Some("run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned()),
         _ => None,
     };
-    KernelError { doing: doing.into(), reason, errno, kind, hint }
+    KernelError { doing: doing.into(), reason, errno, kind, hint, about: None }
+}
+
+fn unset(doing: impl Into<String>, error: &SysctlError) -> KernelError {
+    let about = error.setting().map(|setting| Box::new(About::Setting(setting)));
+    KernelError { about, ..failure(doing, error.to_string(), error.errno().unwrap_or(0)) }
 }
 
 impl Kernel for HostKernel {

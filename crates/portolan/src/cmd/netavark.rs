@@ -13,8 +13,8 @@ use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::signals::{self, Signals};
 use portolan_model::FirewallDriver;
 use portolan_netavark::{
-    Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, container_id,
-    engine_failure, network_id,
+    Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, attach_failure,
+    container_id, engine_failure, network_id,
 };
 use portolan_resident::firewall;
 use serde::Serialize;
@@ -220,7 +220,8 @@ impl Args {
 
     /// The root that --config names, which `verb` cannot do without.
     fn context(&self, verb: &str) -> Result<Context, Failure> {
-        let config = self.config().ok_or_else(|| Failure::new(format!("{verb} needs the option --config DIR")))?;
+        let missing = || Failure::new(format!("--config not specified but required for netavark {verb}"));
+        let config = self.config().ok_or_else(missing)?;
         self.context_of(config)
     }
 
@@ -231,11 +232,9 @@ impl Args {
 
     fn context_of(&self, config: PathBuf) -> Result<Context, Failure> {
         let parse = |text: &String| {
-            let parsed = text.parse();
-            parsed.map_err(|_| {
-                let known = FirewallDriver::ALL.map(|driver| driver.to_string()).join(", ");
-                Failure::new(format!("unsupported firewall driver {text:?}: choose one of {known}"))
-            })
+            let text = text.to_lowercase();
+            text.parse::<FirewallDriver>()
+                .map_err(|_| Failure::new(format!("Must provide a valid firewall backend, got {text}")))
         };
         let wanted = self.firewall_driver.as_ref().filter(|text| !text.is_empty());
         Ok(Context::new(Some(config), false, wanted.map(parse).transpose()?))
@@ -398,7 +397,7 @@ fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failu
         }
         joined => joined,
     };
-    joined.map_err(|error| engine_failure(&error))
+    joined.map_err(|error| attach_failure(&error, request))
 }
 
 /// Refuses IPv6 where the host's administrator has turned it off, in netavark's words. Bridges of somebody else's get no

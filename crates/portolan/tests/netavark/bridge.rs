@@ -174,11 +174,18 @@ fn names_of_interfaces_on_the_host() {
     podman.up(&one);
     let end = interface(&podman.world.h, "web0").expect("the name asked for");
     assert_eq!(end.master, interface(&podman.world.h, "podman1").map(|bridge| bridge.index));
-    // One of ours, one of the host, and no name at all.
-    let taken = podman.refused(&named("two", "web0", 6));
-    assert!(taken.contains("`web0`"), "{taken}");
-    let taken = podman.refused(&named("three", "eth0", 7));
-    assert!(taken.contains("`eth0`"), "{taken}");
+    // One of ours, one of the host, one in the container, and no name at all.
+    let taken = |end: &str| {
+        format!(
+            "create veth pair: interface eth0 already exists on container namespace or {end} exists on host namespace: \
+             Netlink error: File exists (os error 17)"
+        )
+    };
+    assert_eq!(podman.refused(&named("two", "web0", 6)), taken("web0"));
+    assert_eq!(podman.refused(&named("three", "eth0", 7)), taken("eth0"));
+    let inside = named("inside", "web1", 9);
+    let _lan = podman.world.lab.lan("inner", &[(&inside.host, "eth0", &[])]).unwrap();
+    assert_eq!(podman.refused(&inside), taken("web1"));
     let bad = podman.refused(&named("four", "far/too", 8));
     assert!(bad.contains("`far/too`"), "{bad}");
     podman.down(&one);

@@ -175,10 +175,12 @@ fn a_name_that_is_taken_in_the_container() {
     let bridged = podman.pod("b").at(&crate::podman::bridge("web", 1), 5);
     let lan = [(&macvlan.host, "eth0", &["10.77.0.1/24"][..]), (&bridged.host, "eth0", &["10.77.0.2/24"])];
     let _lan = podman.world.lab.lan("inside", &lan).unwrap();
-    for pod in [&macvlan, &bridged] {
+    for (pod, doing) in [
+        (&macvlan, "rename tmp macvlan interface"),
+        (&bridged, "create veth pair: interface eth0 already exists on container namespace"),
+    ] {
         let before = interface(pod, "eth0");
-        let error = podman.refused(pod);
-        assert!(error.contains("File exists") || error.contains("EEXIST"), "{error}");
+        assert_eq!(podman.refused(pod), format!("{doing}: Netlink error: File exists (os error 17)"));
         assert_eq!(interface(pod, "eth0"), before);
         assert!(addresses(pod, "eth0").iter().any(|ip| ip.to_string().starts_with("10.77.0.")));
     }

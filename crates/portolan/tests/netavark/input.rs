@@ -185,7 +185,19 @@ fn command_lines_that_are_none() {
         output_of(podman.adopt(command), pod.input().as_bytes())
     };
     for verb in ["setup", "teardown"] {
-        assert_eq!(answer(&bare(&[verb, pod.path()])), Err(format!("{verb} needs the option --config DIR")));
+        let missing = format!("--config not specified but required for netavark {verb}");
+        assert_eq!(answer(&bare(&[verb, pod.path()])), Err(missing));
+    }
+    let missing = "--config not specified but required for netavark update".to_owned();
+    assert_eq!(answer(&bare(&["update", "web", "--network-dns-servers", ""])), Err(missing));
+    // What Podman is configured with counts in any case.
+    let unknown = "Must provide a valid firewall backend, got ipchains".to_owned();
+    for verb in ["setup", "teardown"] {
+        assert_eq!(
+            podman.call(&["--firewall-driver", "IPChains", verb, pod.path()], pod.input().as_bytes()),
+            Err(unknown.clone())
+        );
+        podman.call(&["--firewall-driver", "NFTables", verb, pod.path()], pod.input().as_bytes()).unwrap();
     }
     for args in [&["setup"][..], &["frobnicate"], &["--frobnicate", "version"], &[]] {
         let output = bare(args);

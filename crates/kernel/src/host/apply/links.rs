@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use portolan_model::{IfName, IpvlanMode, MacvlanMode, Sandbox};
 use portolan_plan::{Bridge, Child, ChildKind, Object, Port, Step, Vlan};
 
-use super::super::{failure, refusal, removal};
+use super::super::{failure, refusal, removal, unset};
 use super::{Context, Labelled, Mode, is_link_local, is_read_only, open_sandbox};
 use crate::netlink::{NetlinkError, Socket};
 use crate::netns::NetnsFd;
@@ -188,7 +188,7 @@ impl Context<'_> {
             // A kernel without IPv6 accepts nothing either.
             && (bridge.ipv6 || !(error.is_missing() || is_read_only(&error)))
         {
-            self.failures.push(failure(doing.clone(), error.to_string(), error.errno().unwrap_or(0)));
+            self.failures.push(unset(doing.clone(), &error));
             if self.mode == Mode::Strict {
                 return;
             }
@@ -300,7 +300,7 @@ impl Context<'_> {
         };
         let Some(parent) = self.index(socket, &child.parent) else { return };
         let Some(ns) = self.inside_of(&child.sandbox) else { return };
-        let mut labelled = Labelled::default();
+        let mut labelled = Labelled::to_make(&child.name);
         labelled.add(&format!("create {kind} `{}` on `{}`", child.name, child.parent), |batch| {
             link::create_child(
                 batch,
@@ -334,7 +334,7 @@ impl Context<'_> {
         let doing = format!("create veth `{}`", port.host_end);
         let Some(bridge) = self.index(socket, &port.bridge) else { return };
         let Some(ns) = self.inside_of(&port.sandbox) else { return };
-        let mut labelled = Labelled::default();
+        let mut labelled = Labelled::to_make(&port.sandbox_end);
         labelled.add(&doing, |batch| {
             link::create_veth(
                 batch,

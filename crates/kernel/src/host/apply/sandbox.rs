@@ -7,7 +7,7 @@ use portolan_engine::{KernelError, Kind};
 use portolan_model::{Family, IfName, RouteAction, Sandbox};
 use portolan_plan::{Child, ChildKind, DefaultRoute, Interface, Object, Step};
 
-use super::super::{failure, refusal};
+use super::super::{failure, refusal, unset};
 use super::{Context, Labelled, Mode, is_read_only, open_sandbox};
 use crate::netlink::{self, Socket};
 use crate::netns;
@@ -207,14 +207,14 @@ impl Context<'_> {
         if let Err(error) = written
             && (interface.ipv6 || !(error.is_missing() || is_read_only(&error)))
         {
-            return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
+            return Err(unset(doing, &error));
         }
         // Linux 5.12; before, the route has the kernel's own priority.
         if let Some(metric) = interface.routers.and_then(|routers| routers.metric)
             && let Err(error) = sysctl::write(&["net", "ipv6", "conf", name, "ra_defrtr_metric"], &metric.to_string())
             && !error.is_missing()
         {
-            return Err(failure(doing, error.to_string(), error.errno().unwrap_or(0)));
+            return Err(unset(doing, &error));
         }
         if let Some(before) = before {
             for address in addr::dump(socket, Some(index)).map_err(|error| refusal(&doing, &error))? {
