@@ -18,11 +18,16 @@ use crate::clock;
 
 /// Prints to standard output. A reader that has left is no failure: there is nobody to tell.
 pub(crate) fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match write(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         result => result.context("write to standard output"),
     }
+}
+
+/// Writes to standard output, whose reader may have gone.
+pub(crate) fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 /// Prints JSON, indented as Docker does.

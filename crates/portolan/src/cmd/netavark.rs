@@ -22,6 +22,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::cmd::{daemon, run};
 use crate::context::{Context, Engine};
+use crate::output;
 
 /// Where Podman as root keeps its state. Those who have rules put back call us by hand or from a unit, without --config.
 const PODMANS_ROOT: &str = "/run/containers/networks";
@@ -135,8 +136,7 @@ pub(crate) fn called() -> Option<i32> {
     if name == AARDVARK {
         let asked = std::env::args_os().nth(1);
         if asked.is_some_and(|word| word == "version" || word == "--version" || word == "-V") {
-            println!("{AARDVARK} {COMPATIBLE}");
-            return Some(0);
+            return Some(say(&format!("{AARDVARK} {COMPATIBLE}"), 0));
         }
         crate::failure::print("names are answered by the daemon of Portolan, which starts by itself", None);
         return Some(1);
@@ -158,6 +158,17 @@ pub(crate) fn called() -> Option<i32> {
     Some(args.run())
 }
 
+/// Prints a line, and answers with `status` also where nobody reads it any more.
+fn say(line: &str, status: i32) -> i32 {
+    match output::write(&format!("{line}\n")) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            tracing::error!("write to standard output: {error}");
+            1
+        }
+        _ => status,
+    }
+}
+
 /// Logs go to standard error, as much as Podman asks for by `RUST_LOG=netavark=LEVEL`.
 fn start_log() {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
@@ -168,15 +179,9 @@ fn start_log() {
 impl Args {
     pub(crate) fn run(self) -> i32 {
         match self.answer() {
-            Ok(Some(answer)) => {
-                println!("{answer}");
-                0
-            }
+            Ok(Some(answer)) => say(&answer, 0),
             Ok(None) => 0,
-            Err(failure) => {
-                println!("{}", failure.to_json());
-                1
-            }
+            Err(failure) => say(&failure.to_json(), 1),
         }
     }
 

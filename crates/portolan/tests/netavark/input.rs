@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use portolan_lab::probe::ping;
 use portolan_lab::snapshot::snapshot;
@@ -172,6 +172,20 @@ fn reloads_without_a_directory() {
         assert!(podman.adopt(flush).status().unwrap().success());
         assert_eq!(call(&[verb]), answer);
         podman.world.assert_untouched(&before, verb);
+    }
+}
+
+/// Who asks may be gone before the answer is there.
+#[test]
+fn answers_that_nobody_reads() {
+    let Some(podman) = Podman::or_skip("nv-unread") else { return };
+    for (args, status) in [(&["version"][..], 0), (&["setup", "/does/not/exist"], 1)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = podman.command(args);
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
