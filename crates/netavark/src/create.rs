@@ -155,10 +155,8 @@ fn complete_bridge(
     }
     parsed::<Ipv4Addr>(network, "outbound_addr4")?;
     parsed::<Ipv6Addr>(network, "outbound_addr6")?;
-    if let Some(isolate) = network.option("isolate")
-        && isolate.parse::<portolan_model::Isolate>().is_err()
-    {
-        return Err(Failure::new(format!("unable to parse \"isolate\": {:?} is not strict, true or false", isolate)));
+    if let Some(isolate) = network.option("isolate").filter(|level| !matches!(*level, "strict" | "true" | "false")) {
+        return Err(Failure::new(format!("invalid isolate option {:?}", shortened(isolate))));
     }
     let managed = match network.option("mode") {
         None | Some("" | "managed") => true,

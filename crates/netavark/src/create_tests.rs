@@ -159,6 +159,7 @@ fn every_refusal_has_its_text() {
         (r#","driver":"bridge","options":{"mtu":"x"}"#.into(), "unable to parse \"mtu\": invalid digit found in string"),
         (r#","driver":"bridge","options":{"vlan":"4095"}"#.into(), "vlan must be between 0 and 4094"),
         (r#","driver":"bridge","options":{"mode":"x"}"#.into(), "invalid bridge mode \"x\""),
+        (r#","driver":"bridge","options":{"isolate":"1"}"#.into(), "invalid isolate option \"1\""),
         (
             r#","driver":"bridge","routes":[{"destination":"10.9.0.1/24","gateway":"10.89.0.1"}]"#.into(),
             "route destination invalid",

@@ -246,10 +246,11 @@ fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>
                 Some("unmanaged") => drop(put("mode", "unmanaged".to_owned())),
                 Some(mode) => return Err(Failure::new(format!("invalid bridge mode {mode:?}"))),
             }
-            // What is neither is open, as in netavark.
-            if let Some(isolate) = network.option("isolate") {
-                let level = if matches!(isolate, "strict" | "true") { isolate } else { "false" };
-                put("isolate", level.to_owned());
+            // Older netavark takes what it does not know for open.
+            match network.option("isolate") {
+                None => {}
+                Some(level @ ("strict" | "true" | "false")) => drop(put("isolate", level.to_owned())),
+                Some(other) => return Err(Failure::new(format!("invalid isolate option {:?}", shortened(other)))),
             }
             if let Some(vlan) = parsed::<u16>(network, "vlan")?.filter(|vlan| *vlan > 0) {
                 if vlan > 4094 {

@@ -44,7 +44,7 @@ fn options_of_bridges() {
     assert_eq!((given.isolate, given.metric, given.default_route), (Isolate::True, Some(7), false));
     assert_eq!((given.vlan, given.vrf.unwrap().as_str(), given.mtu.unwrap().bytes()), (Some(20), "blue", 1400));
     assert_eq!(given.snat.v4.unwrap().to_string(), "10.0.0.5");
-    assert_eq!(options(r#","options":{"isolate":"whatever"}"#).isolate, Isolate::False);
+    assert_eq!(options(r#","options":{"isolate":"false"}"#).isolate, Isolate::False);
     assert!(!options(r#","options":{"mode":"unmanaged"}"#).managed);
 }
 
@@ -108,6 +108,8 @@ fn what_cannot_be_is_refused_in_netavarks_words() {
         (plain, bridge(r#","ipam_options":{"driver":"x"}"#), "unsupported ipam driver x"),
         (plain, bridge(r#","options":{"mtu":"x"}"#), "unable to parse \"mtu\": invalid digit found in string"),
         (plain, bridge(r#","options":{"mode":"x"}"#), "invalid bridge mode \"x\""),
+        (plain, bridge(r#","options":{"isolate":"srtict"}"#), "invalid isolate option \"srtict\""),
+        (plain, bridge(r#","options":{"isolate":""}"#), "invalid isolate option \"\""),
         (
             plain,
             bridge(r#","routes":[{"destination":"10.9.0.0/24"}]"#),

@@ -138,6 +138,19 @@ fn levels_of_isolation() {
     podman.world.verify();
 }
 
+/// Whoever misspells it asked for a wall, so there is none to be left out.
+#[test]
+fn a_level_of_isolation_that_is_none() {
+    let Some(podman) = Podman::or_skip("nv-isolate-bad") else { return };
+    for level in ["srtict", "1", "no", "True", ""] {
+        let network = merged(bridge("a", 1), json!({"options": {"isolate": level}}));
+        assert_eq!(
+            podman.refused(&podman.pod(&format!("c{level}")).at(&network, 5)),
+            format!("invalid isolate option {level:?}")
+        );
+    }
+}
+
 #[test]
 fn the_mtu_is_the_options_or_the_uplinks() {
     let Some(podman) = Podman::or_skip("nv-mtu") else { return };
