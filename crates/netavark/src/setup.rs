@@ -21,9 +21,12 @@ use crate::wire::{Attachment, Network, PortMapping, Route, Setup, shortened};
 /// The program that holds published ports for Podman's containers while they run.
 const PORT_KEEPER: &str = "conmon";
 
-/// The priority of routes that netavark gives where no option says another: macvlan and ipvlan are preferred.
+/// The priority of default routes that netavark gives where no option says another: macvlan and ipvlan are preferred.
 const BRIDGE_METRIC: u32 = 100;
 const CHILD_METRIC: u32 = 99;
+
+/// That of static routes which have none of their own, whatever the network's is.
+const ROUTE_METRIC: u32 = 100;
 
 /// A setup, ready for the engine and for plugins.
 #[derive(Debug)]
@@ -369,7 +372,7 @@ fn route(route: &Route) -> Result<StaticRoute, Failure> {
         }
         (kind, _) => return Err(Failure::new(format!("invalid route type \"{}\"", shortened(kind)))),
     };
-    Ok(StaticRoute { destination: destination.trunc(), action, metric: route.metric })
+    Ok(StaticRoute { destination: destination.trunc(), action, metric: Some(route.metric.unwrap_or(ROUTE_METRIC)) })
 }
 
 /// The publications that a port mapping stands for, one for each protocol.

@@ -155,9 +155,9 @@ fn options_of_macvlan() {
     let routes = json!({"routes": [{"destination": "10.89.0.0/24", "route_type": "blackhole"}]});
     let routed = podman.pod("routed").at(&with("routed", routes), 55);
     podman.up(&routed);
-    let metrics: Vec<_> =
-        routed.routes(Family::V4).into_iter().filter(|r| r.prefix_len == 24).filter_map(|r| r.metric).collect();
-    assert!(metrics.contains(&99), "{metrics:?}");
+    let routes = routed.routes(Family::V4);
+    let found = routes.iter().find(|route| route.dst.to_string() == "10.89.0.0").unwrap();
+    assert_eq!(found.metric, Some(100), "not that of the default route");
     podman.world.verify();
     let bad = podman.pod("bad").at(&with("bad", json!({"network_interface": "nothere"})), 56);
     let error = podman.refused(&bad);

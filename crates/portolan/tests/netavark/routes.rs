@@ -100,7 +100,8 @@ fn static_routes() {
         {"destination": "10.89.5.0/24", "gateway": "10.9.1.9", "route_type": "unicast"},
         {"destination": "fd89:5::/64", "gateway": "fd09:1::9", "route_type": "unicast"},
     ]);
-    let network = merged(bridge("a", 1), json!({"routes": routes}));
+    // The network's own priority is that of the default route alone.
+    let network = merged(bridge("a", 1), json!({"routes": routes, "options": {"metric": "200"}}));
     let pod = podman.pod("c").at(&network, 5);
     podman.up(&pod);
     let expected = |family| {
