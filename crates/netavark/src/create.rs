@@ -1,13 +1,13 @@
 //! A new network: what Podman leaves open is chosen, what it asks for is checked.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portolan_model::{IpvlanMode, MacvlanMode};
+use portolan_model::Driver;
 
 use crate::failure::Failure;
-use crate::setup::{check_subnets, overlap, parsed};
+use crate::setup::{self, check_subnets, overlap};
 use crate::wire::{CreateConfig, CreateOptions, LeaseRange, Network, Route, Subnet, SubnetPool, Used, shortened};
 
 /// Interface names have at most 15 bytes (`IFNAMSIZ`, linux/if.h).
@@ -47,11 +47,15 @@ pub fn new_network(config: CreateConfig, host: &impl Host) -> Result<Network, Fa
         check_interface(name)?;
     }
     check_ipam(&network)?;
+    let driver = setup::driver(&network);
+    if driver.is_some() {
+        setup::network_name(&network)?;
+    }
     let mut is_alone = false;
-    match network.driver.as_str() {
-        "bridge" => is_alone = complete_bridge(&mut network, &used, &options, host)?,
-        "macvlan" | "ipvlan" => complete_child(&mut network, host)?,
-        _ => network = host.plugin(&network)?,
+    match driver {
+        Some(Driver::Bridge) => is_alone = complete_bridge(&mut network, &used, &options, host)?,
+        Some(driver) => complete_child(&mut network, driver, host)?,
+        None => network = host.plugin(&network)?,
     }
     if network.ipam() == "none" {
         network.dns_enabled = false;
@@ -120,15 +124,13 @@ fn check_ipam(network: &Network) -> Result<(), Failure> {
     }
 }
 
-fn check_options(network: &Network, known: &[&str], kind: &str) -> Result<(), Failure> {
+/// Refuses options that setup would refuse, and those that it does not know.
+fn check_options(network: &Network, driver: Driver, known: &[&str], kind: &str) -> Result<(), Failure> {
     let unknown = network.options.iter().flatten().map(|(key, _)| key).find(|key| !known.contains(&key.as_str()));
     if let Some(key) = unknown {
         return Err(Failure::new(format!("unsupported {kind} network option: {}", shortened(key))));
     }
-    parsed::<u32>(network, "mtu")?;
-    parsed::<u32>(network, "metric")?;
-    parsed::<bool>(network, "no_default_route")?;
-    Ok(())
+    setup::options(network, driver).map(drop)
 }
 
 /// Completes a bridge network; whether its subnets may not overlap others.
@@ -148,23 +150,9 @@ fn complete_bridge(
             network.network_interface = Some(name);
         }
     }
-    check_options(network, &BRIDGE_OPTIONS, "bridge")?;
-    let vlan = parsed::<u16>(network, "vlan")?;
-    if vlan.is_some_and(|vlan| vlan > 4094) {
-        return Err(Failure::new("vlan must be between 0 and 4094"));
-    }
-    parsed::<Ipv4Addr>(network, "outbound_addr4")?;
-    parsed::<Ipv6Addr>(network, "outbound_addr6")?;
-    if let Some(isolate) = network.option("isolate").filter(|level| !matches!(*level, "strict" | "true" | "false")) {
-        return Err(Failure::new(format!("invalid isolate option {:?}", shortened(isolate))));
-    }
-    let managed = match network.option("mode") {
-        None | Some("" | "managed") => true,
-        Some("unmanaged") => false,
-        Some(mode) => return Err(Failure::new(format!("invalid bridge mode {mode:?}"))),
-    };
+    check_options(network, Driver::Bridge, &BRIDGE_OPTIONS, "bridge")?;
     // Several networks may be VLANs of one bridge, or on one of somebody else's.
-    let is_alone = managed && vlan.is_none();
+    let is_alone = setup::is_managed_bridge(network) && network.option("vlan").is_none();
     match &network.network_interface {
         Some(name) if is_alone && used.interfaces.contains(name) => {
             return Err(Failure::new(format!("bridge name {name} already in use")));
@@ -253,14 +241,14 @@ fn free_v6(taken: &[IpNet], host: &impl Host) -> Result<IpNet, Failure> {
     Err(Failure::new("failed to get random ipv6 subnet"))
 }
 
-fn complete_child(network: &mut Network, host: &impl Host) -> Result<(), Failure> {
+fn complete_child(network: &mut Network, driver: Driver, host: &impl Host) -> Result<(), Failure> {
     if let Some(parent) = &network.network_interface
         && let Some(there) = host.interfaces()
         && !there.contains(parent)
     {
         return Err(Failure::new(format!("parent interface {parent} does not exist")));
     }
-    let is_ipvlan = network.driver == "ipvlan";
+    let is_ipvlan = driver == Driver::Ipvlan;
     // The host does not see what they send, so it cannot answer names to them.
     network.dns_enabled = false;
     let has_subnets = network.subnets.iter().flatten().next().is_some();
@@ -278,14 +266,8 @@ fn complete_child(network: &mut Network, host: &impl Host) -> Result<(), Failure
         "dhcp" if has_subnets => return Err(Failure::new("ipam driver dhcp set but subnets are set")),
         _ => {}
     }
-    check_options(network, &CHILD_OPTIONS, "vlan")?;
-    if let Some(mode) = network.option("mode").filter(|mode| !mode.is_empty()) {
-        let is_known = if is_ipvlan { mode.parse::<IpvlanMode>().is_ok() } else { mode.parse::<MacvlanMode>().is_ok() };
-        if !is_known {
-            return Err(Failure::new(format!("invalid {} mode {mode:?}", network.driver)));
-        }
-    }
-    if parsed::<i32>(network, "bclim")?.is_some() && is_ipvlan {
+    check_options(network, driver, &CHILD_OPTIONS, "vlan")?;
+    if is_ipvlan && network.option("bclim").is_some() {
         return Err(Failure::new("unsupported ipvlan network option bclim"));
     }
     Ok(())
@@ -349,20 +331,12 @@ fn check_range(range: &LeaseRange, subnet: &IpNet) -> Result<(), Failure> {
     }
 }
 
+/// Refuses a route that setup would refuse, and one to what is no network.
 fn check_route(route: &Route) -> Result<(), Failure> {
-    let destination = route.destination;
-    if destination != destination.trunc() {
+    if route.destination != route.destination.trunc() {
         return Err(Failure::new("route destination invalid"));
     }
-    let kind = route.route_type.as_deref().unwrap_or_default();
-    match (kind, route.gateway) {
-        ("" | "unicast", None) => Err(Failure::new(format!("route {destination} requires a gateway for type unicast"))),
-        ("blackhole" | "unreachable" | "prohibit", Some(_)) => {
-            Err(Failure::new(format!("route {destination} must not have a gateway for type {kind}")))
-        }
-        ("" | "unicast" | "blackhole" | "unreachable" | "prohibit", _) => Ok(()),
-        _ => Err(Failure::new(format!("invalid route type \"{}\"", shortened(kind)))),
-    }
+    setup::route(route).map(drop)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod wire;
 pub use create::{Host, new_network};
 pub use failure::{Failure, all, attach_failure, engine_failure};
 pub use plugin::{find as find_plugin, run as run_plugin, run_create as run_create_plugin};
-pub use setup::{Plan, container_id, is_managed_bridge, network_id, plan};
+pub use setup::{Plan, container_id, driver, is_managed_bridge, network_id, plan};
 pub use status::{SEARCH_DOMAIN, status};
 pub use wire::{
     Attachment, CreateConfig, Network, PluginInput, PortMapping, Setup, StatusBlock, parse_create, parse_setup,

@@ -76,7 +76,8 @@ pub fn plan<'a>(setup: &'a Setup, netns: &Path, names_port: Option<u16>) -> Resu
     Ok(Plan { attach, plugins, warnings })
 }
 
-fn driver(network: &Network) -> Option<Driver> {
+/// The driver, if it is one of ours; else it is a plugin's.
+pub fn driver(network: &Network) -> Option<Driver> {
     match network.driver.as_str() {
         "bridge" => Some(Driver::Bridge),
         "macvlan" => Some(Driver::Macvlan),
@@ -175,10 +176,6 @@ fn network_request(
     ipam: Ipam,
     names_port: Option<u16>,
 ) -> Result<NetworkRequest, Failure> {
-    let name: Name = network
-        .name
-        .parse()
-        .map_err(|error| Failure::new(format!("invalid network name {:?}: {error}", shortened(&network.name))))?;
     // Where addresses are somebody else's, subnets say nothing.
     let known = network.subnets.iter().flatten().filter(|_| ipam == Ipam::Local);
     let subnets: Vec<IpNet> = known.clone().map(|subnet| subnet.subnet).collect();
@@ -188,6 +185,11 @@ fn network_request(
         Ipam::None => true,
     };
     let routes = network.routes.iter().flatten().map(route).collect::<Result<_, _>>()?;
+    let mut options = options(network, driver)?;
+    let device = network.network_interface.as_ref().filter(|device| !device.is_empty());
+    if let Some(device) = device.map(|device| interface(device)).transpose()? {
+        options.insert(if driver == Driver::Bridge { "bridge" } else { "parent" }.to_owned(), device.to_string());
+    }
     Ok(NetworkRequest {
         id: Some(network_id(network)),
         exact: true,
@@ -199,18 +201,25 @@ fn network_request(
         subnets,
         internal: network.internal,
         dns: network.network_dns_servers.clone().unwrap_or_default(),
-        options: options(network, driver)?,
+        options,
         labels: network.labels.clone().unwrap_or_default(),
         routes,
         // Elsewhere we have no address to answer at: the gateway is somebody else's.
         names: network.dns_enabled && is_managed_bridge(network),
         names_port,
-        ..NetworkRequest::new(name)
+        ..NetworkRequest::new(network_name(network)?)
     })
 }
 
-/// The options of a network by our names, checked as netavark checks them. Others are not looked at.
-fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>, Failure> {
+/// The name, as the engine takes it.
+pub(crate) fn network_name(network: &Network) -> Result<Name, Failure> {
+    let name = network.name.parse();
+    name.map_err(|error| Failure::new(format!("invalid network name {:?}: {error}", shortened(&network.name))))
+}
+
+/// The options of a network by our names, checked as netavark checks them. Others are not looked at. Its device, which it
+/// may not have yet, is not among them.
+pub(crate) fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>, Failure> {
     let mut found = BTreeMap::new();
     let mut put = |key: &str, value: String| found.insert(key.to_owned(), value);
     let mode = network.option("mode").filter(|mode| !mode.is_empty());
@@ -224,9 +233,6 @@ fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>
     }
     match driver {
         Driver::Macvlan | Driver::Ipvlan => {
-            if let Some(parent) = network.network_interface.as_ref().filter(|parent| !parent.is_empty()) {
-                put("parent", interface(parent)?.to_string());
-            }
             if let Some(mode) = mode {
                 let is_known = match driver {
                     Driver::Macvlan => mode.parse::<portolan_model::MacvlanMode>().is_ok(),
@@ -242,8 +248,6 @@ fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>
             }
         }
         Driver::Bridge | Driver::Host | Driver::None => {
-            let bridge = network.network_interface.as_deref().unwrap_or_default();
-            put("bridge", interface(bridge)?.to_string());
             match mode {
                 None | Some("managed") => {}
                 Some("unmanaged") => drop(put("mode", "unmanaged".to_owned())),
@@ -276,7 +280,7 @@ fn options(network: &Network, driver: Driver) -> Result<BTreeMap<String, String>
 }
 
 /// An option that has to be of a type.
-pub(crate) fn parsed<T: FromStr<Err: Display>>(network: &Network, key: &str) -> Result<Option<T>, Failure> {
+fn parsed<T: FromStr<Err: Display>>(network: &Network, key: &str) -> Result<Option<T>, Failure> {
     let parse =
         |value: &str| value.parse().map_err(|error| Failure::new(format!("unable to parse \"{key}\": {error}")));
     network.option(key).map(parse).transpose()
@@ -353,7 +357,7 @@ fn mac(text: &str) -> Result<Mac, Failure> {
     canonical.parse().map_err(|error: portolan_model::Invalid| Failure::new(error.to_string()))
 }
 
-fn route(route: &Route) -> Result<StaticRoute, Failure> {
+pub(crate) fn route(route: &Route) -> Result<StaticRoute, Failure> {
     let destination = route.destination;
     let kind = route.route_type.as_deref().unwrap_or_default();
     let action = match (kind, route.gateway) {

@@ -316,7 +316,7 @@ impl Args {
         daemon::settle(&context, false);
         for attachment in &setup.networks {
             let Some(network) = setup.network_info.get(&attachment.name) else { continue };
-            if matches!(network.driver.as_str(), "bridge" | "macvlan" | "ipvlan") {
+            if portolan_netavark::driver(network).is_some() {
                 continue;
             }
             let gone = match portolan_netavark::find_plugin(&self.plugin_directory, &network.driver) {

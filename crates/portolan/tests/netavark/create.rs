@@ -161,12 +161,21 @@ fn what_cannot_be_is_refused() {
             "route 10.60.0.0/24 must not have a gateway for type blackhole",
         ),
         (route(json!({"route_type": "x"})), none(), "invalid route type \"x\""),
+        // What no setup could do.
+        (route(json!({"gateway": "fd00::1"})), none(), "route 10.60.0.0/24 has a gateway of another family: fd00::1"),
+        (json!({"options": {"isolate": "yes"}}), none(), "invalid isolate option \"yes\""),
+        (json!({"options": {"vrf": "a/b"}}), none(), "interface name `a/b`: holds the character '/'"),
         (json!({"driver": "x"}), none(), "plugin for driver \"x\" not found in plugin directories"),
         (json!({"options": {"novel": "1"}}), none(), "unsupported bridge network option: novel"),
         (json!({"options": {"vlan": "5000"}}), none(), "vlan must be between 0 and 4094"),
     ] {
         assert_eq!(create(&podman, keys.clone(), rest), Err(text.to_owned()), "{keys}");
     }
+    let error = create(&podman, json!({"name": "n".repeat(129)}), none()).unwrap_err();
+    assert!(
+        error.starts_with("invalid network name \"nnn") && error.ends_with("longer than 128 characters"),
+        "{error}"
+    );
     let error = podman.call(&["create"], b"{").unwrap_err();
     assert!(error.starts_with("failed to load network create options: JSON Decoding error: EOF"), "{error}");
 }
