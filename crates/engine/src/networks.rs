@@ -177,10 +177,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             (None, Some(name)) if !is_taken(name)? => name.parse().expect("a valid interface name"),
             _ => format!("br-{}", id.short()).parse().expect("fifteen letters and digits"),
         };
-        if is_taken(bridge.as_str())? {
+        let holder = tx.network_of_device(bridge.as_str())?;
+        if !holder.as_ref().is_some_and(Network::is_managed_bridge) && is_taken(bridge.as_str())? {
             return Err(Error::DeviceTaken { name: bridge.to_string() });
         }
-        if let Some(taken) = tx.network_of_device(bridge.as_str())? {
+        if let Some(taken) = holder {
             return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
         }
         let mtu = match options.mtu {

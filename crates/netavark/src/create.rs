@@ -151,17 +151,19 @@ fn complete_bridge(
         }
     }
     check_options(network, Driver::Bridge, &BRIDGE_OPTIONS, "bridge")?;
-    // Several networks may be VLANs of one bridge, or on one of somebody else's.
-    let is_alone = setup::is_managed_bridge(network) && network.option("vlan").is_none();
+    // Several networks may be on a bridge of somebody else's. One of ours is one network's, also where that is a VLAN.
+    let is_managed = setup::is_managed_bridge(network);
+    let is_vlan = network.option("vlan").is_some();
     match &network.network_interface {
-        Some(name) if is_alone && used.interfaces.contains(name) => {
-            return Err(Failure::new(format!("bridge name {name} already in use")));
+        Some(name) if is_managed && used.interfaces.contains(name) => {
+            let why = if is_vlan { ": VLANs share a bridge only where all of them have mode=unmanaged" } else { "" };
+            return Err(Failure::new(format!("bridge name {name} already in use{why}")));
         }
         Some(name) if !is_name(name) => return Err(Failure::new(format!("bridge name {name} is invalid"))),
         Some(_) => {}
         None => network.network_interface = Some(free_device(options, used, host)?),
     }
-    let is_checked = is_alone && options.check_used_subnets;
+    let is_checked = is_managed && !is_vlan && options.check_used_subnets;
     if matches!(network.ipam(), "" | "host-local") {
         let subnets = network.subnets.get_or_insert_default();
         let has = |subnets: &[Subnet], v4| subnets.iter().any(|subnet| subnet.subnet.addr().is_ipv4() == v4);

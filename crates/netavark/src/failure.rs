@@ -103,6 +103,12 @@ pub fn engine_failure(error: &Error) -> Failure {
                 os(ENODEV)
             ));
         }
+        Error::NameTaken { what: "bridge device of network", name } => {
+            return Failure(format!(
+                "network `{name}` has that bridge already: several networks, as VLANs or not, share one only with \
+                 mode=unmanaged"
+            ));
+        }
         Error::DeviceTaken { .. } => {
             return Failure(format!(
                 "{error} (if another network backend made it, stop the containers that it keeps there first)"

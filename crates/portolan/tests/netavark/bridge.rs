@@ -331,6 +331,23 @@ fn no_addresses_at_all() {
     podman.down(&other);
 }
 
+/// A network that `create` of another backend has put on the bridge of one that is there.
+#[test]
+fn a_bridge_of_another_network() {
+    let Some(podman) = Podman::or_skip("nv-shared") else { return };
+    let shared =
+        |name: &str, n: u8, keys| merged(merged(bridge(name, n), json!({"network_interface": "podman9"})), keys);
+    podman.up(&podman.pod("first").at(&shared("a", 1, json!({})), 5));
+    for options in [json!({}), json!({"options": {"vlan": "20"}})] {
+        assert_eq!(
+            podman.refused(
+                &podman.pod(&format!("c{}", options.as_object().unwrap().len())).at(&shared("b", 2, options), 5)
+            ),
+            "network `a` has that bridge already: several networks, as VLANs or not, share one only with mode=unmanaged"
+        );
+    }
+}
+
 /// VLANs on the bridge; kernels without them are named in the refusal.
 #[test]
 fn vlans_on_a_bridge() {

@@ -57,6 +57,9 @@ fn what_is_left_open_is_chosen() {
     // Options of ours that netavark's create forgets.
     let options = json!({"options": {"outbound_addr4": "10.0.1.1", "vlan": "20", "isolate": "strict"}});
     assert_eq!(create(&podman, options.clone(), json!({})).unwrap()["options"], options["options"]);
+    // Several VLANs of one bridge, which is somebody else's.
+    let vlan = json!({"network_interface": "br0", "options": {"mode": "unmanaged", "vlan": "20"}});
+    create(&podman, vlan, json!({"used": {"interfaces": ["br0"]}})).unwrap();
     let none = create(&podman, json!({"ipam_options": {"driver": "none"}}), json!({})).unwrap();
     assert_eq!((&none["dns_enabled"], none.get("subnets")), (&json!(false), None));
     podman.world.portolan_ok(&["network", "ls"]);
@@ -97,6 +100,11 @@ fn what_cannot_be_is_refused() {
         (json!({"id": ""}), none(), "Network id must be supplied"),
         (json!({"id": "xyz"}), none(), "Network id must be a hexadecimal string \"xyz\""),
         (json!({"network_interface": "br0"}), used(json!({"interfaces": ["br0"]})), "bridge name br0 already in use"),
+        (
+            json!({"network_interface": "br0", "options": {"vlan": "20"}}),
+            used(json!({"interfaces": ["br0"]})),
+            "bridge name br0 already in use: VLANs share a bridge only where all of them have mode=unmanaged",
+        ),
         (json!({"network_interface": "br$0"}), none(), "bridge name br$0 is invalid"),
         (
             json!({"network_interface": "abcdefghijklmnop"}),
