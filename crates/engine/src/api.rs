@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName, Ipam, Link,
-    Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
+    AddressRange, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName,
+    Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
 };
 use portolan_plan::{ContainerView, Element, Firewall, Step};
 
@@ -25,7 +25,7 @@ pub struct NetworkRequest {
     /// Gateways, each inside one of the subnets.
     pub gateways: Vec<IpAddr>,
     /// Where leases come from, each inside one of the subnets.
-    pub ranges: Vec<IpNet>,
+    pub ranges: Vec<AddressRange>,
     /// Addresses never leased.
     pub aux: BTreeMap<String, IpAddr>,
     /// No way out.

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Invalid, Mac, Publication};
+use portolan_model::{AddressRange, Invalid, Mac, Publication};
 
 use crate::kernel::KernelError;
 use crate::store::StoreError;
@@ -105,7 +105,7 @@ pub enum Error {
         /// The network.
         network: String,
         /// Where addresses come from.
-        range: IpNet,
+        range: AddressRange,
     },
     /// The address is leased, or set aside.
     #[error("address {address} on network `{network}` is taken by {holder}")]

@@ -172,8 +172,7 @@ pub(crate) fn usable(net: IpNet) -> (IpAddr, IpAddr) {
 fn lease_range(subnet: &Subnet) -> (IpAddr, IpAddr) {
     let (first, last) = usable(subnet.net);
     let Some(range) = subnet.range else { return (first, last) };
-    let (low, high) = (range.network(), range.broadcast());
-    (first.max(low), last.min(high))
+    (first.max(range.first()), last.min(range.last()))
 }
 
 fn next(address: IpAddr) -> Option<IpAddr> {
@@ -230,7 +229,7 @@ pub(crate) fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Res
         }
         _ => Err(Error::AddressesExhausted {
             network: network.name.to_string(),
-            range: subnet.range.unwrap_or(subnet.net),
+            range: subnet.range.unwrap_or(subnet.net.into()),
         }),
     }
 }

@@ -247,13 +247,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         for range in &request.ranges {
-            let canonical = range.trunc();
-            if canonical != *range {
-                return Err(Invalid::new("IP range", range.to_string(), "has host bits set")
-                    .hint(format!("write {canonical}"))
-                    .into());
-            }
-            let subnet = containing(&mut subnets, "IP range", range.to_string(), |net| net.contains(range))?;
+            let subnet = containing(&mut subnets, "IP range", range.to_string(), |net| range.is_in(net))?;
             if subnet.range.replace(*range).is_some() {
                 return Err(Invalid::new(
                     "IP range",

@@ -17,6 +17,7 @@ mod name;
 mod network;
 mod options;
 mod port;
+mod range;
 
 pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
 pub use endpoint::{Endpoint, EndpointAddress, Link};
@@ -29,3 +30,4 @@ pub use name::{HostName, IfName, Name};
 pub use network::{Driver, Family, Ipam, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
 pub use options::{GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};
+pub use range::AddressRange;

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::serde_by_text;
-use crate::{GatewayMode, Id, IfName, Invalid, MacvlanMode, Mtu, Name, NetworkOptions, ProcessId};
+use crate::{AddressRange, GatewayMode, Id, IfName, Invalid, MacvlanMode, Mtu, Name, NetworkOptions, ProcessId};
 
 /// An internet protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -202,8 +202,8 @@ pub struct Subinterface {
 pub struct Subnet {
     /// The subnet, host bits zero (RFC 4632 §3.1).
     pub net: IpNet,
-    /// Leases come from this part only; inside `net`, host bits zero.
-    pub range: Option<IpNet>,
+    /// Leases come from this part only; inside `net`.
+    pub range: Option<AddressRange>,
     /// The address containers route to; the bridge's own. None on internal-isolated networks.
     pub gateway: Option<IpAddr>,
     /// Addresses set aside by name, never leased.

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use portolan_engine::{ContainerInfo, NetworkInfo, Repaired};
 use portolan_model::{
-    Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode, PortRange,
-    Publication,
+    AddressRange, Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode,
+    PortRange, Publication,
 };
 use portolan_plan::{ContainerView, Object, Step, published_endpoint};
 use serde::Serialize;
@@ -151,7 +151,7 @@ struct Ipam {
 struct IpamConfig {
     subnet: IpNet,
     #[serde(rename = "IPRange", skip_serializing_if = "Option::is_none")]
-    ip_range: Option<IpNet>,
+    ip_range: Option<AddressRange>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gateway: Option<IpAddr>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

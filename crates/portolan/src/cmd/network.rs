@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::IpNet;
 use portolan_engine::{EndpointRequest, Error, NetworkRequest};
-use portolan_model::{Driver, Ipam, Link, Mac, Name, Network, StaticRoute};
+use portolan_model::{AddressRange, Driver, Ipam, Link, Mac, Name, Network, StaticRoute};
 
 use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
@@ -101,9 +101,9 @@ pub(crate) struct CreateArgs {
     /// Gateway inside one of the subnets (default: its first address)
     #[arg(long, value_name = "IP", value_parser = spec::address)]
     gateway: Vec<IpAddr>,
-    /// Give out addresses of this part of a subnet only
-    #[arg(long, value_name = "CIDR", value_parser = spec::subnet)]
-    ip_range: Vec<IpNet>,
+    /// Give out addresses of this part of a subnet only: CIDR notation, or the first and the last as IP-IP
+    #[arg(long, value_name = "RANGE")]
+    ip_range: Vec<AddressRange>,
     /// Address that is never given out, with a name for it
     #[arg(long, value_name = "NAME=IP", value_parser = spec::aux_address)]
     aux_address: Vec<(String, IpAddr)>,
