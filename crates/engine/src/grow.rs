@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use portolan_model::{
-    Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Mac, Network, Phase,
-    Publication, PublishSpec,
+    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id,
+    IfName, Invalid, Mac, Network, NetworkMode, Phase, Publication, PublishSpec,
 };
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 
@@ -104,6 +104,41 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.settle(guard, &mut view)?;
         let ContainerView { container, endpoints, publications } = view;
         Ok(ContainerInfo { container, endpoints, publications, alive: true })
+    }
+
+    /// Whether a container could be given this endpoint now; nothing is changed.
+    ///
+    /// # Errors
+    /// Why it could not, as [`Engine::attach`] would say it; what only the kernel knows is not found out.
+    pub fn could_join(&self, wanted: &EndpointRequest) -> Result<()> {
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        let (network, _) = self.network_for(&tx, wanted)?;
+        let container = Container {
+            id: self.random_id(),
+            name: "nobody".parse().expect("a valid name"),
+            kind: ContainerKind::Attached,
+            mode: NetworkMode::Own,
+            sandbox: None,
+            supervisor: None,
+            process: None,
+            state: ContainerState::Created,
+            hostname: None,
+            command: Vec::new(),
+            exposed: Vec::new(),
+            dns: Default::default(),
+            hosts: Vec::new(),
+            sysctls: Default::default(),
+            labels: Default::default(),
+            auto_remove: false,
+            port_keeper: None,
+            boot: self.kernel.boot(),
+            created: self.kernel.now(),
+            phase: self.owner(),
+        };
+        let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
+        // The transaction is dropped: all of it was for the answer.
+        self.plan_endpoint(&tx, &mut view, &network, wanted)
     }
 
     /// Marks a container, its endpoints and its ports as settled.

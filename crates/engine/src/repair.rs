@@ -137,7 +137,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     pub(crate) fn differences(&self, tx: &S::Tx<'_>) -> Result<Vec<Step>> {
-        let mut desired = self.desired(tx)?;
+        self.compare(tx, self.desired(tx)?)
+    }
+
+    /// How the kernel differs from `desired`, and from nothing else of ours.
+    fn compare(&self, tx: &S::Tx<'_>, mut desired: Objects) -> Result<Vec<Step>> {
         let table = self.table(tx)?;
         desired.retain(|object| table.holds(object));
         let observed = self
@@ -286,6 +290,23 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.ensure_store(&guard)?;
         let tx = self.store.read()?;
         self.differences(&tx)
+    }
+
+    /// What the kernel lacks of one container, its networks and the host's rules, as the steps that would make it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; when store or kernel cannot be read.
+    pub fn missing(&self, container: &str) -> Result<Vec<Step>> {
+        let guard = self.store.lock()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.read()?;
+        let view = self.view(&tx, self.find_container(&tx, container)?)?;
+        let networks: Vec<Network> = view.endpoints.iter().map(|(_, network)| network.clone()).collect();
+        let mut desired = self.surroundings(&tx, &networks)?;
+        desired.extend(self.container_objects(&view));
+        // What others have is not among these, and so no difference.
+        let is_lack = |step: &Step| !matches!(step, Step::Delete(_));
+        Ok(self.compare(&tx, desired)?.into_iter().filter(is_lack).collect())
     }
 
     /// The elements that the kernel holds: all, or those of one network or container.

@@ -48,7 +48,7 @@ pub(crate) fn print(message: &str, hint: Option<&str>) {
 }
 
 /// The error and its causes, outermost first, each said once.
-fn chain(error: &anyhow::Error) -> String {
+pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -63,7 +63,7 @@ fn chain(error: &anyhow::Error) -> String {
 }
 
 /// The first advice that one of the causes gives.
-fn hint(error: &anyhow::Error) -> Option<String> {
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(refused) = cause.downcast_ref::<Refused>() {
             refused.hint.clone()

@@ -19,7 +19,7 @@ mod table;
 use std::io::Write;
 
 fn main() {
-    if let Some(code) = cmd::netavark::called() {
+    if let Some(code) = cmd::netavark::called().or_else(cmd::cni::called) {
         exit(code);
     }
     exit(match cli::parse() {
