@@ -3,13 +3,14 @@
 mod delegate;
 mod loopback;
 
+use std::error::Error as _;
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use portolan_cni::{Attachment, Call, Code, Config, Error, Plan, SUPPORTED, Success, Target, Verb};
 use portolan_engine::{ContainerInfo, EndpointRequest, Kernel as _, NetworkRequest};
+use portolan_kernel::netns::NetnsFd;
 use portolan_model::{Endpoint, Id, Network};
 
 use crate::cmd::daemon;
@@ -110,13 +111,17 @@ fn read() -> Result<Vec<u8>, Error> {
 
 /// Refuses a namespace that is not there, or is the one we are in.
 fn check_netns(call: &Call) -> Result<(), Error> {
-    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    let there = identity(&call.netns).map_err(|error| {
-        Error::new(Code::InvalidNetns, format!("failed to open netns {:?}: {error}", call.netns))
+    let netns = NetnsFd::open(&call.netns).map_err(|error| {
+        let mut msg = format!("failed to open netns {:?}: {error}", call.netns);
+        if let Some(cause) = error.source() {
+            msg = format!("{msg}: {cause}");
+        }
+        Error::new(Code::InvalidNetns, msg)
             .details("the runtime makes the namespace before it calls, and removes it after DEL")
     })?;
-    if !call.may_be_own_netns && identity(Path::new("/proc/self/ns/net")).is_ok_and(|own| own == there) {
-        return Err(Error::new(Code::InvalidNetns, "plugin's netns and netns from CNI_NETNS should not be the same"));
+    if !call.may_be_own_netns && NetnsFd::current().is_ok_and(|own| own.identity() == netns.identity()) {
+        let msg = "plugin's netns and netns from CNI_NETNS should not be the same";
+        return Err(Error::new(Code::InvalidNetns, msg));
     }
     Ok(())
 }
