@@ -8,6 +8,7 @@
 mod connection;
 mod hand_over;
 mod server;
+mod upstream;
 
 use std::fmt;
 use std::io;

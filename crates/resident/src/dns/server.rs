@@ -13,11 +13,12 @@ use portolan_kernel::udp::{self, BATCH, Inbox, Outbox};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, accept_with, send, sendto, socket_with};
+use rustix::net::{SendFlags, SocketFlags, accept_with, sendto};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::connection::{Connection, Fate, MAX_QUESTION};
 use super::hand_over::{ConnectionData, HandOver, Pending, ends_of, listens_on};
+use super::upstream::Upstream;
 use super::{Change, Command, Config, ListenFailure, ListenerEvent, Place, Stats};
 
 /// Clients' connections in all, and of one address.
@@ -27,8 +28,6 @@ const MAX_CONNECTIONS_EACH: usize = 32;
 const MAX_ACCEPTED: usize = 16;
 /// Descriptors looked at between two looks at the clock.
 const MAX_EVENTS: usize = 256;
-/// Answers of one upstream socket read in a row: more than one come only of strangers.
-const MAX_REPLIES: usize = 4;
 
 /// Batches read from one socket in a turn, as a rule and under a flood.
 const BATCHES: usize = 4;
@@ -83,13 +82,6 @@ struct Deferred {
     listener: u64,
     from: SocketAddr,
     bytes: Box<[u8]>,
-}
-
-/// A socket of an attempt at an upstream.
-#[derive(Debug)]
-enum Upstream {
-    Udp(OwnedFd),
-    Tcp { fd: OwnedFd, output: Vec<u8>, sent: usize, input: Vec<u8> },
 }
 
 /// What a question needs that has come in.
@@ -672,8 +664,9 @@ impl Server {
             for action in std::mem::take(&mut self.core.actions) {
                 match action {
                     Action::Ask { attempt, to, stream, message } => {
-                        if self.ask(attempt, to, stream, message).is_err() {
-                            self.core.forwarder.step(Event::Failed { attempt }, now, &mut self.core.actions);
+                        match Upstream::ask(&self.epoll, token(Kind::Upstream, attempt.0), to, stream, &message) {
+                            Ok(upstream) => drop(self.upstreams.insert(attempt.0, upstream)),
+                            Err(_) => self.core.forwarder.step(Event::Failed { attempt }, now, &mut self.core.actions),
                         }
                     }
                     Action::Close { attempt } => {
@@ -712,73 +705,12 @@ impl Server {
         }
     }
 
-    /// Opens a socket for an attempt; the kernel draws its port (`udp_lib_get_port`, net/ipv4/udp.c).
-    fn ask(&mut self, attempt: Attempt, to: SocketAddr, stream: bool, message: Vec<u8>) -> Result<(), Errno> {
-        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let kind = if stream { SocketType::STREAM } else { SocketType::DGRAM };
-        let fd = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-        let connected = rustix::net::connect(&fd, &to);
-        let data = token(Kind::Upstream, attempt.0);
-        let upstream = if stream {
-            match connected {
-                Ok(()) | Err(Errno::INPROGRESS) => {}
-                Err(error) => return Err(error),
-            }
-            epoll::add(&self.epoll, &fd, data, EventFlags::OUT)?;
-            let mut output = (message.len() as u16).to_be_bytes().to_vec();
-            output.extend_from_slice(&message);
-            Upstream::Tcp { fd, output, sent: 0, input: Vec::new() }
-        } else {
-            connected?;
-            send(&fd, &message, SendFlags::NOSIGNAL)?;
-            epoll::add(&self.epoll, &fd, data, EventFlags::IN)?;
-            Upstream::Udp(fd)
-        };
-        self.upstreams.insert(attempt.0, upstream);
-        Ok(())
-    }
-
     fn upstream_ready(&mut self, number: u64, now: Instant) {
         let attempt = Attempt(number);
+        let Some(upstream) = self.upstreams.get_mut(&number) else { return };
         let Core { forwarder, actions, .. } = &mut self.core;
-        let failed = match self.upstreams.get_mut(&number) {
-            None => return,
-            Some(Upstream::Udp(fd)) => {
-                let mut result = Ok(());
-                for _ in 0..MAX_REPLIES {
-                    match rustix::io::read(&*fd, &mut *self.scratch) {
-                        Ok(len) => forwarder.step(Event::Reply { attempt, bytes: &self.scratch[..len] }, now, actions),
-                        Err(error) => {
-                            result = Err(error);
-                            break;
-                        }
-                    }
-                }
-                !matches!(result, Ok(()) | Err(Errno::AGAIN | Errno::INTR))
-            }
-            Some(Upstream::Tcp { fd, output, sent, input }) => {
-                let result = if *sent < output.len() {
-                    let result = write_some(fd, output, sent);
-                    if *sent == output.len() {
-                        let data = token(Kind::Upstream, number);
-                        result.and(epoll::modify(&self.epoll, &*fd, data, EventFlags::IN))
-                    } else {
-                        result
-                    }
-                } else {
-                    read_some(fd, &mut self.scratch, input)
-                };
-                if let Some((len, rest)) = input.split_first_chunk::<2>()
-                    && let Some(bytes) = rest.get(..usize::from(u16::from_be_bytes(*len)))
-                {
-                    forwarder.step(Event::Reply { attempt, bytes }, now, actions);
-                    false
-                } else {
-                    result.is_err()
-                }
-            }
-        };
-        if failed {
+        let reply = |bytes: &[u8]| forwarder.step(Event::Reply { attempt, bytes }, now, actions);
+        if upstream.ready(&self.epoll, token(Kind::Upstream, number), &mut self.scratch, reply).is_err() {
             forwarder.step(Event::Failed { attempt }, now, actions);
         }
     }
@@ -829,27 +761,6 @@ impl Core {
             }
         }
         Outcome::Done
-    }
-}
-
-fn write_some(fd: &OwnedFd, output: &[u8], sent: &mut usize) -> Result<(), Errno> {
-    match send(fd, &output[*sent..], SendFlags::NOSIGNAL) {
-        Ok(len) => *sent += len,
-        Err(Errno::AGAIN | Errno::INTR) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
-fn read_some(fd: &OwnedFd, scratch: &mut [u8], input: &mut Vec<u8>) -> Result<(), Errno> {
-    match rustix::io::read(fd, &mut *scratch) {
-        Ok(0) => Err(Errno::CONNRESET),
-        Ok(len) => {
-            input.extend_from_slice(&scratch[..len]);
-            Ok(())
-        }
-        Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 
