@@ -281,12 +281,11 @@ impl Firewalld {
     }
 }
 
-/// Calls `reloaded` whenever firewalld has reloaded or has come up, until it says that it is enough. Waits as long as it
-/// takes; where there is no bus it returns at once.
+/// Calls `reloaded` whenever firewalld has reloaded or has come up, for good; where there is no bus it returns at once.
 ///
 /// # Errors
 /// [`Error::Bus`] when the bus does not let us in, or goes.
-pub fn follow(mut reloaded: impl FnMut() -> bool) -> Result<()> {
+pub fn follow(mut reloaded: impl FnMut()) -> Result<()> {
     let Some(connection) = bus()? else { return Ok(()) };
     let names = DBusProxy::new(&connection)?;
     for rule in [
@@ -307,8 +306,8 @@ pub fn follow(mut reloaded: impl FnMut() -> bool) -> Result<()> {
                 .is_ok_and(|(name, _, now)| name == NAME && !now.is_empty()),
             _ => false,
         };
-        if is_up && !reloaded() {
-            return Ok(());
+        if is_up {
+            reloaded();
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The command line as a whole, and how its misuse is reported.
 
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -26,6 +27,9 @@ pub(crate) struct Cli {
     global: Global,
     #[command(subcommand)]
     command: Command,
+    /// The command's name.
+    #[arg(skip)]
+    name: String,
 }
 
 const EXAMPLES: &str = "\
@@ -105,7 +109,7 @@ impl Cli {
     pub(crate) fn run(self) -> i32 {
         self.global.start_log();
         let driver = self.global.firewall_driver.and_then(|text| text.parse().ok());
-        let context = Context::new(self.global.root, self.global.json, driver);
+        let context = Context::new(self.name, self.global.root, self.global.json, driver);
         // What a failure of the verb itself exits with: `run` leaves the low numbers to its command.
         let fallback = if matches!(self.command, Command::Run(_)) { 125 } else { 1 };
         let result = match self.command {
@@ -157,37 +161,12 @@ pub(crate) fn start_log(level: tracing::Level) {
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().with_ansi(false).init();
 }
 
-/// One command with what every command takes: a definition that is made in a tenth of the time of the whole.
-#[derive(Debug, Parser)]
-#[command(name = "portolan")]
-struct Only<T: clap::Args> {
-    #[command(flatten)]
-    global: Global,
-    #[command(flatten)]
-    args: T,
-}
-
-/// Reads the command lines whose time matters, as long as nothing is wrong with them.
-fn parse_quickly() -> Option<Cli> {
-    fn only<T: clap::Args>(command: impl FnOnce(T) -> Command) -> Option<Cli> {
-        let words = std::env::args_os().enumerate().filter_map(|(at, word)| (at != 1).then_some(word));
-        let Only { global, args } = Only::<T>::try_parse_from(words).ok()?;
-        Some(Cli { global, command: command(args) })
-    }
-    match std::env::args_os().nth(1)?.to_str()? {
-        "attach" => only(|args| Command::Attach(Box::new(args))),
-        "detach" => only(Command::Detach),
-        "run" => only(|args| Command::Run(Box::new(args))),
-        _ => None,
-    }
-}
-
 /// Reads the command line; help and misuse are printed here, and answered with the exit status.
 pub(crate) fn parse() -> Result<Cli, i32> {
     if let Some(cli) = parse_hot() {
         return Ok(cli);
     }
-    parse_quickly().map_or_else(Cli::try_parse, Ok).map_err(|error| match error.kind() {
+    named(Cli::command(), std::env::args_os()).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
             0
@@ -218,7 +197,14 @@ fn parse_hot() -> Option<Cli> {
         _ => return None,
     };
     let whole = Global::augment_args(clap::Command::new("portolan").subcommand_required(true)).subcommand(command);
-    Cli::from_arg_matches_mut(&mut whole.try_get_matches_from(std::env::args_os()).ok()?).ok()
+    named(whole, std::env::args_os()).ok()
+}
+
+/// Reads a command line by a definition of it.
+fn named(definition: clap::Command, words: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut matches = definition.try_get_matches_from(words)?;
+    let name = matches.subcommand_name().unwrap_or_default().to_owned();
+    Ok(Cli { name, ..Cli::from_arg_matches_mut(&mut matches)? })
 }
 
 /// One sentence about what is wrong with the command line, and what to do about it.
@@ -324,8 +310,5 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
-        Only::<cmd::attach::Args>::command().debug_assert();
-        Only::<cmd::attach::DetachArgs>::command().debug_assert();
-        Only::<cmd::run::Args>::command().debug_assert();
     }
 }

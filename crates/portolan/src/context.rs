@@ -24,16 +24,23 @@ pub(crate) struct Context {
     pub(crate) json: bool,
     /// Who is to carry out the rules; none for the usual one.
     pub(crate) firewall: Option<FirewallDriver>,
+    /// The command's name.
+    pub(crate) command: String,
     /// When this command began.
     pub(crate) started: Instant,
 }
 
 impl Context {
-    pub(crate) fn new(root: Option<PathBuf>, json: bool, firewall: Option<FirewallDriver>) -> Self {
+    pub(crate) fn new(
+        command: impl Into<String>,
+        root: Option<PathBuf>,
+        json: bool,
+        firewall: Option<FirewallDriver>,
+    ) -> Self {
         let root = root.filter(|root| !root.as_os_str().is_empty()).unwrap_or_else(|| DEFAULT_ROOT.into());
         let root = std::path::absolute(&root).unwrap_or(root);
         let run = if root == Path::new(DEFAULT_ROOT) { "/run/portolan".into() } else { root.join("run") };
-        Self { root, run, json, firewall, started: Instant::now() }
+        Self { root, run, json, firewall, command: command.into(), started: Instant::now() }
     }
 
     /// Opens the state and puts the engine over it.

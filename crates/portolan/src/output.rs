@@ -294,13 +294,14 @@ pub(crate) fn networks(info: &ContainerInfo) -> Vec<String> {
     }
 }
 
+/// A container and its endpoints, as plans look at them.
+pub(crate) fn view(info: &ContainerInfo) -> ContainerView {
+    ContainerView { container: info.container.clone(), endpoints: info.endpoints.clone(), publications: Vec::new() }
+}
+
 /// The families in which a published port leads somewhere: those of its bridge networks with a way out.
 fn published_families(info: &ContainerInfo) -> Vec<Family> {
-    let view = ContainerView {
-        container: info.container.clone(),
-        endpoints: info.endpoints.clone(),
-        publications: Vec::new(),
-    };
+    let view = view(info);
     Family::ALL.into_iter().filter(|family| published_endpoint(&view, *family).is_some()).collect()
 }
 

@@ -1,6 +1,7 @@
 //! The control socket: how commands talk to the resident. One JSON object a line, each way.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,10 +60,7 @@ pub enum Request {
 #[serde(rename_all = "kebab-case", tag = "answer")]
 pub enum Answer {
     /// Done.
-    Done {
-        /// What is not as it should be all the same, a sentence each.
-        warnings: Vec<String>,
-    },
+    Done(Done),
     /// To [`Request::Status`].
     Status(Box<Status>),
     /// To [`Request::Stats`].
@@ -75,6 +73,16 @@ pub enum Answer {
         /// Why.
         reason: String,
     },
+}
+
+/// What is not as it should be, although what was asked for is done.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// A sentence each.
+    pub warnings: Vec<String>,
+    /// The gateway addresses among that where names are not answered.
+    #[serde(default)]
+    pub unanswered: Vec<SocketAddr>,
 }
 
 /// The state of the resident.
@@ -170,13 +178,13 @@ impl Client {
         self.stream.get_ref().set_read_timeout(None)
     }
 
-    /// As [`Self::ask`] for what is answered with [`Answer::Done`]: the warnings.
+    /// As [`Self::ask`] for what is answered with [`Answer::Done`].
     ///
     /// # Errors
     /// Also the resident's refusal.
-    pub fn tell(&mut self, request: &Request) -> Result<Option<Vec<String>>> {
+    pub fn tell(&mut self, request: &Request) -> Result<Option<Done>> {
         match self.ask(request)? {
-            Some(Answer::Done { warnings }) => Ok(Some(warnings)),
+            Some(Answer::Done(done)) => Ok(Some(done)),
             Some(Answer::Refused { reason }) => bail!(reason),
             Some(other) => bail!("the daemon answered something else: {other:?}"),
             None => Ok(None),
@@ -184,20 +192,20 @@ impl Client {
     }
 }
 
-/// Waits until the resident has got a container all addresses that DHCP servers are to give it, and they are in force; the
-/// warnings. None when no resident runs.
+/// Waits until the resident has got a container all addresses that DHCP servers are to give it, and they are in force.
+/// `false` when no resident runs.
 ///
 /// Asked again of the next one when a resident leaves, is killed or becomes another binary meanwhile.
 ///
 /// # Errors
 /// Why the container still has no address after `seconds`.
-pub fn acquire(run: &Path, container: Id, seconds: u32) -> Result<Option<Vec<String>>> {
+pub fn acquire(run: &Path, container: Id, seconds: u32) -> Result<bool> {
     let until = Instant::now() + Duration::from_secs(seconds.into());
     loop {
         let left = until.saturating_duration_since(Instant::now()).as_secs_f32().ceil() as u32;
-        let Some(mut client) = Client::connect(run)? else { return Ok(None) };
-        if let Some(warnings) = client.tell(&Request::Acquire { container, seconds: left })? {
-            return Ok(Some(warnings));
+        let Some(mut client) = Client::connect(run)? else { return Ok(false) };
+        if client.tell(&Request::Acquire { container, seconds: left })?.is_some() {
+            return Ok(true);
         }
         if left == 0 {
             bail!("the daemon leaves as soon as it was started");

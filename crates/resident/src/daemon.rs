@@ -27,7 +27,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{self, Answer, Request, Status};
+use crate::control::{self, Answer, Done, Request, Status};
 use crate::notify::Manager;
 use crate::services::{self, Inherited, Services};
 
@@ -266,14 +266,14 @@ impl Daemon {
             idle_since: None,
             _lock: lock,
         };
-        let warnings = daemon.follow_and_settle()?;
-        for warning in &warnings {
+        let done = daemon.follow_and_settle()?;
+        for warning in &done.warnings {
             tracing::warn!("{warning}");
         }
         daemon.manager.tell("READY=1");
         let is_asker = |client: &Client| !client.follows;
         if let Some(asker) = daemon.clients.iter().position(is_asker) {
-            daemon.answer(asker, &Answer::Done { warnings });
+            daemon.answer(asker, &Answer::Done(done));
         }
         Ok(daemon)
     }
@@ -369,7 +369,7 @@ impl Daemon {
     }
 
     /// The same, and waits until it is in force; what is not as it should be.
-    fn follow_and_settle(&mut self) -> Result<Vec<String>> {
+    fn follow_and_settle(&mut self) -> Result<Done> {
         self.follow()?;
         self.services.settle()
     }
@@ -381,7 +381,7 @@ impl Daemon {
             let missing = self.services.missing_leases(waiting.container);
             let answer = match missing.first() {
                 // Names follow the rows.
-                None => Answer::Done { warnings: self.follow_and_settle()? },
+                None => Answer::Done(self.follow_and_settle()?),
                 Some(missing) if waiting.until <= Instant::now() => {
                     Answer::Refused { reason: missing.explain(waiting.seconds) }
                 }
@@ -458,7 +458,7 @@ impl Daemon {
                     self.services.count_command(name, Duration::from_micros(micros) + started.elapsed());
                 }
                 let answer = match settled {
-                    Ok(warnings) => Answer::Done { warnings },
+                    Ok(done) => Answer::Done(done),
                     Err(error) => Answer::Refused { reason: format!("{error:#}") },
                 };
                 self.answer(at, &answer);
@@ -472,7 +472,7 @@ impl Daemon {
             Request::Release { container, network } => {
                 self.follow()?;
                 self.services.release_leases(container, network);
-                self.answer(at, &Answer::Done { warnings: Vec::new() });
+                self.answer(at, &Answer::Done(Done::default()));
             }
             Request::Status {} => {
                 let status = self.status();
@@ -487,13 +487,13 @@ impl Daemon {
             }
             Request::Events {} => {
                 self.clients[at].follows = true;
-                self.answer(at, &Answer::Done { warnings: Vec::new() });
+                self.answer(at, &Answer::Done(Done::default()));
             }
             Request::Stop {} => {
                 // Who has the answer finds nobody here any more.
                 self.services.stop();
                 let _ = fs::remove_file(control::path(&self.config.run));
-                self.answer(at, &Answer::Done { warnings: Vec::new() });
+                self.answer(at, &Answer::Done(Done::default()));
                 return Ok(Next::Leave);
             }
             Request::Upgrade { binary } => return Ok(Next::Become(binary, Some(at))),
@@ -527,7 +527,7 @@ impl Daemon {
             revision: self.services.revision(),
             networks,
             endpoints,
-            warnings: self.services.warnings().to_vec(),
+            warnings: self.services.last().warnings.clone(),
         }
     }
 

@@ -28,11 +28,11 @@ pub fn reload(engine: &Engine) -> Result<Repaired> {
     Ok(repaired)
 }
 
-/// [`reload`]s whenever firewalld has reloaded or has come up, and tells `told` of it, until that says that it is enough.
-/// Returns at once where there is no system bus.
+/// [`reload`]s whenever firewalld has reloaded or has come up, and tells `told` of it, for good. Returns at once where
+/// there is no system bus.
 ///
 /// # Errors
 /// When the bus does not let us in, or goes.
-pub fn follow(engine: &Engine, mut told: impl FnMut(Result<Repaired>) -> bool) -> Result<()> {
+pub fn follow(engine: &Engine, mut told: impl FnMut(Result<Repaired>)) -> Result<()> {
     Ok(portolan_firewalld::follow(|| told(reload(engine)))?)
 }

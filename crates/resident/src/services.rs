@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result};
 use portolan_dns::ResolvConf;
 use portolan_engine::Change;
 use portolan_kernel::diag::Transport;
-use portolan_kernel::udp::ListenError;
 use portolan_model::Id;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
+use crate::control::Done;
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
 use crate::feed::{Event, Feed, Told};
@@ -93,7 +93,8 @@ pub struct Services {
     /// Whether the fence is to stand, and why it does not if it should.
     fence: (bool, Option<String>),
     root: PathBuf,
-    warnings: Vec<String>,
+    /// How things stood when last somebody waited for all to be in force.
+    last: Done,
     tell: mpsc::Sender<String>,
     /// How long commands took, by their names.
     commands: BTreeMap<String, Latency>,
@@ -129,7 +130,7 @@ impl Services {
             repairer: None,
             fence: (false, None),
             root: config.root.clone(),
-            warnings: Vec::new(),
+            last: Done::default(),
             tell,
             commands: BTreeMap::new(),
             scrape: None,
@@ -312,16 +313,17 @@ impl Services {
     ///
     /// # Errors
     /// When a thread is gone.
-    pub fn settle(&mut self) -> Result<Vec<String>> {
-        let failures = self.dns.as_ref().map(DnsServer::barrier).transpose()?.unwrap_or_default();
-        self.warnings = self.fence.1.iter().cloned().collect();
-        let failures = failures.into_iter().map(|failure| format!("names are not answered: {failure}"));
-        self.warnings.extend(failures);
-        let failures = self.proxy.as_ref().map(Proxy::barrier).transpose()?.unwrap_or_default();
-        let failure =
-            |failure: ListenError| format!("a published port is not passed on: {failure}: {}", failure.source);
-        self.warnings.extend(failures.into_iter().map(failure));
-        Ok(self.warnings.clone())
+    pub fn settle(&mut self) -> Result<Done> {
+        let mut done = Done { warnings: self.fence.1.iter().cloned().collect(), unanswered: Vec::new() };
+        for failure in self.dns.as_ref().map(DnsServer::barrier).transpose()?.unwrap_or_default() {
+            done.warnings.push(format!("names are not answered: {failure}"));
+            done.unanswered.push(failure.address);
+        }
+        for failure in self.proxy.as_ref().map(Proxy::barrier).transpose()?.unwrap_or_default() {
+            done.warnings.push(format!("a published port is not passed on: {failure}: {}", failure.source));
+        }
+        self.last = done.clone();
+        Ok(done)
     }
 
     /// What a container still lacks of the addresses that DHCP servers are to give it.
@@ -365,9 +367,9 @@ impl Services {
         self.revision.unwrap_or(0)
     }
 
-    /// What is not as it should be, a sentence each.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// What is not as it should be.
+    pub fn last(&self) -> &Done {
+        &self.last
     }
 
     /// Ends the threads.

@@ -11,7 +11,7 @@ use portolan_model::{HostName, Name, NetworkMode, ProcessId};
 use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
 use crate::context::{Context, Engine};
-use crate::failure::{self, Refused};
+use crate::failure::Refused;
 use crate::output::{self, Attached, Named};
 use crate::{runtime, spec};
 
@@ -72,7 +72,8 @@ impl Args {
             }
         };
         let own = mode == NetworkMode::Own;
-        let mut info = engine.attach(&AttachRequest {
+        let starting = if endpoints.is_empty() { None } else { daemon::begin(context) };
+        let info = engine.attach(&AttachRequest {
             name: self.name,
             mode,
             process,
@@ -84,18 +85,9 @@ impl Args {
             labels: self.label.into_iter().collect(),
             ..AttachRequest::namespace(path)
         })?;
-        daemon::settle(context, !info.endpoints.is_empty());
-        match daemon::acquire(context, &engine, &info) {
-            Ok(leased) => info = leased.unwrap_or(info),
-            Err(error) => {
-                let id = info.container.id.to_string();
-                if let Err(error) = engine.detach(&id) {
-                    failure::report(&error.into(), 1);
-                }
-                daemon::settle(context, false);
-                return Err(error);
-            }
-        }
+        daemon::settle_with(context, !info.endpoints.is_empty(), starting);
+        let id = info.container.id.to_string();
+        let info = daemon::acquire_or(context, &engine, info, None, || Ok(engine.detach(&id).map(drop)?))?;
         if context.json {
             output::json(&Attached::from(&info))?;
         } else {

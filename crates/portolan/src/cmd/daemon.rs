@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
 use portolan_kernel::session::{self, Side};
 use portolan_model::{Family, Id, Network};
-use portolan_resident::control::{self, Answer, Client, Request};
+use portolan_resident::control::{self, Answer, Client, Done, Request};
 use portolan_resident::daemon::{self, Config};
 use portolan_resident::supervise::{self, Service};
 
@@ -189,7 +189,7 @@ fn none_runs() -> Refused {
 }
 
 fn tell(context: &Context, request: &Request, done: &str) -> Result<i32> {
-    let warnings = client(context)?.tell(request)?.unwrap_or_default();
+    let Done { warnings, .. } = client(context)?.tell(request)?.unwrap_or_default();
     if context.json {
         output::json(&serde_json::json!({ "done": done, "warnings": warnings }))?;
     } else {
@@ -229,34 +229,6 @@ fn status(context: &Context) -> Result<i32> {
 /// How often a command looks for a daemon and starts one: the first may just be leaving.
 const ATTEMPTS: usize = 3;
 
-/// Flags whose value is a word of its own, before the name of the command: ours, and those of netavark.
-const VALUED: [&str; 12] = [
-    "--root",
-    "--log",
-    "-f",
-    "--file",
-    "--firewall-driver",
-    "-c",
-    "--config",
-    "-r",
-    "--rootless",
-    "-a",
-    "--aardvark-binary",
-    "--plugin-directory",
-];
-
-/// The first word of the command line that is neither a flag nor the value of one.
-fn command_name() -> Option<String> {
-    let mut words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    loop {
-        match words.next()?.as_str() {
-            flag if VALUED.contains(&flag) => drop(words.next()),
-            flag if flag.starts_with('-') => {}
-            name => return Some(name.to_owned()),
-        }
-    }
-}
-
 /// Whether commands are to do without a daemon.
 pub(crate) fn is_off() -> bool {
     std::env::var_os("PORTOLAN_DAEMON").is_some_and(|value| value == "off")
@@ -266,33 +238,42 @@ pub(crate) fn is_off() -> bool {
 ///
 /// The verb is done whatever comes of this: failures are warnings.
 pub(crate) fn settle(context: &Context, is_needed: bool) {
-    match settled(context, is_needed, None) {
-        Ok(warnings) => warnings.iter().for_each(|warning| crate::failure::print(warning, None)),
+    settle_with(context, is_needed, None);
+}
+
+/// The same with what [`begin`] began.
+pub(crate) fn settle_with(context: &Context, is_needed: bool, starting: Option<Starting>) {
+    match settled(context, is_needed, starting) {
+        Ok(done) => done.warnings.iter().for_each(|warning| crate::failure::print(warning, None)),
         Err(error) => {
             crate::failure::report(&error.context("names and proxied ports are not served"), 0);
         }
     }
 }
 
-/// The same, for who decides what becomes of failures: what is not served all the same, a sentence each. `starting` is what
-/// [`begin`] began.
+/// The same, for who decides what becomes of failures.
 ///
 /// # Errors
 /// When there is no daemon to be had.
-pub(crate) fn settled(context: &Context, is_needed: bool, mut starting: Option<Starting>) -> Result<Vec<String>> {
+pub(crate) fn settled(context: &Context, is_needed: bool, mut starting: Option<Starting>) -> Result<Done> {
     let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let request = Request::Sync { command: command_name().map(|name| (name, took)) };
+    let request = Request::Sync { command: Some((context.command.clone(), took)) };
     for _ in 0..ATTEMPTS {
-        if let Some(mut client) = Client::connect(&context.run)? {
-            // One that leaves while we ask has nothing to serve, unless we have just made something.
-            if let Some(warnings) = client.tell(&request)? {
-                return Ok(warnings);
-            }
+        let (client, child) = match starting.take() {
+            Some(Starting::Runs(client)) => (Some(client), None),
+            Some(Starting::Comes(child)) => (None, Some(child)),
+            None => (Client::connect(&context.run)?, None),
+        };
+        // One that leaves while we ask has nothing to serve, unless we have just made something.
+        if let Some(mut client) = client
+            && let Some(done) = client.tell(&request)?
+        {
+            return Ok(done);
         }
         if !is_needed || is_off() {
-            return Ok(Vec::new());
+            return Ok(Done::default());
         }
-        launched(context, starting.take().map_or_else(|| spawn(context), Ok)?)?;
+        launched(context, child.map_or_else(|| spawn(context), Ok)?)?;
     }
     Err(Refused::new("the daemon leaves as soon as it was started").into())
 }
@@ -319,21 +300,49 @@ pub(crate) fn acquire(context: &Context, engine: &Engine, info: &ContainerInfo) 
     let id = info.container.id;
     let acquired = (|| {
         for _ in 0..ATTEMPTS {
-            if let Some(warnings) = control::acquire(&context.run, id, LEASE_SECONDS)? {
-                return Ok(warnings);
+            if control::acquire(&context.run, id, LEASE_SECONDS)? {
+                return Ok(());
             }
             launched(context, spawn(context)?)?;
         }
         Err(Refused::new("the daemon leaves as soon as it was started").into())
     })();
     match acquired {
-        Ok(_) => Ok(Some(engine.container(&id.to_string())?)),
+        Ok(()) => Ok(Some(engine.container(&id.to_string())?)),
         Err(error) => {
             let error: anyhow::Error = error;
             let hint = format!("see that a DHCP server serves the network behind `{}` of the host", network.bridge);
             let error =
                 if error.is::<Refused>() { error } else { Refused::new(format!("{error:#}")).hint(hint).into() };
             Err(error.context(format!("attach `{}` to `{}`", info.container.name, network.name)))
+        }
+    }
+}
+
+/// [`acquire`], or `undo`: what was attached, on `network` or on all, is taken off again by that, after what it got
+/// meanwhile is given back.
+///
+/// # Errors
+/// As [`acquire`]; that `undo` failed is reported.
+pub(crate) fn acquire_or(
+    context: &Context,
+    engine: &Engine,
+    info: ContainerInfo,
+    network: Option<Id>,
+    undo: impl FnOnce() -> Result<()>,
+) -> Result<ContainerInfo> {
+    match acquire(context, engine, &info) {
+        Ok(leased) => Ok(leased.unwrap_or(info)),
+        Err(error) => {
+            // One of several addresses may have come.
+            if let Ok(now) = engine.container(&info.container.id.to_string()) {
+                release(context, &now, network);
+            }
+            if let Err(error) = undo() {
+                crate::failure::report(&error.context("what was attached is not taken off again"), 1);
+            }
+            settle(context, false);
+            Err(error)
         }
     }
 }
@@ -346,22 +355,32 @@ pub(crate) fn release(context: &Context, info: &ContainerInfo, network: Option<I
     }
 }
 
-/// A daemon that is being started.
+/// The daemon that a verb will need.
 #[derive(Debug)]
-pub(crate) struct Starting(Child);
+pub(crate) enum Starting {
+    /// It runs.
+    Runs(Client),
+    /// It is being started.
+    Comes(Child),
+}
 
-/// Begins to start a daemon unless one runs, while the caller does what it will be needed for; [`settled`] waits for it.
+/// Finds the daemon, or begins to start one, while the caller does what it will be needed for; [`settled`] waits for it.
 pub(crate) fn begin(context: &Context) -> Option<Starting> {
-    if is_off() || matches!(Client::connect(&context.run), Ok(Some(_)) | Err(_)) {
+    if is_off() {
         return None;
     }
-    spawn(context).ok()
+    match Client::connect(&context.run) {
+        Ok(Some(client)) => Some(Starting::Runs(client)),
+        Ok(None) => spawn(context).ok().map(Starting::Comes),
+        // Who waits for it says why.
+        Err(_) => None,
+    }
 }
 
 /// Starts a daemon that leaves when it is not needed.
-fn spawn(context: &Context) -> Result<Starting> {
+fn spawn(context: &Context) -> Result<Child> {
     let program: PathBuf = std::env::current_exe().context("find this program")?;
-    let child = std::process::Command::new(&program)
+    std::process::Command::new(&program)
         // It may be installed under the name of a face.
         .arg0("portolan")
         .arg("--root")
@@ -371,12 +390,11 @@ fn spawn(context: &Context) -> Result<Starting> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("start `{}`", program.display()))?;
-    Ok(Starting(child))
+        .with_context(|| format!("start `{}`", program.display()))
 }
 
 /// Waits until a daemon answers that is being started.
-fn launched(context: &Context, Starting(child): Starting) -> Result<()> {
+fn launched(context: &Context, child: Child) -> Result<()> {
     let output = child.wait_with_output().context("wait for the daemon")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -114,6 +114,21 @@ struct DhcpProxyArgs {
     activity_timeout: u64,
 }
 
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Setup { .. } => "setup",
+            Self::Teardown { .. } => "teardown",
+            Self::Update { .. } => "update",
+            Self::Create => "create",
+            Self::Version => "version",
+            Self::FirewallReload => "firewall-reload",
+            Self::FirewalldReload => "firewalld-reload",
+            Self::DhcpProxy(_) => "dhcp-proxy",
+        }
+    }
+}
+
 impl DhcpProxyArgs {
     fn serve(&self) -> Result<(), Failure> {
         let args = portolan_dhcp_proxy::Args {
@@ -242,7 +257,7 @@ impl Args {
                 .map_err(|_| Failure::new(format!("Must provide a valid firewall backend, got {text}")))
         };
         let wanted = self.firewall_driver.as_ref().filter(|text| !text.is_empty());
-        Ok(Context::new(Some(config), false, wanted.map(parse).transpose()?))
+        Ok(Context::new(self.command.name(), Some(config), false, wanted.map(parse).transpose()?))
     }
 
     fn engine(context: &Context) -> Result<Engine, Failure> {
@@ -273,7 +288,7 @@ impl Args {
         let finish = || {
             let mut all = match joined {
                 Some(info) => {
-                    settle(&context, &setup, &info, starting)?;
+                    settle(&context, &info, starting)?;
                     let leased = daemon::acquire(&context, &engine, &info);
                     let info = leased.map_err(|error| Failure::new(format!("{error:#}")))?.unwrap_or(info);
                     let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
@@ -287,8 +302,8 @@ impl Args {
             Ok(serde_json::to_string(&all).expect("plain values serialise"))
         };
         finish().inspect_err(|_| {
-            if let Err(error) = engine.leave(&container_id(&setup.container_id).to_string(), &ids(&setup)) {
-                tracing::error!("the setup that failed was not taken back whole: {}", engine_failure(&error));
+            if let Err(failure) = leave(&context, &engine, &setup) {
+                tracing::error!("the setup that failed was not taken back whole: {failure}");
             }
             daemon::settle(&context, false);
         })
@@ -309,9 +324,7 @@ impl Args {
         let setup = portolan_netavark::parse_setup(&self.read()?)?;
         let context = self.context("teardown")?;
         let mut failures = Vec::new();
-        let container = container_id(&setup.container_id).to_string();
-        let left = Self::engine(&context)
-            .and_then(|engine| engine.leave(&container, &ids(&setup)).map_err(|error| engine_failure(&error)));
+        let left = Self::engine(&context).and_then(|engine| leave(&context, &engine, &setup));
         failures.extend(left.err());
         daemon::settle(&context, false);
         for attachment in &setup.networks {
@@ -364,12 +377,9 @@ impl Args {
     fn follow_firewalld(&self) -> Result<(), Failure> {
         let context = self.context_or_podmans()?;
         let engine = Self::engine(&context)?;
-        let told = |repaired: anyhow::Result<Repaired>| {
-            match repaired {
-                Ok(repaired) => repaired.failures.iter().for_each(|failure| tracing::error!("{failure}")),
-                Err(error) => tracing::error!("{error:#}"),
-            }
-            true
+        let told = |repaired: anyhow::Result<Repaired>| match repaired {
+            Ok(repaired) => repaired.failures.iter().for_each(|failure| tracing::error!("{failure}")),
+            Err(error) => tracing::error!("{error:#}"),
         };
         told(firewall::reload(&engine));
         let followed = firewall::follow(&engine, told);
@@ -378,13 +388,16 @@ impl Args {
     }
 }
 
+/// Where names are answered unless somebody says otherwise (RFC 1035 §4.2).
+const NAMES_PORT: u16 = 53;
+
 /// The port that `NETAVARK_DNS_PORT` asks names to be answered on, if it is not 53.
 fn names_port() -> Result<Option<u16>, Failure> {
     let Ok(text) = std::env::var("NETAVARK_DNS_PORT") else { return Ok(None) };
     let port: u16 = text.parse().map_err(|error| Failure::new(format!("Invalid NETAVARK_DNS_PORT {text}: {error}")))?;
     match port {
         0 => Err(Failure::new("Invalid NETAVARK_DNS_PORT 0: it is no port")),
-        53 => Ok(None),
+        NAMES_PORT => Ok(None),
         port => Ok(Some(port)),
     }
 }
@@ -405,6 +418,19 @@ fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failu
     joined.map_err(|error| attach_failure(&error, request))
 }
 
+/// Takes a container off the networks of a setup, after what it has by DHCP is given back.
+fn leave(context: &Context, engine: &Engine, setup: &Setup) -> Result<(), Failure> {
+    let (container, networks) = (container_id(&setup.container_id).to_string(), ids(setup));
+    if setup.network_info.values().any(|network| network.ipam() == "dhcp")
+        && let Ok(info) = engine.container(&container)
+    {
+        for (_, network) in info.endpoints.iter().filter(|(_, network)| networks.contains(&network.id.to_string())) {
+            daemon::release(context, &info, Some(network.id));
+        }
+    }
+    engine.leave(&container, &networks).map_err(|error| engine_failure(&error))
+}
+
 /// Refuses IPv6 where the host's administrator has turned it off, in netavark's words. Bridges of somebody else's get no
 /// address.
 fn check_ipv6(engine: &Engine, setup: &Setup) -> Result<(), Failure> {
@@ -422,35 +448,36 @@ fn check_ipv6(engine: &Engine, setup: &Setup) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until names and proxied ports are served. Names that cannot be answered on a network of the setup fail it.
-fn settle(
-    context: &Context,
-    setup: &Setup,
-    info: &ContainerInfo,
-    starting: Option<daemon::Starting>,
-) -> Result<(), Failure> {
+/// Waits until names and proxied ports are served. Names that cannot be answered on a network of the container fail it.
+fn settle(context: &Context, info: &ContainerInfo, starting: Option<daemon::Starting>) -> Result<(), Failure> {
     let served = |failure: Failure| failure.within("error while applying dns entries");
-    let has_names = info.endpoints.iter().any(|(_, network)| network.names);
-    let warnings = match daemon::settled(context, true, starting) {
-        Ok(warnings) => warnings,
-        Err(error) if has_names => return Err(served(Failure::new(format!("{error:#}")))),
-        Err(error) => vec![format!("{error:#}")],
-    };
-    let places: Vec<String> = setup
-        .networks
+    let places: Vec<SocketAddr> = info
+        .endpoints
         .iter()
-        .filter_map(|attachment| setup.network_info.get(&attachment.name))
-        .filter(|network| network.dns_enabled)
-        .flat_map(|network| network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway))
-        .map(|gateway| format!("`{}`", SocketAddr::new(gateway, names_port().ok().flatten().unwrap_or(53))))
+        .filter(|(_, network)| network.names)
+        .flat_map(|(_, network)| {
+            let port = network.names_port.unwrap_or(NAMES_PORT);
+            network.subnets.iter().filter_map(move |subnet| Some(SocketAddr::new(subnet.gateway?, port)))
+        })
         .collect();
-    for warning in warnings {
-        if places.iter().any(|place| warning.contains(place)) {
-            return Err(served(Failure::new(warning)));
+    let done = match daemon::settled(context, true, starting) {
+        Ok(done) => done,
+        Err(error) if !places.is_empty() => return Err(served(Failure::new(format!("{error:#}")))),
+        Err(error) => {
+            tracing::warn!("{error:#}");
+            return Ok(());
         }
+    };
+    for warning in &done.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(())
+    match done.unanswered.iter().find(|address| places.contains(address)) {
+        Some(address) => {
+            let why = done.warnings.iter().find(|warning| warning.contains(&address.to_string()));
+            Err(served(Failure::new(why.cloned().unwrap_or_else(|| format!("names are not answered on {address}")))))
+        }
+        None => Ok(()),
+    }
 }
 
 fn input<'a>(setup: &'a Setup, network: &'a Network, attachment: &'a Attachment) -> PluginInput<'a> {

@@ -12,7 +12,7 @@ use portolan_model::{AddressRange, Driver, Ipam, Link, Mac, Name, Network, Stati
 
 use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
-use crate::failure::{self, Refused};
+use crate::failure::Refused;
 use crate::output::{self, Attached, Named, NetworkDetails, NetworkRow};
 use crate::{spec, table};
 
@@ -422,18 +422,12 @@ impl ConnectArgs {
             spec::driver_option(&mut request, option)?;
         }
         let engine = context.engine_for("network connect")?;
-        let mut info = engine.connect(&self.container, &request)?;
+        let info = engine.connect(&self.container, &request)?;
         daemon::settle(context, true);
-        match daemon::acquire(context, &engine, &info) {
-            Ok(leased) => info = leased.unwrap_or(info),
-            Err(error) => {
-                if let Err(error) = engine.disconnect(&info.container.id.to_string(), &request.network) {
-                    failure::report(&error.into(), 1);
-                }
-                daemon::settle(context, false);
-                return Err(error);
-            }
-        }
+        let id = info.container.id.to_string();
+        let undo = || Ok(engine.disconnect(&id, &request.network).map(drop)?);
+        let new = info.endpoints.last().map(|(_, network)| network.id);
+        let info = daemon::acquire_or(context, &engine, info, new, undo)?;
         run::refresh_files(context, &engine, &info)?;
         if context.json {
             output::json(&Attached::from(&info))?;

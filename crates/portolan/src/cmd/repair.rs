@@ -63,7 +63,6 @@ impl ReconcileArgs {
             if let Err(error) = shown {
                 failure::report(&error, 1);
             }
-            true
         })?;
         Err(Refused::new("there is no system bus on which firewalld could be heard")
             .hint("`--follow` is of use beside firewalld only")

@@ -19,13 +19,13 @@ use portolan_kernel::rtnl::link::{self, LinkChange};
 use portolan_kernel::session::{self, Side};
 use portolan_kernel::signals::{self, Event, FORWARDED, Signals};
 use portolan_model::{ContainerKind, DnsConfig, Family, HostEntry, HostName, Id, Name, NetworkMode, ProcessId};
-use portolan_plan::{ContainerView, leased_names, name_servers};
+use portolan_plan::{leased_names, name_servers};
 
 use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
 use crate::context::{Context, Engine};
 use crate::failure::{self, Refused};
-use crate::output::{self, Named};
+use crate::output::{self, Named, view};
 use crate::resolv::{self, Reach};
 use crate::runtime::{self, RuntimeDir};
 use crate::spec;
@@ -200,6 +200,7 @@ impl Args {
         let process =
             ProcessId { pid: child.pid(), started: child.start_time().context("read the child's start time")? };
         let own = matches!(stack.mode, NetworkMode::Own);
+        let starting = if stack.endpoints.is_empty() { None } else { daemon::begin(context) };
         let mut info = engine.attach(&AttachRequest {
             name: self.name,
             id: Some(id),
@@ -220,8 +221,8 @@ impl Args {
             auto_remove: self.rm,
             port_keeper: None,
         })?;
-        let mut release = || -> Result<()> {
-            daemon::settle(context, !info.endpoints.is_empty());
+        let release = || -> Result<()> {
+            daemon::settle_with(context, !info.endpoints.is_empty(), starting);
             if let Some(leased) = daemon::acquire(context, &engine, &info)? {
                 info = leased;
             }
@@ -419,10 +420,6 @@ fn resolver_file(info: &ContainerInfo) -> String {
         dns.search = domains;
     }
     resolv::content(&dns, &reach(info))
-}
-
-fn view(info: &ContainerInfo) -> ContainerView {
-    ContainerView { container: info.container.clone(), endpoints: info.endpoints.clone(), publications: Vec::new() }
 }
 
 /// Where the container's resolver finds its name servers.

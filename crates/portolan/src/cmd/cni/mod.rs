@@ -83,7 +83,7 @@ fn answer(kind: &str) -> Result<String, Error> {
     let success = match kind {
         "loopback" => loopback::run(&call, &config)?,
         _ => Plugin {
-            context: Context::new(std::env::var_os("PORTOLAN_ROOT").map(PathBuf::from), false, None),
+            context: Context::new("cni", std::env::var_os("PORTOLAN_ROOT").map(PathBuf::from), false, None),
             call,
             config,
             text,
@@ -182,15 +182,13 @@ impl Plugin {
     fn add_with(&self, engine: &Engine, delegated: Option<&Success>) -> Result<Success, Error> {
         let plan = Plan::of(&self.config, delegated)?;
         let request = portolan_cni::plan(&self.call, &self.config, &plan, delegated)?;
+        let starting = daemon::begin(&self.context);
         let info = engine.join(&request)?;
-        daemon::settle(&self.context, !info.endpoints.is_empty());
-        let info = match daemon::acquire(&self.context, engine, &info) {
-            Ok(leased) => leased.unwrap_or(info),
-            Err(error) => {
-                self.leave(engine)?;
-                return Err(internal(&error));
-            }
-        };
+        daemon::settle_with(&self.context, true, starting);
+        let network = self.endpoint(&info)?.1.id;
+        let undo = || Ok(engine.leave(&info.container.id.to_string(), &[network.to_string()])?);
+        let info = daemon::acquire_or(&self.context, engine, info.clone(), Some(network), undo)
+            .map_err(|error| internal(&error))?;
         let (endpoint, network) = self.endpoint(&info)?;
         let mac_of = |name: &str| engine.kernel().find_interface(name).ok()??.mac;
         Ok(portolan_cni::result(&self.call, &self.config, endpoint, network, mac_of))
