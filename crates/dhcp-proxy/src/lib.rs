@@ -27,12 +27,12 @@ use tokio::time::sleep;
 
 use crate::service::Service;
 
-/// How the service is to run; the defaults are netavark's.
+/// How the service is to run.
 #[derive(Debug, Clone)]
 pub struct Args {
     /// Where the socket and the file of leases are (`--dir`).
     pub dir: PathBuf,
-    /// Where the socket is, if not there (`--uds`).
+    /// The socket, or the directory that it is in, if not there (`--uds`).
     pub uds: Option<PathBuf>,
     /// How long a server may take to grant a lease (`--timeout`).
     pub timeout: Duration,
@@ -40,13 +40,15 @@ pub struct Args {
     pub activity_timeout: Duration,
 }
 
-impl Default for Args {
-    fn default() -> Self {
-        Self {
-            dir: "/run/podman".into(),
-            uds: None,
-            timeout: Duration::from_secs(8),
-            activity_timeout: Duration::from_secs(300),
+/// The name of the socket in its directory.
+const SOCKET: &str = "nv-proxy.sock";
+
+impl Args {
+    fn socket(&self) -> PathBuf {
+        match &self.uds {
+            Some(socket) if !socket.is_dir() => socket.clone(),
+            Some(directory) => directory.join(SOCKET),
+            None => self.dir.join(SOCKET),
         }
     }
 }
@@ -68,7 +70,7 @@ impl Door {
         if let Some(fd) = passed.pop() {
             return Ok(Self { listener: Listener::from(fd), own: None });
         }
-        let path = args.uds.clone().unwrap_or_else(|| args.dir.join("nv-proxy.sock"));
+        let path = args.socket();
         let doing = || format!("listen at `{}`", path.display());
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).with_context(doing)?;

@@ -66,9 +66,9 @@ impl World {
     fn serve(&self, test: impl FnOnce(&Path)) {
         let args = Args {
             dir: self.dir.clone(),
+            uds: None,
             timeout: Duration::from_secs(3),
             activity_timeout: Duration::from_secs(1),
-            ..Args::default()
         };
         std::thread::scope(|scope| {
             let service = scope.spawn(|| self.h.enter(|| portolan_dhcp_proxy::run(&args)));

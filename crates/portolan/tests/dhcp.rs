@@ -569,3 +569,17 @@ fn podman_is_told_what_the_server_said() {
     assert!(!done && answer["error"].as_str().is_some_and(|text| text.contains("`lan`")), "{answer}");
     assert_eq!(interface(&container, "eth0"), None);
 }
+
+/// As netavark's own tests and its units of systemd start it.
+#[test]
+fn the_service_for_other_netavarks_takes_their_flags() {
+    let Some(world) = world("dhcp-proxy-flags") else { return };
+    let [leases, socket] = ["leases", "socket"].map(|name| world.lab.dir().join(name));
+    fs::create_dir(&socket).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+    command.args(["netavark", "dhcp-proxy", "-a", "1", "-t", "3", "-d"]).arg(&leases).arg("-u").arg(&socket);
+    let mut service = world.h.adopt(command).unwrap().spawn().unwrap();
+    assert!(eventually(LONG, || socket.join("nv-proxy.sock").exists()), "the socket is in the directory");
+    assert!(service.wait().unwrap().success(), "it leaves, for nobody has asked");
+    assert!(leases.join("nv-proxy.lease").exists());
+}

@@ -101,10 +101,10 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct DhcpProxyArgs {
     /// Directory of the socket and of the list of leases
-    #[arg(long, value_name = "DIR", default_value = "/run/podman")]
+    #[arg(short, long, value_name = "DIR", default_value = "/run/podman")]
     dir: PathBuf,
-    /// The socket, if not there
-    #[arg(long, value_name = "PATH")]
+    /// The socket, or the directory that it is in, if not there
+    #[arg(short, long, value_name = "PATH")]
     uds: Option<PathBuf>,
     /// How long a server may take to grant a lease
     #[arg(short, long, value_name = "SECONDS", default_value_t = 8)]
