@@ -115,10 +115,10 @@ async fn call(path: &str, body: &[u8], service: &Service) -> Result<Vec<u8>, Sta
     let config = || NetworkConfig::decode(body).map_err(bad);
     match path {
         "/netavark_proxy.NetavarkProxy/Setup" => Ok(service.setup(config()?).await?.encode_to_vec()),
-        "/netavark_proxy.NetavarkProxy/Teardown" => Ok(service.teardown(&config()?)?.encode_to_vec()),
+        "/netavark_proxy.NetavarkProxy/Teardown" => Ok(service.teardown(&config()?).await?.encode_to_vec()),
         "/netavark_proxy.NetavarkProxy/Clean" => {
             Empty::decode(body).map_err(bad)?;
-            Ok(service.clean()?.encode_to_vec())
+            Ok(service.clean().await?.encode_to_vec())
         }
         other => Err(Status::new(Code::Unimplemented, format!("there is no call `{other}`"))),
     }

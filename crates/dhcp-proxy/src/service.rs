@@ -18,7 +18,7 @@ use portolan_kernel::rtnl::{Family as Af, link};
 use portolan_model::{DhcpLease, Family, Id, IfName, Mac, Sandbox};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use crate::grpc::{Code, Status};
 use crate::wire::{Lease, NetworkConfig, OperationResponse};
@@ -63,7 +63,7 @@ struct Asked<'a> {
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.service.forget(self.key);
+            drop(self.service.forget(vec![self.key]));
         }
         self.service.last.set(Instant::now());
     }
@@ -99,9 +99,11 @@ impl Service {
     /// Gives back from the host what was held by containers that are gone.
     pub(crate) fn sweep(&self) {
         let gone: Vec<Key> = lock(&self.held).iter().filter(|(_, held)| held.is_gone).map(|(key, _)| *key).collect();
-        let is_any = !gone.is_empty();
-        gone.into_iter().for_each(|key| self.forget(key));
-        if is_any && let Err(status) = self.list() {
+        if gone.is_empty() {
+            return;
+        }
+        drop(self.forget(gone));
+        if let Err(status) = self.list() {
             tracing::warn!("{}", status.message);
         }
     }
@@ -116,7 +118,7 @@ impl Service {
         self.last.set(Instant::now());
         let place = place(&config)?;
         let (key, mac) = ((place.endpoint, place.family), place.mac);
-        self.forget(key);
+        drop(self.forget(vec![key]));
         lock(&self.held).insert(key, Held { place: place.clone(), lease: None, reason: None, is_gone: false });
         let mut asked = Asked { service: self, key, is_answered: false };
         self.keeper.keep(place, None);
@@ -143,32 +145,51 @@ impl Service {
     }
 
     /// Gives a lease back; what it was, or an empty one where none is held.
-    pub(crate) fn teardown(&self, config: &NetworkConfig) -> Result<Lease, Status> {
+    pub(crate) async fn teardown(&self, config: &NetworkConfig) -> Result<Lease, Status> {
         self.last.set(Instant::now());
         let mac = mac(config)?;
         let key = (id(mac), family(config)?);
         let lease = lock(&self.held).get(&key).and_then(|held| held.lease.clone());
-        self.forget(key);
-        self.list()?;
+        self.take_back(vec![key]).await?;
         Ok(lease.map_or_else(Lease::default, |lease| Lease::new(&lease, mac)))
     }
 
     /// Gives all leases back.
-    pub(crate) fn clean(&self) -> Result<OperationResponse, Status> {
+    pub(crate) async fn clean(&self) -> Result<OperationResponse, Status> {
         self.last.set(Instant::now());
         let keys: Vec<Key> = lock(&self.held).keys().copied().collect();
-        keys.into_iter().for_each(|key| self.forget(key));
-        self.list()?;
+        self.take_back(keys).await?;
         Ok(OperationResponse { success: true })
     }
 
-    /// Gives back what is held under `key`, from the container's interface if that is there.
-    fn forget(&self, key: Key) {
-        if lock(&self.held).remove(&key).is_some() {
-            self.keeper.release(vec![key], PATIENCE);
-            self.keeper.leave(key.0, key.1);
+    /// Gives back what is held under `keys`, from the containers' interfaces if those are there. It is begun at once, and
+    /// done before whatever the keeper is told next; the future is ready when it is done, or has taken too long.
+    fn forget(&self, mut keys: Vec<Key>) -> impl Future<Output = ()> + use<> {
+        let mut held = lock(&self.held);
+        keys.retain(|key| held.remove(key).is_some());
+        drop(held);
+        let sent = (!keys.is_empty()).then(|| self.keeper.begin_release(keys.clone()));
+        for (endpoint, family) in keys {
+            self.keeper.leave(endpoint, family);
+        }
+        if sent.is_some() {
             self.changed.notify_waiters();
         }
+        async move {
+            if let Some(sent) = sent
+                && timeout(PATIENCE, sent).await.is_err()
+            {
+                tracing::warn!("a lease is given back late");
+            }
+        }
+    }
+
+    /// Gives back what is held under `keys` and lists what is left; the list is right even if the caller leaves.
+    async fn take_back(&self, keys: Vec<Key>) -> Result<(), Status> {
+        let given_back = self.forget(keys);
+        let listed = self.list();
+        given_back.await;
+        listed
     }
 
     fn list(&self) -> Result<(), Status> {

@@ -140,25 +140,30 @@ impl Answer {
     }
 }
 
-/// Calls with curl, another implementation of HTTP/2 than ours.
-#[track_caller]
-fn call(socket: &Path, method: &str, message: &[u8]) -> Answer {
+/// A call by curl, another implementation of HTTP/2 than ours; headers are in `headers` beside the socket.
+fn ask(socket: &Path, method: &str, message: &[u8], flags: &[&str]) -> Command {
     let dir = socket.parent().unwrap();
-    let (question, headers) = (dir.join("question"), dir.join("headers"));
+    let question = dir.join("question");
     let frame = [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat();
     fs::write(&question, frame).unwrap();
-    let output = Command::new("curl")
-        .args(["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20", "--unix-socket"])
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--show-error", "--http2-prior-knowledge", "--unix-socket"])
         .arg(socket)
         .args(["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary"])
         .arg(format!("@{}", question.display()))
         .arg("--dump-header")
-        .arg(&headers)
-        .arg(format!("http://localhost/netavark_proxy.NetavarkProxy/{method}"))
-        .output()
-        .unwrap();
+        .arg(dir.join("headers"))
+        .args(flags)
+        .arg(format!("http://localhost/netavark_proxy.NetavarkProxy/{method}"));
+    command
+}
+
+#[track_caller]
+fn call(socket: &Path, method: &str, message: &[u8]) -> Answer {
+    let output = ask(socket, method, message, &["--max-time", "20"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let headers = fs::read_to_string(headers).unwrap();
+    let headers = fs::read_to_string(socket.with_file_name("headers")).unwrap();
     let fields = match output.stdout.split_first_chunk::<5>() {
         Some((header, message)) => {
             assert_eq!(header[0], 0);
@@ -278,5 +283,19 @@ fn what_cannot_be_is_said_in_grpc() {
         let cleaned = call(socket, "Clean", b"");
         assert_eq!(cleaned.text(1), "1");
         assert!(eventually(LONG, || !server.has_leased(&address)));
+    });
+}
+
+/// A caller that does not wait for its lease has none, and others are answered meanwhile.
+#[test]
+fn who_leaves_early_is_forgotten() {
+    let Some(world) = World::or_skip("dhcp-proxy-left") else { return };
+    world.serve(|socket| {
+        let early = ask(socket, "Setup", &world.question(), &["--max-time", "1"]).output().unwrap();
+        assert_eq!(early.status.code(), Some(28), "curl's word for late: {}", String::from_utf8_lossy(&early.stderr));
+        let cleaned = call(socket, "Clean", b"");
+        assert_eq!(cleaned.text(1), "1");
+        // A server that comes now is not asked by anybody; the service leaves, as nothing is held.
+        assert_eq!(world.listed(), "{}");
     });
 }

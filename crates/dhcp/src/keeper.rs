@@ -10,6 +10,7 @@ use mozim::DhcpError;
 use portolan_model::{DhcpLease, Family, Id};
 use tokio::runtime;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -46,7 +47,7 @@ type Key = (Id, Family);
 enum Command {
     Keep(Box<Place>, Option<Box<DhcpLease>>),
     Leave(Key),
-    Release(Vec<Key>, std::sync::mpsc::Sender<()>),
+    Release(Vec<Key>, Box<dyn FnOnce() + Send>),
 }
 
 /// The running thread; dropping it ends it, and leases stay with their containers.
@@ -88,8 +89,21 @@ impl Keeper {
     /// `patience`.
     pub fn release(&self, leases: Vec<(Id, Family)>, patience: Duration) {
         let (reply, done) = std::sync::mpsc::channel();
-        self.send(Command::Release(leases, reply));
+        let sent = move || {
+            let _ = reply.send(());
+        };
+        self.send(Command::Release(leases, Box::new(sent)));
         let _ = done.recv_timeout(patience);
+    }
+
+    /// The same for callers that do not block. It is begun at once; the future is ready when the messages are sent.
+    pub fn begin_release(&self, leases: Vec<(Id, Family)>) -> impl Future<Output = ()> + use<> {
+        let (reply, done) = oneshot::channel();
+        let sent = move || {
+            let _ = reply.send(());
+        };
+        self.send(Command::Release(leases, Box::new(sent)));
+        async move { drop(done.await) }
     }
 
     fn send(&self, command: Command) {
@@ -179,7 +193,7 @@ impl Hub {
                     report(&kept.place, lease, &released);
                 }
             }
-            Command::Release(keys, reply) => {
+            Command::Release(keys, sent) => {
                 for key in keys {
                     let Some(kept) = self.kept.get_mut(&key) else { continue };
                     kept.task.abort();
@@ -193,7 +207,7 @@ impl Hub {
                         Err(_) => kept.held = Some(lease),
                     }
                 }
-                let _ = reply.send(());
+                sent();
             }
         }
     }
