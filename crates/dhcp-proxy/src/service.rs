@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use portolan_dhcp::{Happened, Keeper, Place};
+use portolan_dhcp::{ClientId, Happened, Keeper, Place};
 use portolan_kernel::netlink::{Batch, ROUTE, Socket};
 use portolan_kernel::netns::{NetnsFd, with_netns};
 use portolan_kernel::rtnl::addr::{self, Address};
@@ -119,6 +119,7 @@ impl Service {
         let place = place(&config)?;
         let (key, mac) = ((place.endpoint, place.family), place.mac);
         drop(self.forget(vec![key]));
+        self.hand_over(&place);
         lock(&self.held).insert(key, Held { place: place.clone(), lease: None, reason: None, is_gone: false });
         let mut asked = Asked { service: self, key, is_answered: false };
         self.keeper.keep(place, None);
@@ -182,6 +183,18 @@ impl Service {
                 tracing::warn!("a lease is given back late");
             }
         }
+    }
+
+    /// Lets go of what `place` holds under another MAC, of a container that ended without a `Teardown`: the server gives
+    /// it to the same client once more.
+    fn hand_over(&self, place: &Place) {
+        lock(&self.held).retain(|key, held| {
+            let is_same = held.place.is_same_client(place);
+            if is_same {
+                self.keeper.hand_over(key.0, key.1);
+            }
+            !is_same
+        });
     }
 
     /// Gives back what is held under `keys` and lists what is left; the list is right even if the caller leaves.
@@ -279,16 +292,18 @@ fn place(config: &NetworkConfig) -> Result<Place, Status> {
     let name = |text: &str| text.parse::<IfName>().map_err(refuse);
     let found = fs::metadata(&config.ns_path)
         .map_err(|error| refuse(format!("open network namespace `{}`: {error}", config.ns_path)))?;
+    let ifname = name(&config.container_iface)?;
     Ok(Place {
         endpoint: id(mac),
         family: family(config)?,
+        client_id: ClientId::new(&config.container_id, &ifname),
         sandbox: Sandbox {
             device: found.dev(),
             inode: found.ino(),
             path: config.ns_path.clone().into(),
             process: None,
         },
-        ifname: name(&config.container_iface)?,
+        ifname,
         mac,
         hostname: config.host_name.clone(),
         parent: name(&config.host_iface)?,

@@ -30,6 +30,9 @@ pub struct NetworkConfig {
     /// The container's network namespace.
     #[prost(string, tag = "7")]
     pub ns_path: String,
+    /// The container's id; older ones, and `Teardown`, do not say it.
+    #[prost(string, tag = "8")]
+    pub container_id: String,
 }
 
 /// What a server granted.

@@ -10,11 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portolan_dhcp_proxy::Args;
-use portolan_kernel::netlink::Batch;
+use portolan_kernel::netlink::{Batch, NetlinkError};
 use portolan_kernel::rtnl::link::{self, ChildMode, ChildSpec, LinkChange};
 use portolan_kernel::rtnl::{addr, route};
 use portolan_lab::probe::ping;
 use portolan_lab::{Host, InNetns, Lab, eventually};
+use portolan_model::Mac;
 
 const LONG: Duration = Duration::from_secs(10);
 const MAC: &str = "02:42:00:00:00:07";
@@ -42,24 +43,36 @@ impl World {
         let lab = Lab::or_skip(name)?;
         let [h, n, c] = ["h", "n", "c"].map(|name| lab.host(name).unwrap());
         lab.lan("lan", &[(&h, "eth0", &["10.0.1.1/24"]), (&n, "eth0", &["10.0.1.2/24"])]).unwrap();
-        let mut socket = h.route_socket().unwrap();
-        let parent = link::lookup(&mut socket, "eth0").unwrap().unwrap().index;
-        let mut batch = Batch::new();
-        let mode = ChildMode::Macvlan(BRIDGE, None);
-        let mac = Some([2, 0x42, 0, 0, 0, 7]);
-        let netns = c.netns().as_fd();
-        link::create_child(&mut batch, &ChildSpec { name: "eth0", parent, mode, mac, mtu: None, netns });
-        if let Err(error) = socket.transact(&batch) {
+        let dir = lab.dir().join("podman");
+        fs::create_dir(&dir).unwrap();
+        let world = Self { h, n, c, dir, lab };
+        if let Err(error) = world.connect(MAC) {
             assert!(std::env::var_os("CI").is_none(), "{error}");
             eprintln!("SKIP: `{name}`: this kernel makes no macvlan: {error}");
             return None;
         }
+        Some(world)
+    }
+
+    /// Makes the container's interface.
+    fn connect(&self, mac: &str) -> Result<(), NetlinkError> {
+        let mut socket = self.h.route_socket().unwrap();
+        let parent = link::lookup(&mut socket, "eth0").unwrap().unwrap().index;
+        let mut batch = Batch::new();
+        let mode = ChildMode::Macvlan(BRIDGE, None);
+        let mac = Some(mac.parse::<Mac>().unwrap().octets());
+        let netns = self.c.netns().as_fd();
+        link::create_child(&mut batch, &ChildSpec { name: "eth0", parent, mode, mac, mtu: None, netns });
+        socket.transact(&batch)?;
         let mut batch = Batch::new();
         link::set(&mut batch, "eth0", &LinkChange { up: Some(true), ..LinkChange::default() });
-        c.route_socket().unwrap().transact(&batch).unwrap();
-        let dir = lab.dir().join("podman");
-        fs::create_dir(&dir).unwrap();
-        Some(Self { h, n, c, dir, lab })
+        self.c.route_socket().unwrap().transact(&batch).map(drop)
+    }
+
+    fn disconnect(&self) {
+        let mut batch = Batch::new();
+        link::delete(&mut batch, "eth0");
+        self.c.route_socket().unwrap().transact(&batch).unwrap();
     }
 
     /// Runs `test` beside the service, which has to leave by itself after a second without a lease.
@@ -86,8 +99,12 @@ impl World {
     }
 
     fn question(&self) -> Vec<u8> {
+        self.question_of(MAC, "")
+    }
+
+    fn question_of(&self, mac: &str, container: &str) -> Vec<u8> {
         let path = self.c.netns_path().to_str().unwrap();
-        let fields = [(1, "eth0"), (2, "eth0"), (3, MAC), (5, "printer"), (7, path)];
+        let fields = [(1, "eth0"), (2, "eth0"), (3, mac), (5, "printer"), (7, path), (8, container)];
         fields.iter().flat_map(|(tag, text)| [&[tag << 3 | 2, text.len() as u8], text.as_bytes()].concat()).collect()
     }
 }
@@ -225,6 +242,32 @@ fn a_lease_is_had_and_given_back() {
         assert_eq!(world.listed(), "{}");
         let gone = call(socket, "Teardown", &world.question());
         assert!(gone.headers.contains("grpc-status: 0") && gone.fields.is_empty(), "it was gone: {gone:?}");
+    });
+}
+
+/// Its MAC is another one then; the server knows it by its id.
+#[test]
+fn a_container_that_is_started_again_has_its_address_again() {
+    let Some(world) = World::or_skip("dhcp-proxy-again") else { return };
+    let server = Server::start(&world);
+    world.serve(|socket| {
+        let setup = |mac: &str, container: &str| {
+            let lease = call(socket, "Setup", &world.question_of(mac, container));
+            assert!(lease.headers.contains("grpc-status: 0"), "{lease:?}");
+            lease.text(12).to_owned()
+        };
+        let first = setup(MAC, "c1");
+        assert!(server.has_leased("00:63:31"), "type 0 and the id, as netavark says it");
+        // It dies, and nobody tears it down.
+        world.disconnect();
+        let mac = "02:42:00:00:00:08";
+        world.connect(mac).unwrap();
+        assert_eq!(setup(mac, "c1"), first);
+        let listed = world.listed();
+        assert!(listed.contains(mac) && !listed.contains(MAC), "it is held once: {listed}");
+        // Without an id, as Podman tears it down.
+        call(socket, "Teardown", &world.question_of(mac, ""));
+        assert!(eventually(LONG, || !server.has_leased(&first)), "by the client that it was granted to");
     });
 }
 

@@ -24,12 +24,46 @@ pub struct Place {
     pub sandbox: Sandbox,
     /// The interface; it is up.
     pub ifname: IfName,
-    /// Its MAC, by which servers know the client.
+    /// Its MAC.
     pub mac: Mac,
+    /// By what servers of IPv4 know the client (RFC 2132 §9.14, type 0); none for its MAC.
+    pub client_id: Option<ClientId>,
     /// The name that IPv4's servers are told (RFC 2132 §3.14).
     pub hostname: String,
     /// The interface of the host that is on the same link.
     pub parent: IfName,
+}
+
+impl Place {
+    /// Whether servers take both for the same client: what the one holds is the other's.
+    pub fn is_same_client(&self, other: &Self) -> bool {
+        self.family == Family::V4 && other.family == Family::V4 && {
+            self.client_id.is_some() && (&self.client_id, &self.parent) == (&other.client_id, &other.parent)
+        }
+    }
+}
+
+/// The identity of an interface that outlives its MAC, which is another one each time that the container is started.
+///
+/// That of `eth0` is the container's id, as netavark has it; that of another interface is the id, `-` and its name, for
+/// a server gives one client one address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientId(String);
+
+impl ClientId {
+    /// The longest id of a container: an option has 255 bytes (RFC 2132 §2), of which the type and a name are some.
+    const LONGEST: usize = 200;
+
+    /// That of `ifname` in `container`; none where there is no id, or one that is too long.
+    pub fn new(container: &str, ifname: &IfName) -> Option<Self> {
+        if container.is_empty() || container.len() > Self::LONGEST {
+            return None;
+        }
+        Some(Self(match ifname.as_str() {
+            "eth0" => container.to_owned(),
+            other => format!("{container}-{other}"),
+        }))
+    }
 }
 
 /// A lease of IPv4 as the library knows it, with its server's MAC.
@@ -182,7 +216,11 @@ fn link_local(index: u32) -> Result<Ipv6Addr, DhcpError> {
 fn config4(place: &Place, index: u32) -> Result<DhcpV4Config, DhcpError> {
     let mut config = DhcpV4Config::new(place.ifname.as_str());
     config.set_iface_index(index).set_iface_mac_raw(&place.mac.octets())?;
-    config.use_mac_as_client_id().set_host_name(&place.hostname);
+    match &place.client_id {
+        Some(ClientId(id)) => config.set_client_id(0, id.as_bytes()),
+        None => config.use_mac_as_client_id(),
+    };
+    config.set_host_name(&place.hostname);
     Ok(config)
 }
 
@@ -308,6 +346,15 @@ mod tests {
             lease.domain_name = Some("lan.example".to_owned());
             (lease.t1_sec, lease.t2_sec, lease.lease_time_sec) = (60, 105, 120);
         })
+    }
+
+    #[test]
+    fn each_interface_is_a_client() {
+        let id = |container: &str, ifname: &str| ClientId::new(container, &ifname.parse().unwrap());
+        assert_eq!(id("c1", "eth0"), Some(ClientId("c1".to_owned())));
+        assert_eq!(id("c1", "eth1"), Some(ClientId("c1-eth1".to_owned())));
+        assert_eq!(id("", "eth0"), None);
+        assert_eq!(id(&"c".repeat(201), "eth0"), None, "no option has room for it");
     }
 
     #[test]

@@ -47,6 +47,7 @@ type Key = (Id, Family);
 enum Command {
     Keep(Box<Place>, Option<Box<DhcpLease>>),
     Leave(Key),
+    HandOver(Key),
     Release(Vec<Key>, Box<dyn FnOnce() + Send>),
 }
 
@@ -83,6 +84,12 @@ impl Keeper {
     /// Takes note that the endpoint is gone: what it held is given back from the host.
     pub fn leave(&self, endpoint: Id, family: Family) {
         self.send(Command::Leave((endpoint, family)));
+    }
+
+    /// Takes note that the endpoint is gone and another is the same client ([`Place::is_same_client`]): what it held is
+    /// kept for that one, which is to be told next.
+    pub fn hand_over(&self, endpoint: Id, family: Family) {
+        self.send(Command::HandOver((endpoint, family)));
     }
 
     /// Gives back what endpoints hold, while their interfaces are there; returns when the messages are sent, or after
@@ -191,6 +198,11 @@ impl Hub {
                 if let Some(lease) = &kept.held {
                     let released = give_back(&kept.place, lease, kept.granted, &kept.place.parent).await;
                     report(&kept.place, lease, &released);
+                }
+            }
+            Command::HandOver(key) => {
+                if let Some(kept) = self.kept.remove(&key) {
+                    kept.task.abort();
                 }
             }
             Command::Release(keys, sent) => {

@@ -11,7 +11,7 @@ mod client;
 mod inside;
 mod keeper;
 
-pub use client::Place;
+pub use client::{ClientId, Place};
 pub use keeper::{Happened, Keeper, Tell};
 
 /// Seconds since boot (`CLOCK_BOOTTIME`), the clock of [`portolan_model::DhcpLease`].

@@ -513,8 +513,22 @@ fn what_cannot_be_is_refused() {
 
 /// What netavark's protocol says of a container on macvlan with DHCP; `driver` and `options` may make it impossible.
 fn netavark(world: &World, verb: &str, container: &portolan_lab::Host, network: &str) -> (bool, serde_json::Value) {
+    let attachment = r#""lan":{"interface_name":"eth0","static_mac":"02:00:00:00:00:77"}"#;
+    let network = format!(r#""lan":{{"name":"lan","id":"d1","ipam_options":{{"driver":"dhcp"}},{network}}}"#);
+    speak(world, verb, container, "c1", attachment, &network)
+}
+
+/// Starts the front door with what Podman says: of a container, its attachments, and the networks.
+fn speak(
+    world: &World,
+    verb: &str,
+    container: &portolan_lab::Host,
+    id: &str,
+    attachments: &str,
+    networks: &str,
+) -> (bool, serde_json::Value) {
     let text = format!(
-        r#"{{"container_id":"c1","container_name":"web","container_hostname":"web","networks":{{"lan":{{"interface_name":"eth0","static_mac":"02:00:00:00:00:77"}}}},"network_info":{{"lan":{{"name":"lan","id":"d1","ipam_options":{{"driver":"dhcp"}},{network}}}}}}}"#
+        r#"{{"container_id":"{id}","container_name":"web","container_hostname":"web","networks":{{{attachments}}},"network_info":{{{networks}}}}}"#
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
     command.arg("netavark").arg("--config").arg(&world.root).arg(verb).arg(container.netns_path());
@@ -568,6 +582,65 @@ fn podman_is_told_what_the_server_said() {
     let (done, answer) = netavark(&world, "setup", &container, macvlan);
     assert!(!done && answer["error"].as_str().is_some_and(|text| text.contains("`lan`")), "{answer}");
     assert_eq!(interface(&container, "eth0"), None);
+}
+
+/// Its MACs are others then; the server knows it by its id, as it does with netavark.
+#[test]
+fn a_container_that_is_started_again_has_its_address_again() {
+    let Some(world) = world("dhcp-again") else { return };
+    let id = "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1bb9";
+    let hex: Vec<String> = id.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let client = format!("00:{}", hex.join(":"));
+    let server = Server::start(&world, "dnsmasq", &[RANGE4]);
+    let attachments = r#""lan":{"interface_name":"eth0"},"also":{"interface_name":"eth1"}"#;
+    let network = |name: &str, id: &str| {
+        format!(
+            r#""{name}":{{"name":"{name}","id":"{id}","driver":"macvlan","network_interface":"eth0","ipam_options":{{"driver":"dhcp"}}}}"#
+        )
+    };
+    let networks = [network("lan", "d1"), network("also", "d2")].join(",");
+    let setup = |server: &Server, container: &portolan_lab::Host| {
+        let (done, status) = speak(&world, "setup", container, id, attachments, &networks);
+        assert!(done, "{status}\n{}", server.log());
+        [("lan", "eth0"), ("also", "eth1")].map(|(network, interface)| {
+            let interface = &status[network]["interfaces"][interface];
+            let address = interface["subnets"][0]["ipnet"].as_str().unwrap().split('/').next().unwrap();
+            (interface["mac_address"].clone(), address.parse::<IpAddr>().unwrap())
+        })
+    };
+    let container = world.lab.host("web").unwrap();
+    let first = setup(&server, &container);
+    assert_ne!(first[0].1, first[1].1, "on one LAN, each interface is a client");
+    let leases = || fs::read_to_string(&server.leases).unwrap();
+    assert!(leases().lines().any(|line| line.ends_with(&client)), "{}", leases());
+
+    // The machine starts anew: namespaces and the run-time directory are gone, and nothing was given back.
+    world.portolan_ok(&["daemon", "stop"]);
+    fs::remove_dir_all(&world.root).unwrap();
+    portolan_kernel::netns::unpin(container.netns_path()).unwrap();
+    drop(container);
+    let container = world.lab.host("web-again").unwrap();
+    let second = setup(&server, &container);
+    for (first, second) in first.iter().zip(&second) {
+        assert_ne!(first.0, second.0, "another MAC");
+        assert_eq!(first.1, second.1, "{}", server.log());
+    }
+    let teardown = || {
+        let (done, status) = speak(&world, "teardown", &container, id, attachments, &networks);
+        assert!(done, "{status}");
+    };
+    teardown();
+    assert!(eventually(LONG, || second.iter().all(|(_, ip)| !server.has_leased(*ip))), "{}", server.log());
+
+    // What was given back is forgotten by this server; a reservation is by id.
+    drop(server);
+    let reserved = format!("--dhcp-host=id:{client},10.0.1.77");
+    let server = Server::start(&world, "reserved", &[RANGE4, &reserved]);
+    for _ in 0..2 {
+        let [(_, ip), _] = setup(&server, &container);
+        assert_eq!(ip.to_string(), "10.0.1.77", "{}", server.log());
+        teardown();
+    }
 }
 
 /// As netavark's own tests and its units of systemd start it.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use portolan_dhcp::{Happened, Keeper, Place};
+use portolan_dhcp::{ClientId, Happened, Keeper, Place};
 use portolan_model::{DhcpLease, Family, Id, Name, Phase};
 use portolan_plan::ContainerView;
 
@@ -197,12 +197,16 @@ fn wanted(view: &ContainerView) -> Vec<(Wanted, Option<DhcpLease>)> {
     for (endpoint, network) in view.endpoints.iter().filter(|(endpoint, _)| endpoint.phase == Phase::Settled) {
         for family in Family::ALL.into_iter().filter(|family| network.leases(*family)) {
             let hostname = container.hostname.as_ref().map(ToString::to_string);
+            // Who chose a MAC did so for servers that know the container by it.
+            let is_known_by_id = !endpoint.mac_configured;
+            let client_id = is_known_by_id.then(|| ClientId::new(&container.id.to_string(), &endpoint.ifname));
             let place = Place {
                 endpoint: endpoint.id,
                 family,
                 sandbox: sandbox.clone(),
                 ifname: endpoint.ifname.clone(),
                 mac: endpoint.mac,
+                client_id: client_id.flatten(),
                 hostname: hostname.unwrap_or_else(|| container.name.to_string()),
                 parent: network.bridge.clone(),
             };
