@@ -8,6 +8,7 @@
 mod cli;
 mod clock;
 mod cmd;
+mod containers_conf;
 mod context;
 mod failure;
 mod output;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::containers_conf::{self, Unknown};
 use crate::context::Context;
 use crate::failure::Refused;
 use crate::output;
@@ -30,8 +31,9 @@ impl Command {
 /// Make Portolan the network backend of Podman
 ///
 /// Podman looks for its helper programs in a list of directories. This makes a directory in which `netavark` and
-/// `aardvark-dns` are links to this program, and writes a file that puts it first. Nothing else of Podman changes: its
-/// networks and its commands stay, and `--uninstall` takes both away again.
+/// `aardvark-dns` are links to this program, and writes a file that puts it first: before the directories of
+/// helper_binaries_dir in containers.conf(5), or the usual ones. Nothing else of Podman changes: its networks and its
+/// commands stay, and `--uninstall` takes file, links and directory away again.
 ///
 /// Containers that run keep the networks that they have. Stop them before, and start them after: the bridge that one
 /// backend made is not the other's.
@@ -79,7 +81,7 @@ impl PodmanArgs {
         let file = self.config.join(DROP_IN);
         let links: Vec<PathBuf> = PROGRAMS.iter().map(|program| bin.join(program)).collect();
         if self.uninstall {
-            uninstall(&file, &links)?;
+            uninstall(&file, &bin, &links)?;
         } else {
             install(&file, &bin, &links)?;
         }
@@ -115,22 +117,29 @@ fn install(file: &Path, bin: &Path, links: &[PathBuf]) -> Result<()> {
             .into());
     }
     let program = std::env::current_exe().context("find this program")?;
+    for link in links {
+        let what = match fs::symlink_metadata(link) {
+            Ok(_) if leads_to(link, &program) => continue,
+            Ok(there) if there.is_symlink() => "a link to another program",
+            Ok(_) => "no link",
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("look at `{}`", link.display())),
+        };
+        return Err(Refused::new(format!("`{}` is there and is {what}", link.display()))
+            .hint("choose another directory with --bin")
+            .into());
+    }
+    let directories = directories(file, bin)?;
     for directory in [bin, file.parent().unwrap_or(Path::new("/"))] {
         fs::create_dir_all(directory).with_context(|| format!("create `{}`", directory.display()))?;
     }
     for link in links {
-        if fs::symlink_metadata(link).is_ok_and(|there| !there.is_symlink()) {
-            return Err(Refused::new(format!("`{}` is there and is no link", link.display()))
-                .hint("choose another directory with --bin")
-                .into());
-        }
         // Made beside and moved there: Podman may start it at any moment.
         let beside = link.with_extension("new");
         let made = remove(&beside).and_then(|()| symlink(&program, &beside)).and_then(|()| fs::rename(&beside, link));
         made.with_context(|| format!("link `{}` to `{}`", link.display(), program.display()))?;
     }
-    let directories: Vec<String> =
-        std::iter::once(bin.display().to_string()).chain(USUAL.map(String::from)).map(|d| format!("{d:?}")).collect();
+    let directories: Vec<String> = directories.iter().map(|directory| format!("{directory:?}")).collect();
     let text = format!(
         "{MARK}\n# Back to what Podman came with: portolan install podman --uninstall\n\n[network]\nnetwork_backend = \"netavark\"\n\n[engine]\nhelper_binaries_dir = [{}]\n",
         directories.join(", ")
@@ -140,18 +149,48 @@ fn install(file: &Path, bin: &Path, links: &[PathBuf]) -> Result<()> {
     written.with_context(|| format!("write `{}`", file.display()))
 }
 
-fn uninstall(file: &Path, links: &[PathBuf]) -> Result<()> {
+/// The list for the drop-in `file`: `bin`, and where Podman looks without it. A list replaces those of earlier files.
+fn directories(file: &Path, bin: &Path) -> Result<Vec<String>> {
+    let bin = bin.display().to_string();
+    let by_hand = |refused: Refused| {
+        refused.hint(format!(
+            "put `{bin}` first in that list, and link `netavark` and `aardvark-dns` in there to this program"
+        ))
+    };
+    let found = match containers_conf::find(file) {
+        Err(error @ Unknown::Form { .. }) => return Err(by_hand(Refused::new(error.to_string())).into()),
+        found => found?,
+    };
+    if let Some(later) = &found.after {
+        let why = format!("`{}` has a helper_binaries_dir, and is read later than what this writes", later.display());
+        return Err(by_hand(Refused::new(why)).into());
+    }
+    let before = found.before.unwrap_or_else(|| USUAL.map(String::from).to_vec());
+    Ok(std::iter::once(bin.clone()).chain(before.into_iter().filter(|directory| *directory != bin)).collect())
+}
+
+/// Whether `link` is one that this command made: to this program, or to one of its name that was elsewhere then.
+fn leads_to(link: &Path, program: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|target| target == program || target.file_name() == program.file_name())
+}
+
+fn uninstall(file: &Path, bin: &Path, links: &[PathBuf]) -> Result<()> {
     if !is_ours(file)? {
         return Err(Refused::new(format!("`{}` was not written by `portolan install podman`", file.display()))
             .hint("look at it, and remove it by hand")
             .into());
     }
+    let program = std::env::current_exe().context("find this program")?;
     // The file first: it must not name what is not there.
     remove(file).with_context(|| format!("remove `{}`", file.display()))?;
-    for link in links.iter().filter(|link| link.is_symlink()) {
+    for link in links.iter().filter(|link| leads_to(link, &program)) {
         remove(link).with_context(|| format!("remove `{}`", link.display()))?;
     }
-    Ok(())
+    match fs::remove_dir(bin) {
+        // What else is in there is somebody else's.
+        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => Ok(()),
+        removed => removed.with_context(|| format!("remove `{}`", bin.display())),
+    }
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {
