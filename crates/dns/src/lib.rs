@@ -14,6 +14,8 @@ mod cache;
 mod forward;
 mod names;
 mod resolv;
+mod slab;
+mod special;
 mod table;
 
 pub use cache::Cache;

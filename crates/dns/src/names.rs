@@ -5,6 +5,8 @@ use ipnet::IpNet;
 use portolan_model::Id;
 
 use crate::ResolvConf;
+use crate::slab::Slab;
+use crate::special::{HOST_NAMES, OWN_DOMAINS, Special, service_of, special};
 use crate::table::Table;
 use crate::wire::{self, Answer, MAX_NAME, MAX_TCP, Owner, Query, Section, kind, rcode};
 
@@ -79,7 +81,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    fn label(self) -> &'static [u8] {
+    pub(crate) fn label(self) -> &'static [u8] {
         match self {
             Self::Tcp => b"_tcp",
             Self::Udp => b"_udp",
@@ -242,12 +244,6 @@ struct Found<'a> {
     endpoints: &'a [u32],
     /// Only endpoints of containers of this very name.
     primary: Option<&'a [u8]>,
-}
-
-/// A name that needs no endpoint.
-enum Special {
-    Localhost,
-    Host,
 }
 
 impl Names {
@@ -725,48 +721,12 @@ impl Names {
     }
 }
 
-/// Below these, every local name can be asked for: ours first, then Podman's.
-const OWN_DOMAINS: [&[u8]; 2] = [b"\x08portolan\x08internal\0", b"\x03dns\x06podman\0"];
-
-/// The host, seen from a container: our name first, then Docker's and Podman's.
-const HOST_NAMES: [&[u8]; 4] = [
-    b"\x04host\x08internal\0",
-    b"\x04host\x06docker\x08internal\0",
-    b"\x04host\x0acontainers\x08internal\0",
-    b"\x07gateway\x06docker\x08internal\0",
-];
-
 enum Back {
     Endpoint(u32),
     Named(&'static [u8]),
     /// An address of ours that nobody has, or none of the asker's business.
     Nobody,
     Foreign,
-}
-
-fn special(name: &[u8]) -> Option<Special> {
-    if HOST_NAMES.contains(&name) {
-        return Some(Special::Host);
-    }
-    let last = wire::label_starts(name).last()?;
-    (name[last..] == *b"\x09localhost\0").then_some(Special::Localhost)
-}
-
-/// The parts of `_PORT._PROTOCOL.NAME`: NAME with its last zero.
-fn service_of(name: &[u8]) -> Option<(Transport, u16, &[u8])> {
-    let (port, rest) = first_label(name)?;
-    let (protocol, rest) = first_label(rest)?;
-    let transport = [Transport::Tcp, Transport::Udp, Transport::Sctp].into_iter().find(|it| it.label() == protocol)?;
-    let digits = port.strip_prefix(b"_")?;
-    if !digits.iter().all(u8::is_ascii_digit) || digits.starts_with(b"0") || rest.len() < 2 {
-        return None;
-    }
-    Some((transport, std::str::from_utf8(digits).ok()?.parse().ok()?, rest))
-}
-
-fn first_label(name: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (&len, rest) = name.split_first()?;
-    rest.split_at_checked(usize::from(len)).filter(|_| len > 0)
 }
 
 fn without_root(suffix: &[u8]) -> &[u8] {
@@ -805,55 +765,4 @@ fn negative(mut answer: Answer<'_>, query: &Query<'_>, code: u16) -> Decision {
     answer.soa(owner, TTL);
     answer.finish(code);
     Decision::Answered(if code == rcode::NOERROR { Local::NoData } else { Local::NoName })
-}
-
-/// Values with numbers that stay while they live.
-#[derive(Debug)]
-struct Slab<T> {
-    slots: Vec<Option<T>>,
-    free: Vec<u32>,
-}
-
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<T> Slab<T> {
-    fn insert(&mut self, value: T) -> u32 {
-        match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = Some(value);
-                slot
-            }
-            None => {
-                self.slots.push(Some(value));
-                (self.slots.len() - 1) as u32
-            }
-        }
-    }
-
-    fn remove(&mut self, slot: u32) -> T {
-        self.free.push(slot);
-        self.slots[slot as usize].take().expect("what is removed was inserted")
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.slots.iter().flatten()
-    }
-}
-
-impl<T> std::ops::Index<u32> for Slab<T> {
-    type Output = T;
-
-    fn index(&self, slot: u32) -> &T {
-        self.slots[slot as usize].as_ref().expect("a number is used while its value lives")
-    }
-}
-
-impl<T> std::ops::IndexMut<u32> for Slab<T> {
-    fn index_mut(&mut self, slot: u32) -> &mut T {
-        self.slots[slot as usize].as_mut().expect("a number is used while its value lives")
-    }
 }
