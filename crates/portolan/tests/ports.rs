@@ -6,7 +6,10 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{Container, FAMILIES, LONG, SHORT, World, any, at, host_ip, loopback, neighbour_ip, pick};
+use common::{
+    Container, FAMILIES, LONG, SHORT, World, any, assert_leads, assert_refused, at, host_ip, loopback, neighbour_ip,
+    pick,
+};
 use portolan_kernel::conntrack::{self, Filter};
 use portolan_kernel::netlink::{NETFILTER, Socket};
 use portolan_kernel::netns::with_netns;
@@ -28,17 +31,6 @@ fn host_ports(world: &World, container: &str, port: &str) -> Vec<String> {
 /// Servers on TCP ports of both families that call themselves by their port.
 fn listen(c: &Container, ports: impl IntoIterator<Item = u16>) -> Vec<TcpServer> {
     ports.into_iter().map(|port| TcpServer::start(c, any(Family::V6, port), &port.to_string()).unwrap()).collect()
-}
-
-#[track_caller]
-fn assert_leads(from: &impl InNetns, to: SocketAddr, banner: &str) {
-    let probe = tcp_probe(from, to, LONG);
-    assert_eq!(probe.banner(), Some(banner), "{to}: {probe}");
-}
-
-#[track_caller]
-fn assert_closed(from: &impl InNetns, to: SocketAddr) {
-    assert_eq!(tcp_probe(from, to, SHORT), Probe::Refused, "{to}");
 }
 
 #[test]
@@ -79,23 +71,23 @@ fn every_form_of_publish() {
         for (host, port) in [(8085, "85"), (8086, "86"), (8087, "87"), (8090, "90"), (8091, "91"), (8092, "92")] {
             assert_leads(n, at(ip, host), port);
         }
-        assert_closed(n, at(ip, 8093));
-        assert_closed(n, at(ip, 8081));
-        assert_closed(n, at(other(family), 8082));
-        assert_closed(n, at(other(family), 8083));
+        assert_refused(n, at(ip, 8093));
+        assert_refused(n, at(ip, 8081));
+        assert_refused(n, at(other(family), 8082));
+        assert_refused(n, at(other(family), 8083));
         match family {
             Family::V4 => {
                 assert_leads(&world.h, at(loopback(family), 8081), "81");
                 assert_leads(n, at(ip, 8082), "82");
                 assert_leads(n, at(ip, 8097), "97");
-                assert_closed(n, at(ip, 8083));
-                assert_closed(n, at(ip, 8098));
+                assert_refused(n, at(ip, 8083));
+                assert_refused(n, at(ip, 8098));
             }
             Family::V6 => {
                 assert_leads(n, at(ip, 8083), "83");
                 assert_leads(n, at(ip, 8098), "98");
-                assert_closed(n, at(ip, 8082));
-                assert_closed(n, at(ip, 8097));
+                assert_refused(n, at(ip, 8082));
+                assert_refused(n, at(ip, 8097));
             }
         }
         assert_eq!(host_ports(&world, "c", "95"), ["9001"], "the first free one");
@@ -112,14 +104,14 @@ fn every_form_of_publish() {
         if family == Family::V4 {
             assert_leads(n, at(other(family), host), "99");
         }
-        assert_closed(n, at(ip, host));
+        assert_refused(n, at(ip, host));
 
         for (host, port) in [(5353, 53), (5400, 5400), (5402, 5402)] {
             let _server = UdpServer::start(&c, any(family, port), "udp").unwrap();
             let probe = udp_probe(n, at(ip, host), LONG);
             assert_eq!(probe.banner(), Some("udp"), "{host}: {probe}");
             assert_eq!(probe.seen().unwrap().ip(), neighbour_ip(family));
-            assert_closed(n, at(ip, host));
+            assert_refused(n, at(ip, host));
         }
         let _server = SctpServer::start(&c, any(family, 55), "sctp").unwrap();
         let probe = sctp_probe(n, 4000, at(ip, 5500), LONG);
@@ -243,7 +235,7 @@ fn publishing_on_a_live_container_disturbs_nobody() {
         world.verify();
         world.portolan_ok(&["publish", "rm", "c", "8081:81", "8100-8199:100-199/udp"]);
         for family in FAMILIES {
-            assert_closed(&world.n, at(host_ip(family), 8081));
+            assert_refused(&world.n, at(host_ip(family), 8081));
         }
         lines.iter_mut().for_each(Line::assert_flows);
         before.assert_same(&world.state(), "publishing and taking back");
@@ -382,7 +374,7 @@ fn a_range_is_one_element_per_family_and_protocol() {
             assert_leads(&world.n, at(host_ip(family), port), &port.to_string());
         }
         for port in [9999, 20000] {
-            assert_closed(&world.n, at(host_ip(family), port));
+            assert_refused(&world.n, at(host_ip(family), port));
         }
         for port in [10000, 19999] {
             assert_eq!(udp_probe(&world.n, at(host_ip(family), port), LONG).banner(), Some(port.to_string().as_str()));
@@ -392,6 +384,6 @@ fn a_range_is_one_element_per_family_and_protocol() {
     world.portolan_ok(&["publish", "rm", "c", "10000-19999:10000-19999", "10000-19999:10000-19999/udp"]);
     assert!(!world.portolan_ok(&["rules", "--as", "nft"]).contains("10000-19999"));
     for family in FAMILIES {
-        assert_closed(&world.n, at(host_ip(family), 15000));
+        assert_refused(&world.n, at(host_ip(family), 15000));
     }
 }

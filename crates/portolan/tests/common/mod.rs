@@ -22,6 +22,7 @@ use portolan_kernel::netns::{NetnsFd, with_netns};
 use portolan_kernel::rtnl::link::Link;
 use portolan_kernel::rtnl::{Family, addr, link};
 use portolan_kernel::socket::{packet, wait_readable};
+use portolan_lab::probe::{Probe, tcp_probe};
 use portolan_lab::snapshot::{self, Snapshot, snapshot};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
@@ -33,6 +34,26 @@ pub(crate) const SHORT: Duration = Duration::from_millis(400);
 
 /// Both, in the order checks are made.
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// A connection to `to` gets to the server that calls itself `banner`.
+#[track_caller]
+pub(crate) fn assert_leads(from: &impl InNetns, to: SocketAddr, banner: &str) {
+    let probe = tcp_probe(from, to, LONG);
+    assert_eq!(probe.banner(), Some(banner), "{to}: {probe}");
+}
+
+/// No connection to `to` comes about.
+#[track_caller]
+pub(crate) fn assert_closed(from: &impl InNetns, to: SocketAddr) {
+    let probe = tcp_probe(from, to, SHORT);
+    assert!(!probe.is_open(), "{to}: {probe}");
+}
+
+/// It is refused at once.
+#[track_caller]
+pub(crate) fn assert_refused(from: &impl InNetns, to: SocketAddr) {
+    assert_eq!(tcp_probe(from, to, SHORT), Probe::Refused, "{to}");
+}
 
 /// The host's address on the LAN.
 pub(crate) fn host_ip(family: Family) -> IpAddr {

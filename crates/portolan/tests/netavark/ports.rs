@@ -13,20 +13,8 @@ use portolan_lab::server::{TcpServer, UdpServer};
 use portolan_lab::{InNetns, eventually};
 use serde_json::json;
 
-use crate::common::{FAMILIES, LONG, SHORT, any, at, host_ip, loopback, pick};
+use crate::common::{FAMILIES, LONG, SHORT, any, assert_closed, assert_leads, at, host_ip, loopback, pick};
 use crate::podman::{Podman, bridge, ip, merged};
-
-#[track_caller]
-fn assert_leads(from: &impl InNetns, to: SocketAddr, banner: &str) {
-    let probe = tcp_probe(from, to, LONG);
-    assert_eq!(probe.banner(), Some(banner), "{to}: {probe}");
-}
-
-#[track_caller]
-fn assert_closed(from: &impl InNetns, to: SocketAddr) {
-    let probe = tcp_probe(from, to, SHORT);
-    assert!(!probe.is_open(), "{to}: {probe}");
-}
 
 /// From the neighbour, the host, the container itself, another of its network, and one of another network.
 #[test]
