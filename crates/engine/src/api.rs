@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{
-    AddressRange, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName, Id, IfName,
-    Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
+    AddressRange, Bandwidth, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName,
+    Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
 };
 use portolan_plan::{ContainerView, Element, Firewall, Step};
 
@@ -107,6 +107,8 @@ pub struct EndpointRequest {
     pub links: Vec<Link>,
     /// Which endpoint gives the default route: the highest number.
     pub gateway_priority: i32,
+    /// How much may pass between it and its network; bridge networks only.
+    pub bandwidth: Bandwidth,
 }
 
 impl EndpointRequest {
@@ -131,6 +133,7 @@ impl EndpointRequest {
             aliases: Vec::new(),
             links: Vec::new(),
             gateway_priority: 0,
+            bandwidth: Bandwidth::default(),
         }
     }
 }

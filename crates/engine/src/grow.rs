@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use portolan_model::{
-    Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id,
-    IfName, Invalid, Mac, Network, NetworkMode, Phase, Publication, PublishSpec,
+    Bandwidth, Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, ExposedPort, Family,
+    HostPorts, Id, IfName, Invalid, Mac, Network, NetworkMode, Phase, Publication, PublishSpec,
 };
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 
@@ -307,6 +307,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if network.driver == Driver::Bridge && tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
             return Err(Error::BridgeFull { network: network.name.to_string() });
         }
+        check_bandwidth(network, wanted.bandwidth)?;
         let id = self.random_id();
         let mut found = Vec::new();
         if let Some(address) = wanted.wanted().next().filter(|_| !network.ipam.is_local()) {
@@ -383,6 +384,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             gateway_priority: wanted.gateway_priority,
             aliases: wanted.aliases.clone(),
             links: wanted.links.clone(),
+            bandwidth: wanted.bandwidth,
             announce: found.iter().any(|(found, _)| found.previous.is_some_and(|previous| previous != mac)),
             phase: self.owner(),
         };
@@ -410,6 +412,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             .container(endpoint.container)?
             .map_or_else(|| endpoint.container.short(), |container| container.name.to_string()))
     }
+}
+
+/// Whether an endpoint of `network` can have its bandwidth limited: only what the host passes on can be held back where
+/// the container cannot undo it.
+pub(crate) fn check_bandwidth(network: &Network, wanted: Bandwidth) -> Result<()> {
+    if wanted.is_unlimited() || network.driver == Driver::Bridge {
+        return Ok(());
+    }
+    let why = format!(
+        "cannot be limited: network `{}` has driver `{}`, whose interfaces have no end on the host",
+        network.name, network.driver
+    );
+    Err(Invalid::new("bandwidth", wanted.to_string(), why).hint("leave it out, or use a bridge network").into())
 }
 
 /// A MAC for an interface whose addresses nobody knows.

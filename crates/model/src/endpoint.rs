@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{DhcpLease, Family, Id, IfName, Mac, Name, PerFamily, Phase};
+use crate::{Bandwidth, DhcpLease, Family, Id, IfName, Mac, Name, PerFamily, Phase};
 
 /// An address of an endpoint, with the subnet's prefix length: `172.20.0.2/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,6 +52,9 @@ pub struct Endpoint {
     pub aliases: Vec<Name>,
     /// Names for others that only this container sees.
     pub links: Vec<Link>,
+    /// How much may pass between it and its network.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
     /// Tell neighbours about the addresses: another MAC held one of them before.
     pub announce: bool,
     /// Where it stands.

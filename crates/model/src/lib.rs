@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod container;
 mod endpoint;
 mod firewall;
@@ -19,6 +20,7 @@ mod options;
 mod port;
 mod range;
 
+pub use bandwidth::{Bandwidth, Burst, Limit, Rate};
 pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use firewall::FirewallDriver;

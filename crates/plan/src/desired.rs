@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Mac, Network, Protocol, Publication,
-    Sandbox, StaticRoute,
+    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Limit, Mac, Mtu, Network, Protocol,
+    Publication, Sandbox, StaticRoute,
 };
 
 use crate::firewall::Firewall;
 use crate::object::{
-    Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Interface, Neighbour, Object, Objects, Port,
-    Route, Routers, Ruleset, Setting, Vlan,
+    Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Interface, Neighbour, Object,
+    Objects, Port, Route, Routers, Ruleset, Setting, Shaper, Vlan,
 };
 use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
@@ -81,6 +81,17 @@ pub fn alias_of_network(root: &str, network: Id) -> String {
 /// The alias of an endpoint's host end.
 pub fn alias_of_endpoint(root: &str, endpoint: Id) -> String {
     format!("portolan:{root}:endpoint:{endpoint}")
+}
+
+/// The name of the interface that what comes out at `host_end` is led through: `pb` and 13 hexadecimal digits.
+pub fn shaper_name(host_end: &IfName) -> IfName {
+    let hash = fnv([host_end.as_str().as_bytes(), b"bandwidth"]);
+    format!("pb{:013x}", hash >> 12).parse().expect("fifteen letters and digits")
+}
+
+/// The alias of the interface that what comes out at `host_end` is led through.
+pub fn alias_of_shaper(root: &str, host_end: &IfName) -> String {
+    format!("portolan:{root}:bandwidth:{host_end}")
 }
 
 /// What the host holds as soon as there is any network: our rules, the sysctls, and the interfaces between
@@ -423,6 +434,9 @@ fn endpoint_objects(
         sandbox: sandbox.clone(),
         sandbox_end: endpoint.ifname.clone(),
     }));
+    for (direction, limit) in [(Direction::In, endpoint.bandwidth.into), (Direction::Out, endpoint.bandwidth.out)] {
+        objects.extend(limit.map(|limit| Object::Shaper(shaper(root, endpoint, network.mtu, direction, limit))));
+    }
     let link_local = ipv6.then(|| IpAddr::V6(endpoint.mac.link_local()));
     // Where the bridge has no address it speaks to nobody, and a bridge without IPv6 takes no such neighbours.
     for address in endpoint.addresses.iter().map(|a| a.address.addr()).filter(|ip| host_answers(network, *ip)) {
@@ -435,6 +449,37 @@ fn endpoint_objects(
         }
     } else if network.options.managed {
         objects.insert(member(Set::Unguarded, vec![port()], &owner));
+    }
+}
+
+/// The token bucket that holds an endpoint to `limit`.
+fn shaper(root: &str, endpoint: &Endpoint, mtu: Mtu, direction: Direction, limit: Limit) -> Shaper {
+    /// An Ethernet header, with a VLAN's.
+    const HEADER: u64 = 18;
+    /// Of a second: what may pass at once unless somebody says how much. Packets come in bundles of up to 64 KiB, and the
+    /// kernel's timers are late by less.
+    const BURST: u64 = 100;
+    /// Of a second: how long packets wait at most.
+    const QUEUE: u64 = 20;
+    /// Packets that may wait at any rate: less, and TCP does not get going.
+    const PACKETS: u64 = 10;
+    /// Seconds: the kernel counts the time that a burst takes in 32 bits of 64 ns.
+    const LONGEST: u64 = 240;
+    let bytes = limit.rate.bytes();
+    let frame = u64::from(mtu.bytes()) + HEADER;
+    // A bucket that is smaller than a frame lets none through.
+    let burst = limit.burst.map_or((bytes / BURST).max(2 * frame), |burst| burst.bytes().max(frame));
+    let burst = burst.min((bytes * LONGEST).max(1));
+    let queue = burst + (bytes / QUEUE).max(PACKETS * frame);
+    let fits = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    Shaper {
+        host_end: endpoint.host_end.clone(),
+        direction,
+        rate: limit.rate,
+        burst: fits(burst),
+        queue: fits(queue),
+        through: (direction == Direction::Out).then(|| shaper_name(&endpoint.host_end)),
+        alias: alias_of_shaper(root, &endpoint.host_end),
     }
 }
 

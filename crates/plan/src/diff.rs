@@ -207,6 +207,7 @@ mod tests {
             Object::Bridge(_) => "bridge",
             Object::Element(_) => "element",
             Object::Port(_) => "port",
+            Object::Shaper(_) => "shaper",
             Object::Vlan(_) => "vlan",
             Object::Child(_) => "child",
             Object::Route(_) => "route",

@@ -19,14 +19,15 @@ pub mod ruleset;
 mod set;
 
 pub use desired::{
-    ContainerView, alias_of_endpoint, alias_of_network, base_objects, container_objects, default_route, default_routes,
-    generated_mac, host_end_name, is_host_end_name, leased_names, name_servers, network_objects, published_endpoint,
+    ContainerView, alias_of_endpoint, alias_of_network, alias_of_shaper, base_objects, container_objects,
+    default_route, default_routes, generated_mac, host_end_name, is_host_end_name, leased_names, name_servers,
+    network_objects, published_endpoint, shaper_name,
 };
 pub use diff::{Step, diff, inverse};
 pub use firewall::Firewall;
 pub use object::{
-    ALLOWED, Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Element, Field, Group, Groups, Interface, Key,
-    Neighbour, Object, Objects, Port, Route, Routers, Ruleset, Setting, Vlan,
+    ALLOWED, Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups, Interface,
+    Key, Neighbour, Object, Objects, Port, Route, Routers, Ruleset, Setting, Shaper, Vlan,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use portolan_model::{Family, IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Protocol, RouteAction, Sandbox, StaticRoute};
+use portolan_model::{
+    Burst, Family, IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Protocol, Rate, RouteAction, Sandbox, StaticRoute,
+};
 
 use crate::firewall::Firewall;
 use crate::set::Set;
@@ -336,6 +338,46 @@ pub struct Port {
     pub sandbox_end: IfName,
 }
 
+/// Which way packets go, seen from the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Into the container.
+    In,
+    /// Out of the container.
+    Out,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::In => "in",
+            Self::Out => "out",
+        })
+    }
+}
+
+/// A limit on what passes a port in one direction: a token bucket (tc-tbf(8)) where the container cannot undo it.
+///
+/// Into the container it is what the host end sends by. What comes out of it is led aside to an interface of its own, a
+/// bucket, and goes on from the host end when it may.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shaper {
+    /// The port's end on the bridge.
+    pub host_end: IfName,
+    /// Which way.
+    pub direction: Direction,
+    /// In the long run, counted in whole frames as they are on the wire.
+    pub rate: Rate,
+    /// Bytes that may pass at once.
+    pub burst: u32,
+    /// Bytes that may wait; what comes on top of them is dropped.
+    pub queue: u32,
+    /// The interface that what comes out is led through; none on the way in.
+    pub through: Option<IfName>,
+    /// The alias that says whose that interface is.
+    pub alias: String,
+}
+
 /// A permanent neighbour on a bridge: who has an address is known before anyone asks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
@@ -448,6 +490,8 @@ pub enum Object {
     Vlan(Vlan),
     /// A veth pair on a bridge.
     Port(Port),
+    /// A limit on what passes a port.
+    Shaper(Shaper),
     /// A macvlan or ipvlan interface in a sandbox.
     Child(Child),
     /// A permanent neighbour.
@@ -476,6 +520,8 @@ pub enum Key {
     Setting(String),
     /// By the host end's name.
     Port(IfName),
+    /// By the port's host end and direction.
+    Shaper(IfName, Direction),
     /// By bridge and address.
     Neighbour(IfName, IpAddr),
     /// By namespace and name.
@@ -500,6 +546,7 @@ impl Object {
             Self::Child(o) => Key::Child(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::Route(o) => Key::Route(o.sandbox.device, o.sandbox.inode, o.route.destination, o.route.metric),
             Self::Port(o) => Key::Port(o.host_end.clone()),
+            Self::Shaper(o) => Key::Shaper(o.host_end.clone(), o.direction),
             Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::DefaultRoute(o) => {
@@ -569,6 +616,12 @@ impl fmt::Display for Object {
                 o.mac,
                 o.vlan.map_or_else(String::new, |vlan| format!(" vlan {vlan}"))
             ),
+            Self::Shaper(o) => {
+                let burst =
+                    Burst::new(u64::from(o.burst) * 8).map_or_else(|_| "0b".to_owned(), |burst| burst.to_string());
+                write!(f, "limit of {} {} burst {burst} at `{}`", o.rate, o.direction, o.host_end)?;
+                o.through.as_ref().map_or(Ok(()), |through| write!(f, " through `{through}`"))
+            }
             Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.bridge),
             Self::Interface(o) => write!(
                 f,

@@ -208,6 +208,7 @@ fn endpoint(number: u32, container: Id) -> Endpoint {
         gateway_priority: 0,
         aliases: vec![],
         links: vec![],
+        bandwidth: Default::default(),
         announce: false,
         leases: Default::default(),
         phase: pending(),

@@ -9,8 +9,10 @@ use portolan_plan::{Element, Firewall, Groups, Object, Step, Table};
 
 mod links;
 mod sandbox;
+mod shapers;
 
 pub(super) use sandbox::static_route;
+pub(super) use shapers::bucket;
 
 use super::{HostKernel, refusal, unset};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
@@ -41,7 +43,12 @@ fn place(step: &Step) -> Place {
         Object::Child(_) if matches!(step, Step::Delete(_)) => Place::Sandbox,
         Object::Setting(_) => Place::Sysctl,
         Object::Ruleset(_) | Object::Element(_) => Place::Rules,
-        Object::Bridge(_) | Object::Port(_) | Object::Neighbour(_) | Object::Vlan(_) | Object::Child(_) => Place::Host,
+        Object::Bridge(_)
+        | Object::Port(_)
+        | Object::Shaper(_)
+        | Object::Neighbour(_)
+        | Object::Vlan(_)
+        | Object::Child(_) => Place::Host,
         Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) => Place::Sandbox,
     }
 }

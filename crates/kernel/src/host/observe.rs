@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_engine::KernelError;
-use portolan_model::{FirewallDriver, IfName, Mac, Mtu, Sandbox};
+use portolan_model::{FirewallDriver, IfName, Mac, Mtu, Rate, Sandbox};
 use portolan_plan::{
-    Bridge, Chain, ChildKind, DefaultRoute, Firewall, Groups, Interface, Neighbour, Object, Objects, Port, Ruleset,
-    Set, Setting, Table, Vlan, ruleset,
+    Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, Interface, Neighbour, Object, Objects, Port,
+    Ruleset, Set, Setting, Shaper, Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -18,7 +18,7 @@ use crate::netlink::{self, Socket};
 use crate::netns;
 use crate::nft::decode;
 use crate::rtnl::link::{self, AddrGenMode, Ipv4Conf, Link};
-use crate::rtnl::{addr, neigh, route};
+use crate::rtnl::{addr, neigh, route, tc};
 use crate::sysctl;
 
 /// Reads everything that is ours by name, and the sandboxes and sysctls that `desired` speaks of.
@@ -149,6 +149,7 @@ fn links(
             found.insert(Object::Port(port(link, name, alias, groups, &names, desired)));
         }
     }
+    shapers(socket, root, &all, desired, found)?;
     if bridges.is_empty() {
         return Ok(());
     }
@@ -263,6 +264,72 @@ fn port(
         sandbox_end: wanted.map_or_else(unknown, |port| port.sandbox_end.clone()),
         host_end: name,
     }
+}
+
+/// The limits on what passes ports. One that does not hold as it is carries an alias that nobody wants.
+fn shapers(
+    socket: &mut Socket,
+    root: &str,
+    all: &[Link],
+    desired: &Objects,
+    found: &mut Objects,
+) -> Result<(), KernelError> {
+    let doing = "list limits of bandwidth";
+    let led = portolan_plan::alias_of_shaper(root, &"x".parse().expect("a valid name"));
+    let led = led.strip_suffix('x').unwrap_or_default();
+    for link in all {
+        let Ok(name) = link.name.parse::<IfName>() else { continue };
+        let aside: Option<IfName> =
+            link.alias.as_deref().and_then(|alias| alias.strip_prefix(led)).and_then(|host_end| host_end.parse().ok());
+        let is_port = || found.find(&portolan_plan::Key::Port(name.clone())).is_some();
+        let (host_end, direction) = match aside {
+            Some(host_end) if link.kind.as_deref() == Some("ifb") => (host_end, Direction::Out),
+            None if link.qdisc.as_deref() == Some("tbf") && is_port() => (name.clone(), Direction::In),
+            _ => continue,
+        };
+        let wanted = match desired.find(&portolan_plan::Key::Shaper(host_end.clone(), direction)) {
+            Some(Object::Shaper(wanted)) => Some(wanted),
+            _ => None,
+        };
+        let bucket = tc::bucket(socket, link.index).map_err(|error| refusal(doing, &error))?;
+        let is_led = match (direction, all.iter().find(|port| port.name == host_end.as_str())) {
+            (Direction::In, _) => true,
+            (Direction::Out, None) => false,
+            (Direction::Out, Some(port)) => {
+                let ingress = tc::ingress(socket, port.index).map_err(|error| refusal(doing, &error))?;
+                link.up && ingress.to == Some(link.index)
+            }
+        };
+        let is_it = |wanted: &&Shaper| {
+            is_led
+                && bucket.is_some_and(|bucket| bucket.is(&super::apply::bucket(wanted)))
+                && match &wanted.through {
+                    Some(through) => *through == name,
+                    None => true,
+                }
+        };
+        if let Some(wanted) = wanted.filter(is_it) {
+            found.insert(Object::Shaper(wanted.clone()));
+            continue;
+        }
+        // Another's way to send is no limit of ours.
+        if bucket.is_none() && direction == Direction::In {
+            continue;
+        }
+        let bucket = bucket.unwrap_or(tc::Bucket { rate: 1, burst: 0, limit: 0 });
+        let alias = portolan_plan::alias_of_shaper(root, &host_end);
+        found.insert(Object::Shaper(Shaper {
+            rate: Rate::new(bucket.rate.saturating_mul(8)).unwrap_or(Rate::LEAST),
+            burst: bucket.burst,
+            queue: bucket.limit,
+            through: (direction == Direction::Out).then(|| name.clone()),
+            // To be removed it is known by its alias; to be changed it has to differ.
+            alias: if wanted.is_some() { format!("{alias} (changed)") } else { alias },
+            host_end,
+            direction,
+        }));
+    }
+    Ok(())
 }
 
 /// The sandboxes that `desired` speaks of, with their interfaces.

@@ -377,6 +377,17 @@ pub fn create_child(batch: &mut Batch, spec: &ChildSpec<'_>) -> usize {
     })
 }
 
+/// Appends the creation of an interface (ifb) that gives back what it is led to the interface it was led from.
+pub fn create_ifb(batch: &mut Batch, name: &str) -> usize {
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
+        push_ifinfo(buf, 0, None);
+        PushLinkAttrs::new(&mut *buf).push_ifname_bytes(name.as_bytes());
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, "ifb");
+        finalize_nested_header(buf, info);
+    })
+}
+
 /// Appends the creation of a VLAN interface (IEEE 802.1Q) on the interface with index `parent`.
 pub fn create_vlan(batch: &mut Batch, name: &str, parent: u32, id: u16) -> usize {
     batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {

@@ -8,6 +8,7 @@ pub mod link;
 pub mod neigh;
 pub mod route;
 pub mod rule;
+pub mod tc;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -112,6 +112,7 @@ pub(crate) fn endpoint(container: &Container, network: &Network, index: u8, addr
         gateway_priority: 0,
         aliases: Vec::new(),
         links: Vec::new(),
+        bandwidth: Default::default(),
         announce: false,
         leases: Default::default(),
         phase: Phase::Settled,

@@ -144,6 +144,7 @@ pub fn endpoint(number: u32, container: Id, network: Id, addresses: &[&str]) -> 
         gateway_priority: 0,
         aliases: vec![],
         links: vec![],
+        bandwidth: Default::default(),
         announce: false,
         leases: Default::default(),
         phase: Phase::Settled,

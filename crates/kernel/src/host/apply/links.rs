@@ -17,7 +17,7 @@ use crate::sysctl;
 
 impl Context<'_> {
     /// The index of a host interface that should be there.
-    fn index(&mut self, socket: &mut Socket, name: &IfName) -> Option<u32> {
+    pub(super) fn index(&mut self, socket: &mut Socket, name: &IfName) -> Option<u32> {
         if let Some(index) = self.indexes.get(name) {
             return Some(*index);
         }
@@ -86,6 +86,20 @@ impl Context<'_> {
                         });
                     }
                 }
+                Step::Create(Object::Shaper(shaper)) | Step::Change(_, Object::Shaper(shaper)) => {
+                    self.make_shaper(socket, shaper);
+                }
+                Step::Delete(Object::Shaper(shaper)) => {
+                    // On the way in it goes with its port.
+                    if !self.is_port_going(&shaper.host_end) {
+                        self.remove_shaper(socket, shaper);
+                    }
+                    if let Some(through) = &shaper.through
+                        && self.is_ours(socket, through, None, &shaper.alias)
+                    {
+                        doomed.push(through.as_str());
+                    }
+                }
                 Step::Create(Object::Vlan(vlan)) => self.create_vlan(socket, vlan),
                 Step::Change(Object::Vlan(from), Object::Vlan(to)) => {
                     let mut labelled = Labelled::default();
@@ -134,6 +148,10 @@ impl Context<'_> {
     fn is_our_port(&self, socket: &mut Socket, port: &Port) -> bool {
         portolan_plan::is_host_end_name(&port.host_end)
             || self.is_ours(socket, &port.host_end, port.ruled.then_some(self.groups.ports), &port.alias)
+    }
+
+    fn is_port_going(&self, host_end: &IfName) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Port(port)) if port.host_end == *host_end))
     }
 
     fn is_bridge_going(&self, name: &IfName) -> bool {

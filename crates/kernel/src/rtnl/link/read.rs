@@ -38,6 +38,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// `bridge`, `veth`, …; hardware and loopback have none.
     pub kind: Option<String>,
+    /// Kind of what it sends by: `noqueue`, `tbf`, …
+    pub qdisc: Option<String>,
     /// Kind of the master.
     pub slave_kind: Option<String>,
     /// Port attributes, if the master is a bridge.
@@ -202,6 +204,7 @@ pub fn parse(payload: &[u8]) -> Link {
             LinkAttrs::Master(master) => link.master = Some(master),
             LinkAttrs::Group(group) => link.group = group,
             LinkAttrs::Ifalias(alias) => link.alias = Some(alias.to_string_lossy().into_owned()),
+            LinkAttrs::Qdisc(kind) => link.qdisc = Some(kind.to_string_lossy().into_owned()),
             LinkAttrs::Link(index) => link.link = Some(index),
             LinkAttrs::LinkNetnsid(id) => link.link_netnsid = Some(id),
             LinkAttrs::Linkinfo(info) => {
