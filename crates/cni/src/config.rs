@@ -68,6 +68,9 @@ pub struct Config {
     /// What the result is to say about names.
     #[serde(default)]
     pub dns: Option<Dns>,
+    /// How much may pass, for every container.
+    #[serde(flatten)]
+    bandwidth: Bandwidth,
     /// What the runtime says of this container.
     #[serde(default, rename = "runtimeconfig")]
     pub runtime: Runtime,
@@ -200,6 +203,32 @@ pub struct Runtime {
     /// Names of the container, by network.
     #[serde(default, deserialize_with = "or_default")]
     pub aliases: BTreeMap<String, Vec<String>>,
+    /// How much may pass.
+    #[serde(default)]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// How much may pass (CNI conventions, "bandwidth"): bits per second and bits, seen from the container; 0 is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Bandwidth {
+    /// Into the container.
+    #[serde(default, rename = "ingressrate")]
+    pub ingress_rate: Option<u64>,
+    /// Into the container at once.
+    #[serde(default, rename = "ingressburst")]
+    pub ingress_burst: Option<u64>,
+    /// Out of the container.
+    #[serde(default, rename = "egressrate")]
+    pub egress_rate: Option<u64>,
+    /// Out of the container at once.
+    #[serde(default, rename = "egressburst")]
+    pub egress_burst: Option<u64>,
+    /// Destinations that alone are limited.
+    #[serde(default, rename = "shapedsubnets", deserialize_with = "or_default")]
+    pub shaped: Vec<String>,
+    /// Destinations that are not limited.
+    #[serde(default, rename = "unshapedsubnets", deserialize_with = "or_default")]
+    pub unshaped: Vec<String>,
 }
 
 /// A port to publish.
@@ -294,6 +323,11 @@ impl Config {
         cni.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
     }
 
+    /// How much may pass: what the configuration says, as the reference plugin has it, else what the runtime says.
+    pub fn bandwidth(&self) -> Option<&Bandwidth> {
+        Some(&self.bandwidth).filter(|own| **own != Bandwidth::default()).or(self.runtime.bandwidth.as_ref())
+    }
+
     /// Ports to publish: the runtime's, or what Mesos says in its own way (`args."org.apache.mesos".network_info`).
     ///
     /// # Errors
@@ -351,6 +385,37 @@ mod tests {
         assert_eq!(config.runtime.dns.as_ref().unwrap().servers, ["1.1.1.1"]);
         let range = &config.ipam.as_ref().unwrap().ranges[0][0];
         assert_eq!(range.first, Some("10.4.0.10".parse().unwrap()));
+    }
+
+    #[test]
+    fn bandwidth_in_whatever_case() {
+        let of = |text: &str| {
+            let text = format!(r#"{{"cniVersion":"1.0.0","name":"web","type":"portolan",{text}}}"#);
+            Config::parse(text.as_bytes()).map(|config| config.bandwidth().cloned())
+        };
+        let wanted = Bandwidth {
+            ingress_rate: Some(1_000_000),
+            ingress_burst: Some(4_294_967_295),
+            egress_rate: Some(0),
+            ..Bandwidth::default()
+        };
+        for keys in ["IngressRate IngressBurst EgressRate", "ingressRate ingressBurst egressRate"] {
+            let keys: Vec<&str> = keys.split(' ').collect();
+            let inner = format!(r#""{}":1000000,"{}":4294967295,"{}":0"#, keys[0], keys[1], keys[2]);
+            assert_eq!(of(&inner).unwrap(), Some(wanted.clone()), "{keys:?}");
+            let runtime = format!(r#""runtimeConfig":{{"bandwidth":{{{inner}}}}}"#);
+            assert_eq!(of(&runtime).unwrap(), Some(wanted.clone()), "{keys:?}");
+            // As in the reference plugin, the configuration comes before the runtime.
+            let both = format!(r#""ingressRate":8,"ingressBurst":8,{runtime}"#);
+            assert_eq!(of(&both).unwrap().unwrap().ingress_rate, Some(8));
+        }
+        assert_eq!(of(r#""mtu":1400"#).unwrap(), None);
+        assert_eq!(of(r#""runtimeConfig":{"bandwidth":null}"#).unwrap(), None);
+        for bad in
+            [r#""ingressRate":-1"#, r#""ingressRate":"fast""#, r#""runtimeConfig":{"bandwidth":{"egressRate":1.5}}"#]
+        {
+            assert_eq!(of(bad).unwrap_err().code, Code::Decoding, "{bad}");
+        }
     }
 
     #[test]

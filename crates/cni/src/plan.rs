@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use portolan_model::{
-    AddressRange, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Mac, Name, Network,
-    PortRange, Protocol, PublishSpec, RouteAction, StaticRoute,
+    AddressRange, Bandwidth, Burst, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Limit,
+    Mac, Name, Network, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute,
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -321,6 +321,7 @@ pub fn plan(call: &Call, config: &Config, network: &Plan, delegated: Option<&Suc
         mac: mac(call, config)?,
         ifname: Some(ifname),
         aliases,
+        bandwidth: bandwidth(config)?,
         ..match network {
             Plan::Named(name) => EndpointRequest::new(name),
             Plan::Described(request) => EndpointRequest {
@@ -371,6 +372,39 @@ fn mac(call: &Call, config: &Config) -> Result<Option<Mac>, Error> {
     let wanted = [Some(config.runtime.mac.as_str()), arg, call.arg("MAC")];
     let Some(text) = wanted.into_iter().flatten().find(|text| !text.is_empty()) else { return Ok(None) };
     Ok(Some(text.replace('-', ":").to_ascii_lowercase().parse()?))
+}
+
+/// The limits that are asked for.
+fn bandwidth(config: &Config) -> Result<Bandwidth, Error> {
+    let Some(wanted) = config.bandwidth() else { return Ok(Bandwidth::default()) };
+    for (key, subnets) in [("shapedSubnets", &wanted.shaped), ("unshapedSubnets", &wanted.unshaped)] {
+        if !subnets.is_empty() {
+            return Err(invalid(format!("`{key}` is not supported: a limit is for everything that passes"))
+                .details("leave it out"));
+        }
+    }
+    Ok(Bandwidth {
+        into: limit("ingress", wanted.ingress_rate, wanted.ingress_burst)?,
+        out: limit("egress", wanted.egress_rate, wanted.egress_burst)?,
+    })
+}
+
+/// One direction's, in the reference plugin's words.
+fn limit(direction: &str, rate: Option<u64>, burst: Option<u64>) -> Result<Option<Limit>, Error> {
+    /// What containerd and CRI-O say when a pod says nothing of bursts (`math.MaxUint32`): 43 seconds at 100 Mbit/s, and
+    /// the limit would not be felt.
+    const UNSAID: u64 = u32::MAX as u64;
+    let refuse = |msg: &str| Err(invalid(msg).details(direction.to_owned()));
+    let burst = match (rate.unwrap_or(0), burst.unwrap_or(0)) {
+        (0, 0) => return Ok(None),
+        (_, 0) => return refuse("if rate is set, burst must also be set"),
+        (0, _) => return refuse("if burst is set, rate must also be set"),
+        (_, burst) if burst / 8 >= UNSAID => return refuse("burst cannot be more than 4GB"),
+        (_, burst) => Some(burst).filter(|burst| *burst < UNSAID),
+    };
+    // Less than a byte is one: the reference plugin rounds down to none and fails.
+    let rate = Rate::new(rate.unwrap_or(0).max(8))?;
+    Ok(Some(Limit { rate, burst: burst.map(|burst| Burst::new(burst.max(8))).transpose()? }))
 }
 
 fn published(mapping: &PortMapping) -> Result<PublishSpec, Error> {

@@ -12,6 +12,7 @@
 
 mod api;
 mod attach;
+mod bandwidth;
 mod connect;
 mod containers;
 mod engine;
@@ -30,6 +31,7 @@ pub use api::{
     AttachRequest, Change, ContainerInfo, EndpointRequest, Followed, NetworkInfo, NetworkRequest, Repaired, Rules,
     RulesOf,
 };
+pub use bandwidth::BandwidthChange;
 pub use engine::Engine;
 pub use error::{Error, Kind, Result};
 pub use kernel::{About, HostInterface, HostRoute, Kernel, KernelError, PortClash};

@@ -85,6 +85,7 @@ enum Command {
     Detach(cmd::attach::DetachArgs),
     #[command(subcommand)]
     Publish(cmd::publish::Command),
+    Update(cmd::update::Args),
     Rules(cmd::rules::Args),
     Verify(cmd::repair::VerifyArgs),
     Reconcile(cmd::repair::ReconcileArgs),
@@ -124,6 +125,7 @@ impl Cli {
             Command::Attach(args) => args.run(&context),
             Command::Detach(args) => args.run(&context),
             Command::Publish(command) => command.run(&context),
+            Command::Update(args) => args.run(&context),
             Command::Rules(args) => args.run(&context),
             Command::Verify(args) => args.run(&context),
             Command::Reconcile(args) => args.run(&context),

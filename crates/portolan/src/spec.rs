@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use portolan_engine::EndpointRequest;
-use portolan_model::{HostEntry, Invalid, Link, RouteAction, StaticRoute};
+use portolan_model::{Burst, HostEntry, Invalid, Limit, Link, Rate, RouteAction, StaticRoute};
 
 /// The endpoint option by which Docker's clients name the interface.
 const IFNAME_OPTION: &str = "com.docker.network.endpoint.ifname";
@@ -118,6 +118,18 @@ pub(crate) fn link(text: &str) -> Result<Link, Invalid> {
     Ok(Link { container: container.parse().map_err(nested)?, alias: alias.parse().map_err(nested)? })
 }
 
+/// A rate, or none for as much as there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted(pub(crate) Option<Rate>);
+
+/// A rate, or `0` or `none` for no limit.
+pub(crate) fn rate(text: &str) -> Result<Wanted, Invalid> {
+    match text {
+        "0" | "none" => Ok(Wanted(None)),
+        _ => Ok(Wanted(Some(text.parse()?))),
+    }
+}
+
 /// `NAME:ADDRESS` or `NAME=ADDRESS`; the address may be `host-gateway`.
 pub(crate) fn host_entry(text: &str) -> Result<HostEntry, Invalid> {
     const HINT: &str = "write NAME:ADDRESS or NAME:host-gateway";
@@ -178,8 +190,9 @@ impl FromStr for NetworkSpec {
             };
         }
         let mut request = EndpointRequest::new("");
+        let mut burst: Option<Burst> = None;
         for part in text.split(',') {
-            set(&mut request, part).map_err(|e| {
+            set(&mut request, &mut burst, part).map_err(|e| {
                 let reason =
                     if e.value == part { e.reason } else { format!("{} `{}` {}", e.what, e.value, e.reason).into() };
                 let refused = Invalid::new("network", text, reason);
@@ -188,6 +201,15 @@ impl FromStr for NetworkSpec {
                     None => refused,
                 }
             })?;
+        }
+        if burst.is_some() {
+            if request.bandwidth.is_unlimited() {
+                return Err(Invalid::new("network", text, "has a bandwidth-burst without a rate")
+                    .hint("add bandwidth-in= or bandwidth-out="));
+            }
+            for limit in [&mut request.bandwidth.into, &mut request.bandwidth.out].into_iter().flatten() {
+                limit.burst = burst;
+            }
         }
         match request.network.as_str() {
             "" => Err(Invalid::new("network", text, "names no network").hint("begin with name=NETWORK")),
@@ -198,8 +220,9 @@ impl FromStr for NetworkSpec {
     }
 }
 
-fn set(request: &mut EndpointRequest, part: &str) -> Result<(), Invalid> {
-    const HINT: &str = "known keys: name, alias, link, ip, ip6, mac-address, gw-priority, ifname, driver-opt";
+fn set(request: &mut EndpointRequest, burst: &mut Option<Burst>, part: &str) -> Result<(), Invalid> {
+    const HINT: &str = "known keys: name, alias, link, ip, ip6, mac-address, gw-priority, ifname, driver-opt, \
+                        bandwidth-in, bandwidth-out, bandwidth-burst";
     let (key, value) = part
         .split_once('=')
         .ok_or_else(|| Invalid::new("network", part, "has a part that is not KEY=VALUE").hint(HINT))?;
@@ -213,9 +236,16 @@ fn set(request: &mut EndpointRequest, part: &str) -> Result<(), Invalid> {
         "gw-priority" => request.gateway_priority = number(value)?,
         "ifname" => request.ifname = Some(value.parse()?),
         "driver-opt" => driver_option(request, value)?,
+        "bandwidth-in" => request.bandwidth.into = limit(value)?,
+        "bandwidth-out" => request.bandwidth.out = limit(value)?,
+        "bandwidth-burst" => *burst = Some(value.parse()?),
         _ => return Err(Invalid::new("key", key, "is unknown").hint(HINT)),
     }
     Ok(())
+}
+
+fn limit(text: &str) -> Result<Option<Limit>, Invalid> {
+    Ok(rate(text)?.0.map(|rate| Limit { rate, burst: None }))
 }
 
 /// `--route`: `DESTINATION,GATEWAY[,METRIC]`, with `blackhole`, `unreachable` or `prohibit` for the gateway.
@@ -283,6 +313,20 @@ mod tests {
         };
         assert_eq!((request.network.as_str(), request.aliases.len(), request.gateway_priority), ("web", 2, -1));
         assert_eq!(request.ifname.unwrap().as_str(), "lan0");
+    }
+
+    #[test]
+    fn a_network_with_limits_of_its_own() {
+        let Ok(NetworkSpec::Endpoint(request)) =
+            "name=web,bandwidth-burst=64kb,bandwidth-in=100mbit,bandwidth-out=0".parse()
+        else {
+            panic!()
+        };
+        assert_eq!(request.bandwidth.to_string(), "100mbit burst 64kb in");
+        for bad in ["name=web,bandwidth-burst=64kb", "name=web,bandwidth-in=fast", "name=web,bandwidth-burst=0"] {
+            assert!(bad.parse::<NetworkSpec>().is_err(), "{bad}");
+        }
+        assert_eq!((rate("none").unwrap(), rate("0").unwrap()), (Wanted(None), Wanted(None)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use ipnet::IpNet;
 use portolan_engine::{HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
-use portolan_plan::{Firewall, Key, Object, Objects, Set, Setting, Step};
+use portolan_plan::{Direction, Firewall, Key, Object, Objects, Set, Setting, Step};
 
 /// A port of the host that a process of somebody else's listens on.
 pub(crate) const FOREIGN_PORT: u16 = 8009;
@@ -165,6 +165,7 @@ impl State {
             && match object {
                 Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
                 Object::Port(port) => bridge(&port.bridge),
+                Object::Shaper(shaper) => self.objects.find(&Key::Port(shaper.host_end.clone())).is_some(),
                 Object::Neighbour(neighbour) => bridge(&neighbour.bridge),
                 Object::Interface(interface) => self.objects.iter().any(|(_, object)| match object {
                     Object::Port(port) => port.sandbox == interface.sandbox && port.sandbox_end == interface.name,
@@ -187,6 +188,7 @@ impl State {
                     Object::Ruleset(_) => !matches!(object, Object::Element(_)),
                     Object::Bridge(bridge) => !matches!(object, Object::Neighbour(n) if n.bridge == bridge.name),
                     Object::Port(port) => match object {
+                        Object::Shaper(s) => s.host_end != port.host_end || s.direction == Direction::Out,
                         Object::Interface(i) => i.sandbox != port.sandbox || i.name != port.sandbox_end,
                         Object::DefaultRoute(r) => r.sandbox != port.sandbox || r.interface != port.sandbox_end,
                         _ => true,

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use portolan_engine::EndpointRequest;
-use portolan_model::{ExposedPort, Link, Mac, Name, PublishSpec};
+use portolan_engine::{BandwidthChange, EndpointRequest};
+use portolan_model::{Burst, ExposedPort, Limit, Link, Mac, Name, PublishSpec};
 
 use crate::failure::{self, Refused};
 use crate::spec::{self, NetworkSpec};
@@ -13,7 +13,7 @@ use crate::spec::{self, NetworkSpec};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Network options")]
 pub(crate) struct EndpointArgs {
-    /// Network to be on: NAME, or name=NAME with alias=, ip=, ip6=, mac-address=, gw-priority=, ifname= after commas; repeat for several. `none` for loopback only; `run` also takes `host` and container:NAME
+    /// Network to be on: NAME, or name=NAME with alias=, ip=, ip6=, mac-address=, gw-priority=, ifname=, bandwidth-in=, bandwidth-out=, bandwidth-burst= after commas; repeat for several. `none` for loopback only; `run` also takes `host` and container:NAME
     #[arg(long = "network", visible_alias = "net", value_name = "NETWORK")]
     networks: Vec<NetworkSpec>,
     /// IPv4 address to have on the first network
@@ -34,6 +34,36 @@ pub(crate) struct EndpointArgs {
     /// The network with the highest number gives the default route; this is the first one's
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     gw_priority: Option<i32>,
+    #[command(flatten)]
+    bandwidth: BandwidthArgs,
+}
+
+/// Limits of bandwidth, in tc(8)'s units.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct BandwidthArgs {
+    /// Limit what goes into the container, on each network: 100mbit, 1gbit, 800kbit a second; 0 for no limit
+    #[arg(long, value_name = "RATE", value_parser = spec::rate)]
+    pub(crate) bandwidth_in: Option<spec::Wanted>,
+    /// Limit what comes out of the container, on each network
+    #[arg(long, value_name = "RATE", value_parser = spec::rate)]
+    pub(crate) bandwidth_out: Option<spec::Wanted>,
+    /// How much may pass at once after a pause, with both limits: 64kb, 1mb (default: a hundredth of a second's)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) bandwidth_burst: Option<Burst>,
+}
+
+impl BandwidthArgs {
+    /// What they say of each direction: nothing, no limit, or a limit.
+    pub(crate) fn change(self) -> Result<BandwidthChange> {
+        let limit = |wanted: spec::Wanted| wanted.0.map(|rate| Limit { rate, burst: self.bandwidth_burst });
+        let change = BandwidthChange { into: self.bandwidth_in.map(limit), out: self.bandwidth_out.map(limit) };
+        if self.bandwidth_burst.is_some() && change.into.flatten().or(change.out.flatten()).is_none() {
+            return Err(Refused::new("--bandwidth-burst is given without a rate")
+                .hint("add --bandwidth-in or --bandwidth-out")
+                .into());
+        }
+        Ok(change)
+    }
 }
 
 /// Published and exposed ports of a container.
@@ -99,6 +129,11 @@ impl EndpointArgs {
         if endpoints.is_empty() {
             endpoints.push(EndpointRequest::new("bridge"));
         }
+        let limits = self.bandwidth.change()?;
+        for request in &mut endpoints {
+            limit(&mut request.bandwidth.into, limits.into, "--bandwidth-in")?;
+            limit(&mut request.bandwidth.out, limits.out, "--bandwidth-out")?;
+        }
         let first = &mut endpoints[0];
         merge(&mut first.ip, self.ip, "--ip", "IPv4 address")?;
         merge(&mut first.ip6, self.ip6, "--ip6", "IPv6 address")?;
@@ -136,6 +171,9 @@ impl EndpointArgs {
             (self.ip6.is_some(), "--ip6"),
             (!self.network_alias.is_empty(), "--network-alias"),
             (self.gw_priority.is_some(), "--gw-priority"),
+            (self.bandwidth.bandwidth_in.is_some(), "--bandwidth-in"),
+            (self.bandwidth.bandwidth_out.is_some(), "--bandwidth-out"),
+            (self.bandwidth.bandwidth_burst.is_some(), "--bandwidth-burst"),
         ]
         .into_iter()
         .find_map(|(given, flag)| given.then_some(flag));
@@ -173,6 +211,16 @@ fn refuse<T>(message: &str) -> Result<T> {
 
 fn both<T>(flag: &str, what: &str) -> Result<T> {
     refuse(&format!("conflicting options: cannot specify both {flag} and per-network {what}"))
+}
+
+/// A flag is for all networks, so one that says something of its own contradicts it.
+fn limit(own: &mut Option<Limit>, flag: Option<Option<Limit>>, name: &str) -> Result<()> {
+    match (&own, flag) {
+        (Some(_), Some(_)) => return both(name, "bandwidth"),
+        (None, Some(wanted)) => *own = wanted,
+        (_, None) => {}
+    }
+    Ok(())
 }
 
 fn merge<T: Copy>(own: &mut Option<T>, flag: Option<T>, name: &str, what: &str) -> Result<()> {

@@ -21,6 +21,7 @@ pub(crate) mod rm;
 pub(crate) mod rules;
 pub(crate) mod run;
 pub(crate) mod stats;
+pub(crate) mod update;
 pub(crate) mod version;
 
 use anyhow::Result;

@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::IpNet;
 use portolan_engine::{EndpointRequest, Error, NetworkRequest};
-use portolan_model::{AddressRange, Driver, Ipam, Link, Mac, Name, Network, StaticRoute};
+use portolan_model::{AddressRange, Bandwidth, Driver, Ipam, Link, Mac, Name, Network, StaticRoute};
 
+use crate::cmd::endpoint::BandwidthArgs;
 use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
 use crate::failure::Refused;
@@ -405,11 +406,15 @@ pub(crate) struct ConnectArgs {
     /// Option of the endpoint: ifname=NAME names the interface
     #[arg(long, value_name = "KEY=VALUE")]
     driver_opt: Vec<String>,
+    #[command(flatten)]
+    bandwidth: BandwidthArgs,
 }
 
 impl ConnectArgs {
     fn run(self, context: &Context) -> Result<i32> {
+        let limits = self.bandwidth.change()?;
         let mut request = EndpointRequest {
+            bandwidth: Bandwidth { into: limits.into.flatten(), out: limits.out.flatten() },
             ip: self.ip,
             ip6: self.ip6,
             mac: self.mac_address,
