@@ -76,6 +76,23 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
     }
 
+    /// Whether the endpoint at this host end is settled and has a limit of bandwidth.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_limited(&self, host_end: &str) -> Result<bool> {
+        let tx = self.store.read()?;
+        match tx.endpoint_at(host_end)? {
+            Some(endpoint) => Ok(!endpoint.bandwidth.is_unlimited() && self.is_settled(&tx, &endpoint)?),
+            None => Ok(false),
+        }
+    }
+
+    /// The host end whose packets are led through an interface with this alias, if it is one of ours.
+    pub fn limited_through(&self, alias: &str) -> Option<String> {
+        alias.strip_prefix(&format!("portolan:{}:bandwidth:", self.root)).map(str::to_owned)
+    }
+
     /// The network that an interface with this alias is the bridge of, if it is one of ours and neither comes nor goes.
     ///
     /// # Errors

@@ -77,6 +77,10 @@ fn take() -> Result<Snapshot> {
                 text += &format!(" mac {}", mac.map(|byte| format!("{byte:02x}")).join(":"));
             }
             text += if link.up { " up" } else { " down" };
+            // Others are the kernel's choice.
+            if link.qdisc.as_deref() == Some("tbf") {
+                text += " tbf";
+            }
             if let Some(master) = link.master {
                 text += &format!(" master {}", name_of(master));
             }

@@ -47,6 +47,11 @@ pub enum Event {
         /// The neighbour's address; none for a forwarding entry.
         address: Option<IpAddr>,
     },
+    /// What limited an interface, or led its packets aside, is gone.
+    LimitGone {
+        /// The interface.
+        index: u32,
+    },
     /// There was more than fits into the buffer: anything may have changed.
     Lost,
 }
@@ -64,6 +69,7 @@ pub struct Monitor {
 const NFNLGRP_NFTABLES: i32 = 7;
 const RTNLGRP_LINK: i32 = 1;
 const RTNLGRP_NEIGH: i32 = 3;
+const RTNLGRP_TC: i32 = 4;
 const RTNLGRP_IPV4_IFADDR: i32 = 5;
 const RTNLGRP_IPV4_ROUTE: i32 = 7;
 const RTNLGRP_IPV6_IFADDR: i32 = 9;
@@ -90,6 +96,7 @@ impl Monitor {
         for group in [
             RTNLGRP_LINK,
             RTNLGRP_NEIGH,
+            RTNLGRP_TC,
             RTNLGRP_IPV4_IFADDR,
             RTNLGRP_IPV4_ROUTE,
             RTNLGRP_IPV6_IFADDR,
@@ -208,6 +215,8 @@ fn routing_event(kind: u16, payload: &[u8]) -> Option<Event> {
             let address = if is_forwarding { None } else { attribute(12, NDA_DST).and_then(address) };
             Some(Event::NeighbourGone { index: number(4)?, address })
         }
+        // struct tcmsg: family and padding, interface, …
+        libc::RTM_DELQDISC | libc::RTM_DELTFILTER => Some(Event::LimitGone { index: number(4)? }),
         _ => None,
     }
 }

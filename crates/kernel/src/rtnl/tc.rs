@@ -5,7 +5,7 @@
 
 use netlink_bindings::utils::{IterableChunks, finalize_nested_header, push_header, push_nested_header};
 
-use crate::netlink::{Batch, CREATE, EXCL, NetlinkError, REPLACE, Socket};
+use crate::netlink::{Batch, CREATE, ECHO, EXCL, NetlinkError, REPLACE, Socket};
 
 /// "PO": by its handle a qdisc is known as ours, by its priority a filter. tc(8) shows the handle as `504f:`.
 pub const OURS: u16 = 0x504f;
@@ -15,8 +15,10 @@ const HEADER: usize = 20;
 const TC_H_ROOT: u32 = 0xffff_ffff;
 /// `TC_H_INGRESS`: where the ingress qdisc is attached, the only place it can be.
 const TC_H_INGRESS: u32 = 0xffff_fff1;
-/// The handle of an ingress qdisc, `ffff:`; its filters name it as their parent.
+/// The handle of an ingress qdisc, `ffff:`.
 const INGRESS: u32 = 0xffff_0000;
+/// What filters of what comes in name as their parent, whether the qdisc is `ingress` or somebody's `clsact`.
+const FILTERS: u32 = 0xffff_fff2;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 
@@ -81,8 +83,15 @@ pub fn delete_bucket(batch: &mut Batch, index: u32) -> usize {
 /// # Errors
 /// Any refusal but that there is no such interface.
 pub fn bucket(socket: &mut Socket, index: u32) -> Result<Option<Bucket>, NetlinkError> {
-    let reply = socket.query_one(libc::RTM_GETQDISC, 0, |buf| push_tcmsg(buf, index, 0, TC_H_ROOT, 0))?;
-    Ok(reply.and_then(|reply| parse_bucket(&reply.payload)))
+    // The answer is a notification, which the asker gets if he says so; of a qdisc that nobody asked for there is none
+    // (`qdisc_get_notify()`, net/sched/sch_api.c).
+    let mut batch = Batch::new();
+    batch.message(libc::RTM_GETQDISC, ECHO, |buf| push_tcmsg(buf, index, 0, TC_H_ROOT, 0));
+    match socket.transact(&batch) {
+        Ok(replies) => Ok(replies.iter().find_map(|reply| parse_bucket(&reply.payload))),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Decodes an `RTM_NEWQDISC` message; nothing of what is no bucket of ours.
@@ -126,7 +135,7 @@ pub fn delete_ingress(batch: &mut Batch, index: u32) -> usize {
 /// Appends that all that comes in at interface `index` is sent out of interface `to` instead.
 pub fn lead_aside(batch: &mut Batch, index: u32, to: u32) -> usize {
     batch.message(libc::RTM_NEWTFILTER, CREATE | EXCL, |buf| {
-        push_tcmsg(buf, index, 0, INGRESS, filter_info());
+        push_tcmsg(buf, index, 0, FILTERS, filter_info());
         push_string(buf, TCA_KIND, "u32");
         let options = push_nested_header(buf, TCA_OPTIONS);
         // struct tc_u32_sel with one key (mask, value, offset, offset mask) that fits everything.
@@ -153,7 +162,7 @@ pub fn lead_aside(batch: &mut Batch, index: u32, to: u32) -> usize {
 
 /// Appends that what comes in at interface `index` is not led aside any more; `ENOENT` or `EINVAL` if it is not.
 pub fn lead_on(batch: &mut Batch, index: u32) -> usize {
-    batch.message(libc::RTM_DELTFILTER, 0, |buf| push_tcmsg(buf, index, 0, INGRESS, filter_info()))
+    batch.message(libc::RTM_DELTFILTER, 0, |buf| push_tcmsg(buf, index, 0, FILTERS, filter_info()))
 }
 
 /// What is done to what comes in at an interface.
@@ -173,7 +182,7 @@ pub fn ingress(socket: &mut Socket, index: u32) -> Result<Ingress, NetlinkError>
     let found = socket.dump_all(
         libc::RTM_GETTFILTER,
         0,
-        |buf| push_tcmsg(buf, index, 0, INGRESS, 0),
+        |buf| push_tcmsg(buf, index, 0, FILTERS, 0),
         |kind, payload| (kind == libc::RTM_NEWTFILTER).then(|| parse_filter(payload)),
     );
     let found = match found {

@@ -191,3 +191,63 @@ fn loopback() {
     runtime.del(&pod, &config);
     assert_eq!(runtime.call("CHECK", &pod, &check).unwrap_err().msg, "loopback interface is down");
 }
+
+/// Limits of bandwidth by the runtime, as containerd writes them, and by the configuration.
+#[test]
+fn bandwidth() {
+    let Some(runtime) = Runtime::or_skip("cni-bandwidth") else { return };
+    let pod = runtime.pod("c");
+    let untouched = runtime.world.untouched();
+    let limits = || {
+        let details = runtime.world.json(&["inspect", "c"]);
+        let networks = details[0]["NetworkSettings"]["Networks"].as_object().unwrap().clone();
+        networks.values().next().unwrap().get("Bandwidth").cloned()
+    };
+    let flat = json!({"ingressRate": 1_000_000, "ingressBurst": 80_000, "egressRate": 0, "egressBurst": 0});
+    let containerd = json!({"IngressRate": 2_000_000, "IngressBurst": u32::MAX, "EgressRate": 3_000_000,
+        "EgressBurst": u32::MAX});
+    for (keys, wanted) in [
+        (flat.clone(), Some(json!({"In": {"Rate": 1_000_000, "Burst": 80_000}}))),
+        (
+            json!({"runtimeConfig": {"bandwidth": containerd}}),
+            Some(json!({"In": {"Rate": 2_000_000}, "Out": {"Rate": 3_000_000}})),
+        ),
+        (json!({"runtimeConfig": {"bandwidth": {}}}), None),
+        (json!({"runtimeConfig": {"bandwidth": null}}), None),
+    ] {
+        let config = with(&web(), keys);
+        let result = runtime.add(&pod, &config);
+        assert_eq!(limits(), wanted, "{config}");
+        runtime.world.verify();
+        let check = with(&config, json!({"prevResult": result}));
+        assert_eq!(runtime.call("CHECK", &pod, &check), Ok(Value::Null));
+        if wanted.is_some() {
+            // CHECK asks the kernel.
+            let end = result["interfaces"][1]["name"].as_str().unwrap();
+            let mut command = std::process::Command::new("tc");
+            command.args(["qdisc", "del", "dev", end, "root"]);
+            assert!(runtime.world.h.adopt(command).unwrap().status().unwrap().success());
+            let refusal = runtime.refused("CHECK", &pod, &check);
+            assert!(refusal.msg.contains("limit of "), "{refusal:?}");
+        }
+        runtime.del(&pod, &config);
+        runtime.world.assert_untouched(&untouched, "a limited container");
+    }
+    for (keys, part) in [
+        (json!({"ingressRate": 1_000_000}), "if rate is set, burst must also be set"),
+        (json!({"egressBurst": 1_000_000}), "if burst is set, rate must also be set"),
+        (json!({"egressRate": 1, "egressBurst": 8_u64 << 32}), "burst cannot be more than 4GB"),
+        (json!({"egressRate": u64::MAX, "egressBurst": 80_000}), "rate `18446744073709551615`"),
+        (json!({"runtimeConfig": {"bandwidth": {"EgressRate": 8000}}}), "if rate is set, burst must also be set"),
+        (with(&flat, json!({"unshapedSubnets": ["10.0.0.0/8"]})), "`unshapedSubnets` is not supported"),
+    ] {
+        let refusal = runtime.refused("ADD", &pod, &with(&web(), keys));
+        assert_eq!(refusal.code, 7, "{refusal:?}");
+        assert!(refusal.msg.contains(part), "{part}: {refusal:?}");
+    }
+    let child = json!({"cniVersion": "1.0.0", "name": "lan", "type": "portolan", "driver": "macvlan", "parent": "eth0",
+        "ipam": {"type": "portolan", "subnet": "10.0.1.0/24"}, "ingressRate": 8000, "ingressBurst": 8000});
+    let refusal = runtime.refused("ADD", &pod, &child);
+    assert_eq!(refusal.code, 7, "{refusal:?}");
+    assert!(refusal.msg.contains("driver `macvlan`"), "{refusal:?}");
+}

@@ -330,7 +330,19 @@ impl Thread {
                     work.because.insert(format!("interface `{}` is gone", link.name));
                     work.host_ends.insert(link.name.clone());
                 }
-                Event::LinkGone(_) => {}
+                Event::LinkGone(link) => {
+                    if let Some(host_end) = self.limited_through(link) {
+                        work.links(format!("the limit of `{host_end}` is gone"));
+                    }
+                }
+                Event::LimitGone { index } => {
+                    if let Some(link) = self.engine.kernel().interface(*index) {
+                        let host_end = self.limited_through(&link).unwrap_or(link.name);
+                        if self.engine.is_limited(&host_end).unwrap_or(true) {
+                            work.links(format!("a limit of `{host_end}` is gone"));
+                        }
+                    }
+                }
                 Event::AddressGone { index, address } => {
                     if let Some(network) = self.network_at(*index) {
                         work.links(format!("address {address} of network `{}` is gone", network.name));
@@ -369,6 +381,12 @@ impl Thread {
     /// Whether an interface was down and still is.
     fn is_down(&self, link: &Link) -> bool {
         !link.up && self.engine.kernel().interface(link.index).is_some_and(|now| !now.up)
+    }
+
+    /// The host end whose packets are led through this interface, while they are to be.
+    fn limited_through(&self, link: &Link) -> Option<String> {
+        let host_end = self.engine.limited_through(link.alias.as_deref()?)?;
+        self.engine.is_limited(&host_end).unwrap_or(true).then_some(host_end)
     }
 
     /// The network whose bridge is at this index, and is there.
