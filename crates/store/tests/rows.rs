@@ -159,6 +159,22 @@ fn containers_by_id_name_prefix_and_sandbox() {
     });
 }
 
+/// An endpoint without limits is written as before there were any, and read from such a row.
+#[test]
+fn limits_of_bandwidth_are_kept() {
+    let plain = endpoint(1, id(2, 1), id(1, 1), &[]);
+    let text = serde_json::to_string(&plain).unwrap();
+    assert!(!text.contains("bandwidth"), "{text}");
+    assert_eq!(serde_json::from_str::<portolan_model::Endpoint>(&text).unwrap(), plain);
+    let mut limited = plain;
+    limited.bandwidth.out =
+        Some(portolan_model::Limit { rate: "100mbit".parse().unwrap(), burst: Some("64kb".parse().unwrap()) });
+    let text = serde_json::to_string(&limited).unwrap();
+    assert!(text.contains(r#""bandwidth":{"out":{"rate":100000000,"burst":524288}}"#), "{text}");
+    assert_eq!(serde_json::from_str::<portolan_model::Endpoint>(&text).unwrap(), limited);
+    assert!(serde_json::from_str::<portolan_model::Endpoint>(&text.replace("100000000", "0")).is_err());
+}
+
 #[test]
 fn endpoints_in_the_order_they_were_made() {
     in_transaction(|tx| {

@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use portolan_model::{DhcpLease, DhcpServer, Driver, Ipam, PerFamily, RouteAction};
+use portolan_model::{Bandwidth, Burst, DhcpLease, DhcpServer, Driver, Ipam, PerFamily, RouteAction};
 
 use super::sample::{container, endpoint, id, internal, network, publication};
 use super::*;
@@ -549,4 +549,61 @@ fn no_rule_of_ours_concerns_the_bridge_of_somebody_else() {
     let ours = objects(&[]);
     assert!(ports(&ours)[0].ruled);
     assert_eq!(elements(&ours, Set::Unguarded).len(), 1);
+}
+
+fn shapers(objects: &Objects) -> Vec<&Shaper> {
+    objects.iter().filter_map(|(_, o)| if let Object::Shaper(shaper) = o { Some(shaper) } else { None }).collect()
+}
+
+/// An endpoint's limits as objects; of networks of 1500 bytes.
+fn limited(into: Option<(&str, Option<&str>)>, out: Option<(&str, Option<&str>)>) -> Objects {
+    let limit = |(rate, burst): (&str, Option<&str>)| Limit {
+        rate: rate.parse().unwrap(),
+        burst: burst.map(|burst| burst.parse::<Burst>().unwrap()),
+    };
+    let mut view = view(&[&network("n", 1, &DUAL, &[])], &[]);
+    view.endpoints[0].0.bandwidth = Bandwidth { into: into.map(limit), out: out.map(limit) };
+    container_objects("/r", &view)
+}
+
+#[test]
+fn limits_stand_on_the_host_and_come_before_the_interface_is_up() {
+    assert_eq!(shapers(&limited(None, None)), Vec::<&Shaper>::new());
+    let objects = limited(Some(("100mbit", None)), Some(("1gbit", Some("1mb"))));
+    let texts: Vec<String> = crate::diff(&objects, &Objects::new()).iter().map(ToString::to_string).collect();
+    let of = |part: &str| texts.iter().position(|text| text.contains(part)).unwrap_or_else(|| panic!("{texts:#?}"));
+    let end = shapers(&objects)[0].host_end.clone();
+    let through = shaper_name(&end);
+    let into = of(&format!("create limit of 100mbit in burst 125000b at `{end}`"));
+    let out = of(&format!("create limit of 1gbit out burst 1mb at `{end}` through `{through}`"));
+    assert!(of("create veth") < into && into < out && out < of("create interface"), "{texts:#?}");
+    assert!(through.as_str().len() == 15 && through.as_str().starts_with("pb"));
+}
+
+#[test]
+fn a_changed_limit_is_one_step_and_one_taken_off_another() {
+    let was = limited(Some(("100mbit", None)), Some(("1gbit", None)));
+    let now = limited(Some(("200mbit", None)), None);
+    let steps: Vec<String> = crate::diff(&now, &was).iter().map(ToString::to_string).collect();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    assert!(steps[0].starts_with("delete limit of 1gbit out burst 1250000b at "), "{steps:?}");
+    assert!(steps[1].starts_with("change limit of 100mbit in burst 125000b at "), "{steps:?}");
+    assert!(steps[1].contains(" into limit of 200mbit in burst 250000b at "), "{steps:?}");
+}
+
+#[test]
+fn a_bucket_holds_a_frame_and_fits_the_kernels_numbers() {
+    for (rate, burst, wanted) in [
+        ("100mbit", None, (125_000, 750_000)),
+        ("1mbit", None, (3036, 3036 + 15_180)),
+        ("8bit", None, (240, 240 + 15_180)),
+        ("100mbit", Some("1"), (1518, 1518 + 625_000)),
+        ("100mbit", Some("4194303kb"), (3_000_000_000, 3_000_625_000)),
+        ("1kbit", Some("4194303kb"), (30_000, 45_180)),
+        ("10tbit", None, (u32::MAX, u32::MAX)),
+    ] {
+        let objects = limited(Some((rate, burst)), None);
+        let shaper = shapers(&objects)[0];
+        assert_eq!((shaper.burst, shaper.queue), wanted, "{rate} {burst:?}");
+    }
 }
