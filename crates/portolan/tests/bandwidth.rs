@@ -296,6 +296,8 @@ fn what_somebody_takes_away_is_put_back() {
         assert!(tc(&world.h, way), "{way}");
         assert!(eventually(LONG, || buckets(&world, &c) == wanted), "{way}: nobody put it back");
     }
+    gone(aside.as_str());
+    assert!(eventually(LONG, || buckets(&world, &c) == wanted), "nobody made `{aside}` again");
     world.portolan_ok(&["detach", "c"]);
 }
 

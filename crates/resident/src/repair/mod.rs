@@ -325,16 +325,17 @@ impl Thread {
                     }
                 }
                 Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
+                Event::LinkGone(link) if link.kind.as_deref() == Some("ifb") => {
+                    if let Some(host_end) = self.limited_through(link) {
+                        work.links(format!("the limit of `{host_end}` is gone"));
+                    }
+                }
                 // On a bridge of somebody else's it is in no group.
                 Event::LinkGone(link) if link.alias.as_deref().is_some_and(|alias| alias.starts_with(ENDPOINT)) => {
                     work.because.insert(format!("interface `{}` is gone", link.name));
                     work.host_ends.insert(link.name.clone());
                 }
-                Event::LinkGone(link) => {
-                    if let Some(host_end) = self.limited_through(link) {
-                        work.links(format!("the limit of `{host_end}` is gone"));
-                    }
-                }
+                Event::LinkGone(_) => {}
                 Event::LimitGone { index } => {
                     if let Some(link) = self.engine.kernel().interface(*index) {
                         let host_end = self.limited_through(&link).unwrap_or(link.name);
