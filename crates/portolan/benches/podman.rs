@@ -207,9 +207,9 @@ fn run() -> Result<()> {
     for (name, backend) in [("portolan", Backend::Portolan), ("netavark", Backend::Netavark)] {
         let lab = Lab::new(name)?;
         let host = lab.host("host")?;
-        let machine = Machine::start(&lab, &host, name, backend)?;
+        let machine = machine::start(&lab, &host, name, backend)?;
         // One that stays keeps the bridge, as on a host in use.
-        machine.podman(&["run", "-d", "--name", "stays", "-p", "8079:80", IMAGE])?;
+        machine.run("podman", &["run", "-d", "--name", "stays", "-p", "8079:80", IMAGE])?;
         // The lab last: it goes after the machine in it.
         machines.push((machine, host, lab));
     }

@@ -15,7 +15,7 @@ use portolan_lab::snapshot::{Snapshot, snapshot};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
-use crate::machine::{Backend, IMAGE, Machine};
+use crate::machine::{self, Backend, IMAGE, Machine};
 
 /// How long to wait for what must come.
 pub(crate) const LONG: Duration = Duration::from_secs(5);
@@ -111,13 +111,13 @@ impl Scene {
         ensure!(eventually(LONG, is_up), "the LAN does not come up");
         let before = snapshot(&host)?;
         let upstream = Upstream::start(&neighbour)?;
-        let machine = Machine::start(&lab, &host, name, backend)?;
+        let machine = machine::start(&lab, &host, name, backend)?;
         Ok(Self { machine, host, neighbour, before, _upstream: upstream, _lan: lan, _lab: lab })
     }
 
     /// Runs `podman`.
     pub(crate) fn podman(&self, args: &[&str]) -> Result<String> {
-        self.machine.podman(args)
+        self.machine.run("podman", args)
     }
 
     /// Starts a container that serves HTTP on port 80, saying its name.

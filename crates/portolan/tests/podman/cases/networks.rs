@@ -147,7 +147,7 @@ fn static_addresses(scene: &Scene) -> Result<()> {
     let beside = scene.run("beside", &["--network", "six"])?;
     says(&beside, at("10.66.0.50", 80), "site")?;
     says(&beside, at("fd66::50", 80), "site")?;
-    scene.machine.refused(&["run", "-d", "--network", "six", "--ip", "10.66.0.50", IMAGE])?;
+    scene.machine.refused("podman", &["run", "-d", "--network", "six", "--ip", "10.66.0.50", IMAGE])?;
     Ok(())
 }
 
@@ -230,7 +230,7 @@ fn remove(scene: &Scene) -> Result<()> {
     scene.network("web", &[])?;
     scene.run("site", &["--network", "web"])?;
     ensure!(bridges(scene)?.len() == 1, "bridges: {:?}", bridges(scene)?);
-    scene.machine.refused(&["network", "rm", "web"])?;
+    scene.machine.refused("podman", &["network", "rm", "web"])?;
     scene.podman(&["rm", "-f", "-t", "0", "site"])?;
     scene.podman(&["network", "rm", "web"])?;
     ensure!(bridges(scene)?.is_empty(), "the bridge {:?} stays", bridges(scene)?);

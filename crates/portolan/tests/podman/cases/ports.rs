@@ -159,7 +159,7 @@ fn several_networks(scene: &Scene) -> Result<()> {
 fn twice(scene: &Scene) -> Result<()> {
     scene.run("site", &["-p", "8080:80"])?;
     says(&scene.neighbour, at(HOST, 8080), "site")?;
-    scene.machine.refused(&["run", "-d", "--name", "second", "-p", "8080:80", IMAGE])?;
+    scene.machine.refused("podman", &["run", "-d", "--name", "second", "-p", "8080:80", IMAGE])?;
     says(&scene.neighbour, at(HOST, 8080), "site")
 }
 

@@ -1,16 +1,18 @@
-# Makes a machine for Podman out of namespaces and keeps it: all of it ends with standard input, or with this process.
+# Makes a machine for a container runtime out of namespaces and keeps it: all of it ends with standard input, or with this
+# process.
 #
-# `keeper.sh DIR GROUP`: DIR becomes what the machine has at /run, /etc and the other places that Podman writes to; GROUP is
-# the control group, in every hierarchy, that is all the machine sees of them. Runs in the network namespace already.
-# Prints `ready PID` when done, PID being the machine's first process as seen from outside.
+# `keeper.sh DIR GROUP PLACE...`: every PLACE, a directory that the runtime writes to, is in the machine what DIR has under
+# that path; GROUP is the control group, in every hierarchy, that is all the machine sees of them. Runs in the network
+# namespace already. Prints `ready PID` when done, PID being the machine's first process as seen from outside.
 set -eu
 dir=$1 group=$2
+shift 2
 
 hierarchies() {
     awk '$3 == "cgroup" || $3 == "cgroup2" { print $2, $3, $4 }' /proc/mounts
 }
 
-if [ "${3:-}" != inside ]; then
+if [ -z "${INSIDE:-}" ]; then
     hierarchies | while read -r at type options; do
         mkdir -p "$at/$group"
         # A new group of this controller can hold nothing until it is told where to run.
@@ -19,7 +21,8 @@ if [ "${3:-}" != inside ]; then
         done
         echo $$ >"$at/$group/cgroup.procs"
     done
-    exec unshare --mount --cgroup --uts --ipc --pid --fork --propagation private sh "$0" "$dir" "$group" inside
+    export INSIDE=yes
+    exec unshare --mount --cgroup --uts --ipc --pid --fork --propagation private sh "$0" "$dir" "$group" "$@"
 fi
 
 # The proc filesystem is still that of outside; a process substitution would read another process's.
@@ -50,11 +53,10 @@ esac
 for file in passwd group nsswitch.conf ld.so.cache protocols services alternatives; do
     if [ -e "/etc/$file" ]; then cp -a "/etc/$file" "$dir/etc/"; fi
 done
-mkdir -p /var/lib/containers
-mount --bind "$dir/run" /run
-mount --bind "$dir/containers" /var/lib/containers
-mount --bind "$dir/tmp" /var/tmp
-mount --bind "$dir/etc" /etc
+for place in "$@"; do
+    mkdir -p "$place"
+    mount --bind "$dir$place" "$place"
+done
 # No program may find the way to the machine's own D-Bus or systemd: /run was hidden, and /var/run leads there.
 hostname machine
 echo "ready $pid"
