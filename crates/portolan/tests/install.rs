@@ -1,4 +1,4 @@
-//! `portolan install podman`: what it writes, keeps and takes away, in directories of the test's own.
+//! `portolan install`: what it writes, keeps and takes away, in directories of the test's own.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -129,4 +129,119 @@ fn directories_of_the_administrator_stay() {
     assert!(said.contains("is not a list of plain strings\nhint: put `"), "{said}");
     assert_eq!(fs::read_to_string(place.drop_in()).unwrap(), before);
     place.done(&["--uninstall"]);
+}
+
+/// Directories of plugins and of networks.
+struct Cni {
+    place: Place,
+}
+
+impl Cni {
+    fn new(name: &str) -> Self {
+        Self { place: Place::new(&format!("cni-{name}")) }
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.place.dir.join("bin")
+    }
+
+    fn networks(&self) -> PathBuf {
+        self.place.dir.join("net.d")
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+        command.args(["install", "cni", "--dir"]).arg(self.bin()).args(args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn done(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// What is in the directory of plugins.
+    fn links(&self) -> Vec<String> {
+        let files = fs::read_dir(self.bin()).into_iter().flatten().flatten();
+        let mut names: Vec<String> = files.map(|file| file.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn cni_plugins_and_back() {
+    let cni = Cni::new("back");
+    for _ in 0..2 {
+        assert!(cni.done(&[]).contains("as `portolan` and `loopback`"));
+        assert_eq!(cni.links(), ["loopback", "portolan"]);
+    }
+    for name in cni.links() {
+        assert_eq!(fs::read_link(cni.bin().join(name)).unwrap(), Path::new(env!("CARGO_BIN_EXE_portolan")));
+    }
+    fs::write(cni.bin().join("bridge"), "").unwrap();
+    for _ in 0..2 {
+        cni.done(&["--uninstall"]);
+        assert_eq!(cni.links(), ["bridge"]);
+    }
+    let said: serde_json::Value = serde_json::from_str(&cni.done(&["--json", "loopback"])).unwrap();
+    assert_eq!((&said["Installed"], said["Links"].as_array().unwrap().len()), (&true.into(), 1), "{said}");
+    assert_eq!(cni.links(), ["bridge", "loopback"]);
+}
+
+#[test]
+fn cni_plugins_of_others_stay() {
+    let cni = Cni::new("others");
+    fs::create_dir(cni.bin()).unwrap();
+    fs::write(cni.bin().join("loopback"), "original").unwrap();
+    let said = cni.refused(&[]);
+    assert!(said.contains("loopback` is there and is no link\nhint: move it away, or name the plugins"), "{said}");
+    assert_eq!(cni.links(), ["loopback"], "all or nothing");
+    cni.done(&["portolan"]);
+    assert_eq!(cni.links(), ["loopback", "portolan"]);
+    cni.done(&["--uninstall"]);
+    assert_eq!(fs::read_to_string(cni.bin().join("loopback")).unwrap(), "original");
+    assert_eq!(cni.links(), ["loopback"]);
+}
+
+#[test]
+fn cni_network() {
+    let cni = Cni::new("network");
+    let networks = cni.networks();
+    let config = networks.to_str().unwrap();
+    let file = networks.join("10-portolan.conflist");
+    for (args, part) in [
+        (&["--config", config][..], "has to have a subnet\nhint: say which"),
+        (&["--config", config, "--subnet", "10.22.0.7/16"], "network has host bits set: 10.22.0.7/16"),
+        (&["--config", config, "--subnet", "10.22.0.0/16", "--name", "../x"], "invalid characters"),
+    ] {
+        let said = cni.refused(args);
+        assert!(said.contains(part) && said.contains("\nhint: "), "{said}");
+        assert!(cni.links().is_empty() && !file.exists(), "all or nothing");
+    }
+    assert_eq!(cni.run(&["--subnet", "10.22.0.0/16"]).status.code(), Some(2), "of which network?");
+    let install = ["--config", config, "--subnet", "10.22.0.0/16", "--subnet", "fd22::/64"];
+    cni.done(&install);
+    let list: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((&list["name"], &list["plugins"][0]["type"]), (&"portolan".into(), &"portolan".into()), "{list}");
+    assert_eq!(list["plugins"][0]["ipam"]["ranges"][1][0]["subnet"], "fd22::/64");
+    cni.done(&[&install[..], &["--name", "lab"]].concat());
+    assert!(fs::read_to_string(&file).unwrap().contains(r#""name": "lab""#));
+    // What it does not know is not its own to take.
+    cni.done(&["--uninstall"]);
+    assert!(file.exists());
+    cni.done(&["--uninstall", "--config", config]);
+    assert!(!file.exists());
+    fs::write(&file, "{}").unwrap();
+    assert!(cni.refused(&install).contains("was not written by this command"));
+    assert!(cni.refused(&["--uninstall", "--config", config]).contains("was not written by this command"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{}");
 }

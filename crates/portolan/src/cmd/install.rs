@@ -1,5 +1,7 @@
 //! `portolan install`: have other programs use Portolan
 
+mod cni;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
@@ -13,17 +15,19 @@ use crate::context::Context;
 use crate::failure::Refused;
 use crate::output;
 
-/// Have Podman use Portolan, and go back
+/// Have Podman or container runtimes with CNI use Portolan, and go back
 #[derive(Debug, clap::Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub(crate) enum Command {
     Podman(PodmanArgs),
+    Cni(cni::Args),
 }
 
 impl Command {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         match self {
             Self::Podman(args) => args.run(context),
+            Self::Cni(args) => args.run(context),
         }
     }
 }
@@ -116,37 +120,19 @@ fn install(file: &Path, bin: &Path, links: &[PathBuf]) -> Result<()> {
             .hint("move it away, or add the directory with the links to its helper_binaries_dir")
             .into());
     }
-    let program = std::env::current_exe().context("find this program")?;
-    for link in links {
-        let what = match fs::symlink_metadata(link) {
-            Ok(_) if leads_to(link, &program) => continue,
-            Ok(there) if there.is_symlink() => "a link to another program",
-            Ok(_) => "no link",
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).with_context(|| format!("look at `{}`", link.display())),
-        };
-        return Err(Refused::new(format!("`{}` is there and is {what}", link.display()))
-            .hint("choose another directory with --bin")
-            .into());
-    }
+    let program = this_program()?;
+    refuse_strangers(links, &program, "choose another directory with --bin")?;
     let directories = directories(file, bin)?;
     for directory in [bin, file.parent().unwrap_or(Path::new("/"))] {
         fs::create_dir_all(directory).with_context(|| format!("create `{}`", directory.display()))?;
     }
-    for link in links {
-        // Made beside and moved there: Podman may start it at any moment.
-        let beside = link.with_extension("new");
-        let made = remove(&beside).and_then(|()| symlink(&program, &beside)).and_then(|()| fs::rename(&beside, link));
-        made.with_context(|| format!("link `{}` to `{}`", link.display(), program.display()))?;
-    }
+    make_links(links, &program)?;
     let directories: Vec<String> = directories.iter().map(|directory| format!("{directory:?}")).collect();
     let text = format!(
         "{MARK}\n# Back to what Podman came with: portolan install podman --uninstall\n\n[network]\nnetwork_backend = \"netavark\"\n\n[engine]\nhelper_binaries_dir = [{}]\n",
         directories.join(", ")
     );
-    let beside = file.with_extension("new");
-    let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file));
-    written.with_context(|| format!("write `{}`", file.display()))
+    write(file, &text)
 }
 
 /// The list for the drop-in `file`: `bin`, and where Podman looks without it. A list replaces those of earlier files.
@@ -169,28 +155,69 @@ fn directories(file: &Path, bin: &Path) -> Result<Vec<String>> {
     Ok(std::iter::once(bin.clone()).chain(before.into_iter().filter(|directory| *directory != bin)).collect())
 }
 
-/// Whether `link` is one that this command made: to this program, or to one of its name that was elsewhere then.
-fn leads_to(link: &Path, program: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|target| target == program || target.file_name() == program.file_name())
-}
-
 fn uninstall(file: &Path, bin: &Path, links: &[PathBuf]) -> Result<()> {
     if !is_ours(file)? {
         return Err(Refused::new(format!("`{}` was not written by `portolan install podman`", file.display()))
             .hint("look at it, and remove it by hand")
             .into());
     }
-    let program = std::env::current_exe().context("find this program")?;
     // The file first: it must not name what is not there.
     remove(file).with_context(|| format!("remove `{}`", file.display()))?;
-    for link in links.iter().filter(|link| leads_to(link, &program)) {
-        remove(link).with_context(|| format!("remove `{}`", link.display()))?;
-    }
+    remove_links(links, &this_program()?)?;
     match fs::remove_dir(bin) {
         // What else is in there is somebody else's.
         Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => Ok(()),
         removed => removed.with_context(|| format!("remove `{}`", bin.display())),
     }
+}
+
+fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().context("find this program")
+}
+
+/// Whether `link` is one that this command made: to this program, or to one of its name that was elsewhere then.
+fn leads_to(link: &Path, program: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|target| target == program || target.file_name() == program.file_name())
+}
+
+/// Refuses if one of `links` is there and not this command's to replace.
+fn refuse_strangers(links: &[PathBuf], program: &Path, hint: &str) -> Result<()> {
+    for link in links {
+        let what = match fs::symlink_metadata(link) {
+            Ok(_) if leads_to(link, program) => continue,
+            Ok(there) if there.is_symlink() => "a link to another program",
+            Ok(_) => "no link",
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("look at `{}`", link.display())),
+        };
+        return Err(Refused::new(format!("`{}` is there and is {what}", link.display())).hint(hint).into());
+    }
+    Ok(())
+}
+
+fn make_links(links: &[PathBuf], program: &Path) -> Result<()> {
+    for link in links {
+        // Made beside and moved there: it may be started at any moment.
+        let beside = link.with_extension("new");
+        let made = remove(&beside).and_then(|()| symlink(program, &beside)).and_then(|()| fs::rename(&beside, link));
+        made.with_context(|| format!("link `{}` to `{}`", link.display(), program.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes those of `links` that this command made.
+fn remove_links(links: &[PathBuf], program: &Path) -> Result<()> {
+    for link in links.iter().filter(|link| leads_to(link, program)) {
+        remove(link).with_context(|| format!("remove `{}`", link.display()))?;
+    }
+    Ok(())
+}
+
+/// Replaces `file` as a whole: it may be read at any moment.
+fn write(file: &Path, text: &str) -> Result<()> {
+    let beside = file.with_extension("new");
+    let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file));
+    written.with_context(|| format!("write `{}`", file.display()))
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

@@ -3,7 +3,6 @@
 use std::env;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use portolan_kernel::netns::NetnsFd;
 use portolan_lab::probe::{Probe, http_get, tcp_probe};
 use portolan_lab::snapshot::{Snapshot, diff, snapshot};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::machine::{self, IMAGE, Machine};
 
@@ -104,6 +103,8 @@ impl Scene {
         ensure!(eventually(LONG, is_up), "the LAN does not come up");
         let before = snapshot(&host)?;
         let machine = Machine::start(&lab, &host, name, &PLACES, configure)?;
+        let network = ["--name", "lab", "--subnet", "10.9.1.0/24", "--subnet", "fd09:1::/64"];
+        machine.run(PORTOLAN, &[&["install", "cni", "--config", "/etc/cni/net.d"], &network[..]].concat())?;
         let log = fs::File::create(machine.outside("/run/containerd.log"))?;
         let mut command = machine.command("containerd", &["--config", "/etc/containerd/config.toml"]);
         let containerd = command.stdout(Stdio::null()).stderr(log).spawn().context("start containerd")?;
@@ -223,11 +224,8 @@ impl Drop for Scene {
     }
 }
 
-/// Writes the files that containerd reads, and links the plugins that we are.
+/// Writes the files that containerd reads.
 fn configure(dir: &Path) -> Result<()> {
-    for plugin in ["portolan", "loopback"] {
-        symlink(PORTOLAN, machine::inside(dir, "/opt/cni/bin").join(plugin))?;
-    }
     let etc = dir.join("etc");
     fs::create_dir_all(etc.join("containerd"))?;
     // What a machine of namespaces cannot do is turned off: AppArmor, and overlays over overlays.
@@ -248,17 +246,6 @@ SystemdCgroup = false
 "#
         ),
     )?;
-    fs::create_dir_all(etc.join("cni/net.d"))?;
-    let list = json!({
-        "cniVersion": "1.0.0",
-        "name": "lab",
-        "plugins": [{
-            "type": "portolan",
-            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.1.0/24"}], [{"subnet": "fd09:1::/64"}]]},
-            "capabilities": {"portMappings": true, "dns": true},
-        }],
-    });
-    fs::write(etc.join("cni/net.d/10-lab.conflist"), list.to_string())?;
     Ok(())
 }
 

@@ -177,7 +177,7 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const PREFIX: &str = "machine-";
 
 /// The path below `dir` that is `place` in a machine.
-pub(crate) fn inside(dir: &Path, place: &str) -> PathBuf {
+fn inside(dir: &Path, place: &str) -> PathBuf {
     dir.join(place.trim_start_matches('/'))
 }
 
