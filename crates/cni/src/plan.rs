@@ -494,7 +494,7 @@ pub fn result(
         }
     }
     let mut dns = merged_dns(config);
-    if network.names && dns.nameservers.is_empty() {
+    if network.answers_names() && dns.nameservers.is_empty() {
         let gateways = network.subnets.iter().filter_map(|subnet| subnet.gateway);
         dns.nameservers = gateways.map(|gateway| gateway.to_string()).collect();
     }

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use portolan_kernel::netlink::Batch;
 use portolan_kernel::rtnl::Family;
+use portolan_kernel::rtnl::link::{self, BridgeSpec};
 use portolan_lab::probe::ping;
 use serde_json::{Value, json};
 
@@ -152,6 +154,27 @@ fn other_ipam() {
     runtime.del(&pod, &theirs);
     assert!(!lease.exists());
     runtime.world.assert_untouched(&untouched, "another's addresses");
+}
+
+/// A bridge that somebody else made, with its address.
+#[test]
+fn unmanaged_bridge() {
+    let Some(runtime) = Runtime::or_skip("cni-unmanaged") else { return };
+    let mut batch = Batch::new();
+    link::create_bridge(&mut batch, &BridgeSpec { name: "own0", up: true, ..BridgeSpec::default() });
+    runtime.world.h.route_socket().unwrap().transact(&batch).unwrap();
+    runtime.world.h.add_address("own0", "10.9.8.1/24").unwrap();
+    let pod = runtime.pod("c");
+    let config = with(
+        &web(),
+        json!({"bridge": "own0", "mode": "unmanaged", "ipam": {"subnet": "10.9.8.0/24", "gateway": "10.9.8.1"}}),
+    );
+    let result = runtime.add(&pod, &config);
+    assert_eq!(result["interfaces"][0]["name"], "own0");
+    assert!(ping(&pod, "10.9.8.1".parse().unwrap(), LONG).is_open());
+    assert!(result["dns"].get("nameservers").is_none(), "nobody answers names there: {result}");
+    runtime.del(&pod, &config);
+    assert!(interface(&runtime.world.h, "own0").is_some());
 }
 
 #[test]
