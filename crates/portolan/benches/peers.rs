@@ -1,7 +1,8 @@
 //! Portolan beside its peers, in one run on one machine, inside namespaces of its own.
 //!
 //! `cargo bench -p portolan` runs everything; `cargo bench -p portolan -- attach` one part. Parts: `attach` (netavark
-//! and the CNI plugins from Debian beside us), `scale`, `range`, `parallel`, `connections`. Every figure is of a whole
+//! and the CNI plugins from Debian beside us), `cni` (those plugins beside ours), `scale`, `range`, `parallel`,
+//! `connections`. Every figure is of a whole
 //! process as its caller sees it: from spawn to reaped. The tables are printed as Markdown, for `docs/benchmarks.md`.
 //!
 //! The peers are found at `/usr/lib/podman/netavark` and `/usr/lib/cni`, or where `NETAVARK` and `CNI_PATH` say.
@@ -25,8 +26,14 @@ fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|w| w == part);
     type Part = (&'static str, fn() -> Result<()>);
-    let parts: [Part; 5] =
-        [("attach", attach), ("range", range), ("parallel", parallel), ("scale", scale), ("connections", connections)];
+    let parts: [Part; 6] = [
+        ("attach", attach),
+        ("cni", cni),
+        ("range", range),
+        ("parallel", parallel),
+        ("scale", scale),
+        ("connections", connections),
+    ];
     for (name, run) in parts {
         if is_wanted(name) {
             run().with_context(|| format!("benchmark `{name}`"))?;
@@ -42,6 +49,8 @@ struct World {
     /// The host's namespace, entered to spawn: a child that had to enter it itself would pay for that.
     ns: NetnsFd,
     root: PathBuf,
+    /// Whether commands start the daemon: `auto` or `off`.
+    daemon: &'static str,
     containers: Vec<PathBuf>,
 }
 
@@ -51,7 +60,7 @@ impl World {
         let host = lab.host("host")?;
         let root = lab.dir().join("root");
         let ns = NetnsFd::open(host.netns_path())?;
-        Ok(Self { lab, host, ns, root, containers: Vec::new() })
+        Ok(Self { lab, host, ns, root, daemon: "off", containers: Vec::new() })
     }
 
     /// A namespace without any link but loopback, as a runtime makes it for a container.
@@ -67,7 +76,7 @@ impl World {
         command
             .args(args)
             .env("PORTOLAN_ROOT", &self.root)
-            .env("PORTOLAN_DAEMON", "off")
+            .env("PORTOLAN_DAEMON", self.daemon)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         Ok(command)
@@ -114,6 +123,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if self.daemon == "auto" {
+            let _ = self.run(&["daemon", "stop"]);
+        }
         for path in &self.containers {
             let _ = netns::unpin(path);
         }
@@ -125,12 +137,10 @@ const ROUNDS: usize = 21;
 /// One container with two published ports, by each of the three, in turn.
 fn attach() -> Result<()> {
     let netavark = std::env::var("NETAVARK").unwrap_or_else(|_| "/usr/lib/podman/netavark".to_owned());
-    let cni = std::env::var("CNI_PATH").unwrap_or_else(|_| "/usr/lib/cni".to_owned());
-    for peer in [Path::new(&netavark), &Path::new(&cni).join("bridge"), &Path::new(&cni).join("portmap")] {
-        if !peer.exists() {
-            bail!("no peer at {}: install netavark and containernetworking-plugins", peer.display());
-        }
+    if !Path::new(&netavark).exists() {
+        bail!("no peer at {netavark}: install netavark");
     }
+    let reference = reference()?;
     let mut ours = World::new("bench-ours")?;
     let mut theirs = World::new("bench-netavark")?;
     let mut plugins = World::new("bench-cni")?;
@@ -154,26 +164,14 @@ fn attach() -> Result<()> {
         up[1].push(netavark("setup")?);
 
         let ns = plugins.container()?;
-        let plugin = |verb: &str, plugin: &str, input: &Value| -> Result<(Duration, String)> {
-            let mut command = Command::new(Path::new(&cni).join(plugin));
-            command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &name).env("CNI_NETNS", &ns);
-            command.env("CNI_IFNAME", "eth0").env("CNI_PATH", &cni);
-            plugins.timed_with(command, &input.to_string())
-        };
-        let bridge = json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0", "isGateway": true,
-            "ipMasq": true, "ipam": {"type": "host-local", "subnet": "10.77.0.0/16", "dataDir": plugins.lab.dir().join("cni")}});
-        let (first, result) = plugin("ADD", "bridge", &bridge)?;
-        let portmap = json!({"cniVersion": "1.0.0", "name": "bench", "type": "portmap", "snat": true,
-            "prevResult": serde_json::from_str::<Value>(&result)?,
-            "runtimeConfig": {"portMappings": [{"hostPort": a, "containerPort": 80, "protocol": "tcp"},
-                                               {"hostPort": b, "containerPort": 90, "protocol": "tcp"}]}});
-        let (second, _) = plugin("ADD", "portmap", &portmap)?;
-        up[2].push(first + second);
+        let call = PluginCall { world: &plugins, dir: &reference, name: &name, ns: &ns };
+        let (time, portmap) = call.chain_add([a, b])?;
+        up[2].push(time);
 
         // The first round makes bridges and chains, and warms the caches of all three.
         down[0].push(ours.run(&["detach", &name])?);
         down[1].push(netavark("teardown")?);
-        down[2].push(plugin("DEL", "portmap", &portmap)?.0 + plugin("DEL", "bridge", &bridge)?.0);
+        down[2].push(call.chain_del(&portmap)?);
         if round == 0 {
             up.iter_mut().chain(&mut down).for_each(Vec::clear);
         }
@@ -200,6 +198,116 @@ fn attach() -> Result<()> {
             ratio(&up[i], &up[0]),
             ms(median(&down[i])),
             ratio(&down[i], &down[0])
+        );
+    }
+    Ok(())
+}
+
+/// Where the reference plugins are.
+fn reference() -> Result<PathBuf> {
+    let dir = PathBuf::from(std::env::var("CNI_PATH").unwrap_or_else(|_| "/usr/lib/cni".to_owned()));
+    for plugin in ["bridge", "host-local", "portmap"] {
+        let peer = dir.join(plugin);
+        ensure!(peer.exists(), "no peer at {}: install containernetworking-plugins", peer.display());
+    }
+    Ok(dir)
+}
+
+/// Calls of CNI plugins for one container.
+struct PluginCall<'a> {
+    world: &'a World,
+    /// Where the plugins are.
+    dir: &'a Path,
+    name: &'a str,
+    ns: &'a Path,
+}
+
+impl PluginCall<'_> {
+    /// One plugin: the time, and what it answers.
+    fn plugin(&self, verb: &str, plugin: &str, input: &Value) -> Result<(Duration, String)> {
+        let mut command = Command::new(self.dir.join(plugin));
+        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", self.name).env("CNI_NETNS", self.ns);
+        command.env("CNI_IFNAME", "eth0").env("CNI_PATH", self.dir).env("PORTOLAN_ROOT", &self.world.root);
+        command.env("PORTOLAN_DAEMON", self.world.daemon);
+        self.world.timed_with(command, &input.to_string())
+    }
+
+    fn bridge(&self) -> Value {
+        json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
+            "ipam": {"type": "host-local", "subnet": "10.77.0.0/16", "dataDir": self.world.lab.dir().join("cni")}})
+    }
+
+    /// ADD of the reference chain; answers also what its second plugin was told, for DEL.
+    fn chain_add(&self, ports: [usize; 2]) -> Result<(Duration, Value)> {
+        let (first, result) = self.plugin("ADD", "bridge", &self.bridge())?;
+        let portmap = json!({"cniVersion": "1.0.0", "name": "bench", "type": "portmap", "snat": true,
+            "prevResult": serde_json::from_str::<Value>(&result)?, "runtimeConfig": port_mappings(ports)});
+        let (second, _) = self.plugin("ADD", "portmap", &portmap)?;
+        Ok((first + second, portmap))
+    }
+
+    fn chain_del(&self, portmap: &Value) -> Result<Duration> {
+        Ok(self.plugin("DEL", "portmap", portmap)?.0 + self.plugin("DEL", "bridge", &self.bridge())?.0)
+    }
+
+    /// The same by our plugin.
+    fn ours(&self, verb: &str, ports: [usize; 2]) -> Result<Duration> {
+        let config = json!({"cniVersion": "1.0.0", "name": "bench", "type": "portolan", "bridge": "cni0", "ipMasq": true,
+            "ipam": {"type": "host-local", "subnet": "10.77.0.0/16"}, "runtimeConfig": port_mappings(ports)});
+        Ok(self.plugin(verb, "portolan", &config)?.0)
+    }
+}
+
+fn port_mappings([a, b]: [usize; 2]) -> Value {
+    json!({"portMappings": [{"hostPort": a, "containerPort": 80, "protocol": "tcp"},
+                            {"hostPort": b, "containerPort": 90, "protocol": "tcp"}]})
+}
+
+/// ADD and DEL as a runtime calls them: the reference chain, and our plugin without and with its daemon.
+fn cni() -> Result<()> {
+    let reference = reference()?;
+    let ours = Path::new(env!("CARGO_BIN_EXE_portolan")).parent().context("it is in a directory")?;
+    let mut worlds = [World::new("bench-cni")?, World::new("bench-plugin")?, World::new("bench-daemon")?];
+    worlds[2].daemon = "auto";
+    let (mut up, mut down) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
+    for round in 0..=ROUNDS {
+        // A container that stays keeps the bridges, as on a host in use.
+        let name = if round == 0 { "stays".to_owned() } else { format!("c{round}") };
+        let ports = [8000 + round, 9000 + round];
+        for (i, world) in worlds.iter_mut().enumerate() {
+            let ns = world.container()?;
+            let dir = if i == 0 { &reference } else { ours };
+            let call = PluginCall { world, dir, name: &name, ns: &ns };
+            let (added, told) = match i {
+                0 => call.chain_add(ports)?,
+                _ => (call.ours("ADD", ports)?, Value::Null),
+            };
+            if round == 0 {
+                continue;
+            }
+            up[i].push(added);
+            down[i].push(if i == 0 { call.chain_del(&told)? } else { call.ours("DEL", ports)? });
+        }
+        // The first after that warms caches.
+        if round == 1 {
+            up.iter_mut().chain(&mut down).for_each(Vec::clear);
+        }
+    }
+    println!("\n### CNI: a bridge, masquerade, two port mappings (whole processes, median of {})\n", ROUNDS - 1);
+    println!("| | ADD | times as long as ours | DEL | times as long as ours |\n|---|---|---|---|---|");
+    let chain = "bridge + host-local + portmap (Debian)";
+    for (name, i, beside) in [
+        ("portolan", 1, 1),
+        (chain, 0, 1),
+        ("portolan, its daemon answers names", 2, 2),
+        ("the same chain beside that", 0, 2),
+    ] {
+        println!(
+            "| {name} | {} | {:.1} | {} | {:.1} |",
+            ms(median(&up[i])),
+            ratio(&up[i], &up[beside]),
+            ms(median(&down[i])),
+            ratio(&down[i], &down[beside])
         );
     }
     Ok(())
