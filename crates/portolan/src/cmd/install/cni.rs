@@ -156,7 +156,9 @@ impl Args {
         let plugin = json!({
             "type": "portolan",
             "ipam": {"type": "host-local", "ranges": ranges},
-            "capabilities": {"aliases": true, "dns": true, "ips": true, "mac": true, "portMappings": true},
+            "capabilities": {
+                "aliases": true, "bandwidth": true, "dns": true, "ipRanges": true, "ips": true, "mac": true, "portMappings": true,
+            },
         });
         let mut asked = plugin.clone();
         asked["name"] = json!(self.name);
