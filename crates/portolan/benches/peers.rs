@@ -97,6 +97,7 @@ impl World {
 
     /// From spawn to reaped.
     fn timed(&self, mut command: Command) -> Result<Duration> {
+        command.env_remove(CARGOS);
         let (elapsed, status) = netns::with_netns(&self.ns, || {
             let start = Instant::now();
             let status = command.status();
@@ -109,6 +110,7 @@ impl World {
 
     /// As [`World::timed`], with something on standard input; answers standard output too.
     fn timed_with(&self, mut command: Command, input: &str) -> Result<(Duration, String)> {
+        command.env_remove(CARGOS);
         netns::with_netns(&self.ns, || {
             let start = Instant::now();
             let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -133,6 +135,9 @@ impl Drop for World {
 }
 
 const ROUNDS: usize = 21;
+
+/// Cargo sets it, and runtimes do not: the loader would look through a dozen directories for each library of ours.
+const CARGOS: &str = "LD_LIBRARY_PATH";
 
 /// One container with two published ports, by each of the three, in turn.
 fn attach() -> Result<()> {
