@@ -31,6 +31,8 @@ pub(crate) struct PodSandboxConfig {
     pub(crate) dns: Option<DnsConfig>,
     #[prost(message, repeated, tag = "5")]
     pub(crate) ports: Vec<PortMapping>,
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -34,6 +34,10 @@ impl<'a> Kubelet<'a> {
     }
 
     fn run(&self, name: &str, ports: Vec<PortMapping>) -> Result<Pod> {
+        self.run_with(name, ports, &[])
+    }
+
+    fn run_with(&self, name: &str, ports: Vec<PortMapping>, annotations: &[(&str, &str)]) -> Result<Pod> {
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
@@ -43,6 +47,7 @@ impl<'a> Kubelet<'a> {
             hostname: name.to_owned(),
             dns: Some(DnsConfig { servers: vec![NEIGHBOUR.to_owned()], searches: vec!["shop.cluster".to_owned()] }),
             ports,
+            annotations: annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
         };
         let Sandbox { id, .. } = self.client.call("RunPodSandbox", &RunPodSandboxRequest { config: Some(config) })?;
         let question = Sandbox { id: id.clone(), verbose: true };
@@ -79,7 +84,10 @@ fn sandbox() -> Result<()> {
 
     let port = |protocol, host, container| PortMapping { protocol, container, host };
     let site = kubelet.run("site", vec![port(0, 8080, 81), port(1, 5353, 53)])?;
-    let other = kubelet.run("other", vec![])?;
+    let slow = [("kubernetes.io/ingress-bandwidth", "10M"), ("kubernetes.io/egress-bandwidth", "20M")];
+    let other = kubelet.run_with("other", vec![], &slow)?;
+    let limits = scene.json(&["inspect", &other.id])?[0]["NetworkSettings"]["Networks"]["lab"]["Bandwidth"].to_string();
+    assert!(limits.contains("10000000") && limits.contains("20000000"), "{limits}");
     assert_eq!(scene.addresses(&site.id)?, site.ips);
     let details = scene.json(&["inspect", &site.id])?.to_string();
     for part in ["\"io.kubernetes.pod.name\":\"site\"", "\"io.kubernetes.pod.uid\":\"uid-of-site\"", "site.shop"] {
