@@ -43,6 +43,13 @@ struct Model {
     containers: BTreeMap<usize, Place>,
 }
 
+impl Model {
+    /// The dead do not keep the ports that somebody wants, and go when they are found.
+    fn make_way(&mut self, is_wanted: impl Fn(&u16) -> bool) {
+        self.containers.retain(|_, place| !place.dead || !place.ports.iter().any(&is_wanted));
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Place {
     on: BTreeSet<usize>,
@@ -119,6 +126,7 @@ impl Verb {
                 !model.containers.values().any(|place| place.on.contains(network)) && model.networks.remove(network)
             }
             Self::Attach { container, on, ports, unmasked } => {
+                model.make_way(|port| ports.contains(port));
                 if model.containers.get(container).is_some_and(|holder| !holder.dead) {
                     return false;
                 }
@@ -145,6 +153,9 @@ impl Verb {
                 model.containers.get_mut(container).is_some_and(|place| place.on.remove(network))
             }
             Self::Publish { container, port } => {
+                if model.containers.get(container).is_some_and(|place| !place.dead) {
+                    model.make_way(|wanted| wanted == port);
+                }
                 let is_free = !model.containers.values().any(|place| place.ports.contains(port));
                 model
                     .containers
