@@ -584,6 +584,70 @@ fn podman_is_told_what_the_server_said() {
     assert_eq!(interface(&container, "eth0"), None);
 }
 
+/// Has the host speak no IPv6 on the LAN: it can give no IPv6 lease back for a container that is gone, so that what is given
+/// back was given back from the container's own interface.
+fn silence_host_v6(world: &World) {
+    world.h.sysctl(&["net", "ipv6", "conf", "eth0", "disable_ipv6"], "1").unwrap();
+}
+
+/// The IPv6 addresses that the server has ever granted.
+fn granted_v6(server: &Server) -> Vec<IpAddr> {
+    let log = server.log();
+    let granted = log.lines().filter(|line| line.contains("DHCPREPLY(eth0)"));
+    let mut ips: Vec<IpAddr> =
+        granted.filter_map(|line| line.split_whitespace().find_map(|word| word.parse().ok())).collect();
+    ips.sort();
+    ips.dedup();
+    ips
+}
+
+#[test]
+fn podmans_teardown_gives_back_from_the_container() {
+    let Some(world) = world("dhcp-netavark-release") else { return };
+    let server = Server::start(&world, "dnsmasq", &[RANGE4, RANGE6, "--enable-ra"]);
+    silence_host_v6(&world);
+    let container = world.lab.host("web").unwrap();
+    let macvlan = r#""driver":"macvlan","network_interface":"eth0","ipv6_enabled":true"#;
+    let (done, status) = netavark(&world, "setup", &container, macvlan);
+    assert!(done, "{status}\n{}", server.log());
+    let ips = granted_v6(&server);
+    assert!(!ips.is_empty() && ips.iter().any(|ip| server.has_leased(*ip)), "{}", server.log());
+    let (done, status) = netavark(&world, "teardown", &container, macvlan);
+    assert!(done, "{status}");
+    assert!(eventually(LONG, || ips.iter().all(|ip| !server.has_leased(*ip))), "{}", server.log());
+    assert_eq!(interface(&container, "eth0"), None);
+}
+
+/// One family's address comes, the other's does not.
+#[test]
+fn what_fails_half_way_gives_back_what_it_got() {
+    let Some(world) = world("dhcp-half") else { return };
+    let server = Server::start(&world, "dnsmasq", &[RANGE6, "--enable-ra"]);
+    silence_host_v6(&world);
+    let container = world.lab.host("web").unwrap();
+    let macvlan = r#""driver":"macvlan","network_interface":"eth0","ipv6_enabled":true"#;
+    let (done, answer) = netavark(&world, "setup", &container, macvlan);
+    let said = answer["error"].as_str().unwrap_or_default();
+    assert!(!done && said.contains("no DHCP server answered"), "{answer}");
+    let by_podman = granted_v6(&server);
+    assert!(!by_podman.is_empty(), "{}", server.log());
+    assert!(eventually(LONG, || by_podman.iter().all(|ip| !server.has_leased(*ip))), "setup: {}", server.log());
+    assert_eq!(interface(&container, "eth0"), None);
+
+    lan(&world, &["--ipv6"]);
+    let host = world.lab.host("c").unwrap();
+    let path = host.netns_path().to_str().unwrap();
+    let said = world.refused(&["attach", "--netns", path, "--name", "c", "--network", "lan"]);
+    assert!(said.contains("no DHCP server answered"), "{said}");
+    assert!(granted_v6(&server).len() > by_podman.len(), "{}", server.log());
+    let given_back = || granted_v6(&server).iter().all(|ip| !server.has_leased(*ip));
+    assert!(eventually(LONG, given_back), "attach: {}", server.log());
+
+    let said = world.refused(&["run", "--network", "lan", "--name", "r", "--", "sleep", "60"]);
+    assert!(said.contains("no DHCP server answered"), "{said}");
+    assert!(eventually(LONG, given_back), "run: {}", server.log());
+}
+
 /// Its MACs are others then; the server knows it by its id, as it does with netavark.
 #[test]
 fn a_container_that_is_started_again_has_its_address_again() {

@@ -316,10 +316,15 @@ impl Running<'_> {
 
     /// Kills the command and forgets the container.
     fn abort(mut self) {
+        let id = self.info.container.id.to_string();
+        // Some addresses may have come, and their interfaces go with the command.
+        if let Ok(now) = self.engine.container(&id) {
+            daemon::release(self.context, &now, None);
+        }
         let _ = self.child.pidfd().signal(signals::KILL);
         let _ = self.child.wait();
         self.dir.discard();
-        match self.engine.detach(&self.info.container.id.to_string()) {
+        match self.engine.detach(&id) {
             Ok(_) | Err(Error::NotFound { .. }) => {}
             Err(error) => {
                 failure::report(&error.into(), 1);
