@@ -4,6 +4,8 @@
 //!
 //! - `protocol`: `netavark setup` and `teardown` as Podman calls them, the whole process, for the first container of a host
 //!   and for one among many.
+//! - `first`: `netavark setup` where no daemon runs, which has to start one. With `BESIDE=PROGRAM` in the environment another
+//!   build of ours is measured beside it, in turn.
 //! - `run`: `podman run --rm -p 8080:80` from start to end beside the same with `--network none`: the difference is what the
 //!   network costs a user.
 
@@ -32,6 +34,9 @@ fn main() -> Result<()> {
     if is_wanted("protocol") {
         protocol().context("benchmark `protocol`")?;
     }
+    if is_wanted("first") {
+        first().context("benchmark `first`")?;
+    }
     if is_wanted("run") {
         run().context("benchmark `run`")?;
     }
@@ -47,6 +52,7 @@ const ROUNDS: usize = 21;
 /// A host on which one backend is called as Podman calls it.
 struct Caller {
     backend: Backend,
+    binary: PathBuf,
     program: PathBuf,
     ns: NetnsFd,
     containers: Vec<PathBuf>,
@@ -56,12 +62,16 @@ struct Caller {
 
 impl Caller {
     fn new(backend: Backend) -> Result<Self> {
+        Self::of(backend, Path::new(machine::programs(backend)[0]))
+    }
+
+    fn of(backend: Backend, binary: &Path) -> Result<Self> {
         let lab = Lab::new("bench-podman")?;
         let host = lab.host("host")?;
         let ns = NetnsFd::open(host.netns_path())?;
         let program = lab.dir().join("netavark");
-        std::os::unix::fs::symlink(machine::programs(backend)[0], &program)?;
-        Ok(Self { backend, program, ns, containers: Vec::new(), _host: host, lab })
+        std::os::unix::fs::symlink(binary, &program)?;
+        Ok(Self { backend, binary: binary.to_owned(), program, ns, containers: Vec::new(), _host: host, lab })
     }
 
     /// A namespace without any link but loopback, as a runtime makes it for a container.
@@ -92,16 +102,21 @@ impl Caller {
             Ok(elapsed)
         })?
     }
+
+    /// Ends the daemon of ours, if one runs.
+    fn stop_daemon(&self) {
+        if self.backend == Backend::Portolan {
+            // Where none runs it says so.
+            let mut stop = Command::new(&self.binary);
+            stop.arg("--root").arg(self.lab.dir().join("networks")).args(["daemon", "stop"]);
+            let _ = stop.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+    }
 }
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        if self.backend == Backend::Portolan {
-            // Where none runs it says so.
-            let mut stop = Command::new(machine::programs(Backend::Portolan)[0]);
-            stop.arg("--root").arg(self.lab.dir().join("networks")).args(["daemon", "stop"]);
-            let _ = stop.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        }
+        self.stop_daemon();
         for path in &self.containers {
             let _ = netns::unpin(path);
         }
@@ -127,7 +142,7 @@ fn question(n: usize) -> String {
 }
 
 /// Setups and teardowns at one fill.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Times {
     setup: Vec<Duration>,
     teardown: Vec<Duration>,
@@ -187,6 +202,40 @@ fn protocol() -> Result<()> {
         };
         println!("| {count} | {} | {} |", column(|times| &times.setup), column(|times| &times.teardown));
         from = count;
+    }
+    Ok(())
+}
+
+fn first() -> Result<()> {
+    let mut callers = vec![("portolan", Caller::new(Backend::Portolan)?)];
+    if let Some(other) = std::env::var_os("BESIDE") {
+        callers.push(("portolan beside", Caller::of(Backend::Portolan, Path::new(&other))?));
+    }
+    let mut times = vec![Times::default(); callers.len()];
+    for round in 0..=ROUNDS {
+        // Whoever comes first finds what the last one's daemon leaves behind: each is first as often.
+        let mut turns: Vec<usize> = (0..callers.len()).collect();
+        turns.rotate_left(round % callers.len());
+        for turn in turns {
+            let (caller, times) = (&mut callers[turn].1, &mut times[turn]);
+            let n = 2000 + round;
+            let netns = caller.container()?;
+            let setup = caller.call("setup", n, &netns)?;
+            let teardown = caller.call("teardown", n, &netns)?;
+            caller.stop_daemon();
+            if round > 0 {
+                times.setup.push(setup);
+                times.teardown.push(teardown);
+            }
+        }
+    }
+    println!("\n### `netavark setup` with the daemon to start (whole process, median of {ROUNDS})\n");
+    println!("| build | setup | fastest | ratio | teardown |\n|---|---|---|---|---|");
+    for ((name, _), other) in callers.iter().zip(&times) {
+        let fastest = other.setup.iter().min().copied().unwrap_or_default();
+        let ratio = ratio(&other.setup, &times[0].setup);
+        let (setup, teardown) = (ms(median(&other.setup)), ms(median(&other.teardown)));
+        println!("| {name} | {setup} | {} | {ratio:.2} | {teardown} |", ms(fastest));
     }
     Ok(())
 }
