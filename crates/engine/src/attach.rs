@@ -29,20 +29,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         sandbox.map_err(|source| Error::Kernel { doing: "attach".to_owned(), source })
     }
 
-    /// [`Engine::attach`] for who holds the lock.
-    pub(crate) fn attach_under(
-        &self,
-        guard: &S::Guard<'_>,
-        request: &AttachRequest,
-        sandbox: Option<Sandbox>,
-    ) -> Result<ContainerInfo> {
-        self.make_way(guard, &request.endpoints, &request.publish)?;
+    /// The row of a container that is to be made.
+    pub(crate) fn container_for(&self, request: &AttachRequest, sandbox: Option<Sandbox>) -> Container {
         let id = request.id.unwrap_or_else(|| self.random_id());
         let name = match &request.name {
             Some(name) => name.clone(),
             None => id.short().parse().expect("hexadecimal digits are a name"),
         };
-        let container = Container {
+        Container {
             id,
             name,
             kind: request.kind,
@@ -67,15 +61,26 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             boot: self.kernel.boot(),
             created: self.kernel.now(),
             phase: self.owner(),
-        };
+        }
+    }
+
+    /// [`Engine::attach`] for who holds the lock.
+    pub(crate) fn attach_under(
+        &self,
+        guard: &S::Guard<'_>,
+        request: &AttachRequest,
+        sandbox: Option<Sandbox>,
+    ) -> Result<ContainerInfo> {
+        self.make_way(guard, &request.endpoints, &request.publish)?;
+        let container = self.container_for(request, sandbox);
         if request.mode != NetworkMode::Own && (!request.endpoints.is_empty() || !request.publish.is_empty()) {
             let why = "has no network of its own: it can neither be connected nor publish ports";
             return Err(Error::WrongMode { container: container.name.to_string(), why });
         }
 
         let tx = self.free_name(guard, &container)?;
-        if request.id.is_some() && tx.container(id)?.is_some() {
-            return Err(Error::NameTaken { what: "container", name: id.to_string() });
+        if request.id.is_some() && tx.container(container.id)?.is_some() {
+            return Err(Error::NameTaken { what: "container", name: container.id.to_string() });
         }
         if tx.meta(meta::BOOT)?.as_deref() != Some(container.boot.as_str()) {
             tx.put_meta(meta::BOOT, Some(&container.boot))?;

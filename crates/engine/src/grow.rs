@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use portolan_model::{
-    Bandwidth, Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, ExposedPort, Family,
-    HostPorts, Id, IfName, Invalid, Mac, Network, NetworkMode, Phase, Publication, PublishSpec,
+    Bandwidth, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Mac, Network,
+    Phase, Publication, PublishSpec,
 };
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 
-use crate::api::{ContainerInfo, EndpointRequest, NetworkRequest};
+use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ipam;
@@ -114,28 +114,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
         let (network, _) = self.network_for(&tx, wanted)?;
-        let container = Container {
-            id: self.random_id(),
-            name: "nobody".parse().expect("a valid name"),
-            kind: ContainerKind::Attached,
-            mode: NetworkMode::Own,
-            sandbox: None,
-            supervisor: None,
-            process: None,
-            state: ContainerState::Created,
-            hostname: None,
-            command: Vec::new(),
-            exposed: Vec::new(),
-            dns: Default::default(),
-            hosts: Vec::new(),
-            sysctls: Default::default(),
-            labels: Default::default(),
-            auto_remove: false,
-            port_keeper: None,
-            boot: self.kernel.boot(),
-            created: self.kernel.now(),
-            phase: self.owner(),
-        };
+        let container = self.container_for(&AttachRequest::namespace(""), None);
         let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
         // The transaction is dropped: all of it was for the answer.
         self.plan_endpoint(&tx, &mut view, &network, wanted)

@@ -1,7 +1,8 @@
 //! Everything that is printed as JSON, in Docker's shape where Docker has one; and printing itself.
 
+mod bandwidth;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,13 +10,17 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use portolan_engine::{ContainerInfo, NetworkInfo, Repaired};
 use portolan_model::{
-    AddressRange, Bandwidth, Burst, Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry,
-    Limit, Network, NetworkMode, PortRange, Publication,
+    AddressRange, Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode,
+    PortRange, Publication,
 };
 use portolan_plan::{ContainerView, Object, Step, published_endpoint};
 use serde::Serialize;
 
 use crate::clock;
+
+use bandwidth::BandwidthDetails;
+
+pub(crate) use bandwidth::BandwidthRow;
 
 /// Prints to standard output. A reader that has left is no failure: there is nobody to tell.
 pub(crate) fn print(text: &str) -> Result<()> {
@@ -498,59 +503,6 @@ struct EndpointDetails {
     host_interface_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     bandwidth: Option<BandwidthDetails>,
-}
-
-/// Limits of bandwidth, in bits per second and bits.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct BandwidthDetails {
-    #[serde(rename = "In", skip_serializing_if = "Option::is_none")]
-    into: Option<LimitDetails>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    out: Option<LimitDetails>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct LimitDetails {
-    rate: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    burst: Option<u64>,
-}
-
-impl From<Bandwidth> for BandwidthDetails {
-    fn from(bandwidth: Bandwidth) -> Self {
-        let details = |limit: Limit| LimitDetails { rate: limit.rate.bits(), burst: limit.burst.map(Burst::bits) };
-        Self { into: bandwidth.into.map(details), out: bandwidth.out.map(details) }
-    }
-}
-
-/// What may pass between a container and one of its networks.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct BandwidthRow {
-    network: String,
-    interface_name: String,
-    bandwidth: BandwidthDetails,
-    #[serde(skip)]
-    text: String,
-}
-
-impl From<&(Endpoint, Network)> for BandwidthRow {
-    fn from((endpoint, network): &(Endpoint, Network)) -> Self {
-        Self {
-            network: network.name.to_string(),
-            interface_name: endpoint.ifname.to_string(),
-            bandwidth: endpoint.bandwidth.into(),
-            text: format!("{}: {}", network.name, endpoint.bandwidth),
-        }
-    }
-}
-
-impl fmt::Display for BandwidthRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 #[derive(Debug, Serialize)]

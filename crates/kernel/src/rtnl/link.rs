@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_bindings::rt_link::{Ifinfomsg, PushLinkAttrs, PushLinkinfoBridgeAttrs, PushLinkinfoBrportAttrs};
 use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 
-use super::{AF_INET, AF_INET6, Mac};
+use super::{AF_INET, AF_INET6, Mac, push_string};
 use crate::netlink::{Batch, CREATE, ECHO, EXCL};
 
 pub use read::{BridgeState, Counters, Link, counters, dump, dump_ports, lookup, parse};
@@ -566,10 +566,4 @@ fn push_ref(buf: &mut Vec<u8>, link: LinkRef<'_>) {
             PushLinkAttrs::new(&mut *buf).push_ifname_bytes(name.as_bytes());
         }
     }
-}
-
-fn push_string(buf: &mut Vec<u8>, attr: u16, text: &str) {
-    push_header(buf, attr, text.len() as u16 + 1);
-    buf.extend_from_slice(text.as_bytes());
-    buf.push(0);
 }

@@ -19,6 +19,14 @@ pub(crate) const AF_INET: u8 = libc::AF_INET as u8;
 pub(crate) const AF_INET6: u8 = libc::AF_INET6 as u8;
 pub(crate) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
+/// Appends an attribute that is text, as the kernel wants it: ended by a zero, and filled up to four bytes.
+pub(crate) fn push_string(buf: &mut Vec<u8>, attribute: u16, text: &str) {
+    netlink_bindings::utils::push_header(buf, attribute, text.len() as u16 + 1);
+    buf.extend_from_slice(text.as_bytes());
+    buf.push(0);
+    buf.resize(buf.len().next_multiple_of(4), 0);
+}
+
 /// Which of the two Internet protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {

@@ -5,6 +5,7 @@
 
 use netlink_bindings::utils::{IterableChunks, finalize_nested_header, push_header, push_nested_header};
 
+use super::push_string;
 use crate::netlink::{Batch, CREATE, ECHO, EXCL, NetlinkError, REPLACE, Socket};
 
 /// "PO": by its handle a qdisc is known as ours, by its priority a filter. tc(8) shows the handle as `504f:`.
@@ -224,13 +225,6 @@ fn push_tcmsg(buf: &mut Vec<u8>, index: u32, handle: u32, parent: u32, info: u32
     for field in [index, handle, parent, info] {
         buf.extend(field.to_ne_bytes());
     }
-}
-
-fn push_string(buf: &mut Vec<u8>, kind: u16, text: &str) {
-    push_header(buf, kind, text.len() as u16 + 1);
-    buf.extend_from_slice(text.as_bytes());
-    buf.push(0);
-    buf.resize(buf.len().next_multiple_of(4), 0);
 }
 
 fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
