@@ -4,28 +4,17 @@
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod fake;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fake::FakeKernel;
-use portolan_engine::{AttachRequest, BandwidthChange, EndpointRequest, Engine, Error, Kind, NetworkRequest};
+use fake::Host;
+use portolan_engine::{AttachRequest, BandwidthChange, EndpointRequest, Error, Kind, NetworkRequest};
 use portolan_model::{Bandwidth, Driver, Limit};
 use portolan_plan::Object;
-use portolan_store::SqliteStore;
 
 const INSIDE: &str = "/ns/c";
 
 /// Container `c` on networks `a` and `b`.
-struct World {
-    kernel: FakeKernel,
-    engine: Engine<SqliteStore, FakeKernel>,
-    scratch: PathBuf,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.scratch);
-    }
-}
+type World = Host;
 
 fn limit(rate: &str) -> Limit {
     Limit { rate: rate.parse().unwrap(), burst: None }
@@ -39,22 +28,19 @@ const NONE: BandwidthChange = BandwidthChange { into: Some(None), out: Some(None
 
 impl World {
     fn new(name: &str) -> Self {
-        let scratch = std::env::temp_dir().join(format!("portolan-bandwidth-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&scratch);
-        let kernel = FakeKernel::new(7);
-        let engine = Engine::new("/root".to_owned(), SqliteStore::open(&scratch).unwrap(), kernel.clone());
+        let host = Self::empty(&format!("bandwidth-{name}"));
         for name in ["a", "b"] {
-            engine.create_network(&NetworkRequest::new(name.parse().unwrap())).unwrap();
+            host.engine.create_network(&NetworkRequest::new(name.parse().unwrap())).unwrap();
         }
-        kernel.make_namespace(Path::new(INSIDE));
-        engine
+        host.kernel.make_namespace(Path::new(INSIDE));
+        host.engine
             .attach(&AttachRequest {
                 name: Some("c".parse().unwrap()),
                 endpoints: vec![EndpointRequest::new("a"), EndpointRequest::new("b")],
                 ..AttachRequest::namespace(INSIDE)
             })
             .unwrap();
-        Self { kernel, engine, scratch }
+        host
     }
 
     fn set(&self, change: BandwidthChange) -> Result<(), Error> {

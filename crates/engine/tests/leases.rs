@@ -4,28 +4,17 @@
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod fake;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fake::{FakeKernel, gateways};
-use portolan_engine::{AttachRequest, EndpointRequest, Engine, Error, Kind, NetworkRequest};
+use fake::{Host, gateways};
+use portolan_engine::{AttachRequest, EndpointRequest, Error, Kind, NetworkRequest};
 use portolan_model::{DhcpLease, DhcpServer, Driver, Endpoint, Family, Ipam};
 use portolan_plan::Object;
-use portolan_store::SqliteStore;
 
 const INSIDE: &str = "/ns/c";
 
 /// Container `c` on network `lan`, whose addresses come by DHCP.
-struct World {
-    kernel: FakeKernel,
-    engine: Engine<SqliteStore, FakeKernel>,
-    scratch: PathBuf,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.scratch);
-    }
-}
+type World = Host;
 
 fn request(options: &[(&str, &str)]) -> NetworkRequest {
     NetworkRequest {
@@ -39,20 +28,17 @@ fn request(options: &[(&str, &str)]) -> NetworkRequest {
 
 impl World {
     fn new(name: &str) -> Self {
-        let scratch = std::env::temp_dir().join(format!("portolan-leases-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&scratch);
-        let kernel = FakeKernel::new(7);
-        let engine = Engine::new("/root".to_owned(), SqliteStore::open(&scratch).unwrap(), kernel.clone());
-        engine.create_network(&request(&[("parent", "eth0")])).unwrap();
-        kernel.make_namespace(Path::new(INSIDE));
-        engine
+        let host = Self::empty(&format!("leases-{name}"));
+        host.engine.create_network(&request(&[("parent", "eth0")])).unwrap();
+        host.kernel.make_namespace(Path::new(INSIDE));
+        host.engine
             .attach(&AttachRequest {
                 name: Some("c".parse().unwrap()),
                 endpoints: vec![EndpointRequest::new("lan")],
                 ..AttachRequest::namespace(INSIDE)
             })
             .unwrap();
-        Self { kernel, engine, scratch }
+        host
     }
 
     fn endpoint(&self) -> Endpoint {

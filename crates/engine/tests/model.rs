@@ -4,6 +4,7 @@
 //! `PORTOLAN_SEEDS` sets how many sequences are run.
 
 #[path = "fake/mod.rs"]
+#[allow(dead_code, reason = "each test crate uses its part")]
 mod fake;
 
 use std::collections::{BTreeMap, BTreeSet};

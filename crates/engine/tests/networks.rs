@@ -4,25 +4,14 @@
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod fake;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fake::FakeKernel;
-use portolan_engine::{AttachRequest, EndpointRequest, Engine, NetworkRequest};
+use fake::Host;
+use portolan_engine::{AttachRequest, EndpointRequest, NetworkRequest};
 use portolan_model::{Driver, Network};
-use portolan_store::SqliteStore;
 
 /// The host of these tests: `eth0` on 10.0.1.0/24.
-struct World {
-    kernel: FakeKernel,
-    engine: Engine<SqliteStore, FakeKernel>,
-    scratch: PathBuf,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.scratch);
-    }
-}
+type World = Host;
 
 fn request(name: &str, driver: Driver, options: &[(&str, &str)], subnet: &str) -> NetworkRequest {
     NetworkRequest {
@@ -36,11 +25,7 @@ fn request(name: &str, driver: Driver, options: &[(&str, &str)], subnet: &str) -
 
 impl World {
     fn new(name: &str) -> Self {
-        let scratch = std::env::temp_dir().join(format!("portolan-networks-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&scratch);
-        let kernel = FakeKernel::new(7);
-        let engine = Engine::new("/root".to_owned(), SqliteStore::open(&scratch).unwrap(), kernel.clone());
-        Self { kernel, engine, scratch }
+        Self::empty(&format!("networks-{name}"))
     }
 
     fn create(&self, request: &NetworkRequest) -> Result<Network, String> {

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ipnet::IpNet;
-use portolan_engine::{HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
+use portolan_engine::{Engine, HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
 use portolan_plan::{Direction, Firewall, Key, Object, Objects, Set, Setting, Step};
+use portolan_store::SqliteStore;
 
 /// A port of the host that a process of somebody else's listens on.
 pub(crate) const FOREIGN_PORT: u16 = 8009;
@@ -137,6 +138,31 @@ impl FakeKernel {
             state.objects = saved;
         }
         result
+    }
+}
+
+/// A kernel, an engine over it, and its state, which is gone when the test ends.
+pub(crate) struct Host {
+    pub(crate) kernel: FakeKernel,
+    pub(crate) engine: Engine<SqliteStore, FakeKernel>,
+    scratch: PathBuf,
+}
+
+impl Host {
+    /// Nothing yet; `name` is the test's.
+    pub(crate) fn empty(name: &str) -> Self {
+        let base = if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
+        let scratch = base.join(format!("portolan-engine-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&scratch);
+        let kernel = FakeKernel::new(7);
+        let engine = Engine::new("/root".to_owned(), SqliteStore::open(&scratch).unwrap(), kernel.clone());
+        Self { kernel, engine, scratch }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.scratch);
     }
 }
 
