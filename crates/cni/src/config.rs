@@ -14,7 +14,7 @@ use crate::result::{Dns, Success};
 use crate::version::Version;
 
 /// Objects whose keys are somebody's own words, or read elsewhere.
-const VERBATIM: [&str; 6] = ["args", "labels", "options", "aliases", "prevresult", "capabilities"];
+const VERBATIM: [&str; 7] = ["args", "labels", "options", "aliases", "prevresult", "capabilities", "sysctl"];
 
 /// The configuration of one plugin.
 ///
@@ -274,14 +274,7 @@ impl Config {
     /// As the reference implementation refuses: [`Code::Decoding`] for what is no such JSON, [`Code::InvalidConfig`] for a
     /// name that is none, [`Code::Incompatible`] for a version that is not spoken here.
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
-        let decoding = |error: &dyn std::fmt::Display| {
-            Error::new(Code::Decoding, format!("error unmarshall network config: {error}"))
-        };
-        let value: Value = serde_json::from_slice(text).map_err(|error| decoding(&error))?;
-        if !value.is_object() {
-            return Err(decoding(&"it is no object"));
-        }
-        let mut config: Self = from_value(lowered(value))?;
+        let mut config: Self = read(text)?;
         if config.name.is_empty() {
             return Err(Error::new(Code::InvalidConfig, "missing network name"));
         }
@@ -340,6 +333,21 @@ impl Config {
         }
         Ok(ports)
     }
+}
+
+/// Reads what a plugin knows of its configuration; the names of its fields are in lower case, for keys are matched whatever
+/// theirs.
+///
+/// # Errors
+/// [`Code::Decoding`] for what is no such JSON.
+pub fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
+    let decoding =
+        |error: &dyn std::fmt::Display| Error::new(Code::Decoding, format!("error unmarshall network config: {error}"));
+    let value: Value = serde_json::from_slice(text).map_err(|error| decoding(&error))?;
+    if !value.is_object() {
+        return Err(decoding(&"it is no object"));
+    }
+    from_value(lowered(value))
 }
 
 fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {

@@ -57,6 +57,11 @@ impl Error {
         Self { code, msg: msg.into(), details: String::new() }
     }
 
+    /// What CHECK says when the kernel does not hold what it should.
+    pub fn differs(msg: impl Into<String>) -> Self {
+        Self::new(Code::Differs, msg)
+    }
+
     /// The same, with details.
     #[must_use]
     pub fn details(self, details: impl Into<String>) -> Self {

@@ -452,7 +452,7 @@ pub fn result(
         name: name.to_string(),
         mac: text(mac_of(name.as_str())),
         mtu,
-        sandbox: String::new(),
+        ..Interface::default()
     };
     let mut interfaces = Vec::new();
     if network.driver == Driver::Bridge {
@@ -465,6 +465,7 @@ pub fn result(
         mac: text(mac),
         mtu,
         sandbox: call.netns.to_string_lossy().into_owned(),
+        ..Interface::default()
     });
     let inside = interfaces.len() - 1;
     let gateway = |address: IpAddr| match endpoint.leases().find(|lease| lease.address.addr() == address) {
@@ -484,13 +485,13 @@ pub fn result(
                 IpNet::V6(_) => "::/0".parse().expect("a prefix"),
             };
             if ip.gateway.is_some() && !routes.iter().any(|route| route.dst == dst) {
-                routes.push(Route { dst, gw: ip.gateway, priority: network.options.metric });
+                routes.push(Route { priority: network.options.metric, ..Route::new(dst, ip.gateway) });
             }
         }
     }
     for route in &network.routes {
         if let RouteAction::Via(gateway) = route.action {
-            routes.push(Route { dst: route.destination, gw: Some(gateway), priority: route.metric });
+            routes.push(Route { priority: route.metric, ..Route::new(route.destination, Some(gateway)) });
         }
     }
     let mut dns = merged_dns(config);

@@ -36,6 +36,22 @@ pub struct Interface {
     /// The file of the namespace it is in; empty for the host's.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
+    /// The socket file that leads to it (from 1.1.0 on).
+    #[serde(default, rename = "socketPath", skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    /// Its PCI device (from 1.1.0 on).
+    #[serde(default, rename = "pciID", skip_serializing_if = "String::is_empty")]
+    pub pci_id: String,
+}
+
+impl Interface {
+    /// What `version` can say of it.
+    fn for_version(&self, version: Version) -> Self {
+        if version.has_gc() {
+            return self.clone();
+        }
+        Self { mtu: None, socket_path: String::new(), pci_id: String::new(), ..self.clone() }
+    }
 }
 
 /// An address.
@@ -59,9 +75,33 @@ pub struct Route {
     /// By which gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
-    /// Its metric (from 1.1.0 on).
+    /// The MTU along it (from 1.1.0 on, as all that follows).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The segment size to announce along it.
+    #[serde(default, rename = "advmss", skip_serializing_if = "Option::is_none")]
+    pub advertised_mss: Option<u32>,
+    /// Its metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u32>,
+    /// The table it is in; the main one if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// How far its destination is (`RT_SCOPE_*`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+impl Route {
+    /// A route without more.
+    pub fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
+        Self { dst, gw, mtu: None, advertised_mss: None, priority: None, table: None, scope: None }
+    }
+
+    /// What `version` can say of it.
+    fn for_version(&self, version: Version) -> Self {
+        if version.has_gc() { self.clone() } else { Self::new(self.dst, self.gw) }
+    }
 }
 
 /// Names: resolv.conf(5) as the spec has it.
@@ -113,7 +153,7 @@ impl Success {
                 .routes
                 .iter()
                 .filter(|route| route.dst.addr().is_ipv4() == is_v4)
-                .map(|route| plain(&Route { priority: None, ..route.clone() }))
+                .map(|route| plain(&Route::new(route.dst, route.gw)))
                 .collect();
             let mut value = json!({ "ip": ip.address });
             if let Some(gateway) = ip.gateway {
@@ -131,9 +171,7 @@ impl Success {
     }
 
     fn put_lists(&self, object: &mut Map<String, Value>, version: Version) {
-        let has_mtu = version.has_gc();
-        let interface =
-            |interface: &Interface| plain(&Interface { mtu: interface.mtu.filter(|_| has_mtu), ..interface.clone() });
+        let interface = |interface: &Interface| plain(&interface.for_version(version));
         let ip = |ip: &Ip| {
             let mut value = Map::new();
             if version.names_families() {
@@ -145,7 +183,7 @@ impl Success {
             value.extend(ip.gateway.map(|gateway| ("gateway".to_owned(), json!(gateway))));
             Value::Object(value)
         };
-        let route = |route: &Route| plain(&Route { priority: route.priority.filter(|_| has_mtu), ..route.clone() });
+        let route = |route: &Route| plain(&route.for_version(version));
         let lists: [(&str, Vec<Value>); 3] = [
             ("interfaces", self.interfaces.iter().map(interface).collect()),
             ("ips", self.ips.iter().map(ip).collect()),
@@ -238,9 +276,8 @@ mod tests {
                 Ip { interface: Some(1), address: "fd00::2/64".parse().unwrap(), gateway: None },
             ],
             routes: vec![Route {
-                dst: "0.0.0.0/0".parse().unwrap(),
-                gw: Some("10.4.0.1".parse().unwrap()),
                 priority: Some(100),
+                ..Route::new("0.0.0.0/0".parse().unwrap(), Some("10.4.0.1".parse().unwrap()))
             }],
             dns: Dns { nameservers: vec!["10.4.0.1".into()], ..Dns::default() },
         }

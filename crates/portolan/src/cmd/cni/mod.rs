@@ -1,8 +1,5 @@
 //! The binary called as a CNI plugin: by a runtime, with `CNI_COMMAND` in the environment.
 
-mod delegate;
-mod loopback;
-
 use std::error::Error as _;
 use std::fs;
 use std::io::{self, Read as _};
@@ -12,6 +9,7 @@ use portolan_cni::{Attachment, Call, Code, Config, Error, Plan, SUPPORTED, Succe
 use portolan_engine::{ContainerInfo, EndpointRequest, Kernel as _, NetworkRequest};
 use portolan_kernel::netns::NetnsFd;
 use portolan_model::{Endpoint, Id, Network};
+use portolan_plugins::{Answer, delegate};
 
 use crate::cmd::daemon;
 use crate::context::{Context, Engine};
@@ -24,13 +22,15 @@ const LONGEST: u64 = 16 << 20;
 const COMPATIBLE: &str = "1.9.0";
 
 /// The plugins that this program is, by name.
-pub(crate) const TYPES: [&str; 2] = ["portolan", "loopback"];
+pub(crate) fn types() -> impl Iterator<Item = &'static str> {
+    ["portolan"].into_iter().chain(portolan_plugins::TYPES)
+}
 
 /// Does what the environment says if the binary was called as a plugin; the exit status.
 pub(crate) fn called() -> Option<i32> {
     let mut words = std::env::args_os();
     let name = PathBuf::from(words.next()?).file_name()?.to_str()?.to_owned();
-    let kind = TYPES.into_iter().find(|kind| *kind == name)?;
+    let kind = types().find(|kind| *kind == name)?;
     let has_command = std::env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty());
     // By its own name it is a command line for people, unless a runtime says otherwise.
     if kind == "portolan" && (!has_command || words.next().is_some()) {
@@ -81,14 +81,14 @@ fn answer(kind: &str) -> Result<String, Error> {
         check_netns(&call)?;
     }
     let success = match kind {
-        "loopback" => loopback::run(&call, &config)?,
-        _ => Plugin {
+        "portolan" => Plugin {
             context: Context::new("cni", std::env::var_os("PORTOLAN_ROOT").map(PathBuf::from), false, None),
             call,
             config,
             text,
         }
         .run()?,
+        _ => portolan_plugins::run(kind, &call, &config, &text)?,
     };
     match success {
         Some((success, version)) => success.to_json(version),
@@ -125,9 +125,6 @@ fn check_netns(call: &Call) -> Result<(), Error> {
     }
     Ok(())
 }
-
-/// What a verb answers: a result and the version it is written in, or nothing.
-type Answer = Result<Option<(Success, portolan_cni::Version)>, Error>;
 
 /// The plugin `portolan`: a whole chain of plugins in one.
 struct Plugin {
@@ -245,18 +242,19 @@ impl Plugin {
         };
         let (endpoint, _) = self.endpoint(&info)?;
         if !info.alive {
-            return Err(differs("the namespace that it was attached in is gone"));
+            return Err(Error::differs("the namespace that it was attached in is gone"));
         }
         if let Some(difference) = portolan_cni::differs(&self.call, &previous, endpoint) {
-            return Err(differs(difference));
+            return Err(Error::differs(difference));
         }
         let missing = engine.missing(&id)?;
         match missing.first() {
             None => Ok(()),
-            Some(first) => {
-                Err(differs(format!("the kernel lacks what it should hold: {first}, and {} more", missing.len() - 1))
-                    .details("`portolan verify` lists all, `portolan reconcile` puts it back"))
-            }
+            Some(first) => Err(Error::differs(format!(
+                "the kernel lacks what it should hold: {first}, and {} more",
+                missing.len() - 1
+            ))
+            .details("`portolan verify` lists all, `portolan reconcile` puts it back")),
         }
     }
 
@@ -309,10 +307,6 @@ impl Plugin {
         };
         engine.could_join(&wanted).map_err(|error| not_available(error.into()))
     }
-}
-
-fn differs(msg: impl Into<String>) -> Error {
-    Error::new(Code::Differs, msg)
 }
 
 /// A failure outside of the engine, with its causes.

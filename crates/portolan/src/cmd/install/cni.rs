@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{make_links, refuse_strangers, remove, remove_links, this_program, write};
-use crate::cmd::cni::TYPES;
+use crate::cmd::cni::types;
 use crate::context::Context;
 use crate::failure::Refused;
 use crate::output;
@@ -36,7 +36,7 @@ Examples:
   portolan install cni --uninstall --config /etc/cni/net.d")]
 pub(crate) struct Args {
     /// Plugins to link; all if none is named
-    #[arg(value_name = "PLUGIN", value_parser = PossibleValuesParser::new(TYPES))]
+    #[arg(value_name = "PLUGIN", value_parser = PossibleValuesParser::new(types()))]
     plugins: Vec<String>,
     /// Take away what was installed
     #[arg(long)]
@@ -87,10 +87,8 @@ impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let program = this_program()?;
         let dir = std::path::absolute(&self.dir).with_context(|| format!("find `{}`", self.dir.display()))?;
-        let names: Vec<&str> = TYPES
-            .into_iter()
-            .filter(|name| self.plugins.is_empty() || self.plugins.iter().any(|one| one == name))
-            .collect();
+        let names: Vec<&str> =
+            types().filter(|name| self.plugins.is_empty() || self.plugins.iter().any(|one| one == name)).collect();
         // It may have been put there itself.
         let links: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).filter(|link| *link != program).collect();
         let file = self.config.as_ref().map(|config| config.join(FILE));

@@ -19,7 +19,10 @@ struct Failure {
 }
 
 /// Runs the plugin called `kind` for `verb`; what it prints.
-pub(super) fn run(kind: &str, call: &Call, verb: Verb, config: &[u8]) -> Result<Vec<u8>, Error> {
+///
+/// # Errors
+/// The plugin's own, [`Code::InvalidConfig`] when there is no such plugin, [`Code::Io`] when it does not start.
+pub fn run(kind: &str, call: &Call, verb: Verb, config: &[u8]) -> Result<Vec<u8>, Error> {
     let program = find(kind, call)?;
     let failed = |doing: &str, error: std::io::Error| {
         Error::new(Code::Io, format!("{doing} plugin `{}`: {error}", program.display()))

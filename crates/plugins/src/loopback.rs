@@ -1,16 +1,14 @@
 //! The plugin `loopback`: brings `lo` up.
 
-use std::path::Path;
-
-use portolan_cni::{Call, Code, Config, Error, Interface, Ip, Success, Verb};
-use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
-use portolan_kernel::netns::{NetnsFd, with_netns};
+use portolan_cni::{Call, Config, Error, Interface, Ip, Success, Verb};
+use portolan_kernel::netlink::Batch;
 use portolan_kernel::rtnl::addr;
 use portolan_kernel::rtnl::link::{self, LinkChange};
 
-use super::{Answer, differs};
+use crate::Answer;
+use crate::inside::{exists, inside};
 
-pub(super) fn run(call: &Call, config: &Config) -> Answer {
+pub(crate) fn run(call: &Call, config: &Config) -> Answer {
     match call.verb {
         Verb::Add => {
             set(call, true)?;
@@ -22,7 +20,7 @@ pub(super) fn run(call: &Call, config: &Config) -> Answer {
         }
         Verb::Check => match look(call)?.0 {
             true => Ok(None),
-            false => Err(differs("loopback interface is down")),
+            false => Err(Error::differs("loopback interface is down")),
         },
         // One that is gone has no loopback to take down.
         Verb::Del if !exists(&call.netns) => Ok(None),
@@ -31,19 +29,8 @@ pub(super) fn run(call: &Call, config: &Config) -> Answer {
     }
 }
 
-fn exists(netns: &Path) -> bool {
-    !netns.as_os_str().is_empty() && netns.exists()
-}
-
-fn inside<T>(call: &Call, f: impl FnOnce(&mut Socket) -> Result<T, NetlinkError>) -> Result<T, Error> {
-    let netns = NetnsFd::open(&call.netns).map_err(|error| Error::new(Code::InvalidNetns, error.to_string()))?;
-    let work = || Socket::open(ROUTE).and_then(|mut socket| f(&mut socket));
-    let done = with_netns(&netns, work).map_err(|error| Error::new(Code::InvalidNetns, error.to_string()))?;
-    done.map_err(|error| Error::new(Code::Internal, format!("loopback: {error}")))
-}
-
 fn set(call: &Call, up: bool) -> Result<(), Error> {
-    inside(call, |socket| {
+    inside(call, "loopback", |socket| {
         let mut batch = Batch::new();
         link::set(&mut batch, "lo", &LinkChange { up: Some(up), ..LinkChange::default() });
         socket.transact(&batch).map(drop)
@@ -52,7 +39,7 @@ fn set(call: &Call, up: bool) -> Result<(), Error> {
 
 /// Whether `lo` is up, and its addresses.
 fn look(call: &Call) -> Result<(bool, Success), Error> {
-    inside(call, |socket| {
+    inside(call, "loopback", |socket| {
         let found = link::lookup(socket, "lo")?;
         let (up, index) = found.map_or((false, 0), |found| (found.up, found.index));
         let ips = addr::dump(socket, Some(index))?.into_iter().filter_map(|address| {
@@ -62,8 +49,8 @@ fn look(call: &Call) -> Result<(bool, Success), Error> {
         let interface = Interface {
             name: "lo".to_owned(),
             mac: "00:00:00:00:00:00".to_owned(),
-            mtu: None,
             sandbox: call.netns.to_string_lossy().into_owned(),
+            ..Interface::default()
         };
         let ips = ips.collect();
         Ok((up, Success { interfaces: vec![interface], ips, ..Success::default() }))
