@@ -24,6 +24,13 @@ pub(crate) fn has_interface(name: &str) -> bool {
     unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
 }
 
+/// Whether the calling thread's namespace has an interface of this number, without waiting for who removes it.
+pub(crate) fn has_interface_index(index: u32) -> bool {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the array has room for a name (if_indextoname(3)).
+    unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() }
+}
+
 /// socket(2) with `SOCK_CLOEXEC`.
 pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: socket(2) takes no pointers.

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use portolan_kernel::netlink::{NETFILTER, ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
 use portolan_kernel::probe::nft_tables;
 use portolan_kernel::rtnl::{Family, addr, link, neigh, route, rule};
 
-use crate::InNetns;
+use crate::{InNetns, eventually};
 
 /// Sysctls that change without anybody configuring anything.
 const VOLATILE: [&str; 2] = ["/nf_conntrack_count", "/tcp_fastopen_key"];
@@ -43,6 +44,44 @@ impl fmt::Display for Snapshot {
 /// When the kernel refuses to list something.
 pub fn snapshot(place: &impl InNetns) -> Result<Snapshot> {
     with_netns(place.netns(), take)?
+}
+
+/// Takes a snapshot once IPv6 has settled: the link-local addresses of interfaces `eth*`, and the routes to all addresses
+/// appear one by one, a little after links and addresses.
+///
+/// # Errors
+/// When the kernel refuses to list something, or they have not settled after `deadline`.
+pub fn settled(place: &impl InNetns, deadline: Duration) -> Result<Snapshot> {
+    let mut last = snapshot(place)?;
+    let mut has_settled = is_settled(&last);
+    if !has_settled {
+        has_settled = eventually(deadline, || {
+            if let Ok(now) = snapshot(place) {
+                last = now;
+            }
+            is_settled(&last)
+        });
+    }
+    ensure!(has_settled, "IPv6 does not settle:\n{last}");
+    Ok(last)
+}
+
+fn is_settled(snapshot: &Snapshot) -> bool {
+    let lines = snapshot.lines();
+    let of_kind = |kind: &'static str| {
+        let words = lines.iter().map(|line| line.split(' ').collect::<Vec<&str>>());
+        words.filter(move |words| words[0] == kind)
+    };
+    // `address ADDRESS/LENGTH dev NAME …`
+    let addresses: Vec<Vec<&str>> = of_kind("address").filter(|address| address[1].contains(':')).collect();
+    let is_routed = |address: &[&str]| {
+        let bare = address[1].split('/').next().unwrap_or_default();
+        lines.iter().any(|line| line.starts_with(&format!("route {bare}/128 table 255 Local dev {}", address[3])))
+    };
+    // `link NAME …`
+    let mut lan = of_kind("link").filter(|link| link[1].starts_with("eth") && link.contains(&"up"));
+    let has_link_local = |name| addresses.iter().any(|address| address[3] == name && address[1].starts_with("fe80:"));
+    lan.all(|link| has_link_local(link[1])) && addresses.iter().all(|address| is_routed(address))
 }
 
 /// What changed: lines only `before` has, marked `-`, and lines only `after` has, marked `+`.

@@ -568,3 +568,13 @@ fn a_container_cannot_speak_as_another() {
     }
     world.verify();
 }
+
+/// The kernel keeps the route to a bridge's own address a little longer than the bridge.
+#[test]
+fn a_subnet_is_free_as_soon_as_its_network_is_gone() {
+    let Some(world) = World::or_skip("again") else { return };
+    for _ in 0..40 {
+        world.network("a", &["--subnet", "10.91.0.0/24", "--subnet", "fd91::/64"]);
+        world.portolan_ok(&["network", "rm", "a"]);
+    }
+}

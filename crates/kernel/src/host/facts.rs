@@ -1,5 +1,6 @@
 //! What the engine asks about the machine before it decides.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use super::{HostKernel, failure, refusal};
 use crate::diag::{self, Transport};
 use crate::netns::NetnsFd;
 use crate::rtnl::{link, route};
-use crate::{conntrack, rtnl};
+use crate::{conntrack, rtnl, sys};
 
 /// From this many ports on, one listing of all listeners is cheaper than trying each port.
 const PROBE_AT_MOST: u32 = 64;
@@ -21,6 +22,10 @@ const PROBE_AT_MOST: u32 = 64;
 pub(super) fn routes(kernel: &HostKernel) -> Result<Vec<HostRoute>, KernelError> {
     kernel.with_route(|socket| {
         let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
+        // The route to an interface's own address is there a little longer than the interface, for whoever removes it
+        // (`unregister_netdevice_many_notify()`, net/core/dev.c).
+        let mut devices: BTreeMap<u32, bool> = BTreeMap::new();
+        let mut is_there = |device: u32| *devices.entry(device).or_insert_with(|| sys::has_interface_index(device));
         Ok(routes
             .into_iter()
             .filter(|route| {
@@ -30,6 +35,7 @@ pub(super) fn routes(kernel: &HostKernel) -> Result<Vec<HostRoute>, KernelError>
             .filter_map(|route| {
                 let net = IpNet::new(route.dst, route.prefix_len).ok()?.trunc();
                 let device = route.oif.or_else(|| route.nexthops.first().and_then(|hop| hop.oif));
+                device.is_none_or(&mut is_there).then_some(())?;
                 Some(HostRoute { net, device, table: route.table })
             })
             .collect())

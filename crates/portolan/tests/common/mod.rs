@@ -24,7 +24,7 @@ use portolan_kernel::rtnl::{Family, addr, link};
 use portolan_kernel::socket::{packet, wait_readable};
 use portolan_lab::probe::{Probe, tcp_probe};
 use portolan_lab::snapshot::{self, Snapshot, snapshot};
-use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
+use portolan_lab::{Host, InNetns, Lab, Lan};
 use serde_json::Value;
 
 /// How long to wait for what must come.
@@ -214,10 +214,7 @@ impl World {
     /// What host `h` holds before anything of ours; waits for the LAN's routes, which appear a little after its links.
     #[track_caller]
     pub(crate) fn untouched(&self) -> Snapshot {
-        let is_up =
-            || snapshot(&self.h).unwrap().lines().iter().any(|line| line.starts_with("route fd00:1::1/128 table 255"));
-        assert!(eventually(LONG, is_up));
-        snapshot(&self.h).unwrap()
+        snapshot::settled(&self.h, LONG).unwrap()
     }
 
     /// Panics with the differences if host `h` is not what it was before `what`.

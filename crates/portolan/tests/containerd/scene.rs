@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use portolan_kernel::netns::NetnsFd;
 use portolan_lab::probe::{Probe, http_get, tcp_probe};
-use portolan_lab::snapshot::{Snapshot, diff, snapshot};
+use portolan_lab::snapshot::{Snapshot, diff, settled, snapshot};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
@@ -98,10 +98,7 @@ impl Scene {
         for gateway in [NEIGHBOUR, NEIGHBOUR6] {
             host.add_default_route(gateway)?;
         }
-        // The LAN's routes appear a little after its links.
-        let is_up = || snapshot(&host).is_ok_and(|now| now.to_string().contains("route fd00:1::1/128 table 255"));
-        ensure!(eventually(LONG, is_up), "the LAN does not come up");
-        let before = snapshot(&host)?;
+        let before = settled(&host, LONG)?;
         let machine = Machine::start(&lab, &host, name, &PLACES, configure)?;
         let network = ["--name", "lab", "--subnet", "10.9.1.0/24", "--subnet", "fd09:1::/64"];
         machine.run(PORTOLAN, &[&["install", "cni", "--config", "/etc/cni/net.d"], &network[..]].concat())?;

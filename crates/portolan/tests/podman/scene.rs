@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use portolan_kernel::netns::{NetnsFd, with_netns};
 use portolan_lab::probe::{Probe, http_get, tcp_probe, udp_probe};
 use portolan_lab::server::{TcpServer, UdpServer};
-use portolan_lab::snapshot::{Snapshot, snapshot};
+use portolan_lab::snapshot::{Snapshot, settled};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
@@ -106,10 +106,7 @@ impl Scene {
         for gateway in [NEIGHBOUR, NEIGHBOUR6] {
             host.add_default_route(gateway)?;
         }
-        // The LAN's routes appear a little after its links.
-        let is_up = || snapshot(&host).is_ok_and(|now| now.to_string().contains("route fd00:1::1/128 table 255"));
-        ensure!(eventually(LONG, is_up), "the LAN does not come up");
-        let before = snapshot(&host)?;
+        let before = settled(&host, LONG)?;
         let upstream = Upstream::start(&neighbour)?;
         let machine = machine::start(&lab, &host, name, backend)?;
         Ok(Self { machine, host, neighbour, before, _upstream: upstream, _lan: lan, _lab: lab })
