@@ -26,7 +26,7 @@ use portolan_lab::{Host, Lab};
 use serde_json::json;
 
 fn main() -> Result<()> {
-    if let Some(missing) = machine::missing() {
+    if let Some(missing) = machine::missing(machine::Backend::Netavark) {
         bail!("the benchmark needs Podman: {missing}");
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();

@@ -195,6 +195,7 @@ fn parse_hot() -> Option<Cli> {
         "attach" => cmd::attach::Args::augment_args(clap::Command::new("attach")),
         "detach" => cmd::attach::DetachArgs::augment_args(clap::Command::new("detach")),
         "run" => cmd::run::Args::augment_args(clap::Command::new("run")),
+        "daemon" => cmd::daemon::Args::augment_args(clap::Command::new("daemon")),
         "publish" => cmd::publish::Command::augment_subcommands(clap::Command::new("publish")),
         _ => return None,
     };

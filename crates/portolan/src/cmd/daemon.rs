@@ -108,7 +108,7 @@ fn config(context: &Context, on_demand: bool, metrics: Option<SocketAddr>) -> Co
 
 /// The command line of the daemon in the foreground.
 fn arguments(context: &Context, on_demand: bool, metrics: Option<SocketAddr>) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = vec!["--root".into(), context.root.clone().into(), "daemon".into()];
+    let mut arguments: Vec<OsString> = vec!["daemon".into(), "--root".into(), context.root.clone().into()];
     if on_demand {
         arguments.push("--on-demand".into());
     }
@@ -383,9 +383,9 @@ fn spawn(context: &Context) -> Result<Child> {
     std::process::Command::new(&program)
         // It may be installed under the name of a face.
         .arg0("portolan")
-        .arg("--root")
+        // The command first: then the parser is told of this one alone.
+        .args(["daemon", "start", "--on-demand", "--root"])
         .arg(&context.root)
-        .args(["daemon", "start", "--on-demand"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

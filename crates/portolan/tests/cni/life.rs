@@ -223,7 +223,7 @@ fn status_tells_what_an_add_would_say() {
 fn in_parallel() {
     let Some(runtime) = Runtime::or_skip("cni-parallel") else { return };
     let untouched = runtime.world.untouched();
-    let pods: Vec<Pod> = (0..40).map(|n| runtime.pod(&format!("c{n}"))).collect();
+    let pods: Vec<Pod> = (0..100).map(|n| runtime.pod(&format!("c{n}"))).collect();
     let each = |act: &(dyn Fn(&Pod) -> Result<Value, crate::runtime::Refusal> + Sync)| -> Vec<Value> {
         thread::scope(|scope| {
             let all: Vec<_> = pods.iter().map(|pod| scope.spawn(move || act(pod))).collect();

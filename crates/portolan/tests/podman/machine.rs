@@ -9,42 +9,53 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use portolan_lab::{Host, Lab};
 
 pub(crate) use any::{IMAGE, Machine, finished};
 
 /// What must be installed, with the Debian package it is in.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("/usr/bin/podman", "podman"),
     ("/usr/bin/conmon", "conmon"),
     ("/usr/sbin/runc", "runc"),
     ("/usr/bin/busybox", "busybox-static"),
-    (NETAVARK, "netavark"),
-    (AARDVARK, "aardvark-dns"),
 ];
+const NETAVARK_PROGRAMS: [(&str, &str); 2] = [(NETAVARK, "netavark"), (AARDVARK, "aardvark-dns")];
+const PLUGINS: [(&str, &str); 1] = [("/usr/lib/cni/bridge", "containernetworking-plugins")];
 const NETAVARK: &str = "/usr/lib/podman/netavark";
 const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
 
-/// What Podman calls `netavark`.
+/// What Podman leaves networks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
-    /// Debian's.
+    /// Debian's netavark.
     Netavark,
-    /// Ours.
+    /// This program in its place.
     Portolan,
+    /// Debian's CNI plugins.
+    Plugins,
+    /// This program in the place of every one of them.
+    PortolanPlugins,
+}
+
+impl Backend {
+    fn is_cni(self) -> bool {
+        matches!(self, Self::Plugins | Self::PortolanPlugins)
+    }
 }
 
 /// The first program that Podman needs and is not there.
-pub(crate) fn missing() -> Option<String> {
-    any::missing_of(&PROGRAMS)
+pub(crate) fn missing(backend: Backend) -> Option<String> {
+    let more: &[(&str, &str)] = if backend.is_cni() { &PLUGINS } else { &NETAVARK_PROGRAMS };
+    any::missing_of(&PROGRAMS).or_else(|| any::missing_of(more))
 }
 
 /// What is called `netavark` and `aardvark-dns`.
 pub(crate) fn programs(backend: Backend) -> [&'static str; 2] {
     match backend {
-        Backend::Netavark => [NETAVARK, AARDVARK],
-        Backend::Portolan => [env!("CARGO_BIN_EXE_portolan"); 2],
+        Backend::Netavark | Backend::Plugins => [NETAVARK, AARDVARK],
+        Backend::Portolan | Backend::PortolanPlugins => [env!("CARGO_BIN_EXE_portolan"); 2],
     }
 }
 
@@ -53,7 +64,8 @@ pub(crate) fn programs(backend: Backend) -> [&'static str; 2] {
 /// # Errors
 /// When Podman is not installed, or a machine cannot be had.
 pub(crate) fn start(lab: &Lab, host: &Host, name: &str, backend: Backend) -> Result<Machine> {
-    let machine = Machine::start(lab, host, name, &["/var/lib/containers", "/var/tmp"], |dir| configure(dir, backend))?;
+    let places = ["/var/lib/containers", "/var/lib/cni", "/var/tmp"];
+    let machine = Machine::start(lab, host, name, &places, |dir| configure(dir, backend))?;
     machine.run("podman", &["load", "-i", &machine.make_image()?])?;
     Ok(machine)
 }
@@ -62,11 +74,22 @@ pub(crate) fn start(lab: &Lab, host: &Host, name: &str, backend: Backend) -> Res
 fn configure(dir: &Path, backend: Backend) -> Result<()> {
     let bin = dir.join("bin");
     fs::create_dir(&bin)?;
-    let [netavark, aardvark] = programs(backend);
-    symlink(netavark, bin.join("netavark"))?;
-    symlink(aardvark, bin.join("aardvark-dns"))?;
     let containers = dir.join("etc/containers");
     fs::create_dir_all(containers.join("networks"))?;
+    let kind = if backend.is_cni() {
+        for entry in fs::read_dir("/usr/lib/cni")? {
+            let original = entry?.path();
+            let link = bin.join(original.file_name().context("a file of a directory has a name")?);
+            let is_ours = backend == Backend::PortolanPlugins;
+            symlink(if is_ours { Path::new(env!("CARGO_BIN_EXE_portolan")) } else { &original }, link)?;
+        }
+        "cni"
+    } else {
+        let [netavark, aardvark] = programs(backend);
+        symlink(netavark, bin.join("netavark"))?;
+        symlink(aardvark, bin.join("aardvark-dns"))?;
+        "netavark"
+    };
     fs::write(
         containers.join("containers.conf"),
         format!(
@@ -83,8 +106,9 @@ infra_image = "{IMAGE}"
 pull_policy = "never"
 runtime = "runc"
 [network]
-network_backend = "netavark"
+network_backend = "{kind}"
 network_config_dir = "/etc/containers/networks"
+cni_plugin_dirs = ["{0}"]
 "#,
             bin.display()
         ),

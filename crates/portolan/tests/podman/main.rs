@@ -6,6 +6,7 @@
 
 mod cases;
 mod machine;
+mod outcome;
 mod scene;
 
 use std::env;
@@ -13,30 +14,17 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
-use cases::{Case, SUBJECTS};
+use cases::SUBJECTS;
 use machine::Backend;
+use outcome::{Outcome, Why, play, say, wanted};
 use portolan_lab::Lab;
-use scene::{Lack, Scene, timed};
-
-/// What came of a case: nothing wrong, or why not.
-type Outcome = std::result::Result<(), Why>;
-
-/// One sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Why {
-    /// It cannot be tried on this kernel.
-    Lacks(String),
-    /// It was tried.
-    Fails(String),
-}
 
 #[test]
 fn podman_does_with_us_all_that_it_does_with_netavark() {
     if Lab::or_skip("podman").is_none() {
         return;
     }
-    if let Some(missing) = machine::missing() {
+    if let Some(missing) = machine::missing(Backend::Netavark) {
         assert!(env::var_os("CI").is_none(), "CI must have Podman: {missing}");
         eprintln!("SKIP: `podman`: {missing}");
         return;
@@ -44,7 +32,7 @@ fn podman_does_with_us_all_that_it_does_with_netavark() {
     let one = env::var("PORTOLAN_PODMAN_BACKEND").unwrap_or_default();
     let side = |name: &'static str, backend| {
         let is_wanted = one.is_empty() || one == name;
-        std::thread::spawn(move || if is_wanted { play(name, backend) } else { Ok(Vec::new()) })
+        std::thread::spawn(move || if is_wanted { play(name, backend, wanted()) } else { Ok(Vec::new()) })
     };
     // Each has a machine of its own, so neither waits for the other.
     let sides = [side("netavark", Backend::Netavark), side("portolan", Backend::Portolan)];
@@ -66,52 +54,6 @@ fn podman_does_with_us_all_that_it_does_with_netavark() {
     assert!(failed.is_empty(), "with us Podman fails at: {failed:#?}");
 }
 
-/// The cases to run, in order.
-fn wanted() -> impl Iterator<Item = Case> {
-    let word = env::var("PORTOLAN_PODMAN").unwrap_or_default();
-    let all = SUBJECTS.into_iter().flat_map(|(_, cases)| cases.iter().copied());
-    all.filter(move |(name, _)| name.contains(&word))
-}
-
-/// Runs the cases on a machine with one backend.
-fn play(name: &str, backend: Backend) -> Result<Vec<Outcome>> {
-    let scene = Scene::new(name, backend)?;
-    let mut outcomes = Vec::new();
-    for (case, run) in wanted() {
-        let (time, result) = timed(|| run(&scene));
-        let cleared = scene.clear();
-        // What cannot be cleared away is the fault of the case before.
-        let outcome = result.and(cleared).map_err(|error| match error.downcast_ref::<Lack>() {
-            Some(lack) => Why::Lacks(lack.to_string()),
-            None => Why::Fails(reason(&format!("{error:#}"))),
-        });
-        eprintln!("{name}: {case}: {outcome:?} ({:.1} s)", time.as_secs_f64());
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
-}
-
-/// A reason without what differs from run to run: ids, times, several lines.
-fn reason(text: &str) -> String {
-    let words: Vec<String> = text.split_whitespace().map(stable).collect();
-    words.join(" ").replace('|', "\\|")
-}
-
-fn stable(word: &str) -> String {
-    let is_id = |part: &str| part.len() >= 8 && part.chars().all(|c| c.is_ascii_hexdigit());
-    let mut out = String::new();
-    for part in word.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
-        let bare = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
-        if is_id(bare) {
-            out.push('…');
-            out.push_str(&part[bare.len()..]);
-        } else {
-            out.push_str(part);
-        }
-    }
-    out
-}
-
 /// Both outcomes of every case, as Markdown.
 fn table(theirs: &[Outcome], ours: &[Outcome]) -> String {
     let mut text = String::from(
@@ -119,12 +61,6 @@ fn table(theirs: &[Outcome], ours: &[Outcome]) -> String {
          Debian's netavark 1.4.0 and aardvark-dns 1.4.0 and with Portolan in their place. \
          `PORTOLAN_BLESS=1 cargo test -p portolan --test podman` writes this page.\n",
     );
-    let say = |outcome: Option<&Outcome>| match outcome {
-        None => "not run".to_owned(),
-        Some(Ok(())) => "ok".to_owned(),
-        Some(Err(Why::Lacks(lack))) => format!("not tried: {lack}"),
-        Some(Err(Why::Fails(reason))) => format!("fails: {reason}"),
-    };
     let mut place = 0;
     let wanted: Vec<&str> = wanted().map(|(name, _)| name).collect();
     for (subject, cases) in SUBJECTS {

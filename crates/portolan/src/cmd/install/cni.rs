@@ -20,8 +20,9 @@ use crate::output;
 /// Make Portolan a plugin of container runtimes with CNI
 ///
 /// containerd, CRI-O, nerdctl and others start plugins of the Container Network Interface from a directory. This makes
-/// links to this program there: `portolan`, which does what a chain of the usual plugins does, and `loopback`. Plugins of
-/// others are left alone: where one has the name of a link, nothing is done and the command says so.
+/// links to this program there: `portolan`, which does what a chain of the usual plugins does, and `loopback`; with --all
+/// also the names of all the usual plugins, for configurations that are written for those. Plugins of others are left
+/// alone: where one has the name of a link, nothing is done and the command says so.
 ///
 /// With --config it also writes a network, `10-portolan.conflist`, for runtimes that read that directory; they take the
 /// first file of it, by name, for their default network. Without it, write your own, of type `portolan`.
@@ -33,11 +34,15 @@ Examples:
   portolan install cni
   portolan install cni --config /etc/cni/net.d --subnet 10.22.0.0/16 --subnet fd22::/64
   portolan install cni portolan                only that, beside a `loopback` of others
+  portolan install cni --all --dir /usr/local/lib/cni
   portolan install cni --uninstall --config /etc/cni/net.d")]
 pub(crate) struct Args {
-    /// Plugins to link; all if none is named
+    /// Plugins to link; `portolan` and `loopback` if none is named
     #[arg(value_name = "PLUGIN", value_parser = PossibleValuesParser::new(types()))]
     plugins: Vec<String>,
+    /// Link the names of all plugins
+    #[arg(long, conflicts_with = "plugins")]
+    all: bool,
     /// Take away what was installed
     #[arg(long)]
     uninstall: bool,
@@ -55,6 +60,8 @@ pub(crate) struct Args {
     subnets: Vec<IpNet>,
 }
 
+/// What a runtime needs of us.
+const USUAL: [&str; 2] = ["portolan", "loopback"];
 /// The network; files are looked at in the order of their names.
 const FILE: &str = "10-portolan.conflist";
 /// What the file says in `writtenBy`, by which it is known to be ours. Runtimes do not look at keys that they do not know.
@@ -87,8 +94,12 @@ impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let program = this_program()?;
         let dir = std::path::absolute(&self.dir).with_context(|| format!("find `{}`", self.dir.display()))?;
-        let names: Vec<&str> =
-            types().filter(|name| self.plugins.is_empty() || self.plugins.iter().any(|one| one == name)).collect();
+        // Whatever was linked goes with --uninstall: what is not ours stays anyway.
+        let is_meant = |name: &&str| {
+            let by_default = self.all || self.uninstall || USUAL.contains(name);
+            if self.plugins.is_empty() { by_default } else { self.plugins.iter().any(|one| one == name) }
+        };
+        let names: Vec<&str> = types().filter(is_meant).collect();
         // It may have been put there itself.
         let links: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).filter(|link| *link != program).collect();
         let file = self.config.as_ref().map(|config| config.join(FILE));
@@ -127,7 +138,7 @@ impl Args {
 
     fn said(&self, dir: &Path, names: &[&str], file: Option<&Path>) -> String {
         let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-        let (dir, names) = (dir.display(), names.join(" and "));
+        let (dir, names) = (dir.display(), listed(&names));
         match file.map(Path::display) {
             None if self.uninstall => format!("No plugin in `{dir}` is a link to Portolan any more.\n"),
             Some(file) if self.uninstall => {
@@ -189,5 +200,14 @@ fn refuse_anothers(file: &Path) -> Result<()> {
         _ => Err(Refused::new(format!("`{}` is there and was not written by this command", file.display()))
             .hint("look at it, and move it away or remove it by hand")
             .into()),
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
