@@ -12,6 +12,8 @@
 pub mod delegate;
 mod inside;
 mod loopback;
+mod nat;
+mod table;
 
 use portolan_cni::{Call, Config, Error, Success, Version};
 
