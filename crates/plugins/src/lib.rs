@@ -9,16 +9,21 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod delegate;
 mod inside;
 mod loopback;
 mod nat;
+mod portmap;
 mod table;
 
 use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
-pub const TYPES: [&str; 1] = ["loopback"];
+pub const TYPES: [&str; 2] = [
+    "loopback", //
+    "portmap",
+];
 
 /// What a verb answers: a result and the version it is written in, or nothing.
 pub type Answer = Result<Option<(Success, Version)>, Error>;
@@ -31,9 +36,9 @@ pub type Answer = Result<Option<(Success, Version)>, Error>;
 /// # Panics
 /// If `kind` is none of [`TYPES`].
 pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
-    let _ = text;
     match kind {
         "loopback" => loopback::run(call, config),
+        "portmap" => portmap::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }
 }

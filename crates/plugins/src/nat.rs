@@ -8,7 +8,7 @@ use portolan_kernel::netlink::NetlinkError;
 use portolan_model::Family;
 use portolan_plan::{Data, Element, Field, Set};
 
-use crate::table::{self, Others, Owner, Refused};
+use crate::table::{self, Owner, Refused};
 
 /// The sets that a masqueraded container is in.
 const MASQUERADING: [Set; 4] = [
@@ -26,8 +26,7 @@ const MASQUERADING: [Set; 4] = [
 #[allow(dead_code, reason = "for plugins with `ipMasq`")]
 pub(crate) fn masquerade(call: &Call, network: &str, addresses: &[IpNet]) -> Result<(), Error> {
     let elements = masquerading(&Owner::of(call, network).text()?, addresses);
-    // Whoever had an address before has it no more.
-    table::put(&elements, Others::Replace).map_err(|refused| match refused {
+    table::put(&elements).map_err(|refused| match refused {
         Refused::Kernel(error) => failed("masquerade", &error),
         Refused::Taken(element) => Error::new(Code::Conflict, format!("masquerade: {} is in the way", element.owner)),
     })
@@ -50,9 +49,9 @@ pub(crate) fn unmasquerade(call: &Call, network: &str) -> Result<(), Error> {
 #[allow(dead_code, reason = "for plugins with `ipMasq`")]
 pub(crate) fn check_masquerade(call: &Call, network: &str, addresses: &[IpNet]) -> Result<(), Error> {
     let elements = masquerading(&Owner::of(call, network).text()?, addresses);
-    match table::first_missing(&elements).map_err(|error| failed("check", &error))? {
-        None => Ok(()),
-        Some(_) => Err(Error::differs(format!("container `{}` is not masqueraded", call.container))),
+    match table::holds(&elements).map_err(|error| failed("check", &error))? {
+        true => Ok(()),
+        false => Err(Error::differs(format!("container `{}` is not masqueraded", call.container))),
     }
 }
 
@@ -60,7 +59,6 @@ pub(crate) fn check_masquerade(call: &Call, network: &str, addresses: &[IpNet]) 
 ///
 /// # Errors
 /// [`Code::Internal`] with the kernel's refusal.
-#[allow(dead_code, reason = "for plugins with `ipMasq`")]
 pub(crate) fn collect(network: &str, is_valid: &dyn Fn(&str, &str) -> bool) -> Result<(), Error> {
     let is_gone = |owner: Owner<'_>| owner.network == network && !is_valid(owner.container, owner.ifname);
     table::take_where(&Set::PLUGINS, is_gone).map(drop).map_err(|error| failed("collect garbage", &error))

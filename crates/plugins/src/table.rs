@@ -52,19 +52,10 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// What to do about an element that is there for somebody else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Others {
-    /// It stays.
-    Keep,
-    /// It goes: what it is about is ours now.
-    Replace,
-}
-
 /// Why elements were not put in.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// The first of them is there, as this.
+    /// A port is published by somebody else, as this says.
     Taken(Element),
     /// By the kernel.
     Kernel(NetlinkError),
@@ -125,9 +116,10 @@ fn settle<T, E: From<NetlinkError>>(mut work: impl FnMut() -> Result<Option<T>, 
     }
 }
 
-/// Puts `elements` in, all or none; those that are there already are left. A table that is missing is made, one that
-/// somebody changed is made anew with all that is in it.
-pub(crate) fn put(elements: &[Element], others: Others) -> Result<(), Refused> {
+/// Puts `elements` in, all or none; those that are there already are left. A port stays with who has it; what is about an
+/// address goes with the address. A table that is missing is made, one that somebody changed is made anew with all that is
+/// in it.
+pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
     if elements.is_empty() {
         return Ok(());
     }
@@ -154,9 +146,8 @@ pub(crate) fn put(elements: &[Element], others: Others) -> Result<(), Refused> {
         };
         // What was ours by another configuration is replaced.
         let is_foreign = |is: &&Element| in_the_way(is) && elements.iter().all(|wanted| wanted.owner != is.owner);
-        if others == Others::Keep
-            && let Some(taken) = there.iter().find(is_foreign)
-        {
+        let is_port = |is: &Element| matches!(is.set, Set::PluginPort(_) | Set::PluginAnyPort(_));
+        if let Some(taken) = there.iter().find(|is| is_port(is) && is_foreign(is)) {
             return Err(Refused::Taken(taken.clone()));
         }
         let (gone, stays): (Vec<Element>, Vec<Element>) = there.drain(..).partition(in_the_way);
@@ -198,7 +189,6 @@ pub(crate) fn take_where(sets: &[Set], is_gone: impl Fn(Owner<'_>) -> bool) -> R
     take(&mut socket, gone)
 }
 
-#[allow(dead_code, reason = "for published ports")]
 /// Takes out those of `elements` that are there for the same owner, and the table with its last element. It takes the
 /// same time whoever else has elements.
 pub(crate) fn take_these(elements: &[Element]) -> Result<Vec<Element>, NetlinkError> {
@@ -263,16 +253,20 @@ fn remove_if_empty(socket: &mut Socket) -> Result<(), NetlinkError> {
     })
 }
 
-/// The first of `elements` that the kernel does not hold, if it lacks one; none of them counts without the rules.
-pub(crate) fn first_missing(elements: &[Element]) -> Result<Option<Element>, NetlinkError> {
+/// Whether the kernel has all of `elements`, and the rules that they mean something to.
+pub(crate) fn holds(elements: &[Element]) -> Result<bool, NetlinkError> {
     let mut socket = open()?;
-    let is_whole = state(&mut socket)? == State::Whole;
     for element in elements {
-        if !is_whole || decode::element_like(&mut socket, NAME, element)?.as_ref() != Some(element) {
-            return Ok(Some(element.clone()));
+        if decode::element_like(&mut socket, NAME, element)?.as_ref() != Some(element) {
+            return Ok(false);
         }
     }
-    Ok(None)
+    Ok(elements.is_empty() || state(&mut socket)? == State::Whole)
+}
+
+/// Whether the kernel has such tables at all.
+pub(crate) fn probe() -> Result<(), NetlinkError> {
+    decode::generation(&mut open()?).map(drop)
 }
 
 #[cfg(test)]
