@@ -11,6 +11,7 @@
 
 mod chain;
 pub mod delegate;
+mod firewall;
 mod inside;
 mod loopback;
 mod nat;
@@ -20,9 +21,9 @@ mod table;
 use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
-pub const TYPES: [&str; 2] = [
+pub const TYPES: [&str; 3] = [
     "loopback", //
-    "portmap",
+    "portmap", "firewall",
 ];
 
 /// What a verb answers: a result and the version it is written in, or nothing.
@@ -38,6 +39,7 @@ pub type Answer = Result<Option<(Success, Version)>, Error>;
 pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
     match kind {
         "loopback" => loopback::run(call, config),
+        "firewall" => firewall::run(call, config, text),
         "portmap" => portmap::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }

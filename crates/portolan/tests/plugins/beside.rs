@@ -31,6 +31,7 @@ pub(crate) struct Chain {
     args: String,
     differences: Vec<Difference>,
     unchecked: Option<&'static str>,
+    versions: &'static [&'static str],
 }
 
 /// Where ours do not as the originals do.
@@ -52,7 +53,14 @@ impl Chain {
             args: String::new(),
             differences: Vec::new(),
             unchecked: None,
+            versions: &VERSIONS,
         }
+    }
+
+    /// The versions that Debian's plugins of this chain speak.
+    pub(crate) fn versions(mut self, versions: &'static [&'static str]) -> Self {
+        self.versions = versions;
+        self
     }
 
     /// Their CHECK refuses what their ADD made, for a reason that docs/cni-plugins.md lists.
@@ -222,7 +230,7 @@ impl Pair {
     /// sees of a container that is on the network.
     #[track_caller]
     pub(crate) fn same<T: Debug + PartialEq>(&self, chain: &Chain, look: impl Fn(&Side, &Pod) -> T) {
-        for version in VERSIONS {
+        for version in chain.versions.iter().copied() {
             let [ours, mut theirs] = [&self.ours, &self.theirs].map(|side| {
                 let pod = side.pod(&format!("{}-{}", chain.name, version.replace('.', "")));
                 let result = side.add(&pod, chain, version, "eth0");

@@ -35,7 +35,7 @@ fn published(name: &str, options: &Value, ports: &Value) -> Chain {
 }
 
 /// Makes `bridge` and `host-local` the originals on both sides.
-fn originals(pair: &Pair) {
+pub(crate) fn originals(pair: &Pair) {
     for kind in ["bridge", "host-local"] {
         pair.ours.choose(kind, false);
     }
