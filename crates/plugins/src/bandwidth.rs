@@ -120,7 +120,7 @@ fn host_end(call: &Call, socket: &mut Socket, previous: &Success) -> Result<Link
     if previous.interfaces.is_empty() {
         return Err(refuse("no interfaces provided".to_owned()));
     }
-    let there = inside(call, "find the veth", |socket| link::lookup(socket, &call.ifname))?;
+    let there = inside(call, "find the veth", |socket| link::lookup(socket, call.ifname.as_str()))?;
     let peer = there.filter(|link| link.kind.as_deref() == Some("veth")).and_then(|link| link.link);
     let peer = peer.ok_or_else(|| refuse(format!("container interface {} has no veth peer", call.ifname)))?;
     let links = link::dump(socket).map_err(|error| failed("list interfaces", &error))?;
@@ -152,9 +152,8 @@ fn add(call: &Call, config: &Config, limits: &Limits, previous: &Success) -> Res
         let qdisc = tc::create_ingress(&mut batch, end.index);
         tc::lead_aside(&mut batch, end.index, aside.index);
         let outcome = socket.transact_each(&batch).map_err(|error| failed("add filter", &error))?;
-        let is_fine = |error: &NetlinkError| {
-            error.index() == Some(before) || (error.index() == Some(qdisc) && error.is_exists())
-        };
+        let is_fine =
+            |error: &NetlinkError| error.index() == Some(before) || (error.index() == Some(qdisc) && error.is_exists());
         if let Some(error) = outcome.errors.iter().find(|error| !is_fine(error)) {
             return Err(lacking("add filter", error));
         }
@@ -164,7 +163,7 @@ fn add(call: &Call, config: &Config, limits: &Limits, previous: &Success) -> Res
 }
 
 fn make_aside(socket: &mut Socket, call: &Call, config: &Config, name: &str, end: &Link) -> Result<Link, Error> {
-    let mut find = |socket: &mut Socket| link::lookup(socket, name).map_err(|error| failed("find the ifb", &error));
+    let find = |socket: &mut Socket| link::lookup(socket, name).map_err(|error| failed("find the ifb", &error));
     if find(socket)?.is_none() {
         let mut batch = Batch::new();
         link::create_ifb(&mut batch, name);
@@ -172,8 +171,12 @@ fn make_aside(socket: &mut Socket, call: &Call, config: &Config, name: &str, end
     }
     let alias = format!("{ALIAS} {} {} {}", config.name, call.container, call.ifname);
     let mut batch = Batch::new();
-    let change =
-        LinkChange { up: Some(true), mtu: Some(end.mtu), alias: Some(&alias[..alias.len().min(255)]), ..LinkChange::default() };
+    let change = LinkChange {
+        up: Some(true),
+        mtu: Some(end.mtu),
+        alias: Some(&alias[..alias.len().min(255)]),
+        ..LinkChange::default()
+    };
     link::set(&mut batch, name, &change);
     socket.transact(&batch).map_err(|error| failed("bring the ifb up", &error))?;
     find(socket)?.ok_or_else(|| Error::new(Code::TryAgain, format!("interface `{name}` is gone again")))
@@ -182,22 +185,22 @@ fn make_aside(socket: &mut Socket, call: &Call, config: &Config, name: &str, end
 fn check(call: &Call, config: &Config, limits: &Limits, previous: &Success) -> Result<(), Error> {
     let mut socket = open()?;
     let end = host_end(call, &mut socket, previous)?;
-    let mut holds = |index: u32, name: &str, wanted: &Bucket| {
-        match tc::bucket(&mut socket, index).map_err(|error| failed("find the qdisc", &error))? {
-            None => Err(Error::differs(format!("Failed to find qdisc of `{name}`"))),
-            Some(found) if !found.is(wanted) => Err(Error::differs(format!(
-                "Rate doesn't match: `{name}` has {} bytes per second and a burst of {}, not {} and {}",
-                found.rate, found.burst, wanted.rate, wanted.burst
-            ))),
-            Some(_) => Ok(()),
-        }
+    let mut holds = |index: u32, name: &str, wanted: &Bucket| match tc::bucket(&mut socket, index)
+        .map_err(|error| failed("find the qdisc", &error))?
+    {
+        None => Err(Error::differs(format!("Failed to find qdisc of `{name}`"))),
+        Some(found) if !found.is(wanted) => Err(Error::differs(format!(
+            "Rate doesn't match: `{name}` has {} bytes per second and a burst of {}, not {} and {}",
+            found.rate, found.burst, wanted.rate, wanted.burst
+        ))),
+        Some(_) => Ok(()),
     };
     if let Some(bucket) = &limits.into {
         holds(end.index, &end.name, bucket)?;
     }
     let Some(bucket) = &limits.out else { return Ok(()) };
     let name = ifb_name(&config.name, &call.container);
-    let aside = link::lookup(&mut open()?, &name).map_err(|error| failed("find the ifb", &error))?;
+    let aside = link::lookup(&mut open()?, name.as_str()).map_err(|error| failed("find the ifb", &error))?;
     let aside = aside.ok_or_else(|| Error::differs(format!("get ifb device: there is no `{name}`")))?;
     holds(aside.index, &name, bucket)?;
     let there = tc::ingress(&mut open()?, end.index).map_err(|error| failed("list filters", &error))?;
@@ -236,7 +239,8 @@ fn collect(config: &Config) -> Result<(), Error> {
 /// What the kernel cannot do it calls unknown where a qdisc, a filter or an action is asked for.
 fn lacking(doing: &str, error: &NetlinkError) -> Error {
     let error = failed(doing, error);
-    error.details("limits take the kernel modules sch_tbf; out of containers also ifb, sch_ingress, cls_u32, act_mirred")
+    error
+        .details("limits take the kernel modules sch_tbf; out of containers also ifb, sch_ingress, cls_u32, act_mirred")
 }
 
 #[cfg(test)]
@@ -254,7 +258,10 @@ mod tests {
     fn rates_need_bursts() {
         let of = |rate: u64, burst: u64| bucket(Some(rate), Some(burst));
         assert_eq!(bucket(None, Some(0)).unwrap(), None);
-        assert_eq!(of(80_000_000, 800_000).unwrap().unwrap(), Bucket { rate: 10_000_000, burst: 100_000, limit: 350_000 });
+        assert_eq!(
+            of(80_000_000, 800_000).unwrap().unwrap(),
+            Bucket { rate: 10_000_000, burst: 100_000, limit: 350_000 }
+        );
         for (rate, burst, msg) in [
             (1, 0, "if rate is set, burst must also be set"),
             (0, 1, "if burst is set, rate must also be set"),

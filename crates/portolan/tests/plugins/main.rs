@@ -8,6 +8,7 @@ mod runtime;
 
 mod beside;
 mod firewall;
+mod meta;
 mod portmap;
 
 use serde_json::{Value, json};
