@@ -183,6 +183,9 @@ fn add(socket: &mut Socket, ifname: &str, options: &Options, sources: &[Source])
     for route in &own {
         route::delete(&mut batch, route);
     }
+    if batch.is_empty() {
+        return Ok(());
+    }
     let gone = socket.transact_each(&batch).map_err(refused("Failed to delete route"))?;
     // With one the kernel takes those that go by it.
     let error = gone.errors.into_iter().find(|error| !error.is_missing());
@@ -201,6 +204,9 @@ fn remove(socket: &mut Socket, ifname: &str, table: Option<u32>, sources: &[Sour
     };
     for rule in rules(socket)?.iter().filter(is_gone) {
         rule::delete(&mut batch, rule);
+    }
+    if batch.is_empty() {
+        return Ok(());
     }
     let outcome = socket.transact_each(&batch)?;
     outcome.errors.into_iter().find(|error| !error.is_missing()).map_or(Ok(()), Err)

@@ -162,6 +162,9 @@ fn leave(socket: &mut Socket, name: &str, ifname: &str) -> Result<(), Error> {
     if all.iter().filter(is_in).all(|link| link.name == ifname) {
         link::delete(&mut batch, vrf.index);
     }
+    if batch.is_empty() {
+        return Ok(());
+    }
     match socket.transact(&batch) {
         Err(error) if !error.is_missing() => Err(failed(&format!("leave VRF {name}"), &error)),
         _ => Ok(()),
