@@ -110,12 +110,14 @@ fn del(call: &Call, config: &Config, text: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lets packets from 127.0.0.1 leave towards a container: the interface that leads to it routes them.
+/// Lets packets from 127.0.0.1 leave towards a container: the interface that leads to it routes them. No container is where
+/// the default route leads, and there the host's 127.0.0.1 would be the world's.
 fn route_localnet(address: IpAddr) -> Result<(), Error> {
     let interface = Socket::open(ROUTE).and_then(|mut socket| {
         let contains = |route: &route::Route| {
             let net = IpNet::new(route.dst, route.prefix_len).ok()?;
-            (route.table == route::TABLE_MAIN && net.contains(&address)).then_some((route.prefix_len, route.oif?))
+            (route.table == route::TABLE_MAIN && !route.is_default() && net.contains(&address))
+                .then_some((route.prefix_len, route.oif?))
         };
         let routes = route::dump_family(&mut socket, portolan_kernel::rtnl::Family::of(address))?;
         let Some((_, index)) = routes.iter().filter_map(contains).max() else { return Ok(None) };
