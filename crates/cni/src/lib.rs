@@ -19,7 +19,7 @@ mod result;
 mod version;
 
 pub use call::{Call, Verb};
-pub use config::{Attachment, Config, PortMapping, Scalar, read};
+pub use config::{Attachment, Bandwidth, Config, PortMapping, Scalar, read};
 pub use error::{Code, Error};
 pub use plan::{Plan, Target, container_id, differs, is_of_cni, plan, result};
 pub use result::{Dns, Interface, Ip, Route, Success};

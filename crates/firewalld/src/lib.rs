@@ -270,6 +270,48 @@ impl Firewalld {
         Ok(())
     }
 
+    /// Makes `source` (`10.4.0.2/32`) part of `zone` while firewalld runs; one that is part of a zone already is left.
+    ///
+    /// # Errors
+    /// What firewalld says.
+    pub fn add_source(&self, zone: &str, source: &str) -> Result<()> {
+        match self.call::<String>(PATH, ".zone", "addSource", &(zone, source)) {
+            Ok(_) => Ok(()),
+            Err(Error::Call { source, .. })
+                if says(&source, "ZONE_ALREADY_SET") || says(&source, "ALREADY_ENABLED") =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes `source` out of `zone`; one that is not part of it is left.
+    ///
+    /// # Errors
+    /// What firewalld says.
+    pub fn remove_source(&self, zone: &str, source: &str) -> Result<()> {
+        match self.call::<String>(PATH, ".zone", "removeSource", &(zone, source)) {
+            Ok(_) => Ok(()),
+            Err(Error::Call { source, .. })
+                if says(&source, "NOT_ENABLED")
+                    || says(&source, "UNKNOWN_SOURCE")
+                    || says(&source, "ZONE_CONFLICT") =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether `source` is part of `zone`.
+    ///
+    /// # Errors
+    /// What firewalld says.
+    pub fn has_source(&self, zone: &str, source: &str) -> Result<bool> {
+        self.call(PATH, ".zone", "querySource", &(zone, source))
+    }
+
     /// Whether it is set up to pass only what its own zones publish (`StrictForwardPorts`, firewalld.conf(5)). Versions
     /// that do not know the setting do not.
     pub fn is_strict(&self) -> bool {
@@ -279,6 +321,11 @@ impl Firewalld {
         let value = reply.ok().and_then(|reply| reply.body().deserialize::<OwnedValue>().ok());
         value.and_then(|value| String::try_from(value).ok()).is_some_and(|value| value == "yes")
     }
+}
+
+/// Whether firewalld's reason is this one: all of them have one name on the bus, and a word in front of the text.
+fn says(error: &zbus::Error, reason: &str) -> bool {
+    error.to_string().contains(reason)
 }
 
 /// Calls `reloaded` whenever firewalld has reloaded or has come up, for good; where there is no bus it returns at once.

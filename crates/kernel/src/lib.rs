@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod diag;
 pub mod host;
 pub mod inherit;
+pub mod iptables;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

@@ -59,6 +59,84 @@ fn samples() -> Vec<Element> {
     ]
 }
 
+fn plugin_samples() -> Vec<Element> {
+    let address = |text: &str| Field::Address(text.parse().unwrap());
+    let prefix = |text: &str| Field::Prefix(text.parse().unwrap());
+    let element =
+        |set, key: Vec<Field>, data| Element { set, key, data, owner: format!("cni web {} eth0", "c".repeat(64)) };
+    let udp = || Field::Protocol(portolan_model::Protocol::Udp);
+    let to4 = |port| Data::AddressPort("10.4.0.2".parse().unwrap(), port);
+    let to6 = |port| Data::AddressPort("fd00::2".parse().unwrap(), port);
+    vec![
+        element(Set::PluginPort(V4), vec![udp(), address("127.0.0.1"), Field::Ports(80, 80)], to4(81)),
+        element(Set::PluginPort(V6), vec![udp(), address("2001:db8::1"), Field::Ports(80, 80)], to6(81)),
+        element(Set::PluginAnyPort(V4), vec![udp(), Field::Ports(1880, 1880)], to4(1880)),
+        element(Set::PluginAnyPort(V6), vec![udp(), Field::Ports(1880, 1880)], to6(1880)),
+        element(Set::PluginHairpin(V4), vec![prefix("10.4.0.0/24"), address("10.4.0.2")], Data::Member),
+        element(Set::PluginHairpin(V4), vec![prefix("127.0.0.1/32"), address("10.4.0.2")], Data::Member),
+        element(Set::PluginHairpin(V4), vec![prefix("0.0.0.0/0"), address("10.4.0.3")], Data::Member),
+        element(Set::PluginHairpin(V6), vec![prefix("fd00::/64"), address("fd00::2")], Data::Member),
+        element(Set::PluginHairpin(V6), vec![prefix("::/0"), address("fd00::3")], Data::Member),
+        element(Set::PluginLocal(V4), vec![address("10.4.0.2"), prefix("10.4.0.0/24")], Data::Member),
+        element(Set::PluginLocal(V6), vec![address("fd00::2"), prefix("fd00::/64")], Data::Member),
+        element(Set::PluginMasquerade(V4), vec![address("10.4.0.2")], Data::Member),
+        element(Set::PluginMasquerade(V6), vec![address("fd00::2")], Data::Member),
+    ]
+}
+
+#[test]
+fn the_plugins_table_is_as_nft_lists_it() {
+    in_new_namespace(|| {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        let elements = plugin_samples();
+        let all: Vec<&Element> = elements.iter().collect();
+        let before = decode::generation(&mut socket).unwrap();
+        transact(&mut socket, |batch| {
+            encode::create_plugins(batch);
+            encode::add_elements(batch, Table::PLUGINS_NAME, &all, Insist::Yes);
+        });
+        assert_ne!(decode::generation(&mut socket).unwrap(), before);
+        for set in Set::PLUGINS {
+            let found = decode::elements(&mut socket, Table::PLUGINS_NAME, set).unwrap();
+            let mut wanted: Vec<Element> = elements.iter().filter(|element| element.set == set).cloned().collect();
+            let (mut is, unknown) = found;
+            wanted.sort();
+            is.sort();
+            assert_eq!((is, unknown), (wanted, 0), "{set:?}");
+            let other = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+            assert!(!decode::is_empty(other, Table::PLUGINS_NAME, set).unwrap(), "{set:?}");
+        }
+        for element in &elements {
+            let like = Element { data: Data::Member, owner: String::new(), ..element.clone() };
+            let found = decode::element_like(&mut socket, Table::PLUGINS_NAME, &like).unwrap();
+            assert_eq!(found.as_ref(), Some(element));
+        }
+        if Command::new("nft").arg("--version").output().is_err() {
+            eprintln!("SKIP: no nft(8) to compare with");
+            assert!(std::env::var_os("CI").is_none(), "CI must have nft(8)");
+            return;
+        }
+        let text = nft(&["list", "table", "inet", Table::PLUGINS_NAME]).replace("\n\t\t\t     ", " ");
+        for element in &elements {
+            let wanted = ruleset::render_element(element);
+            assert!(text.contains(&wanted), "nft does not list `{wanted}` in\n{text}");
+        }
+        // What it lists it also reads.
+        let check = std::env::temp_dir().join(format!("portolan-plugins-nft-{}", std::process::id()));
+        std::fs::write(&check, ruleset::render_plugins(&elements).replace(Table::PLUGINS_NAME, "another")).unwrap();
+        nft(&["-c", "-f", check.to_str().unwrap()]);
+        std::fs::remove_file(&check).unwrap();
+        transact(&mut socket, |batch| encode::delete_elements(batch, Table::PLUGINS_NAME, &all, Insist::Yes));
+        for set in Set::PLUGINS {
+            let other = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+            assert!(decode::is_empty(other, Table::PLUGINS_NAME, set).unwrap(), "{set:?}");
+        }
+        let (is, should) =
+            (normal(&nft(&["list", "table", "inet", Table::PLUGINS_NAME])), normal(&ruleset::render_plugins([])));
+        assert_eq!(is, should);
+    });
+}
+
 fn transact(socket: &mut Socket, build: impl FnOnce(&mut Batch)) {
     let mut batch = Batch::new();
     batch.begin_nft(None);

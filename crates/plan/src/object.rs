@@ -69,6 +69,8 @@ pub enum Field {
     NfProto(Family),
     /// An address.
     Address(IpAddr),
+    /// All addresses that begin with the same bits; the others are zero.
+    Prefix(IpNet),
     /// Ports, first and last; the same for one.
     Ports(u16, u16),
     /// An interface.
@@ -84,6 +86,9 @@ impl fmt::Display for Field {
             Self::NfProto(Family::V4) => write!(f, "ipv4"),
             Self::NfProto(Family::V6) => write!(f, "ipv6"),
             Self::Address(address) => write!(f, "{address}"),
+            // As nft(8) lists it.
+            Self::Prefix(net) if net.prefix_len() == net.max_prefix_len() => write!(f, "{}", net.addr()),
+            Self::Prefix(net) => write!(f, "{net}"),
             Self::Ports(first, last) if first == last => write!(f, "{first}"),
             Self::Ports(first, last) => write!(f, "{first}-{last}"),
             Self::IfName(name) => write!(f, "\"{name}\""),
@@ -178,10 +183,21 @@ pub enum Chain {
     FenceForward,
     /// The fence's hook input, right after ours.
     FenceInput,
+    /// The plugins' hook prerouting, destination translation of what comes in.
+    PluginNatIn,
+    /// The plugins' hook output, destination translation of what the host sends.
+    PluginNatOut,
+    /// The ports that plugins published.
+    PluginPublish,
+    /// The plugins' hook postrouting, source translation.
+    PluginNatSource,
 }
 
 impl Chain {
-    /// Every chain, in the order they are listed.
+    /// The chains of the plugins' table, in the order they are listed.
+    pub const PLUGINS: [Self; 4] = [Self::PluginPublish, Self::PluginNatIn, Self::PluginNatOut, Self::PluginNatSource];
+
+    /// Every chain of a root's tables and its fence, in the order they are listed.
     pub const ALL: [Self; 23] = [
         Self::Allow,
         Self::Publish,
@@ -234,12 +250,16 @@ impl Chain {
             Self::FenceNatSource => "fence_nat_source",
             Self::FenceForward => "fence_forward",
             Self::FenceInput => "fence_input",
+            Self::PluginNatIn => "cni_nat_in",
+            Self::PluginNatOut => "cni_nat_out",
+            Self::PluginPublish => "cni_publish",
+            Self::PluginNatSource => "cni_nat_source",
         }
     }
 
     /// The chain of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|chain| chain.name() == name)
+        Self::ALL.into_iter().chain(Self::PLUGINS).find(|chain| chain.name() == name)
     }
 }
 

@@ -13,6 +13,11 @@
 //! 6.9). Its rules are constant and know neither networks nor ports: what begins and was not marked by our own table is
 //! dropped. While our table is away nothing begins, what had begun goes on, and its own empty translation chains keep
 //! the kernel translating it.
+//!
+//! # The plugins' table
+//!
+//! What the reference plugins of CNI translate has a table of its own, [`Table::Plugins`]: no root knows of it. Sets tell
+//! containers by address, for bridges and interfaces are anybody's.
 
 use std::fmt::{self, Write as _};
 
@@ -96,6 +101,8 @@ pub enum Part {
     ToLoopback4,
     /// The destination is ::1.
     ToLoopback6,
+    /// The destination is a multicast group (224.0.0.0/4, ff00::/8).
+    ToMulticast(Family),
     /// The source is in 127.0.0.0/8.
     FromLoopback4,
     /// The source is `::`.
@@ -192,6 +199,9 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::FenceNatSource => at("nat", "postrouting", 4, 100, "srcnat"),
         Chain::FenceForward => at("filter", "forward", 2, 1, "filter + 1"),
         Chain::FenceInput => at("filter", "input", 1, 1, "filter + 1"),
+        Chain::PluginNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
+        Chain::PluginNatOut => at("nat", "output", 3, -100, "-100"),
+        Chain::PluginNatSource => at("nat", "postrouting", 4, 100, "srcnat"),
         Chain::Allow
         | Chain::Publish
         | Chain::Transit
@@ -199,7 +209,8 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         | Chain::EnterNat
         | Chain::EnterRouted
         | Chain::WithinClosed
-        | Chain::ToHostInternal => None,
+        | Chain::ToHostInternal
+        | Chain::PluginPublish => None,
     }
 }
 
@@ -213,8 +224,14 @@ pub const fn table(chain: Chain) -> Table {
         | Chain::FenceNatSource
         | Chain::FenceForward
         | Chain::FenceInput => Table::Fence,
+        Chain::PluginNatIn | Chain::PluginNatOut | Chain::PluginPublish | Chain::PluginNatSource => Table::Plugins,
         _ => Table::Inet,
     }
+}
+
+/// The chains of `table`, in the order they are created and listed.
+pub fn chains(table: Table) -> impl Iterator<Item = Chain> {
+    Chain::ALL.into_iter().chain(Chain::PLUGINS).filter(move |chain| self::table(*chain) == table)
 }
 
 /// The rules of `chain`, in order.
@@ -226,7 +243,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     };
     use Part::{
         Count, Dnat, Do, Ether, FromLoopback4, Icmp6Type, IifGroup, In, L4Proto, Masquerade, NoWayBack, OifGroup, Snat,
-        ToLocal, ToLoopback4, Translated, Verdict,
+        ToLocal, ToLoopback4, ToMulticast, Translated, Verdict,
     };
 
     let rule = |comment: &'static str, parts: &[Part]| Rule { parts: parts.to_vec(), comment };
@@ -454,6 +471,31 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("our own table let it pass", &[Part::Priority(ALLOWED), Do(Data::Accept)]),
             drop("our own table is not there", &[]),
         ],
+        Chain::PluginNatIn | Chain::PluginNatOut => {
+            vec![rule("to the host: published ports", &[ToLocal, Do(Data::Goto(Chain::PluginPublish))])]
+        }
+        Chain::PluginPublish => vec![
+            rule("on one address", &[Dnat(V4, vec![Protocol, Destination(V4), DestinationPort], Set::PluginPort(V4))]),
+            rule("on one address", &[Dnat(V6, vec![Protocol, Destination(V6), DestinationPort], Set::PluginPort(V6))]),
+            rule("on every address", &[Dnat(V4, vec![Protocol, DestinationPort], Set::PluginAnyPort(V4))]),
+            rule("on every address", &[Dnat(V6, vec![Protocol, DestinationPort], Set::PluginAnyPort(V6))]),
+        ],
+        Chain::PluginNatSource => {
+            let each = |comment, parts: &dyn Fn(Family) -> Vec<Part>| Family::ALL.map(|f| rule(comment, &parts(f)));
+            [
+                each("to a published port: answers must come back through the host", &|f| {
+                    vec![In(true, vec![Source(f), Destination(f)], Set::PluginHairpin(f)), Translated, Masquerade]
+                }),
+                each("inside a network", &|f| {
+                    vec![In(true, vec![Source(f), Destination(f)], Set::PluginLocal(f)), Do(Data::Return)]
+                }),
+                each("to a group", &|f| vec![ToMulticast(f), Do(Data::Return)]),
+                each("to the world from the host's address", &|f| {
+                    vec![In(true, vec![Source(f)], Set::PluginMasquerade(f)), Masquerade]
+                }),
+            ]
+            .concat()
+        }
         Chain::Guard => vec![
             rule("not from a container", &[IifGroup(false, Group::Ports), Do(Data::Accept)]),
             rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),
@@ -550,6 +592,8 @@ impl fmt::Display for Rendered<'_> {
             Part::NotFromLoopback => write!(f, "iif != \"lo\""),
             Part::ToLoopback4 => write!(f, "ip daddr 127.0.0.0/8"),
             Part::ToLoopback6 => write!(f, "ip6 daddr ::1"),
+            Part::ToMulticast(Family::V4) => write!(f, "ip daddr 224.0.0.0/4"),
+            Part::ToMulticast(Family::V6) => write!(f, "ip6 daddr ff00::/8"),
             Part::FromLoopback4 => write!(f, "ip saddr 127.0.0.0/8"),
             Part::FromUnspecified6 => write!(f, "ip6 saddr ::"),
             Part::Ether(EtherType::Ipv4) => write!(f, "ether type ip"),
@@ -635,16 +679,25 @@ pub fn render_fence(name: &str) -> String {
     text
 }
 
+/// The plugins' table as nft(8) reads it, sets filled with `elements`.
+pub fn render_plugins<'a>(elements: impl IntoIterator<Item = &'a Element>) -> String {
+    let elements: Vec<&Element> = elements.into_iter().collect();
+    let mut text = String::new();
+    let name = Table::PLUGINS_NAME;
+    render_table(&mut text, Table::Plugins, name, Groups::of(name), &elements);
+    text
+}
+
 fn render_table(text: &mut String, table_kind: Table, name: &str, groups: Groups, elements: &[&Element]) {
     let family = match table_kind {
-        Table::Inet | Table::Fence => "inet",
+        Table::Inet | Table::Fence | Table::Plugins => "inet",
         Table::Bridge => "bridge",
     };
     let _ = writeln!(text, "table {family} {name} {{");
-    for set in Set::ALL.into_iter().filter(|set| set.table() == table_kind) {
+    for set in Set::in_table(table_kind) {
         render_set(text, set, elements.iter().copied().filter(|e| e.set == set));
     }
-    for chain in Chain::ALL.into_iter().filter(|chain| table(*chain) == table_kind) {
+    for chain in chains(table_kind) {
         let _ = writeln!(text, "\tchain {} {{", chain.name());
         if let Some(hook) = hook(chain) {
             let _ = writeln!(

@@ -2,7 +2,7 @@
 
 use portolan_model::Family;
 
-/// Which of our two nftables tables; both carry the same name.
+/// Which of our nftables tables; the first two carry the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
     /// `table inet`: translation and filtering of routed packets.
@@ -11,11 +11,17 @@ pub enum Table {
     Bridge,
     /// `table inet` of another name: the fence, which the resident process holds.
     Fence,
+    /// `table inet` of a name of its own: translation for the reference plugins, which no root of ours has anything to do
+    /// with.
+    Plugins,
 }
 
 impl Table {
     /// The two that are there with the first network and go with the last.
     pub const ALL: [Self; 2] = [Self::Inet, Self::Bridge];
+
+    /// The name of the plugins' table, one for the host.
+    pub const PLUGINS_NAME: &str = "portolan_cni";
 
     /// The name of the fence beside the tables called `name`.
     pub fn fence_name(name: &str) -> String {
@@ -32,6 +38,8 @@ pub enum FieldType {
     NfProto,
     /// `ipv4_addr` or `ipv6_addr`.
     Address(Family),
+    /// `ipv4_addr` or `ipv6_addr`, all that begin with the same bits.
+    Prefix(Family),
     /// `inet_service`, two bytes in network order.
     Port,
     /// `ifname`, sixteen bytes, zero filled.
@@ -46,8 +54,8 @@ impl FieldType {
         match self {
             Self::Protocol => "inet_proto",
             Self::NfProto => "nf_proto",
-            Self::Address(Family::V4) => "ipv4_addr",
-            Self::Address(Family::V6) => "ipv6_addr",
+            Self::Address(Family::V4) | Self::Prefix(Family::V4) => "ipv4_addr",
+            Self::Address(Family::V6) | Self::Prefix(Family::V6) => "ipv6_addr",
             Self::Port => "inet_service",
             Self::IfName => "ifname",
             Self::Ether => "ether_addr",
@@ -59,8 +67,8 @@ impl FieldType {
         match self {
             Self::Protocol => 12,
             Self::NfProto => 2,
-            Self::Address(Family::V4) => 7,
-            Self::Address(Family::V6) => 8,
+            Self::Address(Family::V4) | Self::Prefix(Family::V4) => 7,
+            Self::Address(Family::V6) | Self::Prefix(Family::V6) => 8,
             Self::Port => 13,
             Self::IfName => 41,
             Self::Ether => 9,
@@ -72,9 +80,9 @@ impl FieldType {
         match self {
             Self::Protocol | Self::NfProto => 1,
             Self::Port => 2,
-            Self::Address(Family::V4) => 4,
+            Self::Address(Family::V4) | Self::Prefix(Family::V4) => 4,
             Self::Ether => 6,
-            Self::Address(Family::V6) | Self::IfName => 16,
+            Self::Address(Family::V6) | Self::Prefix(Family::V6) | Self::IfName => 16,
         }
     }
 
@@ -173,10 +181,34 @@ pub enum Set {
     Source(Family),
     /// Guard: bridge ports without guard: (port).
     Unguarded,
+    /// Plugins: published on one host address: (protocol, host address, host port) → (address, port).
+    PluginPort(Family),
+    /// Plugins: published on every local address: (protocol, host port) → (address, port).
+    PluginAnyPort(Family),
+    /// Plugins: from where a published port is reached by the host's address: (client, container's address).
+    PluginHairpin(Family),
+    /// Plugins: destinations that see the container's own address: (address, destination).
+    PluginLocal(Family),
+    /// Plugins: containers whose traffic to all other destinations is masqueraded: (address).
+    PluginMasquerade(Family),
 }
 
 impl Set {
-    /// Every set, in the order they are created and listed.
+    /// The sets of the plugins' table, in the order they are created and listed.
+    pub const PLUGINS: [Self; 10] = [
+        Self::PluginPort(Family::V4),
+        Self::PluginPort(Family::V6),
+        Self::PluginAnyPort(Family::V4),
+        Self::PluginAnyPort(Family::V6),
+        Self::PluginHairpin(Family::V4),
+        Self::PluginHairpin(Family::V6),
+        Self::PluginLocal(Family::V4),
+        Self::PluginLocal(Family::V6),
+        Self::PluginMasquerade(Family::V4),
+        Self::PluginMasquerade(Family::V6),
+    ];
+
+    /// Every set of a root's tables, in the order they are created and listed.
     pub const ALL: [Self; 37] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
@@ -258,28 +290,48 @@ impl Set {
             Self::Source(V4) => "source4",
             Self::Source(V6) => "source6",
             Self::Unguarded => "unguarded",
+            Self::PluginPort(V4) => "cni_port4",
+            Self::PluginPort(V6) => "cni_port6",
+            Self::PluginAnyPort(V4) => "cni_any_port4",
+            Self::PluginAnyPort(V6) => "cni_any_port6",
+            Self::PluginHairpin(V4) => "cni_hairpin4",
+            Self::PluginHairpin(V6) => "cni_hairpin6",
+            Self::PluginLocal(V4) => "cni_local4",
+            Self::PluginLocal(V6) => "cni_local6",
+            Self::PluginMasquerade(V4) => "cni_masqueraded4",
+            Self::PluginMasquerade(V6) => "cni_masqueraded6",
         }
     }
 
     /// The set of `table` with this name.
     pub fn named(table: Table, name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|set| set.table() == table && set.name() == name)
+        Self::in_table(table).find(|set| set.name() == name)
+    }
+
+    /// The sets of `table`, in the order they are created and listed.
+    pub fn in_table(table: Table) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().chain(Self::PLUGINS).filter(move |set| set.table() == table)
     }
 
     /// The table it is in.
     pub const fn table(self) -> Table {
         match self {
             Self::Source(_) | Self::Unguarded => Table::Bridge,
+            Self::PluginPort(_)
+            | Self::PluginAnyPort(_)
+            | Self::PluginHairpin(_)
+            | Self::PluginLocal(_)
+            | Self::PluginMasquerade(_) => Table::Plugins,
             _ => Table::Inet,
         }
     }
 
     /// The fields of its key.
     pub fn key(self) -> Vec<FieldType> {
-        use FieldType::{Address, Ether, IfName, NfProto, Port, Protocol};
+        use FieldType::{Address, Ether, IfName, NfProto, Port, Prefix, Protocol};
         match self {
-            Self::Port(f) | Self::Range(f) => vec![Protocol, Address(f), Port],
-            Self::AnyPort(_) | Self::AnyRange(_) => vec![Protocol, Port],
+            Self::Port(f) | Self::Range(f) | Self::PluginPort(f) => vec![Protocol, Address(f), Port],
+            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) => vec![Protocol, Port],
             Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
             Self::Proxied => vec![NfProto, Protocol, Port],
             Self::Within | Self::Trusted | Self::Hairpin => vec![IfName, IfName],
@@ -288,16 +340,18 @@ impl Set {
             }
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) => vec![IfName, Address(f)],
-            Self::Gateways(f) | Self::Redirected(f) => vec![Address(f)],
+            Self::Gateways(f) | Self::Redirected(f) | Self::PluginMasquerade(f) => vec![Address(f)],
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
+            Self::PluginHairpin(f) => vec![Prefix(f), Address(f)],
+            Self::PluginLocal(f) => vec![Address(f), Prefix(f)],
         }
     }
 
     /// What it answers.
     pub const fn data(self) -> DataType {
         match self {
-            Self::Port(f) | Self::AnyPort(f) => DataType::AddressPort(f),
+            Self::Port(f) | Self::AnyPort(f) | Self::PluginPort(f) | Self::PluginAnyPort(f) => DataType::AddressPort(f),
             Self::Range(f) | Self::AnyRange(f) | Self::Snat(f) => DataType::Address(f),
             Self::Within | Self::Leave | Self::Enter | Self::ToHost => DataType::Verdict,
             _ => DataType::Member,
@@ -312,7 +366,10 @@ impl Set {
     /// Whether its keys hold ranges. Such sets copy themselves at every commit (nft_set_pipapo.c), so what need
     /// not be a range lives elsewhere.
     pub const fn interval(self) -> bool {
-        matches!(self, Self::Range(_) | Self::AnyRange(_) | Self::OpenRange(_))
+        matches!(
+            self,
+            Self::Range(_) | Self::AnyRange(_) | Self::OpenRange(_) | Self::PluginHairpin(_) | Self::PluginLocal(_)
+        )
     }
 }
 
@@ -322,9 +379,10 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found_again() {
-        for set in Set::ALL {
+        let all = || Set::ALL.into_iter().chain(Set::PLUGINS);
+        for set in all() {
             assert_eq!(Set::named(set.table(), set.name()), Some(set));
         }
-        assert_eq!(Set::ALL.iter().map(|s| s.name()).collect::<std::collections::BTreeSet<_>>().len(), Set::ALL.len());
+        assert_eq!(all().map(Set::name).collect::<std::collections::BTreeSet<_>>().len(), all().count());
     }
 }

@@ -168,3 +168,8 @@ fn every_sentence_has_words_of_its_own() {
         assert!(!sentence.text.contains('_') && !sentence.text.ends_with('.'), "{sentence}");
     }
 }
+
+#[test]
+fn plugins_table_as_nft_text() {
+    assert_snapshot("plugins", &ruleset::render_plugins([]));
+}

@@ -9,14 +9,32 @@
 
 #![forbid(unsafe_code)]
 
+mod bandwidth;
+mod chain;
 pub mod delegate;
+mod firewall;
 mod inside;
 mod loopback;
+mod nat;
+mod portmap;
+mod sbr;
+mod table;
+mod tuning;
+mod vrf;
 
 use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
-pub const TYPES: [&str; 1] = ["loopback"];
+#[rustfmt::skip]
+pub const TYPES: [&str; 7] = [
+    "loopback",
+    "portmap",
+    "bandwidth",
+    "firewall",
+    "tuning",
+    "vrf",
+    "sbr",
+];
 
 /// What a verb answers: a result and the version it is written in, or nothing.
 pub type Answer = Result<Option<(Success, Version)>, Error>;
@@ -29,9 +47,14 @@ pub type Answer = Result<Option<(Success, Version)>, Error>;
 /// # Panics
 /// If `kind` is none of [`TYPES`].
 pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
-    let _ = text;
     match kind {
         "loopback" => loopback::run(call, config),
+        "bandwidth" => bandwidth::run(call, config),
+        "firewall" => firewall::run(call, config, text),
+        "portmap" => portmap::run(call, config, text),
+        "sbr" => sbr::run(call, config, text),
+        "tuning" => tuning::run(call, config, text),
+        "vrf" => vrf::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }
 }

@@ -101,7 +101,7 @@ fn refusal(doing: impl Into<String>, error: &NetlinkError) -> KernelError {
     failure(doing, error.to_string(), error.errno())
 }
 
-fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError {
+pub(crate) fn failure(doing: impl Into<String>, reason: String, errno: i32) -> KernelError {
     let kind = kind(errno);
     let hint = match (kind, errno) {
         (Kind::Unsupported, _) => Some(

@@ -57,6 +57,11 @@ impl NetlinkError {
         self.errno == libc::EEXIST
     }
 
+    /// Whether the errno says that the kernel was built without it.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.errno, libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)
+    }
+
     /// Whether the errno says that the object, or a thing it refers to, is not there.
     ///
     /// Routes answer `ESRCH`, addresses `EADDRNOTAVAIL`, links `ENODEV`, all else `ENOENT`.

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netlink_bindings::nftables::{
     DataAttrs, ExprAttrs, ExprListAttrs, IterableDataAttrs, PushRuleAttrs, PushSetelemListAttrs, PushTableAttrs,
     RuleAttrs, SetelemListAttrs, SetelemListElemAttrs, TableAttrs, VerdictAttrs,
 };
-use netlink_bindings::utils::IterableChunks;
+use netlink_bindings::utils::{IterableChunks, find_attr};
 use portolan_model::{Family, IfName, Mac, Protocol};
 use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Set, Table};
 
-use super::encode::NFTA_SET_ELEM_KEY_END;
+use super::encode::{self, NFTA_SET_ELEM_KEY_END};
 use super::{comment_of, family, message};
 use crate::netlink::{NetlinkError, Socket, push_nfgenmsg};
 
@@ -46,6 +47,39 @@ pub fn table_names(socket: &mut Socket, table: Table) -> Result<Vec<String>, Net
     )
 }
 
+/// The ruleset's generation, which every transaction raises (`NFT_MSG_GETGEN`).
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
+    let reply = socket.query_one(message(libc::NFT_MSG_GETGEN), 0, |buf| push_nfgenmsg(buf, 0, 0))?;
+    let value = reply.as_ref().and_then(|reply| find_attr(reply.payload.get(NFGENMSG..)?, NFTA_GEN_ID)?.first_chunk());
+    value.map(|value| u32::from_be_bytes(*value)).ok_or_else(|| NetlinkError::from_errno(libc::EPROTO))
+}
+
+/// The element of the set and key of `like`, if it is there and of our making.
+///
+/// # Errors
+/// The kernel's refusal; an absent table or set is no element.
+pub fn element_like(socket: &mut Socket, table: &str, like: &Element) -> Result<Option<Element>, NetlinkError> {
+    let reply = socket.query_one(message(libc::NFT_MSG_GETSETELEM), 0, |buf| {
+        encode::push_elements(buf, table, like.set, &[like], false);
+    })?;
+    Ok(reply.and_then(|reply| listed(like.set, reply.payload.get(NFGENMSG..)?).into_iter().next()?))
+}
+
+/// Whether `set` has no element. The socket is of no use afterwards: what it did not read is left in it.
+///
+/// # Errors
+/// The kernel's refusal; an absent table or set is empty.
+pub fn is_empty(mut socket: Socket, table: &str, set: Set) -> Result<bool, NetlinkError> {
+    let first = socket.query_one(message(libc::NFT_MSG_GETSETELEM), libc::NLM_F_DUMP as u16, |buf| {
+        push_nfgenmsg(buf, family(set.table()), 0);
+        PushSetelemListAttrs::new(buf).push_table_bytes(table.as_bytes()).push_set_bytes(set.name().as_bytes());
+    })?;
+    Ok(first.and_then(|first| Some(listed(set, first.payload.get(NFGENMSG..)?).is_empty())).unwrap_or(true))
+}
+
 /// All elements of `set`.
 ///
 /// Elements that are not of our making (a field or verdict we never write) are left out here and told apart by
@@ -62,17 +96,7 @@ pub fn elements(socket: &mut Socket, table: &str, set: Set) -> Result<(Vec<Eleme
             push_nfgenmsg(buf, family(set.table()), 0);
             PushSetelemListAttrs::new(buf).push_table_bytes(table.as_bytes()).push_set_bytes(set.name().as_bytes());
         },
-        |_, payload| {
-            let mut found = Vec::new();
-            for attr in SetelemListAttrs::new(payload.get(NFGENMSG..)?) {
-                let Ok(SetelemListAttrs::Elements(list)) = attr else { continue };
-                for item in list {
-                    let Ok(SetelemListElemAttrs::Elem(item)) = item else { continue };
-                    found.push(element(set, item.get_buf()));
-                }
-            }
-            Some(found)
-        },
+        |_, payload| Some(listed(set, payload.get(NFGENMSG..)?)),
     );
     match lists {
         Ok(lists) => {
@@ -90,6 +114,19 @@ pub fn elements(socket: &mut Socket, table: &str, set: Set) -> Result<(Vec<Eleme
     }
 }
 
+/// The elements in a message; none for those that are not of our making.
+fn listed(set: Set, attrs: &[u8]) -> Vec<Option<Element>> {
+    let mut found = Vec::new();
+    for attr in SetelemListAttrs::new(attrs) {
+        let Ok(SetelemListAttrs::Elements(list)) = attr else { continue };
+        for item in list {
+            let Ok(SetelemListElemAttrs::Elem(item)) = item else { continue };
+            found.push(element(set, item.get_buf()));
+        }
+    }
+    found
+}
+
 /// Reads one element, by attribute number: the codec's specification numbers some of them unlike the kernel.
 fn element(set: Set, attrs: &[u8]) -> Option<Element> {
     let (mut key, mut end, mut data, mut owner) = (None, None, Data::Member, String::new());
@@ -105,7 +142,8 @@ fn element(set: Set, attrs: &[u8]) -> Option<Element> {
     Some(Element { set, key: fields(&set.key(), key?, end)?, data, owner })
 }
 
-/// `enum nft_set_elem_attributes`, nf_tables.h.
+/// `enum nft_gen_attributes` and `nft_set_elem_attributes`, nf_tables.h.
+const NFTA_GEN_ID: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
@@ -131,6 +169,7 @@ fn field(kind: FieldType, bytes: &[u8], last: &[u8]) -> Option<Field> {
         FieldType::NfProto if bytes[0] == libc::NFPROTO_IPV6 as u8 => Field::NfProto(Family::V6),
         FieldType::NfProto => return None,
         FieldType::Address(family) => Field::Address(address(family, bytes)?),
+        FieldType::Prefix(family) => Field::Prefix(prefix(address(family, bytes)?, address(family, last)?)?),
         FieldType::Port => {
             Field::Ports(u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([last[0], last[1]]))
         }
@@ -147,6 +186,17 @@ fn address(family: Family, bytes: &[u8]) -> Option<IpAddr> {
         Family::V4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(..4)?).ok()?)),
         Family::V6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(..16)?).ok()?)),
     })
+}
+
+/// The prefix that reaches from one address to another, if one does.
+fn prefix(first: IpAddr, last: IpAddr) -> Option<IpNet> {
+    let (same, max) = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => ((first.to_bits() ^ last.to_bits()).leading_zeros(), 32),
+        (IpAddr::V6(first), IpAddr::V6(last)) => ((first.to_bits() ^ last.to_bits()).leading_zeros(), 128),
+        _ => return None,
+    };
+    let net = IpNet::new(first, same.min(max) as u8).ok()?;
+    (net.network() == first && net.broadcast() == last).then_some(net)
 }
 
 fn element_data(set: Set, value: IterableDataAttrs<'_>) -> Option<Data> {

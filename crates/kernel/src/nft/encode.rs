@@ -35,21 +35,29 @@ pub enum Insist {
 /// Adds both tables with all chains, sets and rules. The transaction fails when one of them exists.
 pub fn create_ruleset(batch: &mut Batch, name: &str) {
     for table in Table::ALL {
-        batch.message(message(libc::NFT_MSG_NEWTABLE), CREATE | EXCLUSIVE, |buf| {
-            push_nfgenmsg(buf, family(table), 0);
-            PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
-        });
-        for (id, set) in Set::ALL.into_iter().filter(|set| set.table() == table).enumerate() {
-            create_set(batch, name, set, id as u32 + 1);
-        }
-        let chains = || Chain::ALL.into_iter().filter(move |chain| ruleset::table(*chain) == table);
-        for chain in chains() {
-            create_chain(batch, name, chain);
-        }
-        for chain in chains() {
-            for rule in ruleset::rules(chain) {
-                create_rule(batch, name, Groups::of(name), chain, &rule);
-            }
+        create_table(batch, name, table);
+    }
+}
+
+/// Adds the plugins' table with all chains, sets and rules. The transaction fails when it exists.
+pub fn create_plugins(batch: &mut Batch) {
+    create_table(batch, Table::PLUGINS_NAME, Table::Plugins);
+}
+
+fn create_table(batch: &mut Batch, name: &str, table: Table) {
+    batch.message(message(libc::NFT_MSG_NEWTABLE), CREATE | EXCLUSIVE, |buf| {
+        push_nfgenmsg(buf, family(table), 0);
+        PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
+    });
+    for (id, set) in Set::in_table(table).enumerate() {
+        create_set(batch, name, set, id as u32 + 1);
+    }
+    for chain in ruleset::chains(table) {
+        create_chain(batch, name, chain);
+    }
+    for chain in ruleset::chains(table) {
+        for rule in ruleset::rules(chain) {
+            create_rule(batch, name, Groups::of(name), chain, &rule);
         }
     }
 }
@@ -179,7 +187,7 @@ pub fn add_elements(batch: &mut Batch, table: &str, elements: &[&Element], insis
         Insist::No => CREATE,
     };
     each_set(elements, |set, elements| {
-        push_elements(batch, libc::NFT_MSG_NEWSETELEM, flags, table, set, elements, true);
+        batch.message(message(libc::NFT_MSG_NEWSETELEM), flags, |buf| push_elements(buf, table, set, elements, true));
     });
 }
 
@@ -189,7 +197,9 @@ pub fn delete_elements(batch: &mut Batch, table: &str, elements: &[&Element], in
         Insist::Yes => libc::NFT_MSG_DELSETELEM,
         Insist::No => DESTROY_SET_ELEMENT,
     };
-    each_set(elements, |set, elements| push_elements(batch, kind, 0, table, set, elements, false));
+    each_set(elements, |set, elements| {
+        batch.message(message(kind), 0, |buf| push_elements(buf, table, set, elements, false));
+    });
 }
 
 /// Calls `each` with runs of elements of one set, short enough for a message.
@@ -201,43 +211,34 @@ fn each_set(elements: &[&Element], mut each: impl FnMut(Set, &[&Element])) {
     }
 }
 
-fn push_elements(
-    batch: &mut Batch,
-    kind: i32,
-    flags: u16,
-    table: &str,
-    set: Set,
-    elements: &[&Element],
-    with_data: bool,
-) {
-    batch.message(message(kind), flags, |buf| {
-        push_nfgenmsg(buf, family(set.table()), 0);
-        let mut list = PushSetelemListAttrs::new(buf)
-            .push_table_bytes(table.as_bytes())
-            .push_set_bytes(set.name().as_bytes())
-            .nested_elements();
-        for element in elements {
-            let mut attrs = list.nested_elem().nested_key().push_value(&key_bytes(element, false)).end_nested();
-            if set.interval() {
-                // By hand: the codec's specification gives this attribute another number than the kernel does.
-                let buf = attrs.as_vec_mut();
-                let nested = push_nested_header(buf, NFTA_SET_ELEM_KEY_END);
-                PushDataAttrs::new(&mut *buf).push_value(&key_bytes(element, true));
-                finalize_nested_header(buf, nested);
-            }
-            if with_data {
-                attrs = match element.data {
-                    Data::Member => attrs,
-                    Data::Address(_) | Data::AddressPort(..) => {
-                        attrs.nested_data().push_value(&data_bytes(element.data)).end_nested()
-                    }
-                    verdict => push_verdict(attrs.nested_data(), verdict).end_nested(),
-                };
-                attrs = attrs.push_userdata(&comment_userdata(&element.owner));
-            }
-            list = attrs.end_nested();
+/// Writes a message about `elements`, all of `set`; with their data and comments, or their keys alone.
+pub(super) fn push_elements(buf: &mut Vec<u8>, table: &str, set: Set, elements: &[&Element], with_data: bool) {
+    push_nfgenmsg(buf, family(set.table()), 0);
+    let mut list = PushSetelemListAttrs::new(buf)
+        .push_table_bytes(table.as_bytes())
+        .push_set_bytes(set.name().as_bytes())
+        .nested_elements();
+    for element in elements {
+        let mut attrs = list.nested_elem().nested_key().push_value(&key_bytes(element, false)).end_nested();
+        if set.interval() {
+            // By hand: the codec's specification gives this attribute another number than the kernel does.
+            let buf = attrs.as_vec_mut();
+            let nested = push_nested_header(buf, NFTA_SET_ELEM_KEY_END);
+            PushDataAttrs::new(&mut *buf).push_value(&key_bytes(element, true));
+            finalize_nested_header(buf, nested);
         }
-    });
+        if with_data {
+            attrs = match element.data {
+                Data::Member => attrs,
+                Data::Address(_) | Data::AddressPort(..) => {
+                    attrs.nested_data().push_value(&data_bytes(element.data)).end_nested()
+                }
+                verdict => push_verdict(attrs.nested_data(), verdict).end_nested(),
+            };
+            attrs = attrs.push_userdata(&comment_userdata(&element.owner));
+        }
+        list = attrs.end_nested();
+    }
 }
 
 fn push_verdict<P: Pusher>(data: PushDataAttrs<P>, verdict: Data) -> PushDataAttrs<P> {
@@ -262,6 +263,7 @@ pub(super) fn key_bytes(element: &Element, end: bool) -> Vec<u8> {
             Field::NfProto(Family::V4) => bytes.push(libc::NFPROTO_IPV4 as u8),
             Field::NfProto(Family::V6) => bytes.push(libc::NFPROTO_IPV6 as u8),
             Field::Address(address) => push_address(&mut bytes, *address),
+            Field::Prefix(net) => push_address(&mut bytes, if end { net.broadcast() } else { net.network() }),
             Field::Ports(first, last) => bytes.extend(if end { last } else { first }.to_be_bytes()),
             Field::IfName(name) => {
                 bytes.extend(name.as_str().as_bytes());
@@ -389,18 +391,22 @@ impl Expressions<'_> {
         self.expression("ct", |buf| {
             PushExprCtAttrs::new(buf).push_dreg(REGISTER).push_key(key as u32);
         });
+        self.mask(&bits.to_ne_bytes());
+        self.compare(false, &[0; 4]);
+    }
+
+    fn mask(&mut self, bits: &[u8; 4]) {
         self.expression("bitwise", |buf| {
             PushExprBitwiseAttrs::new(buf)
                 .push_sreg(REGISTER)
                 .push_dreg(REGISTER)
                 .push_len(4)
                 .nested_mask()
-                .push_value(&bits.to_ne_bytes())
+                .push_value(bits)
                 .end_nested()
                 .nested_xor()
                 .push_value(&[0; 4]);
         });
-        self.compare(false, &[0; 4]);
     }
 
     fn fib(&mut self, result: i32, flags: i32) {
@@ -536,6 +542,17 @@ impl Expressions<'_> {
                 let (offset, last) = if *part == Part::ToLoopback6 { (24, 1) } else { (8, 0) };
                 self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, 16, REGISTER);
                 self.compare(true, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+            }
+            Part::ToMulticast(Family::V4) => {
+                self.only_family(Family::V4);
+                self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 16, 4, REGISTER);
+                self.mask(&[0xf0, 0, 0, 0]);
+                self.compare(true, &[0xe0, 0, 0, 0]);
+            }
+            Part::ToMulticast(Family::V6) => {
+                self.only_family(Family::V6);
+                self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 24, 1, REGISTER);
+                self.compare(true, &[0xff]);
             }
             Part::Ether(kind) => {
                 self.payload(libc::NFT_PAYLOAD_LL_HEADER, 12, 2, REGISTER);

@@ -9,6 +9,8 @@ pub mod encode;
 
 use portolan_plan::Table;
 
+use crate::netlink::NetlinkError;
+
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 const fn message(kind: i32) -> u16 {
     SUBSYSTEM | kind as u16
@@ -19,14 +21,27 @@ const DESTROY_SET_ELEMENT: i32 = 30;
 /// The address family number of a table.
 const fn family(table: Table) -> u8 {
     match table {
-        Table::Inet | Table::Fence => libc::NFPROTO_INET as u8,
+        Table::Inet | Table::Fence | Table::Plugins => libc::NFPROTO_INET as u8,
         Table::Bridge => libc::NFPROTO_BRIDGE as u8,
     }
 }
 
+/// What to say of a transaction for which others are faster again and again.
+pub fn outrun() -> NetlinkError {
+    NetlinkError::from_errno(libc::ERESTART)
+}
+
+/// Whether a transaction of a generation was refused because that is past.
+pub fn is_outrun(error: &NetlinkError) -> bool {
+    error.errno() == libc::ERESTART
+}
+
+/// The longest comment, in bytes: user data ends at 256 (`NFT_USERDATA_MAXLEN`), and this has a byte for its length.
+pub const COMMENT_MAX: usize = 253;
+
 /// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`: type, length, text with a final NUL.
 fn comment_userdata(text: &str) -> Vec<u8> {
-    let text = &text.as_bytes()[..text.len().min(127)];
+    let text = &text.as_bytes()[..text.len().min(COMMENT_MAX)];
     let mut data = vec![0, text.len() as u8 + 1];
     data.extend_from_slice(text);
     data.push(0);
@@ -54,7 +69,7 @@ mod tests {
     #[test]
     fn comments_survive() {
         assert_eq!(comment_of(&comment_userdata("network web")).as_deref(), Some("network web"));
-        assert_eq!(comment_of(&comment_userdata(&"x".repeat(300))).unwrap().len(), 127);
+        assert_eq!(comment_of(&comment_userdata(&"x".repeat(300))).unwrap().len(), COMMENT_MAX);
         assert_eq!(comment_of(&[9, 1, 0]), None);
         assert_eq!(comment_of(&[0, 200, 1]), None);
     }

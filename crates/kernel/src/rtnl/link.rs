@@ -31,6 +31,12 @@ const PVID_UNTAGGED: u16 = 2 | 4;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IFF_UP: u32 = libc::IFF_UP as u32;
+/// `IFF_PROMISC`, in [`Link::flags`].
+pub const IFF_PROMISC: u32 = libc::IFF_PROMISC as u32;
+/// `IFF_ALLMULTI`, in [`Link::flags`].
+pub const IFF_ALLMULTI: u32 = libc::IFF_ALLMULTI as u32;
+/// `IFLA_VRF_TABLE`, include/uapi/linux/if_link.h.
+const IFLA_VRF_TABLE: u16 = 1;
 
 /// How a message names the interface it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -388,6 +394,21 @@ pub fn create_ifb(batch: &mut Batch, name: &str) -> usize {
     })
 }
 
+/// Appends the creation of a VRF: interfaces that belong to it look routes up in `table`.
+pub fn create_vrf(batch: &mut Batch, name: &str, table: u32) -> usize {
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
+        push_ifinfo(buf, 0, None);
+        PushLinkAttrs::new(&mut *buf).push_ifname_bytes(name.as_bytes());
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, "vrf");
+        let data = push_nested_header(buf, IFLA_INFO_DATA);
+        push_header(buf, IFLA_VRF_TABLE, 4);
+        buf.extend(table.to_ne_bytes());
+        finalize_nested_header(buf, data);
+        finalize_nested_header(buf, info);
+    })
+}
+
 /// Appends the creation of a VLAN interface (IEEE 802.1Q) on the interface with index `parent`.
 pub fn create_vlan(batch: &mut Batch, name: &str, parent: u32, id: u16) -> usize {
     batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
@@ -433,6 +454,12 @@ fn push_u16(buf: &mut Vec<u8>, kind: u16, value: u16) {
 pub struct LinkChange<'a> {
     /// Administrative state.
     pub up: Option<bool>,
+    /// Take frames for anybody.
+    pub promisc: Option<bool>,
+    /// Take frames for every group.
+    pub allmulti: Option<bool>,
+    /// Packets that may wait to be sent.
+    pub tx_queue_len: Option<u32>,
     /// MTU.
     pub mtu: Option<u32>,
     /// Index of the bridge to join, 0 to leave.
@@ -464,11 +491,11 @@ pub fn set<'a>(batch: &mut Batch, link: impl Into<LinkRef<'a>>, change: &LinkCha
     batch.message(libc::RTM_NEWLINK, 0, |buf| {
         let name = match link {
             LinkRef::Index(index) => {
-                push_ifinfo(buf, index, change.up);
+                push_flags(buf, index, change);
                 change.name
             }
             LinkRef::Name(name) => {
-                push_ifinfo(buf, 0, change.up);
+                push_flags(buf, 0, change);
                 Some(name)
             }
         };
@@ -484,6 +511,9 @@ pub fn set<'a>(batch: &mut Batch, link: impl Into<LinkRef<'a>>, change: &LinkCha
         }
         if let Some(mtu) = change.mtu {
             attrs = attrs.push_mtu(mtu);
+        }
+        if let Some(len) = change.tx_queue_len {
+            attrs = attrs.push_txqlen(len);
         }
         if let Some(master) = change.master {
             attrs = attrs.push_master(master);
@@ -554,6 +584,18 @@ fn push_ifinfo(buf: &mut Vec<u8>, index: u32, up: Option<bool>) {
     if let Some(up) = up {
         header.ifi_change = IFF_UP;
         header.ifi_flags = if up { IFF_UP } else { 0 };
+    }
+    buf.extend_from_slice(header.as_slice());
+}
+
+fn push_flags(buf: &mut Vec<u8>, index: u32, change: &LinkChange<'_>) {
+    let mut header = Ifinfomsg::new();
+    header.ifi_index = index as i32;
+    for (flag, wanted) in [(IFF_UP, change.up), (IFF_PROMISC, change.promisc), (IFF_ALLMULTI, change.allmulti)] {
+        if let Some(on) = wanted {
+            header.ifi_change |= flag;
+            header.ifi_flags |= if on { flag } else { 0 };
+        }
     }
     buf.extend_from_slice(header.as_slice());
 }

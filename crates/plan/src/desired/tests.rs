@@ -450,6 +450,7 @@ fn field_type(field: &Field) -> crate::FieldType {
         Field::Protocol(_) => crate::FieldType::Protocol,
         Field::NfProto(_) => crate::FieldType::NfProto,
         Field::Address(ip) => crate::FieldType::Address(Family::of(*ip)),
+        Field::Prefix(net) => crate::FieldType::Prefix(Family::of(net.addr())),
         Field::Ports(..) => crate::FieldType::Port,
         Field::IfName(_) => crate::FieldType::IfName,
         Field::Ether(_) => crate::FieldType::Ether,

@@ -7,6 +7,9 @@ mod common;
 mod runtime;
 
 mod beside;
+mod firewall;
+mod meta;
+mod portmap;
 
 use serde_json::{Value, json};
 

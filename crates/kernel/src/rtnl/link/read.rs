@@ -26,6 +26,10 @@ pub struct Link {
     pub mtu: u32,
     /// `IFF_*` flags.
     pub flags: u32,
+    /// Packets that may wait to be sent.
+    pub tx_queue_len: u32,
+    /// Table of routes, if it is a VRF.
+    pub vrf_table: Option<u32>,
     /// Administratively up.
     pub up: bool,
     /// The carrier is there.
@@ -201,6 +205,7 @@ pub fn parse(payload: &[u8]) -> Link {
             LinkAttrs::Ifname(name) => link.name = name.to_string_lossy().into_owned(),
             LinkAttrs::Address(address) => link.mac = address.try_into().ok(),
             LinkAttrs::Mtu(mtu) => link.mtu = mtu,
+            LinkAttrs::Txqlen(len) => link.tx_queue_len = len,
             LinkAttrs::Master(master) => link.master = Some(master),
             LinkAttrs::Group(group) => link.group = group,
             LinkAttrs::Ifalias(alias) => link.alias = Some(alias.to_string_lossy().into_owned()),
@@ -244,6 +249,7 @@ fn parse_info(link: &mut Link, attr: LinkinfoAttrs<'_>) {
         LinkinfoAttrs::SlaveKind(kind) => {
             link.slave_kind = Some(kind.to_string_lossy().into_owned());
         }
+        LinkinfoAttrs::Data(LinkinfoDataMsg::Vrf(data)) => link.vrf_table = data.get_table().ok(),
         LinkinfoAttrs::Data(LinkinfoDataMsg::Bridge(data)) => {
             let mut bridge = BridgeState::default();
             for attr in data.flatten() {
