@@ -9,16 +9,39 @@
 
 #![forbid(unsafe_code)]
 
+mod bridge;
+mod check;
+mod child;
+mod conf;
+mod configure;
 pub mod delegate;
+mod forward;
+mod host_device;
+mod host_end;
 mod inside;
+mod ipam;
 mod loopback;
 mod nat;
+mod ptp;
+mod single;
 mod table;
+mod tap;
 
 use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
-pub const TYPES: [&str; 1] = ["loopback"];
+#[rustfmt::skip]
+pub const TYPES: [&str; 9] = [
+    "bridge",
+    "ptp",
+    "macvlan",
+    "ipvlan",
+    "vlan",
+    "host-device",
+    "dummy",
+    "tap",
+    "loopback",
+];
 
 /// What a verb answers: a result and the version it is written in, or nothing.
 pub type Answer = Result<Option<(Success, Version)>, Error>;
@@ -31,8 +54,15 @@ pub type Answer = Result<Option<(Success, Version)>, Error>;
 /// # Panics
 /// If `kind` is none of [`TYPES`].
 pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
-    let _ = text;
     match kind {
+        "bridge" => bridge::run(call, config, text),
+        "ptp" => ptp::run(call, config, text),
+        "macvlan" => child::macvlan(call, config, text),
+        "ipvlan" => child::ipvlan(call, config, text),
+        "vlan" => child::vlan(call, config, text),
+        "host-device" => host_device::run(call, config, text),
+        "dummy" => child::dummy(call, config, text),
+        "tap" => tap::run(call, config, text),
         "loopback" => loopback::run(call, config),
         _ => unreachable!("`{kind}` is no plugin here"),
     }

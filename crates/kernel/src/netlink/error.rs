@@ -57,6 +57,11 @@ impl NetlinkError {
         self.errno == libc::EEXIST
     }
 
+    /// Whether the errno says that this kernel has no such thing.
+    pub fn is_unsupported(&self) -> bool {
+        self.errno == libc::EOPNOTSUPP
+    }
+
     /// Whether the errno says that the object, or a thing it refers to, is not there.
     ///
     /// Routes answer `ESRCH`, addresses `EADDRNOTAVAIL`, links `ENODEV`, all else `ENOENT`.

@@ -7,6 +7,7 @@ mod common;
 mod runtime;
 
 mod beside;
+mod bridge;
 
 use serde_json::{Value, json};
 
