@@ -56,7 +56,7 @@ struct Master {
 
 pub(crate) fn macvlan(call: &Call, config: &Config, text: &[u8]) -> Answer {
     let ipam = Ipam::of(call, config, text);
-    Calling { call, config, ipam, dns_of_ipam: false }.run(|| {
+    Calling { kind: Some("macvlan"), call, config, ipam, dns_of_ipam: false }.run(|| {
         let options: Options = portolan_cni::read(text)?;
         let mode = match options.mode.as_str() {
             "" | "bridge" => 4,
@@ -76,7 +76,7 @@ pub(crate) fn macvlan(call: &Call, config: &Config, text: &[u8]) -> Answer {
 
 pub(crate) fn ipvlan(call: &Call, config: &Config, text: &[u8]) -> Answer {
     let ipam = Ipam::of(call, config, text);
-    Calling { call, config, ipam, dns_of_ipam: false }.run(|| {
+    Calling { kind: Some("ipvlan"), call, config, ipam, dns_of_ipam: false }.run(|| {
         let options: Options = portolan_cni::read(text)?;
         let mode = match options.mode.as_str() {
             "" | "l2" => 0,
@@ -106,7 +106,7 @@ pub(crate) fn ipvlan(call: &Call, config: &Config, text: &[u8]) -> Answer {
 
 pub(crate) fn vlan(call: &Call, config: &Config, text: &[u8]) -> Answer {
     let ipam = Ipam::of(call, config, text);
-    Calling { call, config, ipam, dns_of_ipam: false }.run(|| {
+    Calling { kind: Some("vlan"), call, config, ipam, dns_of_ipam: false }.run(|| {
         let options: Options = portolan_cni::read(text)?;
         if options.master.is_empty() {
             return Err(invalid(
@@ -124,7 +124,7 @@ pub(crate) fn vlan(call: &Call, config: &Config, text: &[u8]) -> Answer {
 
 pub(crate) fn dummy(call: &Call, config: &Config, text: &[u8]) -> Answer {
     let ipam = Ipam::of(call, config, text);
-    Calling { call, config, ipam, dns_of_ipam: true }.run(|| {
+    Calling { kind: Some("dummy"), call, config, ipam, dns_of_ipam: true }.run(|| {
         Ipam::needed("dummy", call, config, text)?;
         let options = Options::default();
         Ok(Child { master: None, ..Child::new(call, "dummy", ChildMode::Dummy, &options) })

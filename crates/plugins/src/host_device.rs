@@ -23,7 +23,7 @@ const PCI: &str = "/sys/bus/pci/devices";
 const USERSPACE: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
 
 /// The configuration, as the original has it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Options {
     #[serde(default, deserialize_with = "or_default")]
     device: String,
@@ -50,13 +50,17 @@ struct HostDevice<'a> {
 
 pub(crate) fn run(call: &Call, config: &Config, text: &[u8]) -> Answer {
     let ipam = Ipam::of(call, config, text);
-    let calling = Calling { call, config, ipam, dns_of_ipam: false };
+    let calling = Calling { kind: None, call, config, ipam, dns_of_ipam: false };
     let options = Options::read(text);
     let is_of_a_program = options.as_ref().is_ok_and(Options::is_of_a_program);
     if is_of_a_program && matches!(call.verb, Verb::Add | Verb::Check) {
         return of_a_program(&calling);
     }
-    calling.run(|| Ok(HostDevice { call, options: options? }))
+    calling.run(|| match options {
+        // What was moved says itself what it was.
+        Err(_) if call.verb == Verb::Del => Ok(HostDevice { call, options: Options::default() }),
+        options => Ok(HostDevice { call, options: options? }),
+    })
 }
 
 /// What there is to do for a device that is no interface: its addresses are told, and it knows the rest.

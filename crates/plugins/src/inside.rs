@@ -83,15 +83,19 @@ pub(crate) fn host() -> Result<Socket, Error> {
     Socket::open(ROUTE).map_err(|error| refused("open a route socket", error))
 }
 
-/// Removes the interface of a call, if its namespace and it are still there.
-pub(crate) fn remove(call: &Call) -> Result<(), Error> {
+/// Removes the interface of a call, if its namespace and it are still there; one of another kind is somebody else's.
+pub(crate) fn remove(call: &Call, kind: &str) -> Result<(), Error> {
     if !exists(&call.netns) {
         return Ok(());
     }
-    match Sandbox::open(call) {
-        Ok(sandbox) => sandbox.remove(&call.ifname),
+    let mut sandbox = match Sandbox::open(call) {
+        Ok(sandbox) => sandbox,
         // What is no namespace any more (its file outlived it) has no interface either.
-        Err(error) if error.code == Code::InvalidNetns => Ok(()),
-        Err(error) => Err(error),
+        Err(error) if error.code == Code::InvalidNetns => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match sandbox.find(&call.ifname)? {
+        Some(found) if found.kind.as_deref() == Some(kind) => sandbox.remove(&call.ifname),
+        _ => Ok(()),
     }
 }

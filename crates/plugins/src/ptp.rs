@@ -163,7 +163,7 @@ impl Plugin<'_> {
         let removed = inside::host().and_then(|mut host| host_end::remove(&mut host, self.call, &self.config.name));
         let removed = match removed {
             Ok(true) => Ok(()),
-            Ok(false) => inside::remove(self.call),
+            Ok(false) => inside::remove(self.call, "veth"),
             Err(error) => Err(error),
         };
         let freed = nat::unmasquerade(self.call, &self.config.name);

@@ -33,7 +33,7 @@ pub(crate) trait Single {
 
     /// Takes away what was made, whether or not all of it was.
     fn unmake(&self, call: &Call) -> Result<(), Error> {
-        inside::remove(call)
+        self.kind().map_or(Ok(()), |kind| inside::remove(call, kind))
     }
 
     /// Compares what is its own with what is there.
@@ -45,6 +45,8 @@ pub(crate) trait Single {
 
 /// A call of such a plugin.
 pub(crate) struct Calling<'a> {
+    /// What the kernel calls the plugin's interfaces, if they are its to remove.
+    pub(crate) kind: Option<&'static str>,
     pub(crate) call: &'a Call,
     pub(crate) config: &'a Config,
     pub(crate) ipam: Option<Ipam<'a>>,
@@ -115,7 +117,7 @@ impl Calling<'_> {
     fn del<S: Single>(&self, plugin: Result<S, Error>) -> Result<(), Error> {
         let unmade = match plugin {
             Ok(plugin) => plugin.unmake(self.call),
-            Err(_) => inside::remove(self.call),
+            Err(_) => self.kind.map_or(Ok(()), |kind| inside::remove(self.call, kind)),
         };
         unmade.and(self.ipam.map_or(Ok(()), |ipam| ipam.del()))
     }

@@ -45,7 +45,7 @@ struct Tap<'a> {
 
 pub(crate) fn run(call: &Call, config: &Config, text: &[u8]) -> Answer {
     let ipam = Ipam::of(call, config, text);
-    Calling { call, config, ipam, dns_of_ipam: false }.run(|| {
+    Calling { kind: Some("tun"), call, config, ipam, dns_of_ipam: false }.run(|| {
         let options: Options = portolan_cni::read(text)?;
         let mac = mac(call, config, &options.mac)?;
         Ok(Tap { call, options, mac })

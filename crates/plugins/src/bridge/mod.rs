@@ -154,7 +154,7 @@ impl Plugin<'_> {
         // The original made it, under a name of chance.
         let removed = match removed {
             Ok(true) => Ok(()),
-            Ok(false) => inside::remove(self.call),
+            Ok(false) => inside::remove(self.call, "veth"),
             Err(error) => Err(error),
         };
         let freed = nat::unmasquerade(self.call, &self.config.name);

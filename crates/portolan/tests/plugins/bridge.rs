@@ -6,8 +6,8 @@ use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
 use portolan_kernel::rtnl::Family;
 use portolan_kernel::rtnl::route::{self, RouteKind};
-use portolan_lab::InNetns;
 use portolan_lab::probe::ping;
+use portolan_lab::{InNetns, eventually};
 use serde_json::{Value, json};
 
 use crate::beside::{Chain, Pair, Side};
@@ -69,8 +69,10 @@ pub(crate) fn setting(place: &(impl InNetns + Sync), path: &str) -> String {
     })
 }
 
+/// Whether pings get an answer: at once, or when the address that they are from is settled.
 pub(crate) fn is_open(from: &impl InNetns, to: IpAddr, wanted: bool) -> bool {
-    ping(from, to, if wanted { LONG } else { SHORT }).is_open()
+    let try_once = || ping(from, to, SHORT).is_open();
+    if wanted { eventually(LONG, try_once) } else { try_once() }
 }
 
 /// What is to be seen of a container on bridge `br1`.

@@ -8,6 +8,8 @@ mod runtime;
 
 mod beside;
 mod bridge;
+mod bridge_life;
+mod links;
 
 use serde_json::{Value, json};
 
