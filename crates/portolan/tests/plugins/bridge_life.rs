@@ -1,6 +1,7 @@
 //! The plugin `bridge` in trouble: damage, callers in the wrong order, deaths, crowds, chains with originals.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::process::Stdio;
 use std::thread;
 
@@ -8,8 +9,8 @@ use portolan_kernel::netlink::{Batch, ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
 use portolan_kernel::rtnl::link::{self, LinkChange};
 use portolan_kernel::rtnl::{addr, route};
-use portolan_lab::InNetns;
 use portolan_lab::trace::{self, Outcome, Syscall};
+use portolan_lab::{InNetns, eventually};
 use serde_json::{Value, json};
 
 use crate::beside::{Chain, Side};
@@ -25,7 +26,8 @@ fn web() -> Chain {
     Chain::new("web", [plain()])
 }
 
-fn send(place: &impl InNetns, build: impl FnOnce(&mut Batch)) {
+/// Sends one message in a namespace.
+fn send(place: &impl InNetns, build: impl FnOnce(&mut Batch) -> usize) {
     let mut batch = Batch::new();
     build(&mut batch);
     with_netns(place.netns(), || Socket::open(ROUTE)).unwrap().unwrap().transact(&batch).unwrap();
@@ -35,10 +37,16 @@ fn veths(side: &Side) -> Vec<String> {
     links(&side.world.h).into_iter().map(|link| link.name).filter(|name| name.starts_with("veth")).collect()
 }
 
+/// How many addresses are taken. An original host-local that is killed leaves empty files, which nobody gives back
+/// (containernetworking/plugins#498).
 fn leases(side: &Side, network: &str) -> usize {
     let dir = side.world.lab.dir().join("ipam").join(network);
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.filter(|name| name.to_string_lossy().starts_with(|c: char| c.is_ascii_hexdigit()) && name != "lock").count()
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_lease = |name: &str| name.parse::<IpAddr>().is_ok();
+    let taken = files.filter(|file| {
+        file.file_name().to_str().is_some_and(is_lease) && file.metadata().is_ok_and(|metadata| metadata.len() > 0)
+    });
+    taken.count()
 }
 
 /// Any verb, with more in the configuration.
@@ -60,36 +68,36 @@ fn check_sees_damage() {
             let mut socket = with_netns(pod.netns(), || Socket::open(ROUTE)).unwrap().unwrap();
             let found = addr::dump(&mut socket, Some(eth0)).unwrap();
             let found = found.iter().find(|found| found.addr.is_ipv4()).unwrap();
-            send(pod, |batch| drop(addr::delete(batch, eth0, found.addr, found.prefix_len)));
+            send(pod, |batch| addr::delete(batch, eth0, found.addr, found.prefix_len));
         }),
         ("route", "Expected Route ::/0", |_, pod, eth0, _| {
             let gone = route::Route { oif: Some(eth0), ..route::Route::default_of(portolan_kernel::rtnl::Family::V6) };
             let gone = route::Route { protocol: route::PROTOCOL_BOOT, ..gone };
-            send(pod, |batch| drop(route::delete(batch, &gone)));
+            send(pod, |batch| route::delete(batch, &gone));
         }),
         ("down", "Interface eth0 is down", |_, pod, eth0, _| {
             // What goes with it comes back, so that only this is amiss.
-            send(pod, |batch| drop(link::set(batch, eth0, &LinkChange { up: Some(false), ..LinkChange::default() })));
+            send(pod, |batch| link::set(batch, eth0, &LinkChange { up: Some(false), ..LinkChange::default() }));
         }),
         ("mac", "Interface eth0 Mac", |_, pod, eth0, _| {
             let change = LinkChange { mac: Some([2, 0, 0, 0, 0, 1]), ..LinkChange::default() };
-            send(pod, |batch| drop(link::set(batch, eth0, &change)));
+            send(pod, |batch| link::set(batch, eth0, &change));
         }),
         ("port", "is not a port of bridge br1", |side, _, _, port| {
             let change = LinkChange { master: Some(0), ..LinkChange::default() };
-            send(&side.world.h, |batch| drop(link::set(batch, port, &change)));
+            send(&side.world.h, |batch| link::set(batch, port, &change));
         }),
         ("port-down", "is down", |side, _, _, port| {
             let change = LinkChange { up: Some(false), ..LinkChange::default() };
-            send(&side.world.h, |batch| drop(link::set(batch, port, &change)));
+            send(&side.world.h, |batch| link::set(batch, port, &change));
         }),
         ("gone", "Container Interface name in prevResult: eth0 not found", |side, _, _, port| {
-            send(&side.world.h, |batch| drop(link::delete(batch, port)));
+            send(&side.world.h, |batch| link::delete(batch, port));
         }),
         ("gateway", "bridge br1 lacks address", |side, _, _, _| {
             let bridge = interface(&side.world.h, "br1").unwrap().index;
             let gateway = gateway(portolan_kernel::rtnl::Family::V4);
-            send(&side.world.h, |batch| drop(addr::delete(batch, bridge, gateway, 24)));
+            send(&side.world.h, |batch| addr::delete(batch, bridge, gateway, 24));
         }),
     ];
     for (name, msg, damage) in table {
@@ -103,7 +111,7 @@ fn check_sees_damage() {
         side.del(&pod, &chain, "1.0.0", Some(&result), "eth0").unwrap();
     }
     assert_eq!((veths(side).len(), leases(side, "web")), (0, 0));
-    send(h, |batch| drop(link::delete(batch, "br1")));
+    send(h, |batch| link::delete(batch, "br1"));
 }
 
 /// DEL without namespace, twice, before ADD, after the configuration changed; ADD twice.
@@ -143,7 +151,7 @@ fn orders() {
     // What is in the way is left alone, and nothing is taken.
     send(&side.world.h, |batch| {
         let peer = link::VethPeer { name: "x1", ..link::VethPeer::default() };
-        drop(link::create_veth(batch, &link::VethSpec { name: "x0", peer, ..link::VethSpec::default() }));
+        link::create_veth(batch, &link::VethSpec { name: "x0", peer, ..link::VethSpec::default() })
     });
     let other = Chain::new("web", [with(&plain(), json!({"bridge": "x0"}))]);
     let refusal = side.add(&pod, &other, "1.0.0", "eth0").unwrap_err();
@@ -205,11 +213,11 @@ fn killed_anywhere() {
     let side = &pair.ours;
     let chain = Chain::new("web", [with(&plain(), json!({"ipMasq": true}))]);
     let file = side.world.lab.dir().join("config");
-    std::fs::write(&file, side.text(&chain.config(&chain.plugins[0], "1.1.0", None))).unwrap();
+    std::fs::write(&file, side.text(&chain.config(&chain.plugins[0], "1.0.0", None))).unwrap();
     // The bridge, the plugins' table and forwarding stay.
     let first = side.pod("first");
-    side.add(&first, &chain, "1.1.0", "eth0").unwrap();
-    side.del(&first, &chain, "1.1.0", None, "eth0").unwrap();
+    side.add(&first, &chain, "1.0.0", "eth0").unwrap();
+    side.del(&first, &chain, "1.0.0", None, "eth0").unwrap();
     let untouched = side.world.untouched();
     let mut deaths = 0;
     for n in 1.. {
@@ -228,10 +236,15 @@ fn killed_anywhere() {
             call(side, "GC", &pod, &chain, json!({"cni.dev/valid-attachments": []})).unwrap();
             side.world.assert_untouched(&untouched, &format!("GC after death at step {n}"));
         }
-        side.del(&pod, &chain, "1.1.0", None, "eth0").unwrap();
+        side.del(&pod, &chain, "1.0.0", None, "eth0").unwrap();
         side.world.assert_untouched(&untouched, &format!("death at step {n}"));
         assert!(interface(&pod, "eth0").is_none(), "death at step {n}");
-        assert_eq!(leases(side, "web"), 0, "death at step {n}");
+        // An original IPAM plugin outlives us: what it takes after our DEL, another DEL gives back.
+        let all_are_back = || {
+            side.del(&pod, &chain, "1.0.0", None, "eth0").unwrap();
+            leases(side, "web") == 0
+        };
+        assert!(eventually(LONG, all_are_back), "death at step {n}");
         if done {
             break;
         }
@@ -323,7 +336,7 @@ fn newer_options() {
     assert!(is_open(&pod, gateway(FAMILIES[0]), true));
     side.check(&pod, &chain, "1.0.0", &result).unwrap();
     let forged = LinkChange { mac: Some([2, 0, 0, 0, 0, 1]), ..LinkChange::default() };
-    send(&pod, |batch| drop(link::set(batch, "eth0", &forged)));
+    send(&pod, |batch| link::set(batch, "eth0", &forged));
     assert!(!is_open(&pod, gateway(FAMILIES[0]), false));
     // Down until somebody brings it up.
     let down = json!({"disableContainerInterface": true, "ipam": {}});
@@ -350,7 +363,6 @@ fn newer_options() {
             }
         }
     }
-    let _ = LONG;
 }
 
 /// Originals after ours, and ours alone of the originals.
@@ -373,18 +385,20 @@ fn chains_with_originals() {
         let chain = Chain::new(name, [with(&plain(), json!({"ipam": v4})), next])
             .runtime("portMappings", json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]));
         let seen = [&pair.ours, &pair.theirs].map(|side| {
-            let pod = side.pod(name);
+            let pod = side.pod(&format!("pod-{name}"));
             let added = side.add(&pod, &chain, "1.0.0", "eth0");
             let seen = match &added {
                 Ok(result) => {
-                    side.check(&pod, &chain, "1.0.0", result).unwrap();
+                    // Debian's portmap looks for IPv6 rules that it did not make.
+                    let checked = side.check(&pod, &chain, "1.0.0", result).map_err(|refusal| refusal.code);
                     let reached = name == "portmap" && {
                         let server = portolan_lab::server::TcpServer::start(&pod, "0.0.0.0:80".parse().unwrap(), "web");
                         let server = server.unwrap();
                         assert_leads(&side.world.n, at(host_ip(FAMILIES[0]), 8080), "web");
                         server.connections() > 0
                     };
-                    Ok((is_open(&pod, gateway(FAMILIES[0]), true), interface(&pod, "eth0").unwrap().mtu, reached))
+                    let mtu = interface(&pod, "eth0").unwrap().mtu;
+                    Ok((checked, is_open(&pod, gateway(FAMILIES[0]), true), mtu, reached))
                 }
                 Err(refusal) => Err(refusal.msg.clone()),
             };
