@@ -7,6 +7,7 @@
 //! no other program is ever started except the one a caller asks [`process`] to run.
 
 pub mod announce;
+pub mod carrier;
 pub mod conntrack;
 pub mod diag;
 pub mod host;
@@ -25,6 +26,7 @@ pub mod session;
 pub mod signals;
 pub mod socket;
 pub mod sysctl;
+pub mod tap;
 pub mod udp;
 
 mod sys;

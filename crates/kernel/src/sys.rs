@@ -31,6 +31,19 @@ pub(crate) fn has_interface_index(index: u32) -> bool {
     unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() }
 }
 
+/// A request about the interface called `name` (netdevice(7)).
+pub(crate) fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed() as libc::c_char;
+    }
+    Ok(request)
+}
+
 /// socket(2) with `SOCK_CLOEXEC`.
 pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: socket(2) takes no pointers.

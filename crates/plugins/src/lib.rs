@@ -9,16 +9,28 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod bandwidth;
+mod bridge;
 mod chain;
+mod check;
+mod child;
+mod conf;
+mod configure;
 pub mod delegate;
 mod firewall;
+mod forward;
+mod host_device;
+mod host_end;
 mod inside;
 mod loopback;
 mod nat;
 mod portmap;
+mod ptp;
 mod sbr;
+mod single;
 mod table;
+mod tap;
 mod tuning;
 mod vrf;
 
@@ -26,7 +38,15 @@ use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
 #[rustfmt::skip]
-pub const TYPES: [&str; 7] = [
+pub const TYPES: [&str; 15] = [
+    "bridge",
+    "ptp",
+    "macvlan",
+    "ipvlan",
+    "vlan",
+    "host-device",
+    "dummy",
+    "tap",
     "loopback",
     "portmap",
     "bandwidth",
@@ -48,6 +68,14 @@ pub type Answer = Result<Option<(Success, Version)>, Error>;
 /// If `kind` is none of [`TYPES`].
 pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
     match kind {
+        "bridge" => bridge::run(call, config, text),
+        "ptp" => ptp::run(call, config, text),
+        "macvlan" => child::macvlan(call, config, text),
+        "ipvlan" => child::ipvlan(call, config, text),
+        "vlan" => child::vlan(call, config, text),
+        "host-device" => host_device::run(call, config, text),
+        "dummy" => child::dummy(call, config, text),
+        "tap" => tap::run(call, config, text),
         "loopback" => loopback::run(call, config),
         "bandwidth" => bandwidth::run(call, config),
         "firewall" => firewall::run(call, config, text),

@@ -23,7 +23,6 @@ const MASQUERADING: [Set; 4] = [
 ///
 /// # Errors
 /// [`Code::Internal`] with the kernel's refusal.
-#[allow(dead_code, reason = "for plugins with `ipMasq`")]
 pub(crate) fn masquerade(call: &Call, network: &str, addresses: &[IpNet]) -> Result<(), Error> {
     let elements = masquerading(&Owner::of(call, network).text()?, addresses);
     table::put(&elements).map_err(|refused| match refused {
@@ -36,7 +35,6 @@ pub(crate) fn masquerade(call: &Call, network: &str, addresses: &[IpNet]) -> Res
 ///
 /// # Errors
 /// [`Code::Internal`] with the kernel's refusal.
-#[allow(dead_code, reason = "for plugins with `ipMasq`")]
 pub(crate) fn unmasquerade(call: &Call, network: &str) -> Result<(), Error> {
     let mine = Owner::of(call, network);
     table::take_where(&MASQUERADING, |owner| owner == mine).map(drop).map_err(|error| failed("unmasquerade", &error))
@@ -46,7 +44,6 @@ pub(crate) fn unmasquerade(call: &Call, network: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Code::Differs`] if it does not.
-#[allow(dead_code, reason = "for plugins with `ipMasq`")]
 pub(crate) fn check_masquerade(call: &Call, network: &str, addresses: &[IpNet]) -> Result<(), Error> {
     let elements = masquerading(&Owner::of(call, network).text()?, addresses);
     match table::holds(&elements).map_err(|error| failed("check", &error))? {

@@ -9,7 +9,6 @@ use portolan_engine::KernelError;
 use super::{HostKernel, failure, refusal};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
 use crate::rtnl::link::{self, LinkChange};
-use crate::sys;
 
 /// Removes the interfaces called `names`, and with veth their peers; returns when nobody finds them any more. Those that
 /// are not there are fine.
@@ -49,7 +48,7 @@ pub(super) fn remove(
         match netlink::hand_over(&batch) {
             Ok(handed_over) => {
                 failures.extend(
-                    wait_until_gone(&left, &handed_over)
+                    link::wait_until_gone(&left, &handed_over)
                         .err()
                         .map(|errno| failure(doing(), std::io::Error::from_raw_os_error(errno).to_string(), errno)),
                 );
@@ -65,20 +64,4 @@ pub(super) fn remove(
         failures.push(refusal(doing(), &error));
     }
     failures
-}
-
-/// Waits until none of `names` is found, or the kernel has refused: then its error number.
-fn wait_until_gone(names: &[&str], handed_over: &netlink::HandedOver) -> Result<(), i32> {
-    loop {
-        // Netlink would wait for the lock that the removal holds to its end.
-        if !names.iter().any(|name| sys::has_interface(name)) {
-            return Ok(());
-        }
-        match handed_over.outcome() {
-            Ok(Some(0 | libc::ENODEV)) => return Ok(()),
-            Ok(Some(errno)) => return Err(errno),
-            Ok(None) => std::thread::yield_now(),
-            Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EIO)),
-        }
-    }
 }

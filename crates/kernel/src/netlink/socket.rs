@@ -278,6 +278,16 @@ impl Socket {
         }
     }
 
+    /// Throws the next datagram away that waits; whether there was one.
+    pub(crate) fn discard(&mut self) -> Result<bool, NetlinkError> {
+        match self.receive_now() {
+            Ok(found) => Ok(found.is_some()),
+            // There was more than fits: all of it is news.
+            Err(error) if matches!(error.errno(), libc::ENOBUFS | libc::EMSGSIZE) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Receives one datagram of the kernel into `self.receive`.
     fn receive(&mut self, flags: i32) -> Result<usize, NetlinkError> {
         loop {

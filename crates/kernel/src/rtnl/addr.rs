@@ -1,11 +1,14 @@
 //! Addresses of interfaces.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use netlink_bindings::rt_addr::{AddrAttrs, Ifaddrmsg, OpGetaddrDump, PushAddrAttrs};
 
 use super::{Family, Mac};
-use crate::netlink::{Batch, CREATE, EXCL, NetlinkError, REPLACE, Socket};
+use crate::netlink::{Batch, CREATE, EXCL, NetlinkError, REPLACE, ROUTE, Socket};
+use crate::sys;
 
 /// `IFA_F_NODAD`: usable at once, without duplicate address detection (RFC 4862 §5.4).
 pub const NODAD: u32 = 0x02;
@@ -113,6 +116,33 @@ pub fn dump(socket: &mut Socket, ifindex: Option<u32>) -> Result<Vec<Address>, N
     // Linux before 4.20 ignores the filter.
     addresses.retain(|address| ifindex.is_none_or(|index| index == address.ifindex));
     Ok(addresses)
+}
+
+/// Waits until no address of an interface is tentative any more (RFC 4862 §5.4); returns those that somebody else has.
+///
+/// # Errors
+/// The kernel's refusal, or `ETIMEDOUT` after `patience`.
+pub fn settle(ifindex: u32, patience: Duration) -> Result<Vec<IpAddr>, NetlinkError> {
+    const RTNLGRP_IPV6_IFADDR: i32 = 9;
+    let mut socket = Socket::open(ROUTE)?;
+    // Subscribed before it is listed, so that no end is missed.
+    let news = Socket::open(ROUTE)?;
+    sys::bind_netlink(news.as_fd())?;
+    sys::setsockopt_int(news.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, RTNLGRP_IPV6_IFADDR)?;
+    let mut news = news;
+    let end = Instant::now() + patience;
+    loop {
+        let found = dump(&mut socket, Some(ifindex))?;
+        if !found.iter().any(|address| address.flags & TENTATIVE != 0 && address.flags & DADFAILED == 0) {
+            let failed = found.into_iter().filter(|address| address.flags & DADFAILED != 0);
+            return Ok(failed.map(|address| address.addr).collect());
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || !sys::poll(news.as_fd(), libc::POLLIN, left)? {
+            return Err(NetlinkError::from_errno(libc::ETIMEDOUT));
+        }
+        while news.discard()? {}
+    }
 }
 
 /// Decodes the payload of an `RTM_NEWADDR` message; `None` for families other than IP.

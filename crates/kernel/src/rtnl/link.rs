@@ -1,6 +1,7 @@
 //! Links: bridges, veth pairs and the attributes of any interface.
 
 mod read;
+mod remove;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -11,6 +12,8 @@ use super::{AF_INET, AF_INET6, Mac, push_string};
 use crate::netlink::{Batch, CREATE, ECHO, EXCL};
 
 pub use read::{BridgeState, Counters, Link, counters, dump, dump_ports, lookup, parse};
+pub use remove::remove;
+pub(crate) use remove::wait_until_gone;
 
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
@@ -20,6 +23,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_MACVLAN_BC_QUEUE_LEN: u16 = 7;
 const IFLA_MACVLAN_BC_CUTOFF: u16 = 9;
 const IFLA_IPVLAN_MODE: u16 = 1;
 const IFLA_VLAN_ID: u16 = 1;
@@ -28,6 +32,8 @@ const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 const BRIDGE_FLAGS_SELF: u16 = 2;
 /// `BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED`, linux/if_bridge.h.
 const PVID_UNTAGGED: u16 = 2 | 4;
+const RANGE_BEGIN: u16 = 8;
+const RANGE_END: u16 = 16;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IFF_UP: u32 = libc::IFF_UP as u32;
@@ -321,16 +327,22 @@ pub fn create_veth(batch: &mut Batch, spec: &VethSpec<'_>) -> usize {
 pub enum ChildMode {
     /// `MACVLAN_MODE_*` and, if not the kernel's own, the broadcast cut-off (Linux 6.4).
     Macvlan(u32, Option<i32>),
+    /// `MACVLAN_MODE_*` and how many broadcasts may wait (Linux 5.11).
+    MacvlanQueue(u32, u32),
     /// `IPVLAN_MODE_*`.
     Ipvlan(u16),
+    /// A VLAN of IEEE 802.1Q.
+    Vlan(u16),
+    /// No child: it swallows what it is given. It has no parent.
+    Dummy,
 }
 
-/// A macvlan or ipvlan interface to create.
+/// A macvlan, ipvlan or VLAN interface, or one without a parent, to create.
 #[derive(Debug, Clone, Copy)]
 pub struct ChildSpec<'a> {
     /// Interface name.
     pub name: &'a str,
-    /// Index of the parent in the socket's namespace.
+    /// Index of the parent in the socket's namespace; 0 for none.
     pub parent: u32,
     /// Kind and mode.
     pub mode: ChildMode,
@@ -342,14 +354,16 @@ pub struct ChildSpec<'a> {
     pub netns: BorrowedFd<'a>,
 }
 
-/// Appends the creation of a macvlan or ipvlan interface, right in its namespace.
+/// Appends the creation of a macvlan, ipvlan or VLAN interface, or one without a parent, right in its namespace.
 pub fn create_child(batch: &mut Batch, spec: &ChildSpec<'_>) -> usize {
     batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
         push_ifinfo(buf, 0, None);
         let mut attrs = PushLinkAttrs::new(&mut *buf)
             .push_ifname_bytes(spec.name.as_bytes())
-            .push_link(spec.parent)
             .push_net_ns_fd(spec.netns.as_raw_fd() as u32);
+        if spec.parent != 0 {
+            attrs = attrs.push_link(spec.parent);
+        }
         if let Some(mac) = &spec.mac {
             attrs = attrs.push_address(mac);
         }
@@ -362,21 +376,27 @@ pub fn create_child(batch: &mut Batch, spec: &ChildSpec<'_>) -> usize {
             buf,
             IFLA_INFO_KIND,
             match spec.mode {
-                ChildMode::Macvlan(..) => "macvlan",
+                ChildMode::Macvlan(..) | ChildMode::MacvlanQueue(..) => "macvlan",
                 ChildMode::Ipvlan(_) => "ipvlan",
+                ChildMode::Vlan(_) => "vlan",
+                ChildMode::Dummy => "dummy",
             },
         );
         let data = push_nested_header(buf, IFLA_INFO_DATA);
         match spec.mode {
             ChildMode::Macvlan(mode, cutoff) => {
-                push_header(buf, IFLA_MACVLAN_MODE, 4);
-                buf.extend(mode.to_ne_bytes());
+                push_u32(buf, IFLA_MACVLAN_MODE, mode);
                 if let Some(cutoff) = cutoff {
-                    push_header(buf, IFLA_MACVLAN_BC_CUTOFF, 4);
-                    buf.extend(cutoff.to_ne_bytes());
+                    push_u32(buf, IFLA_MACVLAN_BC_CUTOFF, cutoff.cast_unsigned());
                 }
             }
+            ChildMode::MacvlanQueue(mode, length) => {
+                push_u32(buf, IFLA_MACVLAN_MODE, mode);
+                push_u32(buf, IFLA_MACVLAN_BC_QUEUE_LEN, length);
+            }
             ChildMode::Ipvlan(mode) => push_u16(buf, IFLA_IPVLAN_MODE, mode),
+            ChildMode::Vlan(id) => push_u16(buf, IFLA_VLAN_ID, id),
+            ChildMode::Dummy => {}
         }
         finalize_nested_header(buf, data);
         finalize_nested_header(buf, info);
@@ -440,6 +460,52 @@ pub fn set_bridge_vlan(batch: &mut Batch, index: u32, id: u16, is_bridge: bool) 
         buf.extend(id.to_ne_bytes());
         finalize_nested_header(buf, spec);
     })
+}
+
+/// Appends that frames tagged with one of the VLANs `first` to `last` pass a bridge port, tagged.
+pub fn add_bridge_vlans(batch: &mut Batch, port: u32, first: u16, last: u16) -> usize {
+    bridge_vlans(batch, libc::RTM_SETLINK, port, first, last)
+}
+
+/// Appends that a bridge port is in VLAN `id` no more; fine if it was not.
+pub fn delete_bridge_vlan(batch: &mut Batch, port: u32, id: u16) -> usize {
+    bridge_vlans(batch, libc::RTM_DELLINK, port, id, id)
+}
+
+fn bridge_vlans(batch: &mut Batch, kind: u16, port: u32, first: u16, last: u16) -> usize {
+    batch.message(kind, 0, |buf| {
+        let mut header = Ifinfomsg::new();
+        header.ifi_family = libc::AF_BRIDGE as u8;
+        header.ifi_index = port as i32;
+        buf.extend_from_slice(header.as_slice());
+        let spec = push_nested_header(buf, IFLA_AF_SPEC);
+        let ends: &[(u16, u16)] =
+            if first == last { &[(0, first)] } else { &[(RANGE_BEGIN, first), (RANGE_END, last)] };
+        for (flags, id) in ends {
+            push_header(buf, IFLA_BRIDGE_VLAN_INFO, 4);
+            buf.extend(flags.to_ne_bytes());
+            buf.extend(id.to_ne_bytes());
+        }
+        finalize_nested_header(buf, spec);
+    })
+}
+
+/// Appends that a bridge keeps VLANs apart; `EOPNOTSUPP` of kernels built without that.
+pub fn set_vlan_filtering(batch: &mut Batch, bridge: u32) -> usize {
+    batch.message(libc::RTM_NEWLINK, 0, |buf| {
+        push_ifinfo(buf, bridge, None);
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, "bridge");
+        let data = push_nested_header(buf, IFLA_INFO_DATA);
+        drop(PushLinkinfoBridgeAttrs::new(&mut *buf).push_vlan_filtering(1));
+        finalize_nested_header(buf, data);
+        finalize_nested_header(buf, info);
+    })
+}
+
+fn push_u32(buf: &mut Vec<u8>, kind: u16, value: u32) {
+    push_header(buf, kind, 4);
+    buf.extend(value.to_ne_bytes());
 }
 
 /// An attribute of two bytes, with the padding that attributes end on (`NLA_ALIGN`).

@@ -100,6 +100,8 @@ pub struct Route {
     pub prefsrc: Option<IpAddr>,
     /// Path MTU.
     pub mtu: Option<u32>,
+    /// The segment size to announce (RTAX_ADVMSS).
+    pub advertised_mss: Option<u32>,
     /// The ways of a multipath route, which then has no `gateway` and `oif` of its own. Only
     /// decoded, never sent.
     pub nexthops: Vec<NextHop>,
@@ -121,6 +123,7 @@ impl Route {
             onlink: false,
             prefsrc: None,
             mtu: None,
+            advertised_mss: None,
             nexthops: Vec::new(),
         }
     }
@@ -145,6 +148,12 @@ impl Route {
 /// table.
 pub fn add(batch: &mut Batch, route: &Route) -> usize {
     batch.message(libc::RTM_NEWROUTE, CREATE | EXCL, |buf| push(buf, route))
+}
+
+/// Appends the addition of a route that may stand beside others: IPv6 makes one route of several ways of those with the
+/// same prefix, metric and table; IPv4 says `EEXIST` for the very same alone.
+pub fn add_beside(batch: &mut Batch, route: &Route) -> usize {
+    batch.message(libc::RTM_NEWROUTE, CREATE, |buf| push(buf, route))
 }
 
 /// Appends a route that takes the place of one with the same prefix, metric and table.
@@ -251,7 +260,10 @@ pub fn parse(payload: &[u8]) -> Option<Route> {
             RouteAttrs::Priority(metric) => route.metric = Some(metric),
             RouteAttrs::Table(table) => route.table = table,
             RouteAttrs::Prefsrc(addr) => route.prefsrc = Some(addr),
-            RouteAttrs::Metrics(metrics) => route.mtu = metrics.get_mtu().ok(),
+            RouteAttrs::Metrics(metrics) => {
+                route.mtu = metrics.get_mtu().ok();
+                route.advertised_mss = metrics.get_advmss().ok();
+            }
             RouteAttrs::Multipath(bytes) => route.nexthops = parse_nexthops(bytes),
             _ => {}
         }
@@ -318,8 +330,15 @@ fn push(buf: &mut Vec<u8>, route: &Route) {
     if let Some(prefsrc) = route.prefsrc {
         attrs = attrs.push_prefsrc(prefsrc);
     }
-    if let Some(mtu) = route.mtu {
-        attrs = attrs.nested_metrics().push_mtu(mtu).end_nested();
+    if route.mtu.is_some() || route.advertised_mss.is_some() {
+        let mut metrics = attrs.nested_metrics();
+        if let Some(mtu) = route.mtu {
+            metrics = metrics.push_mtu(mtu);
+        }
+        if let Some(mss) = route.advertised_mss {
+            metrics = metrics.push_advmss(mss);
+        }
+        attrs = metrics.end_nested();
     }
     drop(attrs);
     if let Some(gateway) = route.gateway

@@ -26,7 +26,7 @@ pub(crate) const VERSIONS: [&str; 3] = ["0.3.1", "0.4.0", "1.0.0"];
 #[derive(Debug, Clone)]
 pub(crate) struct Chain {
     name: String,
-    plugins: Vec<Value>,
+    pub(crate) plugins: Vec<Value>,
     runtime: BTreeMap<String, Value>,
     args: String,
     differences: Vec<Difference>,
@@ -90,7 +90,7 @@ impl Chain {
     }
 
     /// What one plugin gets.
-    fn config(&self, plugin: &Value, version: &str, previous: Option<&Value>) -> Value {
+    pub(crate) fn config(&self, plugin: &Value, version: &str, previous: Option<&Value>) -> Value {
         let mut config = plugin.clone();
         config["cniVersion"] = json!(version);
         config["name"] = json!(self.name);
@@ -152,12 +152,22 @@ impl Side {
         self.world.h.adopt(command).unwrap()
     }
 
-    fn call(&self, verb: &str, pod: &Pod, chain: &Chain, config: &Value, ifname: &str) -> Result<Value, Refusal> {
+    pub(crate) fn call(
+        &self,
+        verb: &str,
+        pod: &Pod,
+        chain: &Chain,
+        config: &Value,
+        ifname: &str,
+    ) -> Result<Value, Refusal> {
         let mut command = self.command(config["type"].as_str().unwrap(), verb, pod, ifname);
         command.env("CNI_ARGS", &chain.args);
-        // What plugins keep, they keep in the lab.
-        let config = config.to_string().replace("$DIR", self.world.lab.dir().to_str().unwrap());
-        answer(&output_of(command, config.as_bytes()))
+        answer(&output_of(command, self.text(config).as_bytes()))
+    }
+
+    /// A configuration as it is given: `$DIR` is this side's directory, where plugins keep their files.
+    pub(crate) fn text(&self, config: &Value) -> String {
+        config.to_string().replace("$DIR", self.world.lab.dir().to_str().unwrap())
     }
 
     /// ADD, plugin by plugin; what the last one answers.

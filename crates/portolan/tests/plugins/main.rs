@@ -7,7 +7,10 @@ mod common;
 mod runtime;
 
 mod beside;
+mod bridge;
+mod bridge_life;
 mod firewall;
+mod links;
 mod meta;
 mod portmap;
 

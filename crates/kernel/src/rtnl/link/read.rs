@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use netlink_bindings::rt_link::{LinkAttrs, LinkinfoAttrs, LinkinfoMemberDataMsg, OpGetlinkDump, PushLinkAttrs};
+use netlink_bindings::rt_link::{
+    Ifinfomsg, LinkAttrs, LinkinfoAttrs, LinkinfoMemberDataMsg, OpGetlinkDump, PushLinkAttrs,
+};
 use netlink_bindings::utils::IterableChunks;
 
-use super::{AddrGenMode, BrPort, IFF_UP, Ipv4Conf, LinkRef, push_ifinfo, push_ref};
+use super::{AddrGenMode, BrPort, IFF_UP, IFLA_INFO_DATA, IFLA_LINKINFO, Ipv4Conf, LinkRef, push_ifinfo, push_ref};
 use crate::netlink::{NetlinkError, Socket};
 use crate::rtnl::Mac;
 
@@ -42,6 +44,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// `bridge`, `veth`, …; hardware and loopback have none.
     pub kind: Option<String>,
+    /// Mode of a macvlan or ipvlan interface (`MACVLAN_MODE_*`, `IPVLAN_MODE_*`), or the VLAN of a VLAN interface.
+    pub mode: Option<u32>,
     /// Kind of what it sends by: `noqueue`, `tbf`, …
     pub qdisc: Option<String>,
     /// Kind of the master.
@@ -80,6 +84,8 @@ pub struct BridgeState {
     pub mcast_snooping: bool,
     /// Ageing time of learnt addresses in 1/100 s.
     pub ageing_time: u32,
+    /// The VLAN that new ports are in, of a bridge that keeps VLANs apart; 0 for none.
+    pub default_pvid: u16,
 }
 
 /// All interfaces of the socket's namespace.
@@ -236,7 +242,24 @@ pub fn parse(payload: &[u8]) -> Link {
             _ => {}
         }
     }
+    if matches!(link.kind.as_deref(), Some("macvlan" | "ipvlan" | "vlan")) {
+        link.mode = mode(payload);
+    }
     link
+}
+
+/// The attribute that tells the mode is number 1 of all kinds that have one (`IFLA_MACVLAN_MODE`, `IFLA_IPVLAN_MODE`,
+/// `IFLA_VLAN_ID`); the generated decoder knows the last alone.
+fn mode(payload: &[u8]) -> Option<u32> {
+    let mut inside = payload.get(Ifinfomsg::len()..)?;
+    for wanted in [IFLA_LINKINFO, IFLA_INFO_DATA, 1] {
+        inside = IterableChunks::new(inside).find(|(header, _)| header.r#type == wanted)?.1;
+    }
+    match inside {
+        [a, b] => Some(u16::from_ne_bytes([*a, *b]).into()),
+        [a, b, c, d] => Some(u32::from_ne_bytes([*a, *b, *c, *d])),
+        _ => None,
+    }
 }
 
 fn parse_info(link: &mut Link, attr: LinkinfoAttrs<'_>) {
@@ -259,6 +282,7 @@ fn parse_info(link: &mut Link, attr: LinkinfoAttrs<'_>) {
                     Br::VlanFiltering(on) => bridge.vlan_filtering = on != 0,
                     Br::McastSnooping(on) => bridge.mcast_snooping = on != 0,
                     Br::AgeingTime(time) => bridge.ageing_time = time,
+                    Br::VlanDefaultPvid(id) => bridge.default_pvid = id,
                     _ => {}
                 }
             }

@@ -1,0 +1,78 @@
+//! The plugin that gives out addresses, as an interface plugin asks it.
+
+use portolan_cni::{Call, Code, Config, Error, Success, Verb};
+
+use crate::conf::invalid;
+use crate::delegate;
+
+/// The IPAM plugin of a configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ipam<'a> {
+    kind: &'a str,
+    call: &'a Call,
+    text: &'a [u8],
+}
+
+impl<'a> Ipam<'a> {
+    /// That of a configuration, if it names one.
+    pub(crate) fn of(call: &'a Call, config: &'a Config, text: &'a [u8]) -> Option<Self> {
+        let kind = config.ipam.as_ref().map(|ipam| ipam.kind.as_str()).filter(|kind| !kind.is_empty())?;
+        Some(Self { kind, call, text })
+    }
+
+    /// That of a configuration that has to name one.
+    pub(crate) fn needed(plugin: &str, call: &'a Call, config: &'a Config, text: &'a [u8]) -> Result<Self, Error> {
+        Self::of(call, config, text)
+            .ok_or_else(|| invalid(format!("{plugin} interface requires an IPAM configuration")))
+    }
+
+    /// Asks for addresses.
+    pub(crate) fn add(&self) -> Result<Success, Error> {
+        let answer = delegate::run(self.kind, self.call, Verb::Add, self.text)?;
+        let checked = Success::parse(&answer).and_then(|success| {
+            if success.ips.is_empty() {
+                return Err(Error::new(Code::Internal, "IPAM plugin returned missing IP config"));
+            }
+            Ok(success)
+        });
+        checked.inspect_err(|_| self.give_back())
+    }
+
+    /// Gives them back.
+    pub(crate) fn del(&self) -> Result<(), Error> {
+        delegate::run(self.kind, self.call, Verb::Del, self.text).map(drop)
+    }
+
+    /// Gives them back after a failure, which is what is told.
+    pub(crate) fn give_back(&self) {
+        if let Err(error) = self.del() {
+            tracing::warn!("addresses are not given back: {error}");
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        delegate::run(self.kind, self.call, Verb::Check, self.text).map(drop)
+    }
+
+    pub(crate) fn gc(&self) -> Result<(), Error> {
+        self.newer(Verb::Gc)
+    }
+
+    pub(crate) fn status(&self) -> Result<(), Error> {
+        self.newer(Verb::Status)
+    }
+
+    /// Plugins from before the verb was there say so; that is no failure of this one's.
+    fn newer(&self, verb: Verb) -> Result<(), Error> {
+        match delegate::run(self.kind, self.call, verb, self.text) {
+            Ok(_) => Ok(()),
+            Err(error)
+                if error.msg.contains("unknown CNI_COMMAND") || error.msg.contains("incompatible CNI version") =>
+            {
+                tracing::info!("the IPAM plugin `{}` is too old for {verb:?}", self.kind);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
