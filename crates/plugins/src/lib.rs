@@ -10,13 +10,16 @@
 #![forbid(unsafe_code)]
 
 pub mod delegate;
+mod host_local;
 mod inside;
+mod ipam;
 mod loopback;
+mod static_;
 
 use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
-pub const TYPES: [&str; 1] = ["loopback"];
+pub const TYPES: [&str; 3] = ["loopback", "host-local", "static"];
 
 /// What a verb answers: a result and the version it is written in, or nothing.
 pub type Answer = Result<Option<(Success, Version)>, Error>;
@@ -29,9 +32,10 @@ pub type Answer = Result<Option<(Success, Version)>, Error>;
 /// # Panics
 /// If `kind` is none of [`TYPES`].
 pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
-    let _ = text;
     match kind {
         "loopback" => loopback::run(call, config),
+        "host-local" => host_local::run(call, config, text),
+        "static" => static_::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }
 }
