@@ -86,11 +86,19 @@ fn wanted(call: &Call, config: &Config, text: &[u8]) -> Result<Wanted, Error> {
     }
     check_args(call, &["IP", "GATEWAY"])?;
     let not_cidr = |what: &str, text: &str| refused(format!("{what} CIDR notation, got: '{text}'"));
-    let mut added = Vec::new();
+    let mut added: Vec<(IpNet, Option<IpAddr>)> = Vec::new();
     for text in call.arg("IP").into_iter().flat_map(|list| list.split(',')).map(str::trim) {
         added.push((parse(text).ok_or_else(|| not_cidr("the 'ip' field is expected to be in", text))?, None));
     }
-    // What is asked for last counts alone.
+    // It is of the addresses beside it alone.
+    for text in call.arg("GATEWAY").into_iter().flat_map(|list| list.split(',')) {
+        let invalid = |_| refused(format!("invalid gateway address: {text}"));
+        let gateway: IpAddr = text.trim().parse().map_err(invalid)?;
+        for (_, own) in added.iter_mut().filter(|(address, _)| address.contains(&gateway)) {
+            *own = Some(gateway);
+        }
+    }
+    // What the runtime asks for, or else a person, is instead of all that.
     let asked = if wire.runtime.ips.is_empty() { wire.args.ips() } else { &wire.runtime.ips };
     let mut addresses = Vec::new();
     if asked.is_empty() {
@@ -103,13 +111,6 @@ fn wanted(call: &Call, config: &Config, text: &[u8]) -> Result<Wanted, Error> {
         for text in asked {
             let address = parse(text).ok_or_else(|| not_cidr("an entry in the 'ips' field is NOT in", text))?;
             addresses.push((address, None));
-        }
-    }
-    for text in call.arg("GATEWAY").into_iter().flat_map(|list| list.split(',')) {
-        let invalid = |_| refused(format!("invalid gateway address: {text}"));
-        let gateway: IpAddr = text.trim().parse().map_err(invalid)?;
-        for (_, own) in addresses.iter_mut().filter(|(address, _)| address.contains(&gateway)) {
-            *own = Some(gateway);
         }
     }
     check_families(config.version(), addresses.iter().map(|(address, _)| address.addr()))?;

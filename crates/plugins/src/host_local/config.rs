@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use portolan_cni::{Call, Config, Error, Route, read};
 use serde::Deserialize;
 
-use super::range::{RangeSet, WireRange};
-use crate::ipam::{Args, WireRoute, address, check_args, check_families, or_default, refused, routes};
+use super::range::{RangeSet, Spoken, WireRange};
+use crate::ipam::{Args, WireRoute, check_args, check_families, or_default, refused, routes};
 
 /// Where leases are, unless a configuration says otherwise.
 const DATA_DIR: &str = "/var/lib/cni/networks";
@@ -89,27 +89,22 @@ pub(crate) fn wanted(call: &Call, config: &Config, text: &[u8]) -> Result<Wanted
     let wire: Wire = read(text)?;
     let ipam = wire.ipam.ok_or_else(no_ipam)?;
     let mut ips = Vec::new();
-    for text in wire.args.ips() {
-        ips.push(address(text)?);
-    }
-    for text in &wire.runtime.ips {
+    for text in wire.args.ips().iter().chain(&wire.runtime.ips) {
         ips.push(with_or_without_length(text)?);
     }
     let routes = routes(&ipam.routes)?;
+    let flat = ipam.range.subnet.is_some().then(|| vec![ipam.range]);
+    let sets = parse(wire.runtime.ranges.into_iter().chain(flat).chain(ipam.ranges))?;
     check_args(call, &["IP"])?;
     if let Some(text) = call.arg("IP") {
-        let address = address(text)
+        let address = with_or_without_length(text)
             .map_err(|error| refused(format!("ARGS: error parsing value of pair \"IP={text}\": {}", error.msg)))?;
         ips.insert(0, address);
     }
-    let flat = ipam.range.subnet.is_some().then(|| vec![ipam.range]);
-    let wires = wire.runtime.ranges.into_iter().chain(flat).chain(ipam.ranges);
-    let sets: Vec<RangeSet> = wires
-        .enumerate()
-        .map(|(index, wire)| {
-            RangeSet::new(&wire).map_err(|error| refused(format!("invalid range set {index}: {}", error.msg)))
-        })
-        .collect::<Result<_, _>>()?;
+    let sets = sets.iter().enumerate().map(|(index, spoken)| {
+        RangeSet::new(spoken).map_err(|error| refused(format!("invalid range set {index}: {}", error.msg)))
+    });
+    let sets: Vec<RangeSet> = sets.collect::<Result<_, _>>()?;
     if sets.is_empty() {
         return Err(refused("no IP ranges specified"));
     }
@@ -122,6 +117,10 @@ pub(crate) fn wanted(call: &Call, config: &Config, text: &[u8]) -> Result<Wanted
     let mut seen = std::collections::BTreeSet::new();
     ips.retain(|ip| seen.insert(*ip));
     Ok(Wanted { sets, ips, routes, resolv_conf: ipam.resolv_conf })
+}
+
+fn parse(sets: impl Iterator<Item = Vec<WireRange>>) -> Result<Vec<Vec<Spoken>>, Error> {
+    sets.map(|set| set.iter().map(WireRange::parse).collect()).collect()
 }
 
 fn with_or_without_length(text: &str) -> Result<IpAddr, Error> {

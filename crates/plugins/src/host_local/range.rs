@@ -22,6 +22,30 @@ pub(crate) struct WireRange {
     gateway: Option<String>,
 }
 
+/// The same with addresses read.
+#[derive(Debug, Clone)]
+pub(crate) struct Spoken {
+    subnet: Option<IpNet>,
+    first: Option<IpAddr>,
+    last: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+}
+
+impl WireRange {
+    /// Reads the addresses.
+    ///
+    /// # Errors
+    /// For what is no address.
+    pub(crate) fn parse(&self) -> Result<Spoken, Error> {
+        Ok(Spoken {
+            subnet: self.subnet.as_deref().filter(|subnet| !subnet.is_empty()).map(cidr).transpose()?,
+            first: optional_address(self.first.as_deref())?,
+            last: optional_address(self.last.as_deref())?,
+            gateway: optional_address(self.gateway.as_deref())?,
+        })
+    }
+}
+
 /// A subnet, and the part of it that addresses come from, both ends included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Range {
@@ -62,11 +86,8 @@ fn next(address: IpAddr) -> IpAddr {
 }
 
 impl Range {
-    fn new(wire: &WireRange) -> Result<Self, Error> {
-        let Some(subnet) = wire.subnet.as_deref().filter(|subnet| !subnet.is_empty()) else {
-            return Err(refused("IP <nil> not v4 nor v6"));
-        };
-        let subnet = cidr(subnet)?;
+    fn new(spoken: &Spoken) -> Result<Self, Error> {
+        let subnet = spoken.subnet.ok_or_else(|| refused("IP <nil> not v4 nor v6"))?;
         if let IpNet::V6(v6) = subnet
             && v6.addr().to_ipv4_mapped().is_some()
         {
@@ -88,45 +109,29 @@ impl Range {
             IpNet::V4(_) => of(number(subnet.broadcast()) - 1, lowest),
             IpNet::V6(_) => subnet.broadcast(),
         };
-        let gateway = optional_address(wire.gateway.as_deref())?;
-        if let Some(gateway) = gateway
-            && !subnet.contains(&gateway)
+        let gateway = spoken.gateway.unwrap_or(lowest);
+        let is_v4 = lowest.is_ipv4();
+        let within = |address: &IpAddr| address.is_ipv4() == is_v4 && subnet.contains(address);
+        let is_ordered = match (spoken.first, spoken.last) {
+            (Some(first), Some(last)) => first <= last,
+            _ => true,
+        };
+        if let Some(first) = spoken.first
+            && !(within(&first) && is_ordered)
         {
-            return Err(refused(format!("gateway {gateway} not in network {subnet}")));
+            return Err(refused(format!("RangeStart {first} not in network {subnet}")));
         }
-        let gateway = gateway.unwrap_or(lowest);
-        let mut range = Self { subnet, first: subnet.addr(), last: subnet.broadcast(), gateway };
-        if let Some(first) = optional_address(wire.first.as_deref())? {
-            range.check(first)?;
-            range.first = first;
-        } else {
-            range.first = lowest;
+        if let Some(last) = spoken.last
+            && !within(&last)
+        {
+            return Err(refused(format!("RangeEnd {last} not in network {subnet}")));
         }
-        if let Some(last) = optional_address(wire.last.as_deref())? {
-            range.check(last)?;
-            range.last = last;
-        } else {
-            range.last = highest;
+        let (first, last) = (spoken.first.unwrap_or(lowest), spoken.last.unwrap_or(highest));
+        // The original would go round the whole family to get from the one to the other.
+        if first > last {
+            return Err(refused(format!("range {first}-{last} of network {subnet} is empty")));
         }
-        Ok(range)
-    }
-
-    /// Refuses an address that is not in the range.
-    fn check(&self, address: IpAddr) -> Result<(), Error> {
-        let Self { subnet, first, last, .. } = self;
-        if address.is_ipv4() != subnet.addr().is_ipv4() {
-            return Err(refused(format!("IP {address} is not the same protocol as subnet {subnet}")));
-        }
-        if !subnet.contains(&address) {
-            return Err(refused(format!("{address} not in network {subnet}")));
-        }
-        if address < *first {
-            return Err(refused(format!("{address} is in network {subnet} but before start {first}")));
-        }
-        if address > *last {
-            return Err(refused(format!("{address} is in network {subnet} but after end {last}")));
-        }
-        Ok(())
+        Ok(Self { subnet, first, last, gateway })
     }
 
     fn contains(&self, address: IpAddr) -> bool {
@@ -170,10 +175,10 @@ impl RangeSet {
     ///
     /// # Errors
     /// As the original refuses: ranges that are none, are of both families, or overlap.
-    pub(crate) fn new(wire: &[WireRange]) -> Result<Self, Error> {
+    pub(crate) fn new(spoken: &[Spoken]) -> Result<Self, Error> {
         let mut ranges: Vec<Range> = Vec::new();
-        for wire in wire {
-            let range = Range::new(wire)?;
+        for spoken in spoken {
+            let range = Range::new(spoken)?;
             if ranges.first().is_some_and(|first| first.first.is_ipv4() != range.first.is_ipv4()) {
                 return Err(refused("mixed address families"));
             }
@@ -256,12 +261,13 @@ fn span(range: &Range, from: u128, to: u128) -> impl Iterator<Item = Candidate> 
 mod tests {
     use super::*;
 
-    fn range(subnet: &str, first: &str, last: &str, gateway: &str) -> WireRange {
-        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        WireRange { subnet: some(subnet), first: some(first), last: some(last), gateway: some(gateway) }
+    fn range(subnet: &str, first: &str, last: &str, gateway: &str) -> Spoken {
+        let some = |text: &str| Some(text.to_owned());
+        let wire = WireRange { subnet: some(subnet), first: some(first), last: some(last), gateway: some(gateway) };
+        wire.parse().unwrap()
     }
 
-    fn set(ranges: &[WireRange]) -> RangeSet {
+    fn set(ranges: &[Spoken]) -> RangeSet {
         RangeSet::new(ranges).unwrap()
     }
 
@@ -295,14 +301,20 @@ mod tests {
 
     #[test]
     fn what_is_refused() {
-        let refusal = |ranges: &[WireRange]| RangeSet::new(ranges).unwrap_err().msg;
+        let refusal = |ranges: &[Spoken]| RangeSet::new(ranges).unwrap_err().msg;
         assert_eq!(refusal(&[]), "empty range set");
-        assert_eq!(refusal(&[range("10.1.0.0", "", "", "")]), "invalid CIDR address: 10.1.0.0");
         assert_eq!(refusal(&[range("10.1.0.0/31", "", "", "")]), "Network 10.1.0.0/31 too small to allocate from");
-        assert_eq!(refusal(&[range("10.1.0.0/24", "10.2.0.1", "", "")]), "10.2.0.1 not in network 10.1.0.0/24",);
+        assert_eq!(
+            refusal(&[range("10.1.0.0/24", "10.2.0.1", "", "")]),
+            "RangeStart 10.2.0.1 not in network 10.1.0.0/24"
+        );
+        assert_eq!(
+            refusal(&[range("10.1.0.0/29", "10.1.0.7", "", "")]),
+            "range 10.1.0.7-10.1.0.6 of network 10.1.0.0/29 is empty",
+        );
         assert_eq!(
             refusal(&[range("10.1.0.0/24", "10.1.0.9", "10.1.0.8", "")]),
-            "10.1.0.8 is in network 10.1.0.0/24 but before start 10.1.0.9",
+            "RangeStart 10.1.0.9 not in network 10.1.0.0/24",
         );
         assert_eq!(
             refusal(&[range("10.1.0.0/24", "", "", ""), range("10.1.0.0/25", "", "", "")]),

@@ -7,6 +7,10 @@ mod common;
 mod runtime;
 
 mod beside;
+mod host_local;
+mod ipam;
+mod leases;
+mod static_;
 
 use serde_json::{Value, json};
 
