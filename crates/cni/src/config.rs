@@ -274,7 +274,26 @@ impl Config {
     /// As the reference implementation refuses: [`Code::Decoding`] for what is no such JSON, [`Code::InvalidConfig`] for a
     /// name that is none, [`Code::Incompatible`] for a version that is not spoken here.
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
-        let mut config: Self = read(text)?;
+        Self::checked(read(text)?)
+    }
+
+    /// Reads a configuration but for what IPAM plugins alone look at, and refuse in their own words: of `ipam` its `type`,
+    /// of `runtimeConfig` all but `ips` and `ipRanges`.
+    ///
+    /// # Errors
+    /// As [`Config::parse`].
+    pub fn parse_without_ipam(text: &[u8]) -> Result<Self, Error> {
+        let mut value: Value = read(text)?;
+        if let Some(ipam) = value.get_mut("ipam").and_then(Value::as_object_mut) {
+            ipam.retain(|key, _| key == "type");
+        }
+        if let Some(runtime) = value.get_mut("runtimeconfig").and_then(Value::as_object_mut) {
+            runtime.retain(|key, _| !matches!(key.as_str(), "ips" | "ipranges"));
+        }
+        Self::checked(from_value(value)?)
+    }
+
+    fn checked(mut config: Self) -> Result<Self, Error> {
         if config.name.is_empty() {
             return Err(Error::new(Code::InvalidConfig, "missing network name"));
         }

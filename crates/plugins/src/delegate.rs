@@ -1,11 +1,19 @@
 //! Asking another plugin (CNI spec, "Plugin delegation"): it gets our environment and our configuration.
+//!
+//! A plugin that `CNI_PATH` leads to and that is this very program is not started: its work is done here, from the same
+//! call and the same text.
 
+use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use portolan_cni::{Call, Code, Error, Verb};
+use portolan_cni::{Call, Code, Config, Error, Success, Verb};
 use serde::Deserialize;
+
+/// The plugins that others ask for addresses.
+const IPAM: [&str; 2] = ["host-local", "static"];
 
 /// What a plugin says when it fails.
 #[derive(Deserialize)]
@@ -18,16 +26,48 @@ struct Failure {
     details: String,
 }
 
+/// Asks the plugin called `kind` for addresses. Whoever fails after that gives them back with [`run`] and DEL.
+///
+/// # Errors
+/// As [`run`], and [`Code::Decoding`] for an answer that is no result.
+pub fn addresses(kind: &str, call: &Call, config: &[u8]) -> Result<Success, Error> {
+    let program = find(kind, call)?;
+    match here(kind, &program, call, Verb::Add, config) {
+        Some(answer) => Ok(answer?.map(|(success, _)| success).unwrap_or_default()),
+        None => Success::parse(&start(kind, &program, Verb::Add, config)?),
+    }
+}
+
 /// Runs the plugin called `kind` for `verb`; what it prints.
 ///
 /// # Errors
-/// The plugin's own, [`Code::InvalidConfig`] when there is no such plugin, [`Code::Io`] when it does not start.
+/// The plugin's own in its words, [`Code::InvalidConfig`] when there is no such plugin, [`Code::Io`] when it does not start.
 pub fn run(kind: &str, call: &Call, verb: Verb, config: &[u8]) -> Result<Vec<u8>, Error> {
     let program = find(kind, call)?;
+    match here(kind, &program, call, verb, config) {
+        Some(answer) => match answer? {
+            Some((success, version)) => success.to_json(version).map(String::into_bytes),
+            None => Ok(Vec::new()),
+        },
+        None => start(kind, &program, verb, config),
+    }
+}
+
+/// Does the plugin's work here if it is this program; none if it is another.
+fn here(kind: &str, program: &Path, call: &Call, verb: Verb, config: &[u8]) -> Option<crate::Answer> {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    if !IPAM.contains(&kind) || identity(program)? != identity(Path::new("/proc/self/exe"))? {
+        return None;
+    }
+    let call = Call { verb, ..call.clone() };
+    Some(Config::parse_without_ipam(config).and_then(|parsed| crate::run(kind, &call, &parsed, config)))
+}
+
+fn start(kind: &str, program: &Path, verb: Verb, config: &[u8]) -> Result<Vec<u8>, Error> {
     let failed = |doing: &str, error: std::io::Error| {
         Error::new(Code::Io, format!("{doing} plugin `{}`: {error}", program.display()))
     };
-    let mut child = Command::new(&program)
+    let mut child = Command::new(program)
         .env("CNI_COMMAND", word(verb))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -42,11 +82,27 @@ pub fn run(kind: &str, call: &Call, verb: Verb, config: &[u8]) -> Result<Vec<u8>
     }
     match serde_json::from_slice::<Failure>(&output.stdout) {
         Ok(failure) if !failure.msg.is_empty() => {
-            let code = if failure.code == Code::TryAgain as u32 { Code::TryAgain } else { Code::Internal };
-            Err(Error::new(code, format!("plugin `{kind}`: {}", failure.msg)).details(failure.details))
+            Err(Error::new(code(failure.code), failure.msg).details(failure.details))
         }
         _ => Err(Error::new(Code::Internal, format!("plugin `{kind}` failed without a word: {}", output.status))),
     }
+}
+
+/// The plugin's code, if it is the spec's; those from 100 on mean something else with each plugin.
+fn code(number: u32) -> Code {
+    const OF_THE_SPEC: [Code; 10] = [
+        Code::Incompatible,
+        Code::Unsupported,
+        Code::UnknownContainer,
+        Code::Environment,
+        Code::Io,
+        Code::Decoding,
+        Code::InvalidConfig,
+        Code::InvalidNetns,
+        Code::TryAgain,
+        Code::NotAvailable,
+    ];
+    OF_THE_SPEC.into_iter().find(|code| *code as u32 == number).unwrap_or(Code::Internal)
 }
 
 fn word(verb: Verb) -> &'static str {

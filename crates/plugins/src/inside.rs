@@ -18,7 +18,7 @@ pub(crate) fn refused(doing: impl Display, error: impl Display) -> Error {
     Error::new(Code::Internal, format!("{doing}: {error}"))
 }
 
-/// Does something in the namespace of a call, by a route socket that is of it.
+/// Does something in the namespace of a call, on this thread, which is in it meanwhile, and by a route socket that is of it.
 ///
 /// # Errors
 /// [`Code::InvalidNetns`] for a namespace that is none, [`Code::Internal`] with `doing` for what the kernel refuses.
@@ -27,8 +27,9 @@ pub(crate) fn inside<T>(
     doing: &str,
     f: impl FnOnce(&mut Socket) -> Result<T, NetlinkError>,
 ) -> Result<T, Error> {
-    let mut sandbox = Sandbox::open(call)?;
-    f(&mut sandbox.socket).map_err(|error| refused(doing, error))
+    let Sandbox { netns, mut socket } = Sandbox::open(call)?;
+    let done = with_netns(&netns, || f(&mut socket));
+    done.map_err(|error| Error::new(Code::InvalidNetns, error.to_string()))?.map_err(|error| refused(doing, error))
 }
 
 /// The namespace of a container, and a route socket of it.

@@ -22,13 +22,16 @@ mod firewall;
 mod forward;
 mod host_device;
 mod host_end;
+mod host_local;
 mod inside;
+mod ipam;
 mod loopback;
 mod nat;
 mod portmap;
 mod ptp;
 mod sbr;
 mod single;
+mod static_;
 mod table;
 mod tap;
 mod tuning;
@@ -38,7 +41,7 @@ use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
 #[rustfmt::skip]
-pub const TYPES: [&str; 15] = [
+pub const TYPES: [&str; 17] = [
     "bridge",
     "ptp",
     "macvlan",
@@ -48,6 +51,8 @@ pub const TYPES: [&str; 15] = [
     "dummy",
     "tap",
     "loopback",
+    "host-local",
+    "static",
     "portmap",
     "bandwidth",
     "firewall",
@@ -83,6 +88,8 @@ pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
         "sbr" => sbr::run(call, config, text),
         "tuning" => tuning::run(call, config, text),
         "vrf" => vrf::run(call, config, text),
+        "host-local" => host_local::run(call, config, text),
+        "static" => static_::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }
 }

@@ -10,9 +10,13 @@ mod beside;
 mod bridge;
 mod bridge_life;
 mod firewall;
+mod host_local;
+mod ipam;
+mod leases;
 mod links;
 mod meta;
 mod portmap;
+mod static_;
 
 use serde_json::{Value, json};
 

@@ -68,7 +68,7 @@ fn answer(kind: &str) -> Result<String, Error> {
         return Ok(portolan_cni::versions());
     }
     let text = read()?;
-    let config = Config::parse(&text)?;
+    let config = if kind == "portolan" { Config::parse(&text)? } else { Config::parse_without_ipam(&text)? };
     call.check()?;
     if call.verb == Verb::Check && !config.version().has_check() {
         return Err(Error::new(Code::Incompatible, "config version does not allow CHECK"));
