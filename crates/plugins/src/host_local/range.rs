@@ -122,7 +122,7 @@ impl Range {
             return Err(refused(format!("RangeStart {first} not in network {subnet}")));
         }
         if let Some(last) = spoken.last
-            && !within(&last)
+            && !(within(&last) && spoken.first.unwrap_or(lowest) <= last)
         {
             return Err(refused(format!("RangeEnd {last} not in network {subnet}")));
         }
