@@ -128,3 +128,54 @@ fn find(kind: &str, call: &Call) -> Result<PathBuf, Error> {
         Error::new(Code::InvalidConfig, format!("failed to find plugin {kind:?} in path [{}]", dirs.join(" ")))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const PAIRS: [(&str, &str); 5] = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/c1"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/nowhere"),
+    ];
+
+    fn call(path: &Path) -> Call {
+        let pair = |name: &str| PAIRS.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        Call { path: vec![path.to_owned()], ..Call::read(pair).unwrap().unwrap() }
+    }
+
+    /// This test's program is no plugin: what it answers as one, it answers in process.
+    #[test]
+    fn itself_is_not_started() {
+        let dir = std::env::temp_dir().join(format!("portolan-delegate-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        symlink("/proc/self/exe", dir.join("static")).unwrap();
+        symlink("/bin/false", dir.join("host-local")).unwrap();
+        let call = call(&dir);
+        let text = br#"{"cniVersion":"1.0.0","name":"net","type":"bridge",
+            "ipam":{"type":"static","addresses":[{"address":"10.1.0.5/24"}]}}"#;
+        let found = addresses("static", &call, text);
+        let printed = run("static", &call, Verb::Add, text);
+        let silent = run("static", &call, Verb::Del, text);
+        let refused = run("static", &call, Verb::Add, br#"{"cniVersion":"1.0.0","name":"net"}"#);
+        let foreign = run("host-local", &call, Verb::Add, text);
+        fs::remove_dir_all(&dir).unwrap();
+        let found = found.unwrap();
+        assert_eq!(found.ips[0].address.to_string(), "10.1.0.5/24");
+        assert_eq!(Success::parse(&printed.unwrap()).unwrap(), found);
+        assert_eq!(silent.unwrap(), b"");
+        assert_eq!(refused.unwrap_err().msg, "IPAM config missing 'ipam' key");
+        assert!(foreign.unwrap_err().msg.starts_with("plugin `host-local` failed without a word"));
+    }
+
+    #[test]
+    fn a_name_is_no_path() {
+        for kind in ["../bridge", "..", "a/b"] {
+            assert_eq!(run(kind, &call(Path::new("/bin")), Verb::Add, b"").unwrap_err().code, Code::InvalidConfig);
+        }
+    }
+}
