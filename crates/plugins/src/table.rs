@@ -116,8 +116,8 @@ fn settle<T, E: From<NetlinkError>>(mut work: impl FnMut() -> Result<Option<T>, 
     }
 }
 
-/// Puts `elements` in, all or none; those that are there already are left. A port stays with who has it; what is about an
-/// address goes with the address. A table that is missing is made, one that somebody changed is made anew with all that is
+/// Puts `elements` in, all or none; those that are there already are left. A port stays with the container that has it, on
+/// the network that it came to last; what is about an address goes with the address. A table that is missing is made, one that somebody changed is made anew with all that is
 /// in it.
 pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
     if elements.is_empty() {
@@ -144,10 +144,10 @@ pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
         let in_the_way = |is: &Element| {
             elements.iter().any(|wanted| is_same(is, wanted) && (&is.owner, is.data) != (&wanted.owner, wanted.data))
         };
-        // What was ours by another configuration is replaced.
-        let is_foreign = |is: &&Element| in_the_way(is) && elements.iter().all(|wanted| wanted.owner != is.owner);
+        // What was the container's by another configuration, or by another network of it, is replaced.
+        let is_foreign = |is: &Element| elements.iter().all(|wanted| container(&wanted.owner) != container(&is.owner));
         let is_port = |is: &Element| matches!(is.set, Set::PluginPort(_) | Set::PluginAnyPort(_));
-        if let Some(taken) = there.iter().find(|is| is_port(is) && is_foreign(is)) {
+        if let Some(taken) = there.iter().find(|is| is_port(is) && in_the_way(is) && is_foreign(is)) {
             return Err(Refused::Taken(taken.clone()));
         }
         let (gone, stays): (Vec<Element>, Vec<Element>) = there.drain(..).partition(in_the_way);
@@ -176,6 +176,11 @@ pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
             Err(error) => Err(error.into()),
         }
     })
+}
+
+/// Whose an element is, by its owner.
+fn container(owner: &str) -> &str {
+    Owner::parse(owner).map_or(owner, |owner| owner.container)
 }
 
 /// Takes out of `sets` what `is_gone` says of owners, and the table with its last element.
