@@ -147,13 +147,14 @@ fn options() {
         ("no-gateway", json!({"isGateway": false})),
         ("mtu", json!({"mtu": 1400})),
         ("hairpin", json!({"hairpinMode": true})),
-        ("promisc", json!({"promiscMode": true})),
         ("force", json!({"forceAddress": true, "ipam": fixed})),
         ("static", json!({"ipam": fixed})),
         ("dns", json!({"ipam": fixed, "dns": {"nameservers": ["192.0.2.53"]}})),
         ("dad", json!({"enabledad": true})),
         ("no-layer-3", json!({"ipam": {}})),
         ("nulls", json!({"mtu": null, "hairpinMode": null, "vlanTrunk": null, "dns": {}})),
+        // Last: the bridge stays so, and the original's CHECK of the others does not like that.
+        ("promisc", json!({"promiscMode": true})),
     ];
     for (name, patch) in table {
         let mut chain = Chain::new(name, [with(&plain(), patch)]);
@@ -162,6 +163,9 @@ fn options() {
                 theirs["dns"] = json!({"nameservers": ["10.9.1.1"], "domain": "a.example", "search": ["b.example"],
                                        "options": ["ndots:2"]});
             });
+        }
+        if name == "no-layer-3" {
+            chain = chain.original_cannot_check("it asks an IPAM plugin also where there is none");
         }
         pair.same(&chain, |side, pod| look(side, pod, false));
     }
