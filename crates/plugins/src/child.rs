@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::Answer;
 use crate::conf::{invalid, mac, or_default};
+use crate::delegated::Ipam;
 use crate::inside::{self, Sandbox, refused};
-use crate::ipam::Ipam;
 use crate::single::{Calling, Single};
 
 /// The configurations, as the originals have them.

@@ -13,8 +13,8 @@ use serde::Deserialize;
 
 use crate::Answer;
 use crate::conf::{invalid, or_default, parse_mac};
+use crate::delegated::Ipam;
 use crate::inside::{self, Sandbox, exists, refused};
-use crate::ipam::Ipam;
 use crate::single::{Calling, Single};
 
 const PCI: &str = "/sys/bus/pci/devices";

@@ -13,9 +13,9 @@ use serde::Deserialize;
 
 use crate::conf::{self, interface, invalid, mac, or_default};
 use crate::configure::{Manner, announce, configure};
+use crate::delegated::Ipam;
 use crate::host_end::{self, Pair};
 use crate::inside::{self, Sandbox, refused};
-use crate::ipam::Ipam;
 use crate::{Answer, check, forward, nat};
 
 /// `RT_SCOPE_LINK` and `RT_SCOPE_HOST`, rtnetlink(7).

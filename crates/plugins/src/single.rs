@@ -6,8 +6,8 @@ use portolan_kernel::rtnl::link::Link;
 
 use crate::conf::{self, interface};
 use crate::configure::{Manner, announce, bring_up, configure, made};
+use crate::delegated::Ipam;
 use crate::inside::{self, Sandbox};
-use crate::ipam::Ipam;
 use crate::{Answer, check};
 
 /// A plugin of that kind, and how it makes its interface.

@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use crate::Answer;
 use crate::conf::{mac, or_default};
+use crate::delegated::Ipam;
 use crate::inside::{Sandbox, refused};
-use crate::ipam::Ipam;
 use crate::single::{Calling, Single};
 
 const DEVICE: &str = "/dev/net/tun";

@@ -13,9 +13,9 @@ use portolan_kernel::rtnl::{addr, link, neigh};
 use self::options::{Options, Vlans};
 use crate::conf::{self, interface, mac};
 use crate::configure::{Manner, announce, bring_up, configure};
+use crate::delegated::Ipam;
 use crate::host_end::{self, Pair};
 use crate::inside::{self, Sandbox, refused};
-use crate::ipam::Ipam;
 use crate::{Answer, check, forward, nat};
 
 /// Whose index among the interfaces of a result is the container's: after the bridge and the host end.
