@@ -75,6 +75,12 @@ impl Chain {
         self
     }
 
+    /// The original's CHECK refuses what its ADD made; ours does not.
+    pub(crate) fn original_cannot_check(mut self, reason: &'static str) -> Self {
+        self.unchecked = Some(reason);
+        self
+    }
+
     #[allow(dead_code, reason = "plugins without capabilities")]
     /// What the runtime says by a capability; plugins that name it get it.
     pub(crate) fn runtime(mut self, capability: &str, value: Value) -> Self {

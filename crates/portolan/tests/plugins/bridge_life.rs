@@ -13,8 +13,8 @@ use portolan_lab::trace::{self, Outcome, Syscall};
 use portolan_lab::{InNetns, eventually};
 use serde_json::{Value, json};
 
-use crate::beside::{Chain, Side};
-use crate::bridge::{dual, gateway, is_open, pair};
+use crate::beside::{Chain, Pair, Side};
+use crate::bridge::{dual, gateway, is_open};
 use crate::common::{FAMILIES, LONG, assert_leads, at, host_ip, interface, links, neighbour_ip};
 use crate::runtime::{Pod, Refusal, with};
 
@@ -58,7 +58,7 @@ fn call(side: &Side, verb: &str, pod: &Pod, chain: &Chain, patch: Value) -> Resu
 /// CHECK sees every damage, and says what it is.
 #[test]
 fn check_sees_damage() {
-    let Some(pair) = pair("plugins-bridge-check") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-check") else { return };
     let side = &pair.ours;
     let h = &side.world.h;
     let chain = web();
@@ -117,7 +117,7 @@ fn check_sees_damage() {
 /// DEL without namespace, twice, before ADD, after the configuration changed; ADD twice.
 #[test]
 fn orders() {
-    let Some(pair) = pair("plugins-bridge-orders") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-orders") else { return };
     let side = &pair.ours;
     let chain = web();
     let pod = side.pod("c1");
@@ -169,7 +169,7 @@ fn orders() {
 /// GC takes the ends that are not listed, STATUS tells what would fail.
 #[test]
 fn gc_and_status() {
-    let Some(pair) = pair("plugins-bridge-gc") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-gc") else { return };
     let side = &pair.ours;
     let (chain, other) = (web(), Chain::new("web2", [with(&plain(), json!({"bridge": "br2", "ipam": {}}))]));
     let pods = ["a", "b", "c"].map(|id| side.pod(id));
@@ -209,7 +209,7 @@ const CHANGES: &[Syscall] = &[
 /// Killed at any step, an ADD leaves what DEL or GC takes away.
 #[test]
 fn killed_anywhere() {
-    let Some(pair) = pair("plugins-bridge-killed") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-killed") else { return };
     let side = &pair.ours;
     let chain = Chain::new("web", [with(&plain(), json!({"ipMasq": true}))]);
     let file = side.world.lab.dir().join("config");
@@ -255,7 +255,7 @@ fn killed_anywhere() {
 /// A hundred at once, on a bridge that is not there yet.
 #[test]
 fn crowd() {
-    let Some(pair) = pair("plugins-bridge-crowd") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-crowd") else { return };
     let side = &pair.ours;
     let chain = web();
     let pods: Vec<Pod> = (0..100).map(|n| side.pod(&format!("c{n}"))).collect();
@@ -279,7 +279,7 @@ fn crowd() {
 /// With `ipMasq` the LAN is reached, and sees the host's address.
 #[test]
 fn masquerade() {
-    let Some(pair) = pair("plugins-bridge-masquerade") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-masquerade") else { return };
     for kind in ["bridge", "ptp"] {
         let plugin = with(&plain(), json!({"type": kind, "ipMasq": true}));
         let chain = Chain::new(kind, [plugin]);
@@ -315,7 +315,7 @@ fn masquerade() {
 /// What Debian's does not know yet.
 #[test]
 fn newer_options() {
-    let Some(pair) = pair("plugins-bridge-newer") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-newer") else { return };
     let side = &pair.ours;
     let port = |result: &Value| {
         let name = result["interfaces"][1]["name"].as_str().unwrap();
@@ -368,7 +368,7 @@ fn newer_options() {
 /// Originals after ours, and ours alone of the originals.
 #[test]
 fn chains_with_originals() {
-    let Some(pair) = pair("plugins-bridge-chains") else { return };
+    let Some(pair) = Pair::or_skip("plugins-bridge-chains") else { return };
     for kind in ["portmap", "firewall", "tuning", "bandwidth"] {
         pair.ours.choose(kind, false);
     }

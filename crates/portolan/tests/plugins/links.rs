@@ -8,8 +8,8 @@ use portolan_kernel::rtnl::Family;
 use portolan_kernel::rtnl::link::{self, LinkChange, VethPeer, VethSpec};
 use serde_json::{Value, json};
 
-use crate::beside::{Chain, Side, VERSIONS};
-use crate::bridge::{dual, gateway, is_open, pair, routes};
+use crate::beside::{Chain, Pair, Side, VERSIONS};
+use crate::bridge::{dual, gateway, is_open, routes};
 use crate::common::{FAMILIES, addresses, interface, neighbour_ip};
 use crate::runtime::{Pod, with};
 
@@ -58,7 +58,7 @@ fn of_the_lan() -> Value {
 
 #[test]
 fn ptp() {
-    let Some(pair) = pair("plugins-ptp") else { return };
+    let Some(pair) = Pair::or_skip("plugins-ptp") else { return };
     let plain = json!({"type": "ptp", "ipam": dual()});
     let v4 = json!({"type": "host-local", "dataDir": "$DIR/ipam4", "subnet": "10.9.1.0/24"});
     for (name, patch) in [
@@ -89,7 +89,7 @@ fn ptp() {
 
 #[test]
 fn macvlan() {
-    let Some(pair) = pair("plugins-macvlan") else { return };
+    let Some(pair) = Pair::or_skip("plugins-macvlan") else { return };
     let plain = json!({"type": "macvlan", "ipam": of_the_lan()});
     for (name, patch, reaches) in [
         ("macvlan", json!({}), true),
@@ -134,7 +134,7 @@ fn macvlan() {
 /// Kinds that this kernel may not have: the same, or refused by both.
 #[test]
 fn kinds_that_kernels_lack() {
-    let Some(pair) = pair("plugins-kinds") else { return };
+    let Some(pair) = Pair::or_skip("plugins-kinds") else { return };
     // Debian's has no original of this.
     pair.ours.choose("dummy", true);
     for (kind, plugin) in [
@@ -201,7 +201,7 @@ impl<T: portolan_lab::InNetns> Namespace for T {
 
 #[test]
 fn host_device() {
-    let Some(pair) = pair("plugins-host-device") else { return };
+    let Some(pair) = Pair::or_skip("plugins-host-device") else { return };
     let mac = [2, 0, 0, 0, 7, 7];
     for side in [&pair.ours, &pair.theirs] {
         device(side, "dev7", mac);
@@ -254,7 +254,7 @@ fn host_device() {
 
 #[test]
 fn tap() {
-    let Some(pair) = pair("plugins-tap") else { return };
+    let Some(pair) = Pair::or_skip("plugins-tap") else { return };
     if !std::path::Path::new("/dev/net/tun").exists() {
         eprintln!("SKIP: `tap`: no /dev/net/tun");
         return;
