@@ -28,14 +28,12 @@ impl<'a> Ipam<'a> {
 
     /// Asks for addresses.
     pub(crate) fn add(&self) -> Result<Success, Error> {
-        let answer = delegate::run(self.kind, self.call, Verb::Add, self.text)?;
-        let checked = Success::parse(&answer).and_then(|success| {
-            if success.ips.is_empty() {
-                return Err(Error::new(Code::Internal, "IPAM plugin returned missing IP config"));
-            }
-            Ok(success)
-        });
-        checked.inspect_err(|_| self.give_back())
+        let success = delegate::addresses(self.kind, self.call, self.text)?;
+        if success.ips.is_empty() {
+            self.give_back();
+            return Err(Error::new(Code::Internal, "IPAM plugin returned missing IP config"));
+        }
+        Ok(success)
     }
 
     /// Gives them back.

@@ -26,7 +26,8 @@ struct Failure {
     details: String,
 }
 
-/// Asks the plugin called `kind` for addresses. Whoever fails after that gives them back with [`run`] and DEL.
+/// Asks the plugin called `kind` for addresses. Whoever fails after that gives them back with [`run`] and DEL; those of an
+/// answer that is no result are given back here.
 ///
 /// # Errors
 /// As [`run`], and [`Code::Decoding`] for an answer that is no result.
@@ -34,7 +35,11 @@ pub fn addresses(kind: &str, call: &Call, config: &[u8]) -> Result<Success, Erro
     let program = find(kind, call)?;
     match here(kind, &program, call, Verb::Add, config) {
         Some(answer) => Ok(answer?.map(|(success, _)| success).unwrap_or_default()),
-        None => Success::parse(&start(kind, &program, Verb::Add, config)?),
+        None => Success::parse(&start(kind, &program, Verb::Add, config)?).inspect_err(|_| {
+            if let Err(error) = start(kind, &program, Verb::Del, config) {
+                tracing::warn!("addresses are not given back: {error}");
+            }
+        }),
     }
 }
 

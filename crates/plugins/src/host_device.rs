@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use portolan_cni::{Call, Code, Config, Error, Verb};
+use portolan_cni::{Call, Config, Error, Verb};
 use portolan_kernel::netlink::{Batch, Socket};
 use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::rtnl::link::{self, Link, LinkChange};
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::Answer;
 use crate::addresses::Ipam;
 use crate::conf::{invalid, or_default, parse_mac};
-use crate::inside::{self, Sandbox, exists, refused};
+use crate::inside::{self, Sandbox, refused};
 use crate::single::{Calling, Single};
 
 const PCI: &str = "/sys/bus/pci/devices";
@@ -186,14 +186,7 @@ impl Single for HostDevice<'_> {
     }
 
     fn unmake(&self, call: &Call) -> Result<(), Error> {
-        if !exists(&call.netns) {
-            return Ok(());
-        }
-        let mut sandbox = match Sandbox::open(call) {
-            Ok(sandbox) => sandbox,
-            Err(error) if error.code == Code::InvalidNetns => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        let Some(mut sandbox) = Sandbox::if_there(call)? else { return Ok(()) };
         let Some(found) = sandbox.find(&call.ifname)? else { return Ok(()) };
         // Without that it did not come from the host.
         let Some(name) = found.alias.filter(|alias| !alias.is_empty()) else { return Ok(()) };

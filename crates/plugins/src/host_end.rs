@@ -12,8 +12,10 @@ use portolan_kernel::rtnl::Mac;
 use portolan_kernel::rtnl::link::{self, BrPort, Link, LinkChange, VethPeer, VethSpec};
 use sha2::{Digest as _, Sha256};
 
+use crate::addresses::Ipam;
 use crate::conf::random_mac;
-use crate::inside::{Sandbox, refused};
+use crate::inside::{self, Sandbox, refused};
+use crate::nat;
 
 /// So many names are tried when others have them already, by chance.
 const NAMES: u8 = 4;
@@ -142,6 +144,21 @@ fn make(
     let made = lookup(host, name)?.ok_or_else(|| missing(name))?;
     let inside = sandbox.find(&call.ifname)?.ok_or_else(|| missing(&call.ifname))?;
     Ok(Made { host: made, inside })
+}
+
+/// Takes a container off a network that it is on by a pair, whatever became of the configuration since; goes on after
+/// failures and tells the first.
+pub(crate) fn leave(call: &Call, network: &str, ipam: Option<Ipam<'_>>) -> Result<(), Error> {
+    let removed = inside::host().and_then(|mut host| remove(&mut host, call, network));
+    let removed = match removed {
+        Ok(true) => Ok(()),
+        // The original made it, under a name of chance.
+        Ok(false) => inside::remove(call, "veth"),
+        Err(error) => Err(error),
+    };
+    let freed = nat::unmasquerade(call, network);
+    let given_back = ipam.map_or(Ok(()), |ipam| ipam.del());
+    removed.and(freed).and(given_back)
 }
 
 /// Removes the pair of an attachment, wherever its other end is; whether there was one.

@@ -51,6 +51,18 @@ impl Sandbox {
         Ok(Self { netns, socket })
     }
 
+    /// Opens that of a call, unless it is gone. What is no namespace any more (its file outlived it) has nothing in it.
+    pub(crate) fn if_there(call: &Call) -> Result<Option<Self>, Error> {
+        if !exists(&call.netns) {
+            return Ok(None);
+        }
+        match Self::open(call) {
+            Ok(sandbox) => Ok(Some(sandbox)),
+            Err(error) if error.code == Code::InvalidNetns => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Does something on this thread inside.
     pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> Result<T, Error> {
         with_netns(&self.netns, f).map_err(|error| Error::new(Code::InvalidNetns, error.to_string()))
@@ -86,15 +98,7 @@ pub(crate) fn host() -> Result<Socket, Error> {
 
 /// Removes the interface of a call, if its namespace and it are still there; one of another kind is somebody else's.
 pub(crate) fn remove(call: &Call, kind: &str) -> Result<(), Error> {
-    if !exists(&call.netns) {
-        return Ok(());
-    }
-    let mut sandbox = match Sandbox::open(call) {
-        Ok(sandbox) => sandbox,
-        // What is no namespace any more (its file outlived it) has no interface either.
-        Err(error) if error.code == Code::InvalidNetns => return Ok(()),
-        Err(error) => return Err(error),
-    };
+    let Some(mut sandbox) = Sandbox::if_there(call)? else { return Ok(()) };
     match sandbox.find(&call.ifname)? {
         Some(found) if found.kind.as_deref() == Some(kind) => sandbox.remove(&call.ifname),
         _ => Ok(()),

@@ -148,18 +148,8 @@ impl Plugin<'_> {
         }
     }
 
-    /// Whatever became of the configuration since; goes on after failures and tells the first.
     fn del(&self) -> Result<(), Error> {
-        let removed = inside::host().and_then(|mut host| host_end::remove(&mut host, self.call, &self.config.name));
-        // The original made it, under a name of chance.
-        let removed = match removed {
-            Ok(true) => Ok(()),
-            Ok(false) => inside::remove(self.call, "veth"),
-            Err(error) => Err(error),
-        };
-        let freed = nat::unmasquerade(self.call, &self.config.name);
-        let given_back = self.ipam.map_or(Ok(()), |ipam| ipam.del());
-        removed.and(freed).and(given_back)
+        host_end::leave(self.call, &self.config.name, self.ipam)
     }
 
     fn check(&self) -> Result<(), Error> {
