@@ -47,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long)]
     uninstall: bool,
     /// Directory of plugins
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    #[arg(long, value_name = "DIR", default_value = DIR)]
     dir: PathBuf,
     /// Write a network to this directory of configurations as well
     #[arg(long, value_name = "DIR")]
@@ -60,6 +60,8 @@ pub(crate) struct Args {
     subnets: Vec<IpNet>,
 }
 
+/// Where runtimes look for plugins.
+const DIR: &str = "/opt/cni/bin";
 /// What a runtime needs of us.
 const USUAL: [&str; 2] = ["portolan", "loopback"];
 /// The network; files are looked at in the order of their names.
@@ -138,6 +140,7 @@ impl Args {
 
     fn said(&self, dir: &Path, names: &[&str], file: Option<&Path>) -> String {
         let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        let elsewhere = if dir == Path::new(DIR) { String::new() } else { format!(" --dir {}", dir.display()) };
         let (dir, names) = (dir.display(), listed(&names));
         match file.map(Path::display) {
             None if self.uninstall => format!("No plugin in `{dir}` is a link to Portolan any more.\n"),
@@ -145,10 +148,10 @@ impl Args {
                 format!("No plugin in `{dir}` is a link to Portolan any more, and `{file}` is gone.\n")
             }
             None => format!(
-                "Runtimes find Portolan in `{dir}`, as {names}. Networks of type `portolan` use it.\nBack: portolan install cni --uninstall\n"
+                "Runtimes find Portolan in `{dir}`, as {names}. Networks of type `portolan` use it.\nBack: portolan install cni --uninstall{elsewhere}\n"
             ),
             Some(file) => format!(
-                "Runtimes find Portolan in `{dir}`, as {names}, and network `{}` in `{file}`.\nBack: portolan install cni --uninstall --config DIR\n",
+                "Runtimes find Portolan in `{dir}`, as {names}, and network `{}` in `{file}`.\nBack: portolan install cni --uninstall{elsewhere} --config DIR\n",
                 self.name
             ),
         }
