@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
+use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest, RangeRequest};
 use portolan_model::{
     AddressRange, Bandwidth, Burst, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Limit,
     Mac, Name, Network, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute,
@@ -175,18 +175,23 @@ fn describe(config: &Config, delegated: Option<&Success>) -> Result<NetworkReque
         given.unwrap_or_else(|| ipam_config.routes.iter().map(|route| (route.dst, route.gw, route.priority)).collect());
     let mut routes = Vec::new();
     for (dst, gw, priority) in wanted {
-        let gateway = space.gateway_of(Family::of(dst.addr()));
-        let via = gw.or(gateway).ok_or_else(|| invalid(format!("route {dst} has no gateway")))?;
+        let gateways = space.gateways_of(Family::of(dst.addr()));
         if dst.prefix_len() == 0 {
-            if Some(via) == gateway {
+            if gateways.iter().all(|gateway| gw.is_none_or(|gw| gw == *gateway)) && !gateways.is_empty() {
                 continue;
             }
             options.insert("no_default_route".to_owned(), "true".to_owned());
         }
-        routes.push(StaticRoute { destination: dst.trunc(), action: RouteAction::Via(via), metric: priority });
+        let routers = gw.map_or(gateways, |gw| vec![gw]);
+        if routers.is_empty() {
+            return Err(invalid(format!("route {dst} has no gateway")));
+        }
+        // Which of them is a container's depends on its address.
+        let to = |router| StaticRoute { destination: dst.trunc(), action: RouteAction::Via(router), metric: priority };
+        routes.extend(routers.into_iter().map(to));
     }
     let has = |family| match ipam {
-        Ipam::Local => space.subnets.iter().any(|net| Family::of(net.addr()) == family),
+        Ipam::Local => space.nets().any(|net| Family::of(net.addr()) == family),
         Ipam::Dhcp => family == Family::V4,
         Ipam::None => true,
     };
@@ -199,7 +204,7 @@ fn describe(config: &Config, delegated: Option<&Success>) -> Result<NetworkReque
         ipam,
         subnets: space.subnets,
         gateways: space.gateways,
-        ranges: space.ranges,
+        sets: space.sets,
         internal: config.internal,
         options,
         labels: config.labels.clone(),
@@ -209,17 +214,30 @@ fn describe(config: &Config, delegated: Option<&Success>) -> Result<NetworkReque
     })
 }
 
-/// Subnets, gateways, and where addresses come from.
+/// Subnets and gateways of addresses that others give, or the sets of ranges that they come from.
 #[derive(Debug, Default)]
 struct Space {
     subnets: Vec<IpNet>,
     gateways: Vec<IpAddr>,
-    ranges: Vec<AddressRange>,
+    sets: Vec<Vec<RangeRequest>>,
 }
 
 impl Space {
-    fn gateway_of(&self, family: Family) -> Option<IpAddr> {
-        self.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family)
+    fn nets(&self) -> impl Iterator<Item = IpNet> {
+        self.subnets.iter().copied().chain(self.sets.iter().flatten().map(|range| range.net))
+    }
+
+    /// Those that a route without one may go by: of the first subnet or set of the family.
+    fn gateways_of(&self, family: Family) -> Vec<IpAddr> {
+        let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+        if let Some(gateway) = self.gateways.iter().copied().find(of_family) {
+            return vec![gateway];
+        }
+        let mut sets = self.sets.iter().map(|set| set.iter().filter_map(|range| range.gateway).filter(of_family));
+        let mut gateways: Vec<IpAddr> =
+            sets.find_map(|set| Some(set.collect()).filter(|set: &Vec<_>| !set.is_empty())).unwrap_or_default();
+        gateways.dedup();
+        gateways
     }
 
     /// Addresses that somebody else chose, with their gateways.
@@ -249,35 +267,32 @@ impl Space {
         if sets.is_empty() {
             return Err(invalid("no IP ranges specified").details("give ipam a `subnet`, or `ranges`"));
         }
-        for set in sets {
-            let [range] = set.as_slice() else {
-                return Err(Error::new(Code::Unsupported, "a range set with other than one range is not supported")
-                    .details("write each range as a set of its own: every set gives an address"));
-            };
-            self.take_range(range)?;
+        self.sets = sets.iter().map(|set| set.iter().map(asked_range).collect()).collect::<Result<_, Error>>()?;
+        if self.sets.iter().any(Vec::is_empty) {
+            return Err(invalid("empty range set"));
         }
         Ok(())
     }
+}
 
-    fn take_range(&mut self, range: &Range) -> Result<(), Error> {
-        let subnet = range.subnet.ok_or_else(|| invalid("a range has no subnet"))?;
-        if subnet.trunc() != subnet {
-            return Err(invalid(format!("network has host bits set: {subnet}, should be {}", subnet.trunc())));
-        }
-        // A subnet of a few addresses has none of them to spare for itself.
-        let spare = subnet.max_prefix_len() - subnet.prefix_len() > 1;
-        let first = if spare { after(subnet.network()) } else { subnet.network() };
-        self.subnets.push(subnet);
-        self.gateways.push(range.gateway.unwrap_or(first));
-        if range.first.is_some() || range.last.is_some() {
-            let range = AddressRange::new(range.first.unwrap_or(first), range.last.unwrap_or(subnet.broadcast()))?;
-            if !range.is_in(&subnet) {
-                return Err(invalid(format!("range {range} is not in network {subnet}")));
-            }
-            self.ranges.push(range);
-        }
-        Ok(())
+/// What a range of host-local's words asks for.
+fn asked_range(range: &Range) -> Result<RangeRequest, Error> {
+    let subnet = range.subnet.ok_or_else(|| invalid("a range has no subnet"))?;
+    if subnet.trunc() != subnet {
+        return Err(invalid(format!("network has host bits set: {subnet}, should be {}", subnet.trunc())));
     }
+    // A subnet of a few addresses has none of them to spare for itself.
+    let spare = subnet.max_prefix_len() - subnet.prefix_len() > 1;
+    let first = if spare { after(subnet.network()) } else { subnet.network() };
+    let mut asked = RangeRequest { net: subnet, range: None, gateway: Some(range.gateway.unwrap_or(first)) };
+    if range.first.is_some() || range.last.is_some() {
+        let range = AddressRange::new(range.first.unwrap_or(first), range.last.unwrap_or(subnet.broadcast()))?;
+        if !range.is_in(&subnet) {
+            return Err(invalid(format!("range {range} is not in network {subnet}")));
+        }
+        asked.range = Some(range);
+    }
+    Ok(asked)
 }
 
 fn after(address: IpAddr) -> IpAddr {
@@ -470,7 +485,7 @@ pub fn result(
     let inside = interfaces.len() - 1;
     let gateway = |address: IpAddr| match endpoint.leases().find(|lease| lease.address.addr() == address) {
         Some(lease) => lease.gateway,
-        None => network.subnets.iter().find(|subnet| subnet.net.contains(&address))?.gateway,
+        None => network.gateway_for(address),
     };
     let ips: Vec<Ip> = endpoint
         .addresses
@@ -489,15 +504,14 @@ pub fn result(
             }
         }
     }
-    for route in &network.routes {
+    for route in network.routes_for(&ips.iter().map(|ip| ip.address.addr()).collect::<Vec<_>>()) {
         if let RouteAction::Via(gateway) = route.action {
             routes.push(Route { priority: route.metric, ..Route::new(route.destination, Some(gateway)) });
         }
     }
     let mut dns = merged_dns(config);
     if network.answers_names() && dns.nameservers.is_empty() {
-        let gateways = network.subnets.iter().filter_map(|subnet| subnet.gateway);
-        dns.nameservers = gateways.map(|gateway| gateway.to_string()).collect();
+        dns.nameservers = network.gateways().iter().map(|gateway| gateway.to_string()).collect();
     }
     Success { interfaces, ips, routes, dns }
 }

@@ -26,6 +26,9 @@ pub struct NetworkRequest {
     pub gateways: Vec<IpAddr>,
     /// Where leases come from, each inside one of the subnets.
     pub ranges: Vec<AddressRange>,
+    /// Sets of ranges in place of subnets, gateways and ranges, for faces whose callers decide about addresses
+    /// ([`NetworkRequest::exact`]). An endpoint gets one address of each set: of its first range that has one free.
+    pub sets: Vec<Vec<RangeRequest>>,
     /// Addresses never leased.
     pub aux: BTreeMap<String, IpAddr>,
     /// No way out.
@@ -68,6 +71,7 @@ impl NetworkRequest {
             subnets: Vec::new(),
             gateways: Vec::new(),
             ranges: Vec::new(),
+            sets: Vec::new(),
             aux: BTreeMap::new(),
             internal: false,
             ipv4: true,
@@ -77,6 +81,17 @@ impl NetworkRequest {
             labels: BTreeMap::new(),
         }
     }
+}
+
+/// A subnet, or a part of one, that addresses are to come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeRequest {
+    /// The subnet.
+    pub net: IpNet,
+    /// The part of it; none for all of it.
+    pub range: Option<AddressRange>,
+    /// Its gateway, inside it.
+    pub gateway: Option<IpAddr>,
 }
 
 /// An endpoint to be made.

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{AddressRange, Invalid, Mac, Publication};
+use portolan_model::{Invalid, Mac, Publication};
 
 use crate::kernel::KernelError;
 use crate::store::StoreError;
@@ -100,12 +100,12 @@ pub enum Error {
         other: String,
     },
     /// The subnet has no free address.
-    #[error("network `{network}` has no free address left in {range}")]
+    #[error("network `{network}` has no free address left in {ranges}")]
     AddressesExhausted {
         /// The network.
         network: String,
         /// Where addresses come from.
-        range: AddressRange,
+        ranges: String,
     },
     /// The address is leased, or set aside.
     #[error("address {address} on network `{network}` is taken by {holder}")]

@@ -1,6 +1,7 @@
 //! More endpoints and ports for a container: decided in rows, then made in the kernel, all or nothing.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use portolan_model::{
     Bandwidth, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Mac, Network,
@@ -13,6 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ipam;
 use crate::kernel::Kernel;
+use crate::sets;
 use crate::store::{Durability, PublicationRow, Store, Tx};
 
 /// A Linux bridge has at most this many ports (`BR_MAX_PORTS`, net/bridge/br_private.h: 10 bits, port 0 unused).
@@ -302,23 +304,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
             found.push((ipam::request(tx, network, address, holder)?, true));
         }
-        // One address of every subnet, unless the caller chose those of the family.
-        for family in Family::ALL.into_iter().filter(|_| !wanted.exact) {
-            if found.iter().any(|(found, _)| Family::of(found.address.addr()) == family) {
-                continue;
-            }
-            let mut exhausted = None;
-            let before = found.len();
-            for subnet in network.subnets_of(family) {
-                match ipam::allocate(tx, network, subnet) {
-                    Ok(address) => found.push((address, false)),
-                    Err(error @ Error::AddressesExhausted { .. }) => exhausted = Some(error),
-                    Err(error) => return Err(error),
-                }
-            }
-            if let Some(error) = exhausted.filter(|_| found.len() == before) {
-                return Err(error);
-            }
+        if !wanted.exact {
+            let chosen: Vec<IpAddr> = found.iter().map(|(found, _)| found.address.addr()).collect();
+            found.extend(ipam::complete(tx, network, &chosen)?.into_iter().map(|found| (found, false)));
         }
         found.sort_by_key(|(found, _)| Family::of(found.address.addr()));
         if let Some(mac) = wanted.mac.filter(|_| network.shares_parents_mac()) {
@@ -423,9 +411,13 @@ fn is_as_asked(network: &Network, request: &NetworkRequest) -> bool {
         && network.names_port == request.names_port
         && network.raw_options == request.options
         && network.routes == request.routes
-        && network.subnets.iter().map(|subnet| subnet.net).eq(request.subnets.iter().copied())
-        && gateways().all(|gateway| request.gateways.contains(&gateway))
-        && gateways().count() == request.gateways.len()
+        && if request.sets.is_empty() {
+            network.subnets.iter().map(|subnet| subnet.net).eq(request.subnets.iter().copied())
+                && gateways().all(|gateway| request.gateways.contains(&gateway))
+                && gateways().count() == request.gateways.len()
+        } else {
+            sets::are_as_asked(network, &request.sets)
+        }
 }
 
 /// The first `eth0`, `eth1`, … that no endpoint of the container has.

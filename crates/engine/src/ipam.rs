@@ -169,7 +169,7 @@ pub(crate) fn usable(net: IpNet) -> (IpAddr, IpAddr) {
 }
 
 /// The part of a subnet that leases come from.
-fn lease_range(subnet: &Subnet) -> (IpAddr, IpAddr) {
+pub(crate) fn lease_range(subnet: &Subnet) -> (IpAddr, IpAddr) {
     let (first, last) = usable(subnet.net);
     let Some(range) = subnet.range else { return (first, last) };
     (first.max(range.first()), last.min(range.last()))
@@ -183,11 +183,25 @@ fn next(address: IpAddr) -> Option<IpAddr> {
 }
 
 /// Who holds an address that is no lease.
-fn set_aside(subnet: &Subnet, address: IpAddr) -> Option<String> {
-    if subnet.gateway == Some(address) {
-        return Some("the network's gateway".to_owned());
+fn set_aside(network: &Network, address: IpAddr) -> Option<String> {
+    network.subnets.iter().find_map(|subnet| {
+        if subnet.gateway == Some(address) {
+            return Some("the network's gateway".to_owned());
+        }
+        subnet.aux.iter().find(|(_, ip)| **ip == address).map(|(name, _)| format!("auxiliary address `{name}`"))
+    })
+}
+
+/// What the cursor of a subnet is kept under: the subnet, but for further ranges of the same one, whose first address
+/// is.
+fn cursor_of(network: &Network, subnet: &Subnet) -> IpNet {
+    let first = network.subnets.iter().find(|other| other.net == subnet.net);
+    match subnet.range {
+        Some(range) if first.is_some_and(|first| first.range != subnet.range) => {
+            IpNet::new(range.first(), subnet.net.prefix_len()).expect("the prefix of a subnet fits its family")
+        }
+        _ => subnet.net,
     }
-    subnet.aux.iter().find(|(_, ip)| **ip == address).map(|(name, _)| format!("auxiliary address `{name}`"))
 }
 
 /// An address found for an endpoint.
@@ -197,41 +211,87 @@ pub(crate) struct Found {
     pub(crate) previous: Option<Mac>,
 }
 
+/// Finds what an endpoint on `network` gets besides the addresses that were `chosen` for it.
+///
+/// On a network that a person made, one address of every subnet, unless those of the family were chosen; a subnet without
+/// a free one is left out if another of its family has one. On one that somebody else keeps, one of every set.
+///
+/// # Errors
+/// [`Error::AddressesExhausted`].
+pub(crate) fn complete<T: Tx>(tx: &T, network: &Network, chosen: &[IpAddr]) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for family in Family::ALL {
+        let sets = network.sets().filter(|set| set.first().is_some_and(|subnet| subnet.family() == family));
+        if network.transient {
+            let is_of = |set: &[Subnet], address: IpAddr| {
+                network.subnet_of(address).is_some_and(|subnet| set.iter().any(|other| std::ptr::eq(other, subnet)))
+            };
+            for set in sets.filter(|set| !chosen.iter().any(|address| is_of(set, *address))) {
+                found.push(allocate_of(tx, network, set)?);
+            }
+            continue;
+        }
+        if chosen.iter().any(|address| Family::of(*address) == family) {
+            continue;
+        }
+        let before = found.len();
+        let mut exhausted = None;
+        for set in sets {
+            match allocate_of(tx, network, set) {
+                Ok(address) => found.push(address),
+                Err(error @ Error::AddressesExhausted { .. }) => exhausted = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(error) = exhausted.filter(|_| found.len() == before) {
+            return Err(error);
+        }
+    }
+    Ok(found)
+}
+
+/// Finds a free address of one of `set`, which are alternatives: of the first that has one.
+///
+/// # Errors
+/// [`Error::AddressesExhausted`] names them all.
+pub(crate) fn allocate_of<T: Tx>(tx: &T, network: &Network, set: &[Subnet]) -> Result<Found> {
+    for subnet in set {
+        if let Some(found) = allocate(tx, network, subnet)? {
+            return Ok(found);
+        }
+    }
+    let ranges: Vec<String> = set.iter().map(|subnet| subnet.range.unwrap_or(subnet.net.into()).to_string()).collect();
+    Err(Error::AddressesExhausted { network: network.name.to_string(), ranges: ranges.join(", ") })
+}
+
 /// Finds a free address of `subnet`: the next never used one, else the one that has rested longest.
 ///
 /// So a freed address comes back as late as can be, and the cost does not depend on how many are leased, but for
 /// runs of addresses that people chose.
-///
-/// # Errors
-/// [`Error::AddressesExhausted`].
-pub(crate) fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Result<Found> {
+fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Result<Option<Found>> {
     let (first, last) = lease_range(subnet);
     let with_prefix = |ip| IpNet::new(ip, subnet.net.prefix_len()).expect("the prefix of a subnet fits its family");
-    let mut candidate = match tx.lease_cursor(network.id, subnet.net)? {
+    let cursor = cursor_of(network, subnet);
+    let mut candidate = match tx.lease_cursor(network.id, cursor)? {
         Some(cursor) => next(cursor),
         None => Some(first),
     };
     while let Some(address) = candidate.filter(|address| *address <= last && *address >= first) {
-        if set_aside(subnet, address).is_none() {
+        if set_aside(network, address).is_none() {
             match tx.lease(network.id, address)? {
                 Some(lease) if lease.endpoint.is_some() => {}
                 lease => {
-                    tx.put_lease_cursor(network.id, subnet.net, address)?;
-                    return Ok(Found { address: with_prefix(address), previous: lease.and_then(|lease| lease.mac) });
+                    tx.put_lease_cursor(network.id, cursor, address)?;
+                    let previous = lease.and_then(|lease| lease.mac);
+                    return Ok(Some(Found { address: with_prefix(address), previous }));
                 }
             }
         }
         candidate = next(address);
     }
-    match tx.oldest_resting(network.id, first, last)? {
-        Some(resting) if set_aside(subnet, resting.address).is_none() => {
-            Ok(Found { address: with_prefix(resting.address), previous: resting.mac })
-        }
-        _ => Err(Error::AddressesExhausted {
-            network: network.name.to_string(),
-            range: subnet.range.unwrap_or(subnet.net.into()),
-        }),
-    }
+    let resting = tx.oldest_resting(network.id, first, last)?;
+    let resting = resting.filter(|resting| set_aside(network, resting.address).is_none());
+    Ok(resting.map(|resting| Found { address: with_prefix(resting.address), previous: resting.mac }))
 }
 
 /// Checks that `address` can be had on `network`.
@@ -251,13 +311,13 @@ pub(crate) fn request<T: Tx>(
             if subnets.is_empty() { format!("it has no {}", Family::of(address)) } else { subnets.join(", ") };
         Error::AddressOutside { address, network: network.name.to_string(), subnets }
     };
-    let subnet = network.subnets.iter().find(|subnet| subnet.net.contains(&address)).ok_or_else(outside)?;
+    let subnet = network.subnet_of(address).ok_or_else(outside)?;
     let (first, last) = usable(subnet.net);
     let taken = |holder: String| Error::AddressTaken { address, network: network.name.to_string(), holder };
     if address < first || address > last {
         return Err(taken("the subnet itself (network or broadcast address)".to_owned()));
     }
-    if let Some(holder) = set_aside(subnet, address) {
+    if let Some(holder) = set_aside(network, address) {
         return Err(taken(holder));
     }
     let lease = tx.lease(network.id, address)?;

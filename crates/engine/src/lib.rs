@@ -25,11 +25,12 @@ mod leases;
 mod networks;
 mod publish;
 mod repair;
+mod sets;
 mod store;
 
 pub use api::{
-    AttachRequest, Change, ContainerInfo, EndpointRequest, Followed, NetworkInfo, NetworkRequest, Repaired, Rules,
-    RulesOf,
+    AttachRequest, Change, ContainerInfo, EndpointRequest, Followed, NetworkInfo, NetworkRequest, RangeRequest,
+    Repaired, Rules, RulesOf,
 };
 pub use bandwidth::BandwidthChange;
 pub use engine::Engine;

@@ -203,16 +203,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         } else {
             Vec::new()
         };
+        if !request.sets.is_empty() {
+            return self.plan_sets(tx, request, is_ours);
+        }
         let interface_name = |index| self.kernel.interface_name(index);
         let mut occupied = Occupied::new(&networks, &routes, &interface_name);
         let mut subnets: Vec<Subnet> = Vec::new();
         for net in &request.subnets {
-            let canonical = net.trunc();
-            if canonical != *net {
-                return Err(Invalid::new("subnet", net.to_string(), "has host bits set")
-                    .hint(format!("write {canonical}"))
-                    .into());
-            }
             let family = Family::of(net.addr());
             if !request.exact && !enabled(request, family) {
                 return Err(Invalid::new(
@@ -226,15 +223,18 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             if let Some(other) = occupied.collision(*net) {
                 return Err(Error::Overlap { subnet: *net, other });
             }
-            if is_ours
-                && request.exact
-                && let Some(id) = tx.claimant(*net)?
-                && let Some(network) = tx.network(id)?
-            {
-                return Err(Error::Overlap { subnet: *net, other: network_in_the_way(&network, *net) });
+            if is_ours && request.exact {
+                check_claims(tx, *net)?;
             }
             occupied.add(*net, &request.name);
-            subnets.push(Subnet { net: *net, range: None, gateway: None, aux: BTreeMap::new(), configured: true });
+            subnets.push(Subnet {
+                net: *net,
+                range: None,
+                gateway: None,
+                aux: BTreeMap::new(),
+                configured: true,
+                fallback: false,
+            });
         }
         for family in Family::ALL {
             if !request.exact && enabled(request, family) && !subnets.iter().any(|subnet| subnet.family() == family) {
@@ -243,7 +243,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     Family::V6 => IpNet::V6(occupied.free_v6(&tx.meta(meta::ULA)?.unwrap_or_default(), &request.name)?),
                 };
                 occupied.add(net, &request.name);
-                subnets.push(Subnet { net, range: None, gateway: None, aux: BTreeMap::new(), configured: false });
+                subnets.push(Subnet {
+                    net,
+                    range: None,
+                    gateway: None,
+                    aux: BTreeMap::new(),
+                    configured: false,
+                    fallback: false,
+                });
             }
         }
         for range in &request.ranges {
@@ -259,15 +266,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         for gateway in &request.gateways {
             let subnet = containing(&mut subnets, "gateway", gateway.to_string(), |net| net.contains(gateway))?;
-            let (first, last) = ipam::usable(subnet.net);
-            if *gateway < first || *gateway > last {
-                return Err(Invalid::new(
-                    "gateway",
-                    gateway.to_string(),
-                    "is the network or broadcast address of its subnet",
-                )
-                .into());
-            }
+            check_gateway(subnet.net, *gateway)?;
             if subnet.gateway.replace(*gateway).is_some() {
                 return Err(Invalid::new(
                     "gateway",
@@ -458,12 +457,17 @@ fn subinterface(name: &IfName) -> Option<Subinterface> {
 }
 
 /// Refuses what can hold no container, or is no unicast space.
-fn check_subnet(net: IpNet) -> Result<()> {
+pub(crate) fn check_subnet(net: IpNet) -> Result<()> {
     let refuse = |why: &'static str| Err(Invalid::new("subnet", net.to_string(), why).into());
     if net.prefix_len() == 0 {
         return refuse("is the whole address space");
     }
     let address = net.addr();
+    if net.trunc() != net {
+        return Err(Invalid::new("subnet", net.to_string(), "has host bits set")
+            .hint(format!("write {}", net.trunc()))
+            .into());
+    }
     if address.is_multicast() || address.is_loopback() {
         return refuse("is multicast or loopback space");
     }
@@ -475,6 +479,26 @@ fn check_subnet(net: IpNet) -> Result<()> {
         _ if net.prefix_len() == net.max_prefix_len() => refuse("has room for the gateway only"),
         _ => Ok(()),
     }
+}
+
+/// Refuses a gateway that is the subnet's own address.
+pub(crate) fn check_gateway(net: IpNet, gateway: IpAddr) -> Result<()> {
+    let (first, last) = ipam::usable(net);
+    if gateway < first || gateway > last {
+        let why = "is the network or broadcast address of its subnet";
+        return Err(Invalid::new("gateway", gateway.to_string(), why).into());
+    }
+    Ok(())
+}
+
+/// Refuses a subnet that another network's bridge has.
+pub(crate) fn check_claims<T: Tx>(tx: &T, net: IpNet) -> Result<()> {
+    if let Some(id) = tx.claimant(net)?
+        && let Some(network) = tx.network(id)?
+    {
+        return Err(Error::Overlap { subnet: net, other: network_in_the_way(&network, net) });
+    }
+    Ok(())
 }
 
 fn containing<'a>(

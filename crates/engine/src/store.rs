@@ -236,7 +236,7 @@ pub trait Tx {
     fn lease(&self, network: Id, address: IpAddr) -> Result<Option<LeaseRow>, StoreError>;
     /// Gives an address to an endpoint.
     fn take_lease(&self, network: Id, address: IpAddr, endpoint: Id, mac: Mac) -> Result<(), StoreError>;
-    /// The highest address of `subnet` ever handed out in sequence.
+    /// The highest address of `subnet` ever handed out in sequence. Host bits tell ranges of one subnet apart.
     fn lease_cursor(&self, network: Id, subnet: IpNet) -> Result<Option<IpAddr>, StoreError>;
     /// Moves the cursor.
     fn put_lease_cursor(&self, network: Id, subnet: IpNet, cursor: IpAddr) -> Result<(), StoreError>;

@@ -40,6 +40,16 @@ impl AddressRange {
         self.last
     }
 
+    /// Whether `address` is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        Family::of(address) == Family::of(self.first) && self.first <= address && address <= self.last
+    }
+
+    /// Whether they have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.first) || other.contains(self.first)
+    }
+
     /// Whether all of it is in `net`.
     pub fn is_in(&self, net: &IpNet) -> bool {
         net.contains(&self.first) && net.contains(&self.last)

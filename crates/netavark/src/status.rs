@@ -56,7 +56,7 @@ fn interface(endpoint: &Endpoint, network: &EngineNetwork, mac_of: impl Fn(&str)
         let leased = endpoint.leases().find(|lease| lease.address.addr() == ip);
         match leased {
             Some(lease) => lease.gateway,
-            None => network.subnets.iter().find(|subnet| subnet.net.contains(&ip))?.gateway,
+            None => network.gateway_for(ip),
         }
     };
     let subnets = endpoint

@@ -234,8 +234,7 @@ fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endp
                 Some(lease) => lease.gateway.filter(|_| !network.internal)?,
                 None => {
                     let address = endpoint.address(family)?;
-                    let subnet = network.subnets_of(family).find(|subnet| subnet.net.contains(&address))?;
-                    subnet.gateway.filter(|_| network.routes_out(family))?
+                    network.gateway_for(address).filter(|_| network.routes_out(family))?
                 }
             };
             Some((endpoint, network, gateway))
@@ -302,10 +301,7 @@ pub fn name_servers(view: &ContainerView) -> Vec<IpAddr> {
     }
     let mut on = view.endpoints.iter().filter(|(_, network)| network.answers_names());
     let Some((endpoint, network)) = on.next() else { return Vec::new() };
-    let of = |family| {
-        let address = endpoint.address(family)?;
-        network.subnets_of(family).find(|subnet| subnet.net.contains(&address))?.gateway
-    };
+    let of = |family| network.gateway_for(endpoint.address(family)?);
     Family::ALL.into_iter().filter_map(of).collect()
 }
 
@@ -378,7 +374,8 @@ fn endpoint_objects(
     objects: &mut Objects,
 ) {
     let owner = format!("container {} on {}", view.container.name, network.name);
-    for route in network.routes.iter().chain(endpoint.leases().flat_map(|lease| &lease.routes)) {
+    let addresses: Vec<IpAddr> = endpoint.addresses.iter().map(|one| one.address.addr()).collect();
+    for route in network.routes_for(&addresses).iter().chain(endpoint.leases().flat_map(|lease| &lease.routes)) {
         let metric = route.metric.or(network.options.metric);
         let route = StaticRoute { metric, ..*route };
         objects.insert(Object::Route(Route { sandbox: sandbox.clone(), route }));

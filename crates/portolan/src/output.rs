@@ -162,6 +162,9 @@ struct IpamConfig {
     gateway: Option<IpAddr>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     auxiliary_addresses: Map<IpAddr>,
+    /// What Docker does not know: it gives an address only where the one before has none free.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    fallback: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -200,6 +203,7 @@ impl From<&NetworkInfo> for NetworkDetails {
                         ip_range: subnet.range,
                         gateway: subnet.gateway,
                         auxiliary_addresses: subnet.aux.clone(),
+                        fallback: subnet.fallback,
                     })
                     .collect(),
             },
@@ -521,9 +525,8 @@ fn endpoint_details(container: &Container, endpoint: &Endpoint, network: &Networ
         if let Some(lease) = endpoint.leases.of(family) {
             return lease.gateway.map_or_else(String::new, |gateway| gateway.to_string());
         }
-        let subnet =
-            address(family).and_then(|net| network.subnets_of(family).find(|subnet| subnet.net.contains(&net.addr())));
-        let gateway = subnet.and_then(|subnet| subnet.gateway).filter(|_| network.routes_out(family));
+        let gateway = address(family).and_then(|net| network.gateway_for(net.addr()));
+        let gateway = gateway.filter(|_| network.routes_out(family));
         gateway.map_or_else(String::new, |gateway| gateway.to_string())
     };
     let configured = |family| {

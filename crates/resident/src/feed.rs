@@ -241,7 +241,7 @@ fn dns_network(network: &Network) -> DnsNetwork {
     DnsNetwork {
         id: network.id,
         name: network.name.to_string(),
-        gateways: network.subnets.iter().filter(|_| network.answers_names()).filter_map(|s| s.gateway).collect(),
+        gateways: if network.answers_names() { network.gateways() } else { Vec::new() },
         port: network.names_port,
         internal: network.internal,
         upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),

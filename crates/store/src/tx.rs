@@ -444,14 +444,13 @@ impl Tx for SqliteTx<'_> {
     }
 
     fn lease_cursor(&self, network: Id, subnet: IpNet) -> Result<Option<IpAddr>, StoreError> {
-        let params = params![network.as_bytes(), subnet.trunc().to_string()];
+        let params = params![network.as_bytes(), subnet.to_string()];
         let found = self.maybe(sql::LEASE_CURSOR, params, |row| row.get::<_, Vec<u8>>(0))?;
         found.map(|bytes| self.address(&bytes)).transpose()
     }
 
     fn put_lease_cursor(&self, network: Id, subnet: IpNet, cursor: IpAddr) -> Result<(), StoreError> {
-        let subnet = subnet.trunc().to_string();
-        let params = params![network.as_bytes(), subnet, Octets::of(cursor)];
+        let params = params![network.as_bytes(), subnet.to_string(), Octets::of(cursor)];
         self.change(sql::PUT_LEASE_CURSOR, params)?;
         Ok(())
     }

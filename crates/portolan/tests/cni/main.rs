@@ -8,3 +8,4 @@ mod runtime;
 mod input;
 mod life;
 mod options;
+mod sets;

@@ -11,11 +11,7 @@ use portolan_lab::probe::ping;
 use serde_json::{Value, json};
 
 use crate::common::{LONG, addresses, interface, neighbour_ip};
-use crate::runtime::{Runtime, answer, output_of, web, with};
-
-fn addresses_of(result: &Value) -> Vec<String> {
-    result["ips"].as_array().unwrap().iter().map(|ip| ip["address"].as_str().unwrap().to_owned()).collect()
-}
+use crate::runtime::{Runtime, addresses_of, answer, output_of, web, with};
 
 /// A network that people made with `portolan network create`.
 #[test]

@@ -144,6 +144,11 @@ pub(crate) fn answer(output: &Output) -> Result<Value, Refusal> {
     }
 }
 
+/// The addresses that an ADD gave.
+pub(crate) fn addresses_of(result: &Value) -> Vec<String> {
+    result["ips"].as_array().unwrap().iter().map(|ip| ip["address"].as_str().unwrap().to_owned()).collect()
+}
+
 /// A configuration of network `web` with both families.
 pub(crate) fn web() -> Value {
     json!({

@@ -79,6 +79,7 @@ pub fn network(number: u32, name: &str) -> Network {
             gateway: Some(parse("10.0.0.1")),
             aux: Default::default(),
             configured: false,
+            fallback: false,
         }],
         options: NetworkOptions::default(),
         dns: Vec::new(),
