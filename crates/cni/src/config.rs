@@ -62,6 +62,21 @@ pub struct Config {
     /// Labels of a network that is described here.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Sysctls of the container's namespace.
+    #[serde(default, deserialize_with = "or_default")]
+    pub sysctl: BTreeMap<String, String>,
+    /// Whether its interface takes packets that are not for it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub promisc: bool,
+    /// Whether it takes packets for every multicast group.
+    #[serde(default)]
+    pub allmulti: Option<bool>,
+    /// How many packets may wait on it.
+    #[serde(default, rename = "txqlen")]
+    pub tx_queue_len: Option<u32>,
+    /// Its MAC, if nobody says another.
+    #[serde(default, deserialize_with = "or_default")]
+    pub mac: String,
     /// Who gives out addresses.
     #[serde(default)]
     pub ipam: Option<Ipam>,

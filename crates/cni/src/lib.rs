@@ -16,11 +16,13 @@ mod config;
 mod error;
 mod plan;
 mod result;
+mod sysctl;
 mod version;
 
 pub use call::{Call, Verb};
 pub use config::{Attachment, Bandwidth, Config, PortMapping, Scalar, read};
 pub use error::{Code, Error};
-pub use plan::{Plan, Target, container_id, differs, is_of_cni, plan, result};
+pub use plan::{Plan, Target, container_id, differs, is_of_cni, plan, result, tuning};
 pub use result::{Dns, Interface, Ip, Route, Success};
+pub use sysctl::check_duplicate_sysctls;
 pub use version::{SUPPORTED, Version, versions};

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest, RangeRequest};
 use portolan_model::{
     AddressRange, Bandwidth, Burst, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Limit,
-    Mac, Name, Network, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute,
+    LinkAttributes, Mac, Name, Network, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute, Sysctl,
+    SysctlKey, Tuning,
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -337,6 +338,7 @@ pub fn plan(call: &Call, config: &Config, network: &Plan, delegated: Option<&Suc
         ifname: Some(ifname),
         aliases,
         bandwidth: bandwidth(config)?,
+        tuning: tuning(call, config)?,
         ..match network {
             Plan::Named(name) => EndpointRequest::new(name),
             Plan::Described(request) => EndpointRequest {
@@ -381,12 +383,38 @@ fn asked_addresses(call: &Call, config: &Config) -> Result<Vec<IpAddr>, Error> {
     Ok(found)
 }
 
-/// The MAC that is asked for: by the runtime, else in `args.cni`, else in `CNI_ARGS`.
+/// The MAC that is asked for: by the runtime, else in `args.cni`, else in `CNI_ARGS`, else by the configuration itself.
 fn mac(call: &Call, config: &Config) -> Result<Option<Mac>, Error> {
     let arg = config.cni_arg("mac").and_then(Value::as_str);
-    let wanted = [Some(config.runtime.mac.as_str()), arg, call.arg("MAC")];
+    let wanted = [Some(config.runtime.mac.as_str()), arg, call.arg("MAC"), Some(config.mac.as_str())];
     let Some(text) = wanted.into_iter().flatten().find(|text| !text.is_empty()) else { return Ok(None) };
     Ok(Some(text.replace('-', ":").to_ascii_lowercase().parse()?))
+}
+
+/// What the reference plugin `tuning` sets.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] for sysctls that do not belong to a network namespace.
+pub fn tuning(call: &Call, config: &Config) -> Result<Tuning, Error> {
+    let sysctl = |(key, value): (&String, &String)| {
+        let ifname = Some(call.ifname.as_str()).filter(|name| !name.is_empty());
+        Ok(Sysctl { key: SysctlKey::parse(key, ifname)?, value: value.clone(), before: None })
+    };
+    let sysctls = config.sysctl.iter().map(sysctl).collect::<Result<Vec<_>, Error>>()?;
+    // Dots or slashes, it is the same one.
+    for (position, one) in sysctls.iter().enumerate() {
+        if sysctls[..position].iter().any(|other| other.key == one.key) {
+            return Err(invalid(format!("sysctl `{}` is given twice", one.key)));
+        }
+    }
+    Ok(Tuning {
+        sysctls,
+        attributes: LinkAttributes {
+            promiscuous: config.promisc.then_some(true),
+            all_multicast: config.allmulti,
+            tx_queue_len: config.tx_queue_len,
+        },
+    })
 }
 
 /// The limits that are asked for.

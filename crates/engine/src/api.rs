@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use portolan_model::{
     AddressRange, Bandwidth, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName,
-    Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute,
+    Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute, Tuning,
 };
 use portolan_plan::{ContainerView, Element, Firewall, Step};
 
@@ -124,6 +124,8 @@ pub struct EndpointRequest {
     pub gateway_priority: i32,
     /// How much may pass between it and its network; bridge networks only.
     pub bandwidth: Bandwidth,
+    /// What else its interface and its namespace are to be. What sysctls were is found out.
+    pub tuning: Tuning,
 }
 
 impl EndpointRequest {
@@ -149,6 +151,7 @@ impl EndpointRequest {
             links: Vec::new(),
             gateway_priority: 0,
             bandwidth: Bandwidth::default(),
+            tuning: Tuning::default(),
         }
     }
 }
@@ -184,7 +187,7 @@ pub struct AttachRequest {
     pub dns: DnsConfig,
     /// Extra lines of its hosts file.
     pub hosts: Vec<HostEntry>,
-    /// Sysctls `net.*` inside it.
+    /// Sysctls `net.*` inside it. In a namespace that somebody else made they are set, and given back in the end.
     pub sysctls: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,

@@ -55,6 +55,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             dns: request.dns.clone(),
             hosts: request.hosts.clone(),
             sysctls: request.sysctls.clone(),
+            settings: Vec::new(),
             labels: request.labels.clone(),
             auto_remove: request.auto_remove,
             port_keeper: request.port_keeper.clone(),
@@ -85,8 +86,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if tx.meta(meta::BOOT)?.as_deref() != Some(container.boot.as_str()) {
             tx.put_meta(meta::BOOT, Some(&container.boot))?;
         }
-        tx.put_container(&container)?;
-        let view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
+        let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
+        view.container.settings = self.settings_of(&view)?;
+        tx.put_container(&view.container)?;
         let exposed = request.publish_all.then_some(&request.exposed[..]);
         self.grow(guard, tx, view, &Addition { endpoints: &request.endpoints, publish: &request.publish, exposed })
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use portolan_model::{
     Bandwidth, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Mac, Network,
-    Phase, Publication, PublishSpec,
+    Phase, Publication, PublishSpec, Tuning,
 };
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 
@@ -59,7 +59,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         let is_first = self.is_edge(&tx, &networks, 0)?;
         let mut before = if is_first { self.surroundings(&tx, &networks)? } else { Objects::new() };
-        before.extend(self.container_objects(&view));
+        if !is_new {
+            before.extend(self.container_objects(&view));
+        }
         for (network, _) in networks.iter().zip(&rows).filter(|(_, row)| !matches!(row, Row::Stays)) {
             tx.put_network(network)?;
         }
@@ -335,6 +337,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             Some(name) => self.check_host_end(tx, name)?,
             None => free_host_end(tx, network.id, view.container.id, &ifname)?,
         };
+        let tuning = Tuning {
+            sysctls: self.remember(view, &wanted.tuning.sysctls, Some(&ifname))?,
+            attributes: wanted.tuning.attributes,
+        };
         let endpoint = Endpoint {
             id,
             network: network.id,
@@ -352,6 +358,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             aliases: wanted.aliases.clone(),
             links: wanted.links.clone(),
             bandwidth: wanted.bandwidth,
+            tuning,
             announce: found.iter().any(|(found, _)| found.previous.is_some_and(|previous| previous != mac)),
             phase: self.owner(),
         };

@@ -148,6 +148,12 @@ pub trait Kernel {
     /// A sysctl below `/proc/sys`, none where the kernel has it not.
     fn setting(&self, path: &str) -> Option<String>;
 
+    /// A sysctl in a sandbox, below `/proc/sys`; none where the kernel has it not, or does not tell.
+    ///
+    /// # Errors
+    /// [`KernelError`] when the namespace is gone.
+    fn setting_in(&self, sandbox: &Sandbox, path: &str) -> Result<Option<String>, KernelError>;
+
     /// The namespace at `path`.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ mod publish;
 mod repair;
 mod sets;
 mod store;
+mod tuning;
 
 pub use api::{
     AttachRequest, Change, ContainerInfo, EndpointRequest, Followed, NetworkInfo, NetworkRequest, RangeRequest,

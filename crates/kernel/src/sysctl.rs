@@ -102,7 +102,7 @@ pub fn write(components: &[&str], value: &str) -> Result<Written, SysctlError> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => String::new(),
         Err(error) => return Err(SysctlError::Read { path, source: errno(&error) }),
     };
-    if same(&before, value) {
+    if is_same(&before, value) {
         return Ok(Written::Unchanged);
     }
     OpenOptions::new()
@@ -141,14 +141,14 @@ pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), Sysct
             |error: io::Error| SysctlError::Write { path: path.clone(), value: (*value).into(), source: errno(&error) };
         match crate::sys::openat(opened.as_fd(), &name, libc::O_RDWR) {
             Ok(file) => {
-                if !same(&read_short(&file).map_err(|error| read(path.clone(), &error))?, value) {
+                if !is_same(&read_short(&file).map_err(|error| read(path.clone(), &error))?, value) {
                     file.write_all_at(value.as_bytes(), 0).map_err(failed)?;
                 }
             }
             Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
                 let file = crate::sys::openat(opened.as_fd(), &name, libc::O_RDONLY)
                     .map_err(|error| read(path.clone(), &error))?;
-                if !same(&read_short(&file).map_err(|error| read(path.clone(), &error))?, value) {
+                if !is_same(&read_short(&file).map_err(|error| read(path.clone(), &error))?, value) {
                     return Err(failed(error));
                 }
             }
@@ -200,7 +200,8 @@ fn read_short(file: &fs::File) -> io::Result<String> {
 }
 
 /// Lists are separated by tabs when read and by whatever the writer likes.
-fn same(a: &str, b: &str) -> bool {
+/// Whether two values are the same to the kernel.
+pub(crate) fn is_same(a: &str, b: &str) -> bool {
     a.split_ascii_whitespace().eq(b.split_ascii_whitespace())
 }
 
@@ -227,7 +228,7 @@ mod tests {
 
     #[test]
     fn lists_compare_by_word() {
-        assert!(same("32768\t60999", "32768 60999"));
-        assert!(!same("1", "0"));
+        assert!(is_same("32768\t60999", "32768 60999"));
+        assert!(!is_same("1", "0"));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExposedPort, HostName, Id, Name, Phase};
+use crate::{ExposedPort, HostName, Id, Name, Phase, Sysctl};
 
 /// A process that cannot be mistaken for a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -122,6 +122,9 @@ pub struct Container {
     pub hosts: Vec<HostEntry>,
     /// Sysctls `net.*` set inside it.
     pub sysctls: BTreeMap<String, String>,
+    /// Those of a namespace that somebody else made, with what they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Sysctl>,
     /// Labels, for people.
     pub labels: BTreeMap<String, String>,
     /// Removed as soon as its process ends.

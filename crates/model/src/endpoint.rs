@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bandwidth, DhcpLease, Family, Id, IfName, Mac, Name, PerFamily, Phase};
+use crate::{Bandwidth, DhcpLease, Family, Id, IfName, Mac, Name, PerFamily, Phase, Tuning};
 
 /// An address of an endpoint, with the subnet's prefix length: `172.20.0.2/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct Endpoint {
     /// How much may pass between it and its network.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// What else its interface and its namespace are to be.
+    #[serde(default, skip_serializing_if = "Tuning::is_none")]
+    pub tuning: Tuning,
     /// Tell neighbours about the addresses: another MAC held one of them before.
     pub announce: bool,
     /// Where it stands.

@@ -19,6 +19,7 @@ mod network;
 mod options;
 mod port;
 mod range;
+mod tuning;
 
 pub use bandwidth::{Bandwidth, Burst, Limit, Rate};
 pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
@@ -33,3 +34,4 @@ pub use network::{Driver, Family, Ipam, Network, PerFamily, Phase, RouteAction, 
 pub use options::{GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};
 pub use range::AddressRange;
+pub use tuning::{LinkAttributes, Sysctl, SysctlKey, Tuning};

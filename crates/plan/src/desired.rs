@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_model::{
     Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Limit, Mac, Mtu, Network, Protocol,
-    Publication, Sandbox, StaticRoute,
+    Publication, Sandbox, StaticRoute, Sysctl,
 };
 
 use crate::firewall::Firewall;
 use crate::object::{
     Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Interface, Neighbour, Object,
-    Objects, Port, Route, Routers, Ruleset, Setting, Shaper, Vlan,
+    Objects, Port, Route, Routers, Ruleset, SandboxSetting, Setting, Shaper, Vlan,
 };
 use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
@@ -334,6 +334,10 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
         endpoint_objects(root, view, sandbox, endpoint, network, &mut objects);
     }
     objects.extend(default_routes(view).into_iter().map(Object::DefaultRoute));
+    let of_endpoints = view.endpoints.iter().flat_map(|(endpoint, _)| &endpoint.tuning.sysctls);
+    objects.extend(view.container.settings.iter().chain(of_endpoints).cloned().map(|Sysctl { key, value, before }| {
+        Object::SandboxSetting(SandboxSetting { sandbox: sandbox.clone(), key, value, before })
+    }));
     // No route leads from ::1 to a container: the proxy passes it on.
     for publication in view.publications.iter().filter(|publication| publication.host_ip != Some(LOOPBACK6)) {
         for family in Family::ALL.into_iter().filter(|family| publication.covers(*family)) {
@@ -403,6 +407,7 @@ fn endpoint_objects(
         ipv6,
         announce: if endpoint.announce { network.options.advertise } else { 0 },
         routers,
+        attributes: endpoint.tuning.attributes,
     }));
     if let Some(kind) = child {
         objects.insert(Object::Child(Child {

@@ -81,7 +81,7 @@ pub fn inverse(steps: &[Step]) -> Vec<Step> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use portolan_model::{Family, Mac, Mtu, Protocol, Sandbox};
+    use portolan_model::{Family, LinkAttributes, Mac, Mtu, Protocol, Sandbox};
 
     use super::*;
     use crate::firewall::Firewall;
@@ -156,6 +156,7 @@ mod tests {
                 ipv6: true,
                 announce: 0,
                 routers: None,
+                attributes: LinkAttributes::default(),
             }),
             _ => Object::DefaultRoute(DefaultRoute {
                 sandbox,
@@ -203,6 +204,7 @@ mod tests {
     fn kinds(steps: &[Step]) -> Vec<&'static str> {
         let kind = |step: &Step| match step.object() {
             Object::Setting(_) => "setting",
+            Object::SandboxSetting(_) => "sysctl",
             Object::Ruleset(_) => "ruleset",
             Object::Bridge(_) => "bridge",
             Object::Element(_) => "element",

@@ -27,7 +27,7 @@ pub use diff::{Step, diff, inverse};
 pub use firewall::Firewall;
 pub use object::{
     ALLOWED, Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups, Interface,
-    Key, Neighbour, Object, Objects, Port, Route, Routers, Ruleset, Setting, Shaper, Vlan,
+    Key, Neighbour, Object, Objects, Port, Route, Routers, Ruleset, SandboxSetting, Setting, Shaper, Vlan,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

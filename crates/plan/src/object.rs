@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Burst, Family, IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Protocol, Rate, RouteAction, Sandbox, StaticRoute,
+    Burst, Family, IfName, IpvlanMode, LinkAttributes, Mac, MacvlanMode, Mtu, Protocol, Rate, RouteAction, Sandbox,
+    StaticRoute, SysctlKey,
 };
 
 use crate::firewall::Firewall;
@@ -274,6 +275,19 @@ pub struct Setting {
     pub before: String,
 }
 
+/// A sysctl in a sandbox that its attachment asks for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SandboxSetting {
+    /// The namespace.
+    pub sandbox: Sandbox,
+    /// Which one.
+    pub key: SysctlKey,
+    /// What it is to be.
+    pub value: String,
+    /// What it was before us, written back in the end if it is known.
+    pub before: Option<String>,
+}
+
 /// Our rules but for what changes: of nftables the tables with all chains, rules and (empty) sets; of other drivers
 /// what stands for them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -471,6 +485,8 @@ pub struct Interface {
     pub announce: u8,
     /// What it learns from routers; none where it does not listen to them.
     pub routers: Option<Routers>,
+    /// What else it is asked to be.
+    pub attributes: LinkAttributes,
 }
 
 /// A default route of a sandbox.
@@ -522,6 +538,8 @@ pub enum Object {
     DefaultRoute(DefaultRoute),
     /// A static route in a sandbox.
     Route(Route),
+    /// A sysctl in a sandbox.
+    SandboxSetting(SandboxSetting),
 }
 
 /// What makes an object the same object, whatever its attributes. The order is the order of creation: an
@@ -552,6 +570,8 @@ pub enum Key {
     DefaultRoute(u64, u64, Family, Option<u32>),
     /// By namespace, destination and priority.
     Route(u64, u64, IpNet, Option<u32>),
+    /// By namespace and name. Last, for those of interfaces that have just come.
+    SandboxSetting(u64, u64, SysctlKey),
 }
 
 impl Object {
@@ -565,6 +585,7 @@ impl Object {
             Self::Vlan(o) => Key::Vlan(o.name.clone()),
             Self::Child(o) => Key::Child(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::Route(o) => Key::Route(o.sandbox.device, o.sandbox.inode, o.route.destination, o.route.metric),
+            Self::SandboxSetting(o) => Key::SandboxSetting(o.sandbox.device, o.sandbox.inode, o.key.clone()),
             Self::Port(o) => Key::Port(o.host_end.clone()),
             Self::Shaper(o) => Key::Shaper(o.host_end.clone(), o.direction),
             Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
@@ -582,6 +603,7 @@ impl Object {
             Self::DefaultRoute(o) => Some(&o.sandbox.path),
             Self::Route(o) => Some(&o.sandbox.path),
             Self::Child(o) => Some(&o.sandbox.path),
+            Self::SandboxSetting(o) => Some(&o.sandbox.path),
             _ => None,
         }
     }
@@ -591,6 +613,7 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Setting(o) => write!(f, "sysctl {} = {}", o.path.replace('/', "."), o.value),
+            Self::SandboxSetting(o) => write!(f, "sysctl {} = {} in {}", o.key, o.value, o.sandbox.path.display()),
             Self::Ruleset(o) => write!(f, "{}", o.firewall),
             Self::Bridge(o) => {
                 write!(f, "bridge `{}` mtu {} mac {} addresses {}", o.name, o.mtu, o.mac, list(&o.addresses))?;

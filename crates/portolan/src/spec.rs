@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use portolan_engine::EndpointRequest;
-use portolan_model::{Burst, HostEntry, Invalid, Limit, Link, Rate, RouteAction, StaticRoute};
+use portolan_model::{Burst, HostEntry, Invalid, Limit, Link, Rate, RouteAction, StaticRoute, SysctlKey};
 
 /// The endpoint option by which Docker's clients name the interface.
 const IFNAME_OPTION: &str = "com.docker.network.endpoint.ifname";
@@ -86,13 +86,7 @@ pub(crate) fn aux_address(text: &str) -> Result<(String, IpAddr), Invalid> {
 /// `net.x.y=VALUE`: only what belongs to a network namespace.
 pub(crate) fn sysctl(text: &str) -> Result<(String, String), Invalid> {
     let (name, value) = pair("sysctl", "write NAME=VALUE, such as net.ipv4.ip_forward=1", text)?;
-    if !name.starts_with("net.") && !name.starts_with("net/") {
-        return Err(Invalid::new("sysctl", text, "does not belong to the network namespace")
-            .hint("only sysctls that start with `net.` can be set"));
-    }
-    if name.split(['.', '/']).any(str::is_empty) {
-        return Err(Invalid::new("sysctl", text, "has an empty part in its name"));
-    }
+    let _: SysctlKey = name.parse()?;
     Ok((name, value))
 }
 

@@ -171,6 +171,7 @@ fn sandbox_of(object: &Object) -> Option<&Sandbox> {
         Object::Port(port) => Some(&port.sandbox),
         Object::Interface(interface) => Some(&interface.sandbox),
         Object::DefaultRoute(route) => Some(&route.sandbox),
+        Object::SandboxSetting(setting) => Some(&setting.sandbox),
         _ => None,
     }
 }
@@ -355,7 +356,9 @@ impl Kernel for FakeKernel {
         let sandboxes: BTreeSet<&Sandbox> = desired.iter().filter_map(|(_, object)| sandbox_of(object)).collect();
         // What lies inside of a sandbox is not ours by name.
         let is_seen = |object: &&Object| match object {
-            Object::Interface(_) | Object::DefaultRoute(_) => sandbox_of(object).is_some_and(|s| sandboxes.contains(s)),
+            Object::Interface(_) | Object::DefaultRoute(_) | Object::SandboxSetting(_) => {
+                sandbox_of(object).is_some_and(|s| sandboxes.contains(s))
+            }
             _ => true,
         };
         found.extend(state.objects.iter().map(|(_, object)| object).filter(is_seen).cloned());
@@ -413,6 +416,11 @@ impl Kernel for FakeKernel {
     fn setting(&self, path: &str) -> Option<String> {
         self.call();
         self.0.borrow().sysctls.get(path).cloned()
+    }
+
+    fn setting_in(&self, _: &Sandbox, _: &str) -> Result<Option<String>, KernelError> {
+        self.call();
+        Ok(Some("as it was".to_owned()))
     }
 
     fn sandbox(&self, path: &Path) -> Result<Sandbox, KernelError> {

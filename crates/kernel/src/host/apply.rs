@@ -49,7 +49,7 @@ fn place(step: &Step) -> Place {
         | Object::Neighbour(_)
         | Object::Vlan(_)
         | Object::Child(_) => Place::Host,
-        Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) => Place::Sandbox,
+        Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) | Object::SandboxSetting(_) => Place::Sandbox,
     }
 }
 

@@ -177,6 +177,15 @@ pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
     Ok(Sandbox { device: id.dev, inode: id.ino, path: absolute, process })
 }
 
+pub(super) fn setting_in(sandbox: &Sandbox, path: &str) -> Result<Option<String>, KernelError> {
+    let ns = super::apply::open_sandbox(sandbox)?;
+    let read = || crate::sysctl::read(&path.split('/').collect::<Vec<_>>()).ok();
+    crate::netns::with_netns(&ns, read).map_err(|error| {
+        let doing = format!("enter namespace `{}`", sandbox.path.display());
+        failure(doing, error.to_string(), error.errno().unwrap_or(0))
+    })
+}
+
 pub(super) fn sandbox_alive(sandbox: &Sandbox) -> bool {
     if let Some(process) = sandbox.process
         && start_time(process.pid) != Some(process.started)

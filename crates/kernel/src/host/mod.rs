@@ -175,6 +175,10 @@ impl Kernel for HostKernel {
         crate::sysctl::read(&path.split('/').collect::<Vec<_>>()).ok()
     }
 
+    fn setting_in(&self, sandbox: &Sandbox, path: &str) -> Result<Option<String>, KernelError> {
+        facts::setting_in(sandbox, path)
+    }
+
     fn sandbox(&self, path: &std::path::Path) -> Result<Sandbox, KernelError> {
         facts::sandbox(path)
     }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_engine::KernelError;
-use portolan_model::{FirewallDriver, IfName, Mac, Mtu, Rate, Sandbox};
+use portolan_model::{FirewallDriver, IfName, LinkAttributes, Mac, Mtu, Rate, Sandbox};
 use portolan_plan::{
     Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, Interface, Neighbour, Object, Objects, Port,
-    Ruleset, Set, Setting, Shaper, Table, Vlan, ruleset,
+    Ruleset, SandboxSetting, Set, Setting, Shaper, Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -17,7 +17,7 @@ use super::{HostKernel, failure, refusal};
 use crate::netlink::{self, Socket};
 use crate::netns;
 use crate::nft::decode;
-use crate::rtnl::link::{self, AddrGenMode, Ipv4Conf, Link};
+use crate::rtnl::link::{self, AddrGenMode, IFF_ALLMULTI, IFF_PROMISC, Ipv4Conf, Link};
 use crate::rtnl::{addr, neigh, route, tc};
 use crate::sysctl;
 
@@ -332,12 +332,25 @@ fn shapers(
     Ok(())
 }
 
+/// What a sysctl is in the sandbox that we are in; nothing if it is not there.
+fn setting(wanted: &SandboxSetting) -> Option<SandboxSetting> {
+    match sysctl::read(&wanted.key.path().split('/').collect::<Vec<_>>()) {
+        Ok(value) if !sysctl::is_same(&value, &wanted.value) => Some(SandboxSetting { value, ..wanted.clone() }),
+        Err(error) if error.is_missing() => None,
+        // What can only be written (net.ipv4.route.flush) says nothing.
+        Ok(_) | Err(_) => Some(wanted.clone()),
+    }
+}
+
 /// The sandboxes that `desired` speaks of, with their interfaces.
 fn sandboxes(desired: &Objects) -> BTreeMap<Sandbox, Vec<Interface>> {
     let mut sandboxes: BTreeMap<Sandbox, Vec<Interface>> = BTreeMap::new();
     for (_, object) in desired.iter() {
         if let Object::Interface(interface) = object {
             sandboxes.entry(interface.sandbox.clone()).or_default().push(interface.clone());
+        }
+        if let Object::SandboxSetting(setting) = object {
+            sandboxes.entry(setting.sandbox.clone()).or_default();
         }
     }
     sandboxes
@@ -382,6 +395,12 @@ fn inside(
             ipv6: !disabled && speaks_ipv6(&link, &addresses),
             announce: wanted.announce,
             routers: wanted.routers,
+            // What nobody asked for is the container's own business: tcpdump(8) turns one of them on.
+            attributes: LinkAttributes {
+                promiscuous: wanted.attributes.promiscuous.map(|_| link.flags & IFF_PROMISC != 0),
+                all_multicast: wanted.attributes.all_multicast.map(|_| link.flags & IFF_ALLMULTI != 0),
+                tx_queue_len: wanted.attributes.tx_queue_len.map(|_| link.tx_queue_len),
+            },
         }));
     }
     let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
@@ -399,6 +418,11 @@ fn inside(
             if main().any(|route| is_it(&route)) {
                 found.insert(object.clone());
             }
+        }
+        if let Object::SandboxSetting(wanted) = object
+            && (wanted.sandbox.device, wanted.sandbox.inode) == (sandbox.device, sandbox.inode)
+        {
+            found.extend(setting(wanted).map(Object::SandboxSetting));
         }
     }
     for default in main().filter(|route| route.is_default()) {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use portolan_cni::{Call, Code, Config, Error, read};
+use portolan_cni::{Call, Code, Config, Error, check_duplicate_sysctls, read};
 use portolan_kernel::rtnl::Mac;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use portolan_model::SysctlKey;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 #[derive(Debug, Default, Deserialize)]
 struct Options {
@@ -59,7 +60,7 @@ impl Wanted {
     /// What a configuration asks for. Each of these comes before the one after: `args.cni`, the runtime, `CNI_ARGS`, the
     /// configuration's own fields.
     pub(super) fn of(call: &Call, config: &Config, text: &[u8]) -> Result<Self, Error> {
-        check_duplicates(text)?;
+        check_duplicate_sysctls(text)?;
         let options: Options = read(text)?;
         let mut mac = options.mac;
         if let Some(given) = call.arg("MAC") {
@@ -96,13 +97,12 @@ impl Wanted {
 
 impl Setting {
     fn of(key: String, value: String, ifname: &str) -> Result<Self, Error> {
-        // As sysctl(8): the first separator says which one it is, so that names of interfaces may have dots.
-        let separator = key.chars().find(|c| matches!(c, '.' | '/')).unwrap_or('.');
-        let path: Vec<String> = key.split(separator).map(|part| part.replacen("IFNAME", ifname, 1)).collect();
-        let is_part = |part: &String| !matches!(part.as_str(), "" | "." | "..") && !part.contains(['/', '\0']);
-        if path.len() < 2 || path[0] != "net" || !path.iter().all(is_part) {
-            return Err(Error::new(Code::InvalidConfig, format!("invalid net sysctl key: {:?}", path.join("/"))));
-        }
+        let parsed = SysctlKey::parse(&key, Some(ifname)).map_err(|_| {
+            let separator = key.chars().find(|c| matches!(c, '.' | '/')).unwrap_or('.');
+            let shown = key.replace(separator, "/").replace("IFNAME", ifname);
+            Error::new(Code::InvalidConfig, format!("invalid net sysctl key: {shown:?}"))
+        })?;
+        let path = parsed.path().split('/').map(str::to_owned).collect();
         Ok(Self { key, path, value })
     }
 }
@@ -120,49 +120,6 @@ pub(super) fn parse_mac(text: &str) -> Result<Mac, Error> {
     parsed
         .map(|mac| mac.octets())
         .map_err(|error| Error::new(Code::InvalidConfig, format!("invalid args {text} for MAC addr: {error}")))
-}
-
-/// Refuses a key of `sysctl` that is there twice: which one counts nobody could tell.
-fn check_duplicates(text: &[u8]) -> Result<(), Error> {
-    #[derive(Deserialize)]
-    struct Raw {
-        #[serde(default, alias = "sysCtl")]
-        sysctl: Keys,
-    }
-    let raw: Result<Raw, _> = serde_json::from_slice(text);
-    let keys = raw.map(|raw| raw.sysctl.0).unwrap_or_default();
-    let is_twice = |(index, key): (usize, &String)| keys[..index].contains(key);
-    match keys.iter().enumerate().any(is_twice) {
-        true => Err(Error::new(Code::InvalidConfig, "duplicated sysctl keys are not allowed")),
-        false => Ok(()),
-    }
-}
-
-/// The keys of an object, as often as they are there.
-#[derive(Default)]
-struct Keys(Vec<String>);
-
-impl<'de> Deserialize<'de> for Keys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
-        impl<'de> Visitor<'de> for Each {
-            type Value = Keys;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
-                let mut keys = Vec::new();
-                while let Some(key) = map.next_key()? {
-                    map.next_value::<serde::de::IgnoredAny>()?;
-                    keys.push(key);
-                }
-                Ok(Keys(keys))
-            }
-        }
-        deserializer.deserialize_map(Each)
-    }
 }
 
 #[cfg(test)]

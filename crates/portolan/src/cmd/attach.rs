@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Label, for people and filters
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = spec::label)]
     label: Vec<(String, String)>,
+    /// Set a sysctl in the namespace until it is detached; only those that start with `net.`
+    #[arg(long, value_name = "NAME=VALUE", value_parser = spec::sysctl)]
+    sysctl: Vec<(String, String)>,
     #[command(flatten)]
     endpoints: EndpointArgs,
     #[command(flatten)]
@@ -82,6 +85,7 @@ impl Args {
             publish_all: own && self.ports.publish_all,
             exposed: self.ports.expose,
             hostname: self.hostname,
+            sysctls: self.sysctl.into_iter().collect(),
             labels: self.label.into_iter().collect(),
             ..AttachRequest::namespace(path)
         })?;

@@ -9,3 +9,4 @@ mod input;
 mod life;
 mod options;
 mod sets;
+mod tuning;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use portolan_engine::{KernelError, Kind};
 use portolan_model::{Family, IfName, RouteAction, Sandbox};
-use portolan_plan::{Child, ChildKind, DefaultRoute, Interface, Object, Step};
+use portolan_plan::{Child, ChildKind, DefaultRoute, Interface, Object, SandboxSetting, Step};
 
 use super::super::{failure, refusal, unset};
 use super::{Context, Labelled, Mode, is_read_only, open_sandbox};
@@ -52,6 +52,8 @@ impl Context<'_> {
                     matches!(other, Step::Delete(Object::Child(child)) if child.sandbox.inode == route.sandbox.inode && child.name == route.interface)
                 })
             }
+            // Nothing is given back, but with the interface.
+            Step::Delete(Object::SandboxSetting(setting)) => setting.before.is_none(),
             _ => false,
         }
     }
@@ -63,6 +65,7 @@ impl Context<'_> {
             Object::DefaultRoute(route) => &route.sandbox,
             Object::Route(route) => &route.sandbox,
             Object::Child(child) => &child.sandbox,
+            Object::SandboxSetting(setting) => &setting.sandbox,
             _ => return Ok(()),
         };
         let ns = open_sandbox(sandbox)?;
@@ -135,10 +138,19 @@ impl Context<'_> {
                         });
                     }
                 }
+                Step::Delete(Object::SandboxSetting(setting)) => self.reset(setting),
                 _ => {}
             }
         }
         self.send(&mut socket, &labelled);
+        // After the interfaces are there that some of them are of.
+        for step in steps {
+            if let Step::Create(Object::SandboxSetting(wanted)) | Step::Change(_, Object::SandboxSetting(wanted)) = step
+                && (self.mode == Mode::Lenient || self.failures.is_empty())
+            {
+                self.set(wanted);
+            }
+        }
         if self.failures.is_empty() {
             for (interface, index) in announcements {
                 let addresses: Vec<_> = interface.addresses.iter().map(ipnet::IpNet::addr).collect();
@@ -151,6 +163,39 @@ impl Context<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Sets a sysctl of the sandbox that we are in.
+    fn set(&mut self, wanted: &SandboxSetting) {
+        let parts: Vec<&str> = wanted.key.path().split('/').collect();
+        let Err(error) = sysctl::write(&parts, &wanted.value) else { return };
+        let refused = unset(format!("set sysctl `{}` to `{}`", wanted.key, wanted.value), &error);
+        self.failures.push(match refused.errno {
+            _ if error.is_missing() => KernelError {
+                reason: "there is no such setting".to_owned(),
+                hint: Some("`sysctl -a` lists those of a namespace".to_owned()),
+                ..refused
+            },
+            // A value that the setting cannot have is the caller's mistake.
+            libc::EINVAL | libc::ERANGE => KernelError {
+                reason: "it does not take this value".to_owned(),
+                kind: Kind::Invalid,
+                hint: Some("docs.kernel.org has the settings of the network: networking/ip-sysctl".to_owned()),
+                ..refused
+            },
+            _ => refused,
+        });
+    }
+
+    /// Gives a sysctl back what it was, unless somebody has changed it since.
+    fn reset(&mut self, setting: &SandboxSetting) {
+        let parts: Vec<&str> = setting.key.path().split('/').collect();
+        let Some(before) = &setting.before else { return };
+        if sysctl::read(&parts).is_ok_and(|now| sysctl::is_same(&now, &setting.value))
+            && let Err(error) = sysctl::write(&parts, before)
+        {
+            self.failures.push(unset(format!("set sysctl `{}` to `{before}`", setting.key), &error));
+        }
     }
 
     /// The index of a sandbox's interface, by the veth just made or by name.
@@ -241,7 +286,15 @@ impl Context<'_> {
                 let addr_gen_mode = Some(AddrGenMode::None);
                 link::set(batch, index, &LinkChange { addr_gen_mode, ..LinkChange::default() });
             }
-            let mut change = LinkChange { up: Some(true), ipv4_conf: &conf, ..LinkChange::default() };
+            let wanted = interface.attributes;
+            let mut change = LinkChange {
+                up: Some(true),
+                ipv4_conf: &conf,
+                promisc: wanted.promiscuous,
+                allmulti: wanted.all_multicast,
+                tx_queue_len: wanted.tx_queue_len,
+                ..LinkChange::default()
+            };
             if before.is_some() {
                 change.mtu = Some(interface.mtu.bytes());
                 change.mac = interface.mac.map(|mac| mac.octets());

@@ -177,6 +177,7 @@ impl Plugin {
     }
 
     fn add_with(&self, engine: &Engine, delegated: Option<&Success>) -> Result<Success, Error> {
+        portolan_cni::check_duplicate_sysctls(&self.text)?;
         let plan = Plan::of(&self.config, delegated)?;
         let request = portolan_cni::plan(&self.call, &self.config, &plan, delegated)?;
         let starting = daemon::begin(&self.context);
@@ -291,6 +292,7 @@ impl Plugin {
     fn status(&self) -> Result<(), Error> {
         let not_available = |error: Error| Error { code: Code::NotAvailable, ..error };
         self.delegated(Verb::Status)?;
+        portolan_cni::tuning(&self.call, &self.config).map_err(not_available)?;
         let engine = self.engine("cni").map_err(not_available)?;
         if self.config.ipam_plugin().is_some() {
             // Which addresses there would be, only an ADD finds out.
