@@ -268,12 +268,21 @@ fn the_fence_survives_what_others_flush_and_its_owner() {
         drop(owner);
         assert_eq!(fence(), wanted);
         let mut next = Socket::open(libc::NETLINK_NETFILTER).unwrap();
-        transact(&mut next, |batch| encode::create_fence(batch, "portolan"));
+        let refused = |socket: &mut Socket| {
+            let mut batch = Batch::new();
+            batch.begin_nft(None);
+            encode::create_fence(&mut batch, "portolan");
+            batch.end_nft();
+            socket.transact(&batch).unwrap_err().is_exists()
+        };
+        assert!(refused(&mut next), "it is not made twice");
+        transact(&mut next, |batch| encode::adopt_fence(batch, "portolan"));
         assert_eq!(fence(), wanted);
         nft(&["flush", "ruleset"]);
         assert_eq!(fence(), wanted);
         // Again by the same owner: nothing changes.
-        transact(&mut next, |batch| encode::create_fence(batch, "portolan"));
+        assert!(refused(&mut next), "nor by its owner");
+        transact(&mut next, |batch| encode::adopt_fence(batch, "portolan"));
         assert_eq!(fence(), wanted);
         transact(&mut next, |batch| encode::delete_fence(batch, "portolan"));
         assert!(nft(&["list", "ruleset"]).is_empty());

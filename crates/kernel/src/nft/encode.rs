@@ -64,31 +64,44 @@ fn create_table(batch: &mut Batch, name: &str, table: Table) {
 
 /// Adds the fence beside the tables `name`, owned by the socket that sends this, to stay when that is closed.
 ///
-/// An orphan of a dead owner is adopted and filled anew. That and the flags take Linux 6.9; before it the kernel
-/// answers `EOPNOTSUPP` or `EINVAL`.
+/// If there is one, the kernel answers `EEXIST`: see [`adopt_fence`]. The flags take Linux 6.9; before it the kernel answers
+/// `EOPNOTSUPP` or `EINVAL`.
 pub fn create_fence(batch: &mut Batch, name: &str) {
-    let groups = Groups::of(name);
-    let name = Table::fence_name(name);
-    let table = |batch: &mut Batch, kind, flags, with_flags: bool| {
-        batch.message(message(kind), flags, |buf| {
-            push_nfgenmsg(buf, family(Table::Fence), 0);
-            let attrs = PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
-            if with_flags {
-                attrs.push_flags(NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
-            }
-        });
-    };
+    let table = Table::fence_name(name);
+    own_fence(batch, &table, CREATE | EXCLUSIVE);
+    fill_fence(batch, name, &table);
+}
+
+/// Makes the fence beside the tables `name` the socket's that sends this, and fills it anew: one whose owner is dead, or
+/// the socket's own.
+///
+/// What goes in such a transaction the kernel frees after an RCU grace period, some ten milliseconds, and whoever closes a
+/// netfilter socket waits for that. So it is not the first that is tried.
+pub fn adopt_fence(batch: &mut Batch, name: &str) {
+    let table = Table::fence_name(name);
     // To adopt is to add what is there; to have just one content, it goes first, in the same transaction.
-    table(batch, libc::NFT_MSG_NEWTABLE, CREATE, true);
-    table(batch, libc::NFT_MSG_DELTABLE, 0, false);
-    table(batch, libc::NFT_MSG_NEWTABLE, CREATE, true);
+    own_fence(batch, &table, CREATE);
+    delete_ruleset(batch, &table, Table::Fence);
+    own_fence(batch, &table, CREATE);
+    fill_fence(batch, name, &table);
+}
+
+fn own_fence(batch: &mut Batch, table: &str, flags: u16) {
+    batch.message(message(libc::NFT_MSG_NEWTABLE), flags, |buf| {
+        push_nfgenmsg(buf, family(Table::Fence), 0);
+        let attrs = PushTableAttrs::new(buf).push_name_bytes(table.as_bytes());
+        attrs.push_flags(NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+    });
+}
+
+fn fill_fence(batch: &mut Batch, name: &str, table: &str) {
     let chains = || Chain::ALL.into_iter().filter(|chain| ruleset::table(*chain) == Table::Fence);
     for chain in chains() {
-        create_chain(batch, &name, chain);
+        create_chain(batch, table, chain);
     }
     for chain in chains() {
         for rule in ruleset::rules(chain) {
-            create_rule(batch, &name, groups, chain, &rule);
+            create_rule(batch, table, Groups::of(name), chain, &rule);
         }
     }
 }

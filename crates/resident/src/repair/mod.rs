@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use portolan_engine::{Kernel as _, Repaired};
 use portolan_kernel::memory;
-use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, Socket};
+use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
 use portolan_model::{FirewallDriver, Mtu, Network};
@@ -182,6 +182,14 @@ impl Drop for Repairer {
     }
 }
 
+fn transact(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) -> Result<(), NetlinkError> {
+    let mut batch = Batch::new();
+    batch.begin_nft(None);
+    fill(&mut batch);
+    batch.end_nft();
+    socket.transact(&batch).map(drop)
+}
+
 /// Whether rules of ours are in the nftables table of this name. iptables-nft(8) keeps its tables there under their own
 /// names; what iptables-legacy(8) does is not told.
 fn holds_our_rules(driver: FirewallDriver, table: &str) -> bool {
@@ -277,15 +285,15 @@ impl Thread {
         if is_needed == self.fenced.is_some() && self.fenced.as_ref().is_none_or(|name| *name == table) {
             return Ok(());
         }
-        let mut batch = Batch::new();
-        batch.begin_nft(None);
-        if is_needed {
-            encode::create_fence(&mut batch, &table);
-        } else if let Some(name) = &self.fenced {
-            encode::delete_fence(&mut batch, name);
-        }
-        batch.end_nft();
-        socket.transact(&batch).context("the fence, which holds while others flush our rules, cannot be put up")?;
+        let changed = match (is_needed, &self.fenced) {
+            (true, _) => match transact(socket, |batch| encode::create_fence(batch, &table)) {
+                Err(error) if error.is_exists() => transact(socket, |batch| encode::adopt_fence(batch, &table)),
+                other => other,
+            },
+            (false, Some(name)) => transact(socket, |batch| encode::delete_fence(batch, name)),
+            (false, None) => Ok(()),
+        };
+        changed.context("the fence, which holds while others flush our rules, cannot be put up")?;
         self.fenced = is_needed.then_some(table);
         Ok(())
     }
