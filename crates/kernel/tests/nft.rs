@@ -81,6 +81,12 @@ fn plugin_samples() -> Vec<Element> {
         element(Set::PluginLocal(V6), vec![address("fd00::2"), prefix("fd00::/64")], Data::Member),
         element(Set::PluginMasquerade(V4), vec![address("10.4.0.2")], Data::Member),
         element(Set::PluginMasquerade(V6), vec![address("fd00::2")], Data::Member),
+        element(
+            Set::PluginWaiting(V4),
+            vec![udp(), address("0.0.0.0"), Field::Ports(80, 80), Field::Ports(0, 0)],
+            to4(81),
+        ),
+        element(Set::PluginWaiting(V6), vec![udp(), address("::1"), Field::Ports(80, 80), Field::Ports(7, 7)], to6(81)),
     ]
 }
 

@@ -191,11 +191,13 @@ pub enum Set {
     PluginLocal(Family),
     /// Plugins: containers whose traffic to all other destinations is masqueraded: (address).
     PluginMasquerade(Family),
+    /// Plugins: who takes over a published port: (protocol, host address or none, host port, place) → (address, port).
+    PluginWaiting(Family),
 }
 
 impl Set {
     /// The sets of the plugins' table, in the order they are created and listed.
-    pub const PLUGINS: [Self; 10] = [
+    pub const PLUGINS: [Self; 12] = [
         Self::PluginPort(Family::V4),
         Self::PluginPort(Family::V6),
         Self::PluginAnyPort(Family::V4),
@@ -206,6 +208,8 @@ impl Set {
         Self::PluginLocal(Family::V6),
         Self::PluginMasquerade(Family::V4),
         Self::PluginMasquerade(Family::V6),
+        Self::PluginWaiting(Family::V4),
+        Self::PluginWaiting(Family::V6),
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
@@ -300,6 +304,8 @@ impl Set {
             Self::PluginLocal(V6) => "cni_local6",
             Self::PluginMasquerade(V4) => "cni_masqueraded4",
             Self::PluginMasquerade(V6) => "cni_masqueraded6",
+            Self::PluginWaiting(V4) => "cni_waiting4",
+            Self::PluginWaiting(V6) => "cni_waiting6",
         }
     }
 
@@ -321,7 +327,8 @@ impl Set {
             | Self::PluginAnyPort(_)
             | Self::PluginHairpin(_)
             | Self::PluginLocal(_)
-            | Self::PluginMasquerade(_) => Table::Plugins,
+            | Self::PluginMasquerade(_)
+            | Self::PluginWaiting(_) => Table::Plugins,
             _ => Table::Inet,
         }
     }
@@ -344,6 +351,7 @@ impl Set {
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
             Self::PluginHairpin(f) => vec![Prefix(f), Address(f)],
+            Self::PluginWaiting(f) => vec![Protocol, Address(f), Port, Port],
             Self::PluginLocal(f) => vec![Address(f), Prefix(f)],
         }
     }
@@ -351,7 +359,11 @@ impl Set {
     /// What it answers.
     pub const fn data(self) -> DataType {
         match self {
-            Self::Port(f) | Self::AnyPort(f) | Self::PluginPort(f) | Self::PluginAnyPort(f) => DataType::AddressPort(f),
+            Self::Port(f)
+            | Self::AnyPort(f)
+            | Self::PluginPort(f)
+            | Self::PluginAnyPort(f)
+            | Self::PluginWaiting(f) => DataType::AddressPort(f),
             Self::Range(f) | Self::AnyRange(f) | Self::Snat(f) => DataType::Address(f),
             Self::Within | Self::Leave | Self::Enter | Self::ToHost => DataType::Verdict,
             _ => DataType::Member,

@@ -36,6 +36,7 @@ mod table;
 mod tap;
 mod tuning;
 mod vrf;
+mod waiting;
 
 use portolan_cni::{Call, Config, Error, Success, Version};
 

@@ -20,13 +20,15 @@ use crate::{Answer, portmap::ports::Options};
 use ports::Port;
 
 /// The sets that published ports are in.
-const PUBLISHING: [Set; 6] = [
+const PUBLISHING: [Set; 8] = [
     Set::PluginPort(Family::V4),
     Set::PluginPort(Family::V6),
     Set::PluginAnyPort(Family::V4),
     Set::PluginAnyPort(Family::V6),
     Set::PluginHairpin(Family::V4),
     Set::PluginHairpin(Family::V6),
+    Set::PluginWaiting(Family::V4),
+    Set::PluginWaiting(Family::V6),
 ];
 
 pub(crate) fn run(call: &Call, config: &Config, text: &[u8]) -> Answer {

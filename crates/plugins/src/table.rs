@@ -14,6 +14,8 @@ use portolan_kernel::nft::encode::{self, Insist};
 use portolan_kernel::nft::{COMMENT_MAX, is_outrun, outrun};
 use portolan_plan::{Element, Set, Table, ruleset};
 
+use crate::waiting::{WAITING, heirs, is_port, replaced_by, waits};
+
 const NAME: &str = Table::PLUGINS_NAME;
 
 /// How long others may be faster.
@@ -96,9 +98,13 @@ fn state(socket: &mut Socket) -> Result<State, NetlinkError> {
 
 /// Everything in the table that is of our making.
 fn all(socket: &mut Socket) -> Result<Vec<Element>, NetlinkError> {
+    of_sets(socket, &Set::PLUGINS)
+}
+
+fn of_sets(socket: &mut Socket, sets: &[Set]) -> Result<Vec<Element>, NetlinkError> {
     let mut elements = Vec::new();
-    for set in Set::PLUGINS {
-        elements.extend(decode::elements(socket, NAME, set)?.0);
+    for set in sets {
+        elements.extend(decode::elements(socket, NAME, *set)?.0);
     }
     Ok(elements)
 }
@@ -116,17 +122,19 @@ fn settle<T, E: From<NetlinkError>>(mut work: impl FnMut() -> Result<Option<T>, 
     }
 }
 
-/// Puts `elements` in, all or none; those that are there already are left. A port stays with the container that has it, on
-/// the network that it came to last; what is about an address goes with the address. A table that is missing is made, one that somebody changed is made anew with all that is
-/// in it.
+/// Puts `elements` in, all or none; those that are there already are left. A port stays with the container that has it, and
+/// leads to the network that it came to last; those before wait. A table that is missing is made, one that somebody changed is
+/// made anew with all that is in it.
 pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
     if elements.is_empty() {
         return Ok(());
     }
     let mut socket = open()?;
+    // One that lacks a set is of before there was that set.
+    let mut lacks_a_set = false;
     settle(|| {
         let generation = decode::generation(&mut socket)?;
-        let state = state(&mut socket)?;
+        let state = if lacks_a_set { State::Damaged } else { state(&mut socket)? };
         let mut batch = Batch::new();
         batch.begin_nft(Some(generation));
         let mut there: Vec<Element> = match state {
@@ -146,13 +154,16 @@ pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
         };
         // What was the container's by another configuration, or by another network of it, is replaced.
         let is_foreign = |is: &Element| elements.iter().all(|wanted| container(&wanted.owner) != container(&is.owner));
-        let is_port = |is: &Element| matches!(is.set, Set::PluginPort(_) | Set::PluginAnyPort(_));
         if let Some(taken) = there.iter().find(|is| is_port(is) && in_the_way(is) && is_foreign(is)) {
             return Err(Refused::Taken(taken.clone()));
         }
-        let (gone, stays): (Vec<Element>, Vec<Element>) = there.drain(..).partition(in_the_way);
+        let (mut gone, mut stays): (Vec<Element>, Vec<Element>) = there.drain(..).partition(in_the_way);
+        let waiting = if gone.is_empty() { Vec::new() } else { of_sets(&mut socket, &WAITING)? };
+        let (waits_no_longer, waits) = replaced_by(elements, &gone, &waiting);
+        stays.retain(|is| !waits_no_longer.contains(is));
+        gone.extend(waits_no_longer);
         let new = elements.iter().filter(|wanted| !stays.iter().any(|is| is_same(is, wanted)));
-        let mut wanted: Vec<&Element> = new.collect();
+        let mut wanted: Vec<&Element> = new.chain(&waits).collect();
         match state {
             State::Whole => {
                 encode::delete_elements(&mut batch, NAME, &gone.iter().collect::<Vec<_>>(), Insist::Yes);
@@ -173,6 +184,10 @@ pub(crate) fn put(elements: &[Element]) -> Result<(), Refused> {
         match socket.transact(&batch) {
             Ok(_) => Ok(Some(())),
             Err(error) if is_outrun(&error) => Ok(None),
+            Err(error) if error.is_missing() && state == State::Whole => {
+                lacks_a_set = true;
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     })
@@ -185,55 +200,71 @@ fn container(owner: &str) -> &str {
 
 /// Takes out of `sets` what `is_gone` says of owners, and the table with its last element.
 pub(crate) fn take_where(sets: &[Set], is_gone: impl Fn(Owner<'_>) -> bool) -> Result<Vec<Element>, NetlinkError> {
-    let mut socket = open()?;
-    let mut gone = Vec::new();
-    for set in sets {
-        gone.extend(decode::elements(&mut socket, NAME, *set)?.0);
-    }
-    gone.retain(|element| Owner::parse(&element.owner).is_some_and(&is_gone));
-    take(&mut socket, gone)
+    take(|socket| {
+        let mut gone = of_sets(socket, sets)?;
+        gone.retain(|element| Owner::parse(&element.owner).is_some_and(&is_gone));
+        Ok(gone)
+    })
 }
 
 /// Takes out those of `elements` that are there for the same owner, and the table with its last element. It takes the
 /// same time whoever else has elements.
 pub(crate) fn take_these(elements: &[Element]) -> Result<Vec<Element>, NetlinkError> {
-    let mut socket = open()?;
-    let mut gone = Vec::new();
-    for element in elements {
-        let there = decode::element_like(&mut socket, NAME, element)?;
-        gone.extend(there.filter(|there| there.owner == element.owner));
-    }
-    take(&mut socket, gone)
+    take(|socket| {
+        let mut gone = Vec::new();
+        for element in elements {
+            let there = decode::element_like(socket, NAME, element)?;
+            gone.extend(there.filter(|there| there.owner == element.owner));
+        }
+        Ok(gone)
+    })
 }
 
-fn take(socket: &mut Socket, gone: Vec<Element>) -> Result<Vec<Element>, NetlinkError> {
-    let delete = |socket: &mut Socket, elements: &[&Element]| {
+/// Takes out what `find` finds. A port for which another network of its container waits leads there in the same
+/// transaction.
+fn take(find: impl Fn(&mut Socket) -> Result<Vec<Element>, NetlinkError>) -> Result<Vec<Element>, NetlinkError> {
+    let mut socket = open()?;
+    let gone = settle(|| {
+        let generation = decode::generation(&mut socket)?;
+        let gone = find(&mut socket)?;
+        if gone.is_empty() {
+            return Ok(Some(gone));
+        }
+        let waiting = if gone.iter().any(is_port) { of_sets(&mut socket, &WAITING)? } else { Vec::new() };
+        let heirs = heirs(&gone, &waiting);
+        // Where nobody takes over, all that may be different by now is that somebody was faster with the same.
+        let generation = (!heirs.is_empty()).then_some(generation);
         let mut batch = Batch::new();
-        batch.begin_nft(None);
-        encode::delete_elements(&mut batch, NAME, elements, Insist::Yes);
+        batch.begin_nft(generation);
+        let waited = heirs.iter().map(|(waited, _)| waited);
+        encode::delete_elements(&mut batch, NAME, &gone.iter().chain(waited).collect::<Vec<_>>(), Insist::Yes);
+        encode::add_elements(&mut batch, NAME, &heirs.iter().map(|(_, port)| port).collect::<Vec<_>>(), Insist::Yes);
         batch.end_nft();
         match socket.transact(&batch) {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_missing() => Ok(()),
+            Ok(_) => Ok(Some(gone)),
+            Err(error) if is_outrun(&error) => Ok(None),
+            Err(error) if error.is_missing() => {
+                gone.iter().try_for_each(|element| delete(&mut socket, element))?;
+                Ok(Some(gone))
+            }
             Err(error) => Err(error),
         }
-    };
-    if gone.is_empty() {
-        return Ok(gone);
+    })?;
+    if !gone.is_empty() {
+        remove_if_empty(&mut socket)?;
     }
-    let elements: Vec<&Element> = gone.iter().collect();
+    Ok(gone)
+}
+
+fn delete(socket: &mut Socket, element: &Element) -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
     batch.begin_nft(None);
-    encode::delete_elements(&mut batch, NAME, &elements, Insist::Yes);
+    encode::delete_elements(&mut batch, NAME, &[element], Insist::Yes);
     batch.end_nft();
     match socket.transact(&batch) {
-        Ok(_) => {}
-        // Somebody took one of them meanwhile.
-        Err(error) if error.is_missing() => elements.iter().try_for_each(|element| delete(socket, &[element]))?,
-        Err(error) => return Err(error),
+        Err(error) if !error.is_missing() => Err(error),
+        _ => Ok(()),
     }
-    remove_if_empty(socket)?;
-    Ok(gone)
 }
 
 /// Removes the table if it has no element. Whoever puts one in meanwhile keeps it.
@@ -258,12 +289,20 @@ fn remove_if_empty(socket: &mut Socket) -> Result<(), NetlinkError> {
     })
 }
 
-/// Whether the kernel has all of `elements`, and the rules that they mean something to.
+/// Whether the kernel has all of `elements`, and the rules that they mean something to. A port may wait for another network
+/// of its container.
 pub(crate) fn holds(elements: &[Element]) -> Result<bool, NetlinkError> {
     let mut socket = open()?;
     for element in elements {
-        if decode::element_like(&mut socket, NAME, element)?.as_ref() != Some(element) {
-            return Ok(false);
+        let is = decode::element_like(&mut socket, NAME, element)?;
+        let waits = |is: &Element, socket: &mut Socket| {
+            let is_own = is_port(element) && container(&is.owner) == container(&element.owner);
+            Ok::<_, NetlinkError>(is_own && waits(element, &of_sets(socket, &WAITING)?))
+        };
+        match is {
+            Some(is) if is == *element => {}
+            Some(is) if waits(&is, &mut socket)? => {}
+            _ => return Ok(false),
         }
     }
     Ok(elements.is_empty() || state(&mut socket)? == State::Whole)

@@ -381,3 +381,101 @@ fn refusals() {
         ask_portmap(&pair.ours, "ADD", &pod, &config(json!({"conditionsV4": ["-s", "10.0.0.0/8"]}))).unwrap_err();
     assert_eq!((refusal.code, refusal.msg.as_str()), (2, "conditionsV4 is not supported"));
 }
+
+/// A port of a container on two networks leads to the one that it came to last, and to the other when that goes.
+#[test]
+fn two_networks_of_one_container() {
+    let Some(pair) = Pair::or_skip("portmap-two") else { return };
+    originals(&pair);
+    let side = &pair.ours;
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "10.0.1.1"}]);
+    let on = |name: &str, number: u8| {
+        let bridge = json!({"type": "bridge", "bridge": format!("cni{number}"), 
+            "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": "$DIR/leases",
+            "ranges": [[{"subnet": format!("10.{number}.0.0/24")}], [{"subnet": format!("fd00:{number}::/64")}]]}});
+        // What comes by a network is answered by it.
+        let plugins =
+            [bridge, json!({"type": "sbr"}), json!({"type": "portmap", "capabilities": {"portMappings": true}})];
+        Chain::new(name, plugins).runtime("portMappings", ports.clone())
+    };
+    let (first, second) = (on("first", 4), on("second", 5));
+    let before = snapshot(&side.world.h).unwrap();
+    for (round, goes_first) in ["second", "first", "GC"].into_iter().enumerate() {
+        let pod = side.pod(&format!("c{round}"));
+        let add = |chain: &Chain, ifname: &str| side.add(&pod, chain, "1.0.0", ifname).unwrap();
+        let one = add(&first, "eth0");
+        let address = |result: &Value, place: usize| -> IpAddr {
+            result["ips"][place]["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()
+        };
+        let serve = |result: &Value, text: &str| {
+            [0, 1].map(|place| TcpServer::start(&pod, SocketAddr::new(address(result, place), 80), text).unwrap())
+        };
+        let _first = serve(&one, "first");
+        let leads = |to: &str| {
+            for family in FAMILIES {
+                for from in [&side.world.n, &side.world.h] {
+                    assert_leads(from, at(host_ip(family), 8080), to);
+                }
+            }
+            assert_leads(&side.world.n, at(host_ip(Family::V4), 8081), to);
+        };
+        leads("first");
+        let two = add(&second, "eth1");
+        let _second = serve(&two, "second");
+        leads("second");
+        let check = |chain: &Chain, result: &Value, ifname: &str| {
+            let config = chain.config(&chain.plugins[2], "1.0.0", Some(result));
+            side.call("CHECK", &pod, chain, &config, ifname)
+        };
+        check(&first, &one, "eth0").unwrap();
+        check(&second, &two, "eth1").unwrap();
+        let del = |chain: &Chain, result: &Value, ifname: &str| {
+            side.del(&pod, chain, "1.0.0", Some(result), ifname).unwrap();
+        };
+        match goes_first {
+            "second" => {
+                // Again, and back again: the last one counts.
+                let portmap = first.config(&first.plugins[2], "1.0.0", Some(&one));
+                side.call("ADD", &pod, &first, &portmap, "eth0").unwrap();
+                leads("first");
+                check(&second, &two, "eth1").unwrap();
+                let portmap = second.config(&second.plugins[2], "1.0.0", Some(&two));
+                side.call("ADD", &pod, &second, &portmap, "eth1").unwrap();
+                leads("second");
+                del(&second, &two, "eth1");
+                leads("first");
+                check(&first, &one, "eth0").unwrap();
+                del(&first, &one, "eth0");
+            }
+            "first" => {
+                del(&first, &one, "eth0");
+                leads("second");
+                check(&second, &two, "eth1").unwrap();
+                assert_eq!(check(&first, &one, "eth0").unwrap_err().code, 103);
+                del(&second, &two, "eth1");
+            }
+            _ => {
+                // A table of before there was anybody to wait: it is made anew.
+                let gc = json!({"cniVersion": "1.1.0", "name": "second", "type": "portmap",
+                    "cni.dev/valid-attachments": []});
+                ask_portmap(side, "GC", &pod, &gc).unwrap();
+                leads("first");
+                let mut command = side.world.h.command("nft").unwrap();
+                let line = "delete map inet portolan_cni cni_waiting4 ; delete map inet portolan_cni cni_waiting6";
+                assert!(command.args(line.split(' ')).status().unwrap().success());
+                let portmap = second.config(&second.plugins[2], "1.0.0", Some(&two));
+                side.call("ADD", &pod, &second, &portmap, "eth1").unwrap();
+                leads("second");
+                del(&second, &two, "eth1");
+                leads("first");
+                del(&first, &one, "eth0");
+            }
+        }
+        for family in FAMILIES {
+            assert_refused(&side.world.n, at(host_ip(family), 8080));
+        }
+        let left: Vec<String> = portolan_lab::snapshot::diff(&before, &snapshot(&side.world.h).unwrap());
+        assert!(!left.iter().any(|line| line.contains("portolan")), "{left:#?}");
+    }
+}
