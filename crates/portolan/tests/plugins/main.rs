@@ -15,6 +15,7 @@ mod ipam;
 mod leases;
 mod links;
 mod meta;
+mod old;
 mod portmap;
 mod static_;
 
