@@ -67,9 +67,14 @@ impl Options {
     fn firewalld(&self) -> Result<Option<Firewalld>, Error> {
         match self.backend.as_str() {
             "iptables" => Ok(None),
-            "firewalld" => Firewalld::connect().map_err(|error| refused(&error))?.map(Some).ok_or_else(|| {
-                Error::new(Code::NotAvailable, "no firewalld runs").details("start it, or choose backend `iptables`")
-            }),
+            "firewalld" => {
+                let not_available = |error: Error| {
+                    Error { code: Code::NotAvailable, ..error }.details("start it, or choose backend `iptables`")
+                };
+                let found = Firewalld::connect().map_err(|error| not_available(refused(&error)))?;
+                let lack = || not_available(Error::new(Code::NotAvailable, "no firewalld runs"));
+                found.map(Some).ok_or_else(lack)
+            }
             _ => Ok(Firewalld::connect().unwrap_or_default()),
         }
     }

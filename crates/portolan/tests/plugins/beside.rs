@@ -170,7 +170,8 @@ impl Side {
             .env("CNI_CONTAINERID", &pod.id)
             .env("CNI_NETNS", pod.path())
             .env("CNI_IFNAME", ifname)
-            .env("CNI_PATH", &self.bin);
+            .env("CNI_PATH", &self.bin)
+            .envs(self.world.environment.iter().cloned());
         self.world.h.adopt(command).unwrap()
     }
 

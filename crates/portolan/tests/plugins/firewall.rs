@@ -30,7 +30,7 @@ fn run(host: &Host, line: &str) -> String {
 }
 
 /// The rules of the table `filter` without comments of ours, chains in order.
-fn rules(side: &Side) -> Vec<String> {
+pub(crate) fn rules(side: &Side) -> Vec<String> {
     ["iptables", "ip6tables"]
         .iter()
         .flat_map(|tool| {
@@ -64,7 +64,7 @@ fn address(result: &Value, family: Family) -> std::net::IpAddr {
 }
 
 /// Whether a connection comes about; an IPv6 address that is new takes a while to be one.
-fn opens(from: &Pod, to: std::net::SocketAddr) -> bool {
+pub(crate) fn opens(from: &Pod, to: std::net::SocketAddr) -> bool {
     (0..6).any(|_| tcp_probe(from, to, SHORT).is_open())
 }
 

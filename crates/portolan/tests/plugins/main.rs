@@ -10,6 +10,7 @@ mod beside;
 mod bridge;
 mod bridge_life;
 mod firewall;
+mod firewalld;
 mod host_local;
 mod ipam;
 mod leases;
