@@ -15,6 +15,7 @@ mod host_local;
 mod ipam;
 mod leases;
 mod links;
+mod links_life;
 mod meta;
 mod old;
 mod portmap;
