@@ -16,6 +16,7 @@ mod config;
 mod error;
 mod plan;
 mod result;
+mod space;
 mod sysctl;
 mod version;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest, RangeRequest};
+use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use portolan_model::{
-    AddressRange, Bandwidth, Burst, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Limit,
+    Bandwidth, Burst, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Limit,
     LinkAttributes, Mac, Name, Network, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute, Sysctl,
     SysctlKey, Tuning,
 };
@@ -14,9 +14,10 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::call::Call;
-use crate::config::{Config, Ipam as IpamConfig, PortMapping, Range};
+use crate::config::{Config, Ipam as IpamConfig, PortMapping};
 use crate::error::{Code, Error};
 use crate::result::{Dns, Interface, Ip, Route, Success};
+use crate::space::Space;
 
 /// Says which container of the runtime's one of ours is.
 const CONTAINER_LABEL: &str = "io.portolan.cni.container";
@@ -119,7 +120,7 @@ impl Config {
     }
 }
 
-fn invalid(msg: impl Into<String>) -> Error {
+pub(crate) fn invalid(msg: impl Into<String>) -> Error {
     Error::new(Code::InvalidConfig, msg)
 }
 
@@ -213,94 +214,6 @@ fn describe(config: &Config, delegated: Option<&Success>) -> Result<NetworkReque
         names: driver == Driver::Bridge,
         ..NetworkRequest::new(name)
     })
-}
-
-/// Subnets and gateways of addresses that others give, or the sets of ranges that they come from.
-#[derive(Debug, Default)]
-struct Space {
-    subnets: Vec<IpNet>,
-    gateways: Vec<IpAddr>,
-    sets: Vec<Vec<RangeRequest>>,
-}
-
-impl Space {
-    fn nets(&self) -> impl Iterator<Item = IpNet> {
-        self.subnets.iter().copied().chain(self.sets.iter().flatten().map(|range| range.net))
-    }
-
-    /// Those that a route without one may go by: of the first subnet or set of the family.
-    fn gateways_of(&self, family: Family) -> Vec<IpAddr> {
-        let of_family = |ip: &IpAddr| Family::of(*ip) == family;
-        if let Some(gateway) = self.gateways.iter().copied().find(of_family) {
-            return vec![gateway];
-        }
-        let mut sets = self.sets.iter().map(|set| set.iter().filter_map(|range| range.gateway).filter(of_family));
-        let mut gateways: Vec<IpAddr> =
-            sets.find_map(|set| Some(set.collect()).filter(|set: &Vec<_>| !set.is_empty())).unwrap_or_default();
-        gateways.dedup();
-        gateways
-    }
-
-    /// Addresses that somebody else chose, with their gateways.
-    fn take_addresses(&mut self, addresses: impl Iterator<Item = (IpNet, Option<IpAddr>)>) -> Result<(), Error> {
-        for (address, gateway) in addresses {
-            let subnet = address.trunc();
-            if !self.subnets.contains(&subnet) {
-                self.subnets.push(subnet);
-            }
-            if let Some(gateway) = gateway.filter(|gateway| !self.gateways.contains(gateway)) {
-                if !subnet.contains(&gateway) {
-                    return Err(invalid(format!("gateway {gateway} is not in the subnet of address {address}")));
-                }
-                self.gateways.push(gateway);
-            }
-        }
-        Ok(())
-    }
-
-    /// The ranges of host-local's words.
-    fn take_ranges(&mut self, config: &Config, ipam: &IpamConfig) -> Result<(), Error> {
-        let mut sets: Vec<Vec<Range>> =
-            if config.runtime.ranges.is_empty() { ipam.ranges.clone() } else { config.runtime.ranges.clone() };
-        if ipam.range.subnet.is_some() {
-            sets.insert(0, vec![ipam.range.clone()]);
-        }
-        if sets.is_empty() {
-            return Err(invalid("no IP ranges specified").details("give ipam a `subnet`, or `ranges`"));
-        }
-        self.sets = sets.iter().map(|set| set.iter().map(asked_range).collect()).collect::<Result<_, Error>>()?;
-        if self.sets.iter().any(Vec::is_empty) {
-            return Err(invalid("empty range set"));
-        }
-        Ok(())
-    }
-}
-
-/// What a range of host-local's words asks for.
-fn asked_range(range: &Range) -> Result<RangeRequest, Error> {
-    let subnet = range.subnet.ok_or_else(|| invalid("a range has no subnet"))?;
-    if subnet.trunc() != subnet {
-        return Err(invalid(format!("network has host bits set: {subnet}, should be {}", subnet.trunc())));
-    }
-    // A subnet of a few addresses has none of them to spare for itself.
-    let spare = subnet.max_prefix_len() - subnet.prefix_len() > 1;
-    let first = if spare { after(subnet.network()) } else { subnet.network() };
-    let mut asked = RangeRequest { net: subnet, range: None, gateway: Some(range.gateway.unwrap_or(first)) };
-    if range.first.is_some() || range.last.is_some() {
-        let range = AddressRange::new(range.first.unwrap_or(first), range.last.unwrap_or(subnet.broadcast()))?;
-        if !range.is_in(&subnet) {
-            return Err(invalid(format!("range {range} is not in network {subnet}")));
-        }
-        asked.range = Some(range);
-    }
-    Ok(asked)
-}
-
-fn after(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip).saturating_add(1)).into()),
-        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip).saturating_add(1)).into()),
-    }
 }
 
 /// What the engine is asked for by an ADD.
@@ -539,7 +452,11 @@ pub fn result(
     }
     let mut dns = merged_dns(config);
     if network.answers_names() && dns.nameservers.is_empty() {
-        dns.nameservers = network.gateways().iter().map(|gateway| gateway.to_string()).collect();
+        for gateway in ips.iter().filter_map(|ip| ip.gateway).map(|gateway| gateway.to_string()) {
+            if !dns.nameservers.contains(&gateway) {
+                dns.nameservers.push(gateway);
+            }
+        }
     }
     Success { interfaces, ips, routes, dns }
 }

@@ -13,8 +13,9 @@ use portolan_plan::diff;
 use crate::api::{NetworkInfo, NetworkRequest};
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
-use crate::ipam::{self, Occupied, network_in_the_way};
+use crate::ipam::{self, Occupied};
 use crate::kernel::Kernel;
+use crate::sets::{check_claims, check_gateway};
 use crate::store::{Durability, Store, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
@@ -479,26 +480,6 @@ pub(crate) fn check_subnet(net: IpNet) -> Result<()> {
         _ if net.prefix_len() == net.max_prefix_len() => refuse("has room for the gateway only"),
         _ => Ok(()),
     }
-}
-
-/// Refuses a gateway that is the subnet's own address.
-pub(crate) fn check_gateway(net: IpNet, gateway: IpAddr) -> Result<()> {
-    let (first, last) = ipam::usable(net);
-    if gateway < first || gateway > last {
-        let why = "is the network or broadcast address of its subnet";
-        return Err(Invalid::new("gateway", gateway.to_string(), why).into());
-    }
-    Ok(())
-}
-
-/// Refuses a subnet that another network's bridge has.
-pub(crate) fn check_claims<T: Tx>(tx: &T, net: IpNet) -> Result<()> {
-    if let Some(id) = tx.claimant(net)?
-        && let Some(network) = tx.network(id)?
-    {
-        return Err(Error::Overlap { subnet: net, other: network_in_the_way(&network, net) });
-    }
-    Ok(())
 }
 
 fn containing<'a>(

@@ -1,16 +1,18 @@
 //! Sets of ranges: which subnets a network has whose callers say where addresses come from, alternatives included.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portolan_model::{AddressRange, Family, Invalid, Network, Subnet};
 
 use crate::api::{NetworkRequest, RangeRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ipam;
+use crate::ipam::{self, network_in_the_way};
 use crate::kernel::Kernel;
-use crate::networks::{check_claims, check_gateway, check_subnet};
-use crate::store::Store;
+use crate::networks::check_subnet;
+use crate::store::{Store, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Decides the subnets of the sets that are asked for. Those of one of our bridges (`is_ours`) are not another's.
@@ -49,6 +51,26 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         Ok(subnets)
     }
+}
+
+/// Refuses a gateway that is the subnet's own address.
+pub(crate) fn check_gateway(net: IpNet, gateway: IpAddr) -> Result<()> {
+    let (first, last) = ipam::usable(net);
+    if gateway < first || gateway > last {
+        let why = "is the network or broadcast address of its subnet";
+        return Err(Invalid::new("gateway", gateway.to_string(), why).into());
+    }
+    Ok(())
+}
+
+/// Refuses a subnet that another network's bridge has.
+pub(crate) fn check_claims<T: Tx>(tx: &T, net: IpNet) -> Result<()> {
+    if let Some(id) = tx.claimant(net)?
+        && let Some(network) = tx.network(id)?
+    {
+        return Err(Error::Overlap { subnet: net, other: network_in_the_way(&network, net) });
+    }
+    Ok(())
 }
 
 /// Refuses two subnets that have addresses in common, unless both are ranges of the same one.

@@ -19,6 +19,7 @@ mod network;
 mod options;
 mod port;
 mod range;
+mod sets;
 mod tuning;
 
 pub use bandwidth::{Bandwidth, Burst, Limit, Rate};

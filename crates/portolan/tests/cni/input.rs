@@ -75,11 +75,7 @@ fn configuration() {
         (json!({"ipam": {"type": "host-local", "subnet": "10.9.1.0/24", "rangeStart": "10.9.2.1"}}), 7, "range"),
         (json!({"ipam": {"type": "../../bin/sh", "subnet": "10.9.1.0/24"}}), 7, "invalid plugin name"),
         (json!({"ipam": {"type": "nobody", "subnet": "10.9.1.0/24"}}), 7, "failed to find plugin"),
-        (
-            json!({"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.1.0/24"}, {"subnet": "10.9.2.0/24"}]]}}),
-            2,
-            "one range",
-        ),
+        (json!({"ipam": {"type": "host-local", "ranges": [[]]}}), 7, "empty range set"),
         (json!({"options": {"colour": "red"}}), 7, "colour"),
         (json!({"mtu": 40}), 7, "mtu=40"),
         (port(json!({"hostPort": 0, "containerPort": 80})), 7, "Invalid host port number: 0"),

@@ -39,6 +39,7 @@ fn alternatives() {
     assert_eq!(given.iter().map(first).collect::<Vec<_>>(), ["10.9.1.2/30", "10.9.2.50/24", "10.9.2.51/24"]);
     let gateway = |result: &Value| result["ips"][0]["gateway"].as_str().unwrap().to_owned();
     assert_eq!((gateway(&given[0]).as_str(), gateway(&given[1]).as_str()), ("10.9.1.1", "10.9.2.254"));
+    assert_eq!(given[1]["dns"]["nameservers"], json!(["10.9.2.254", "fd09:1::1"]));
     // The routes are by the gateway that goes with the address.
     let route = |result: &Value, dst: &str| {
         let mut routes = result["routes"].as_array().unwrap().iter();
