@@ -305,8 +305,8 @@ pub(crate) fn request<T: Tx>(
     holder_name: impl FnOnce(Id) -> Result<String>,
 ) -> Result<Found> {
     let outside = || {
-        let subnets: Vec<String> =
-            network.subnets_of(Family::of(address)).map(|subnet| subnet.net.to_string()).collect();
+        let nets = network.nets().into_iter().filter(|net| Family::of(net.addr()) == Family::of(address));
+        let subnets: Vec<String> = nets.map(|net| net.to_string()).collect();
         let subnets =
             if subnets.is_empty() { format!("it has no {}", Family::of(address)) } else { subnets.join(", ") };
         Error::AddressOutside { address, network: network.name.to_string(), subnets }

@@ -1,5 +1,7 @@
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::{Network, RouteAction, StaticRoute, Subnet};
 
 impl Subnet {
@@ -24,6 +26,17 @@ impl Network {
     /// The gateway of the subnet that `address` is of.
     pub fn gateway_for(&self, address: IpAddr) -> Option<IpAddr> {
         self.subnet_of(address)?.gateway
+    }
+
+    /// All subnets, each once.
+    pub fn nets(&self) -> Vec<IpNet> {
+        let mut nets: Vec<IpNet> = Vec::new();
+        for net in self.subnets.iter().map(|subnet| subnet.net) {
+            if !nets.contains(&net) {
+                nets.push(net);
+            }
+        }
+        nets
     }
 
     /// All gateways, each once.
@@ -98,7 +111,7 @@ mod tests {
         assert_eq!(gateway("10.0.0.99").as_deref(), Some("10.0.0.1"), "outside of the ranges the first counts");
         assert_eq!(gateway("10.0.1.9").as_deref(), Some("10.0.1.1"));
         assert_eq!(gateway("10.0.2.9"), None);
-        assert_eq!(network.gateways().len(), 4);
+        assert_eq!((network.gateways().len(), network.nets().len()), (4, 3));
     }
 
     #[test]

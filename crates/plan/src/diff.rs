@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use portolan_model::Sandbox;
+
 use crate::object::{Key, Object, Objects};
 use crate::set::Set;
 
@@ -65,11 +67,25 @@ pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
     for (key, wanted) in desired.iter() {
         match observed.find(key) {
             None => steps.push(Step::Create(wanted.clone())),
-            Some(found) if found != wanted => steps.push(Step::Change(found.clone(), wanted.clone())),
+            Some(found) if found != wanted || is_overwritten(wanted, &steps) => {
+                steps.push(Step::Change(found.clone(), wanted.clone()));
+            }
             Some(_) => {}
         }
     }
     steps
+}
+
+/// Whether `object` is a setting of an interface that `steps` configure anew, with what we set on every interface.
+fn is_overwritten(object: &Object, steps: &[Step]) -> bool {
+    let Object::SandboxSetting(setting) = object else { return false };
+    let place = |sandbox: &Sandbox| (sandbox.device, sandbox.inode);
+    steps.iter().any(|step| match step {
+        Step::Create(Object::Interface(interface)) | Step::Change(_, Object::Interface(interface)) => {
+            place(&interface.sandbox) == place(&setting.sandbox) && setting.key.is_of(&interface.name)
+        }
+        _ => false,
+    })
 }
 
 /// The steps that undo `steps`, last first.
@@ -81,11 +97,13 @@ pub fn inverse(steps: &[Step]) -> Vec<Step> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use portolan_model::{Family, LinkAttributes, Mac, Mtu, Protocol, Sandbox};
+    use portolan_model::{Family, LinkAttributes, Mac, Mtu, Protocol};
 
     use super::*;
     use crate::firewall::Firewall;
-    use crate::object::{Bridge, Data, DefaultRoute, Element, Field, Interface, Neighbour, Port, Ruleset, Setting};
+    use crate::object::{
+        Bridge, Data, DefaultRoute, Element, Field, Interface, Neighbour, Port, Ruleset, SandboxSetting, Setting,
+    };
     use crate::set::Set;
 
     /// Marsaglia's xorshift64: the same numbers in every run.
@@ -218,6 +236,22 @@ mod tests {
             Object::DefaultRoute(_) => "default route",
         };
         steps.iter().map(kind).collect()
+    }
+
+    #[test]
+    fn what_configures_an_interface_overwrites_its_settings() {
+        let (before, after) = (object(6, 1, 1), object(6, 1, 2));
+        let Object::Interface(interface) = &before else { panic!("{before}") };
+        let setting = |key: &str| {
+            let (key, value) = (key.parse().unwrap(), "1".to_owned());
+            Object::SandboxSetting(SandboxSetting { sandbox: interface.sandbox.clone(), key, value, before: None })
+        };
+        let settings = [setting("net.ipv4.conf.eth0.rp_filter"), setting("net.ipv4.ip_forward")];
+        let with = |interface: &Object| -> Objects { settings.iter().chain([interface]).cloned().collect() };
+        assert_eq!(diff(&with(&before), &with(&before)), []);
+        let steps = diff(&with(&after), &with(&before));
+        assert_eq!(kinds(&steps), ["interface", "sysctl"]);
+        assert_eq!(steps[1].object(), &settings[0]);
     }
 
     #[test]

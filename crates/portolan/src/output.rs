@@ -97,7 +97,7 @@ impl From<&Network> for NetworkRow {
             ipv4: speaks(network, Family::V4),
             ipv6: speaks(network, Family::V6),
             internal: network.internal,
-            subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
+            subnets: network.nets(),
             labels: network.labels.clone(),
             created_at: clock::rfc3339(network.created),
         }

@@ -245,7 +245,7 @@ fn dns_network(network: &Network) -> DnsNetwork {
         port: network.names_port,
         internal: network.internal,
         upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),
-        subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
+        subnets: network.nets(),
     }
 }
 

@@ -212,7 +212,7 @@ impl LsArgs {
             let rows: Vec<Vec<String>> = networks
                 .iter()
                 .map(|network| {
-                    let subnets: Vec<String> = network.subnets.iter().map(|subnet| subnet.net.to_string()).collect();
+                    let subnets: Vec<String> = network.nets().iter().map(ToString::to_string).collect();
                     vec![
                         id(network.id, self.no_trunc),
                         network.name.to_string(),

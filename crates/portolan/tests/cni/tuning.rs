@@ -209,3 +209,36 @@ fn for_people() {
     assert!(runtime.world.refused(&wrong).contains("no_such"));
     assert_eq!(namespace(&pod), before);
 }
+
+/// What we set on every interface ourselves, such as the reverse-path filter, is as it was asked for after a repair, too.
+#[test]
+fn repaired() {
+    let Some(runtime) = Runtime::or_skip("cni-tuning-repaired") else { return };
+    let pod = runtime.pod("c");
+    let config = with(&web(), json!({"sysctl": {"net.ipv4.conf.IFNAME.rp_filter": "1"}}));
+    runtime.add(&pod, &config);
+    assert_eq!(sysctl(&pod, "net/ipv4/conf/eth0/rp_filter"), "1");
+    let flushed = pod.host.command("ip").unwrap().args(["addr", "flush", "dev", "eth0", "scope", "global"]).status();
+    assert!(flushed.unwrap().success());
+    runtime.world.portolan_ok(&["reconcile"]);
+    assert_eq!(sysctl(&pod, "net/ipv4/conf/eth0/rp_filter"), "1");
+    runtime.world.verify();
+}
+
+/// Interfaces without an end on the host have the same attributes.
+#[test]
+fn on_macvlan() {
+    let Some(runtime) = Runtime::or_skip("cni-tuning-macvlan") else { return };
+    let pod = runtime.pod("c");
+    let lan = json!({"parent": "eth0", "ipam": {"type": "host-local", "subnet": "10.0.1.0/24", "rangeStart": "10.0.1.100",
+        "gateway": "10.0.1.2"}});
+    let config = with(&with(&tuned(), lan), json!({"mac": ""}));
+    let before = namespace(&pod);
+    let result = runtime.add(&pod, &config);
+    let link = interface(&pod, "eth0").unwrap();
+    assert_eq!((link.flags & IFF_PROMISC != 0, link.flags & IFF_ALLMULTI != 0, link.tx_queue_len), (true, true, 77));
+    assert_eq!(namespace(&pod)[0], "80");
+    runtime.call("CHECK", &pod, &with(&config, json!({"prevResult": result}))).unwrap();
+    runtime.del(&pod, &config);
+    assert_eq!(namespace(&pod), before);
+}
