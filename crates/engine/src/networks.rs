@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Driver, Family, GatewayMode, Id, IfName, Invalid, Ipam, Mtu, Network, NetworkOptions, PerFamily, Phase,
-    Subinterface, Subnet,
+    Driver, Family, FirewallDriver, GatewayMode, Id, IfName, Invalid, Ipam, Mtu, Network, NetworkOptions, PerFamily,
+    Phase, Subinterface, Subnet,
 };
 use portolan_plan::diff;
 
@@ -87,10 +87,18 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         check_ipam(request, &options)?;
+        if request.driver == Driver::Ptp {
+            check_ptp(request, &options, self.table(tx)?.driver)?;
+        }
         let (speaks, subnets) = match request.ipam {
             Ipam::Local => (PerFamily::default(), self.plan_subnets(tx, request, &options)?),
             Ipam::Dhcp | Ipam::None => (PerFamily { v4: request.ipv4, v6: request.ipv6 }, Vec::new()),
         };
+        if let Some(subnet) = subnets.iter().find(|subnet| request.driver == Driver::Ptp && subnet.gateway.is_none()) {
+            return Err(Invalid::new("subnet", subnet.net.to_string(), "has no gateway")
+                .hint("give it one: containers of a ptp network reach everything by it")
+                .into());
+        }
         let (bridge, subinterface, mtu) = self.plan_device(tx, request, &options, device, id)?;
         let ipv6 = speaks.v6 || subnets.iter().any(|subnet| subnet.family() == Family::V6);
         if ipv6 && mtu < Mtu::IPV6_MIN {
@@ -138,6 +146,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if let Some(vrf) = &options.vrf {
             there("VRF", vrf)?;
         }
+        let path_mtu = || options.mtu.map_or_else(|| self.kernel.path_mtu().map_err(kernel), Ok);
+        if request.driver == Driver::Ptp {
+            return Ok(("none".parse().expect("a valid interface name"), None, path_mtu()?));
+        }
         if request.driver != Driver::Bridge {
             let parent = match options.parent.clone() {
                 Some(parent) => Some(parent),
@@ -184,17 +196,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if let Some(taken) = holder {
             return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
         }
-        let mtu = match options.mtu {
-            Some(mtu) => mtu,
-            None => self.kernel.path_mtu().map_err(kernel)?,
-        };
-        Ok((bridge, None, mtu))
+        Ok((bridge, None, path_mtu()?))
     }
 
     /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
     fn plan_subnets(&self, tx: &S::Tx<'_>, request: &NetworkRequest, options: &NetworkOptions) -> Result<Vec<Subnet>> {
         // What has a parent, or is on somebody else's bridge, shares a subnet with an interface of the host.
-        let is_ours = request.driver == Driver::Bridge && options.managed;
+        let is_ours = matches!(request.driver, Driver::Bridge | Driver::Ptp) && options.managed;
         // Who decides by himself has looked, but for our other bridges.
         let networks = if request.exact { Vec::new() } else { tx.networks()? };
         let routes = if is_ours && !request.exact {
@@ -434,6 +442,13 @@ fn check_ipam(request: &NetworkRequest, options: &NetworkOptions) -> Result<()> 
         Driver::Ipvlan => {
             ("with ipvlan", "its containers share one MAC, by which a server tells clients apart: use macvlan")
         }
+        Driver::Ptp => {
+            return Err(Error::Unsupported {
+                what: format!("ipam driver {}", request.ipam),
+                why: "is not supported with ptp".to_owned(),
+                hint: "the host routes to each address, so it has to know them: leave out the IPAM driver, or use a bridge",
+            });
+        }
         Driver::Bridge if options.managed => (
             "on a bridge of ours",
             "no server is on it: join the LAN's bridge with --opt mode=unmanaged, or use macvlan",
@@ -448,6 +463,26 @@ fn check_ipam(request: &NetworkRequest, options: &NetworkOptions) -> Result<()> 
         }),
         Ipam::Local | Ipam::None => Ok(()),
     }
+}
+
+/// Refuses what a network without a bridge cannot be.
+fn check_ptp(request: &NetworkRequest, options: &NetworkOptions, firewall: FirewallDriver) -> Result<()> {
+    for family in Family::ALL {
+        if options.gateway_mode.of(family) == &GatewayMode::Isolated {
+            return Err(Invalid::new("gateway mode", "isolated", "is for bridges, and a ptp network has none")
+                .hint("leave it out: with --internal, containers reach each other and the gateway only")
+                .into());
+        }
+    }
+    // Theirs are rules in order, and those that keep gateways apart are written for one interface each.
+    if matches!(firewall, FirewallDriver::Iptables | FirewallDriver::Firewalld) {
+        return Err(Error::Unsupported {
+            what: format!("network driver `{}`", request.driver),
+            why: format!("is not supported with firewall driver `{}`", firewall.name()),
+            hint: "use a bridge network, or firewall driver nftables",
+        });
+    }
+    Ok(())
 }
 
 /// The VLAN interface that a name like `eth0.50` asks for.

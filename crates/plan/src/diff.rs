@@ -79,13 +79,15 @@ pub fn inverse(steps: &[Step]) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use portolan_model::{Family, Mac, Mtu, Protocol, Sandbox};
 
     use super::*;
     use crate::firewall::Firewall;
-    use crate::object::{Bridge, Data, DefaultRoute, Element, Field, Interface, Neighbour, Port, Ruleset, Setting};
+    use crate::object::{
+        Bridge, BridgePort, Data, DefaultRoute, Element, Field, HostEnd, Interface, Neighbour, Port, Ruleset, Setting,
+    };
     use crate::set::Set;
 
     /// Marsaglia's xorshift64: the same numbers in every run.
@@ -135,24 +137,21 @@ mod tests {
             }
             4 => Object::Port(Port {
                 host_end: name("pv"),
-                bridge,
+                place: HostEnd::Bridge(BridgePort { bridge, isolated: false, locked: true, ruled: true, vlan: None }),
                 mac,
                 mtu,
-                isolated: false,
-                locked: true,
-                ruled: true,
-                vlan: None,
                 alias,
                 sandbox,
                 sandbox_end: "eth0".parse().unwrap(),
             }),
-            5 => Object::Neighbour(Neighbour { bridge, address, mac }),
+            5 => Object::Neighbour(Neighbour { device: bridge, address, mac }),
             6 => Object::Interface(Interface {
                 sandbox,
                 name: "eth0".parse().unwrap(),
                 mac: Some(mac),
                 mtu,
                 addresses,
+                routed: BTreeMap::new(),
                 ipv6: true,
                 announce: 0,
                 routers: None,
@@ -211,6 +210,7 @@ mod tests {
             Object::Vlan(_) => "vlan",
             Object::Child(_) => "child",
             Object::Route(_) => "route",
+            Object::HostRoute(_) => "host route",
             Object::Neighbour(_) => "neighbour",
             Object::Interface(_) => "interface",
             Object::DefaultRoute(_) => "default route",

@@ -16,9 +16,9 @@ use crate::set::Set;
 /// Which of our interfaces a rule speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
-    /// The bridges.
+    /// The bridges, and the host ends of veth pairs that are on none: what is routed comes in and goes out by them.
     Bridges,
-    /// Their ports, the host ends of veth pairs.
+    /// The ports of bridges, host ends of veth pairs.
     Ports,
 }
 
@@ -27,7 +27,7 @@ pub enum Group {
 /// Each root has its own, as it has its own tables: to the rules of one root the networks of another are the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
-    /// Of the bridges.
+    /// Of the bridges, and of host ends that are on none.
     pub bridges: u32,
     /// Of the bridge ports.
     pub ports: u32,
@@ -331,17 +331,39 @@ pub struct Element {
     pub owner: String,
 }
 
-/// A veth pair: `host_end` on a bridge, `sandbox_end` in the sandbox.
+/// A veth pair: `host_end` on a bridge or by itself, `sandbox_end` in the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
-    /// The end on the bridge.
+    /// The end on the host.
     pub host_end: IfName,
-    /// The bridge.
-    pub bridge: IfName,
+    /// What that end is.
+    pub place: HostEnd,
     /// The MAC of the end in the sandbox.
     pub mac: Mac,
     /// The MTU of both ends.
     pub mtu: Mtu,
+    /// The alias that says whose it is.
+    pub alias: String,
+    /// Where the other end is.
+    pub sandbox: Sandbox,
+    /// The name of the other end.
+    pub sandbox_end: IfName,
+}
+
+/// What the host end of a veth pair is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostEnd {
+    /// A port of a bridge.
+    Bridge(BridgePort),
+    /// An interface that the host routes by.
+    Routed(Routed),
+}
+
+/// A host end on a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BridgePort {
+    /// The bridge.
+    pub bridge: IfName,
     /// Whether the bridge keeps it from other isolated ports (ICC off).
     pub isolated: bool,
     /// Whether frames from any other MAC are dropped.
@@ -350,12 +372,39 @@ pub struct Port {
     pub ruled: bool,
     /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.
     pub vlan: Option<u16>,
-    /// The alias that says whose it is.
-    pub alias: String,
-    /// Where the other end is.
-    pub sandbox: Sandbox,
-    /// The name of the other end.
-    pub sandbox_end: IfName,
+}
+
+/// A host end that is on no bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Routed {
+    /// Its MAC, the gateway's.
+    pub mac: Mac,
+    /// The gateway addresses, which every host end of a network has.
+    pub gateways: BTreeSet<IpAddr>,
+    /// Whether IPv6 is to live on it at all.
+    pub ipv6: bool,
+    /// Whether packets from 127.0.0.0/8 may be routed out of it, for ports published on 127.0.0.1.
+    pub route_localnet: bool,
+}
+
+impl Port {
+    /// The bridge that its host end is on.
+    pub fn bridge(&self) -> Option<&IfName> {
+        match &self.place {
+            HostEnd::Bridge(port) => Some(&port.bridge),
+            HostEnd::Routed(_) => None,
+        }
+    }
+}
+
+/// Where the host sends what is for an address or a subnet of a network without a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostRoute {
+    /// All of a container's address, or a subnet.
+    pub destination: IpNet,
+    /// The container's host end and the gateway address that the host itself sends from; none for what no container has,
+    /// which is unreachable instead of wherever the host's other routes lead.
+    pub by: Option<(IfName, IpAddr)>,
 }
 
 /// Which way packets go, seen from the container.
@@ -398,11 +447,11 @@ pub struct Shaper {
     pub alias: String,
 }
 
-/// A permanent neighbour on a bridge: who has an address is known before anyone asks.
+/// A permanent neighbour on a bridge or a host end: who has an address is known before anyone asks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
-    /// The bridge.
-    pub bridge: IfName,
+    /// The bridge or host end.
+    pub device: IfName,
     /// The address.
     pub address: IpAddr,
     /// Who has it.
@@ -465,6 +514,8 @@ pub struct Interface {
     pub mtu: Mtu,
     /// Addresses with prefix length.
     pub addresses: BTreeSet<IpNet>,
+    /// Subnets of those that are not on the link, each with the gateway by which they are reached, and which is.
+    pub routed: BTreeMap<IpNet, IpAddr>,
     /// Whether IPv6 is to live on it at all.
     pub ipv6: bool,
     /// Send unsolicited ARP replies and neighbour advertisements this many times once it is up.
@@ -508,7 +559,7 @@ pub enum Object {
     Element(Element),
     /// A VLAN interface.
     Vlan(Vlan),
-    /// A veth pair on a bridge.
+    /// A veth pair.
     Port(Port),
     /// A limit on what passes a port.
     Shaper(Shaper),
@@ -516,6 +567,8 @@ pub enum Object {
     Child(Child),
     /// A permanent neighbour.
     Neighbour(Neighbour),
+    /// A route of the host.
+    HostRoute(HostRoute),
     /// An interface in a sandbox.
     Interface(Interface),
     /// A default route in a sandbox.
@@ -542,8 +595,10 @@ pub enum Key {
     Port(IfName),
     /// By the port's host end and direction.
     Shaper(IfName, Direction),
-    /// By bridge and address.
+    /// By device and address.
     Neighbour(IfName, IpAddr),
+    /// By destination.
+    HostRoute(IpNet),
     /// By namespace and name.
     Child(u64, u64, IfName),
     /// By namespace and name.
@@ -567,7 +622,8 @@ impl Object {
             Self::Route(o) => Key::Route(o.sandbox.device, o.sandbox.inode, o.route.destination, o.route.metric),
             Self::Port(o) => Key::Port(o.host_end.clone()),
             Self::Shaper(o) => Key::Shaper(o.host_end.clone(), o.direction),
-            Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
+            Self::Neighbour(o) => Key::Neighbour(o.device.clone(), o.address),
+            Self::HostRoute(o) => Key::HostRoute(o.destination),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::DefaultRoute(o) => {
                 Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway), o.metric)
@@ -626,32 +682,42 @@ impl fmt::Display for Object {
                 }
                 write!(f, " ({})", o.owner)
             }
-            Self::Port(o) => write!(
-                f,
-                "veth `{}` on `{}` to `{}` in {} mac {}{}",
-                o.host_end,
-                o.bridge,
-                o.sandbox_end,
-                o.sandbox.path.display(),
-                o.mac,
-                o.vlan.map_or_else(String::new, |vlan| format!(" vlan {vlan}"))
-            ),
+            Self::Port(o) => {
+                write!(f, "veth `{}`", o.host_end)?;
+                if let HostEnd::Bridge(port) = &o.place {
+                    write!(f, " on `{}`", port.bridge)?;
+                }
+                write!(f, " to `{}` in {} mac {}", o.sandbox_end, o.sandbox.path.display(), o.mac)?;
+                match &o.place {
+                    HostEnd::Bridge(port) => port.vlan.map_or(Ok(()), |vlan| write!(f, " vlan {vlan}")),
+                    HostEnd::Routed(routed) => write!(f, " gateways {}", join(&routed.gateways, ", ")),
+                }
+            }
             Self::Shaper(o) => {
                 let burst =
                     Burst::new(u64::from(o.burst) * 8).map_or_else(|_| "0b".to_owned(), |burst| burst.to_string());
                 write!(f, "limit of {} {} burst {burst} at `{}`", o.rate, o.direction, o.host_end)?;
                 o.through.as_ref().map_or(Ok(()), |through| write!(f, " through `{through}`"))
             }
-            Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.bridge),
-            Self::Interface(o) => write!(
-                f,
-                "interface `{}` in {}{} mtu {} addresses {}",
-                o.name,
-                o.sandbox.path.display(),
-                o.mac.map_or_else(String::new, |mac| format!(" mac {mac}")),
-                o.mtu,
-                list(&o.addresses)
-            ),
+            Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.device),
+            Self::HostRoute(o) => match &o.by {
+                Some((host_end, gateway)) => {
+                    write!(f, "route of the host to {} by `{host_end}` from {gateway}", o.destination.addr())
+                }
+                None => write!(f, "route of the host: {} is unreachable", o.destination),
+            },
+            Self::Interface(o) => {
+                write!(
+                    f,
+                    "interface `{}` in {}{} mtu {} addresses {}",
+                    o.name,
+                    o.sandbox.path.display(),
+                    o.mac.map_or_else(String::new, |mac| format!(" mac {mac}")),
+                    o.mtu,
+                    list(&o.addresses)
+                )?;
+                o.routed.iter().try_for_each(|(subnet, gateway)| write!(f, " route {subnet} via {gateway}"))
+            }
             Self::DefaultRoute(o) => {
                 write!(f, "default route via {} on `{}`", o.gateway, o.interface)?;
                 o.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;

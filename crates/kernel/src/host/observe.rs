@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use portolan_engine::KernelError;
 use portolan_model::{FirewallDriver, IfName, Mac, Mtu, Rate, Sandbox};
 use portolan_plan::{
-    Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, Interface, Neighbour, Object, Objects, Port,
-    Ruleset, Set, Setting, Shaper, Table, Vlan, ruleset,
+    Bridge, BridgePort, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, HostEnd, HostRoute, Interface,
+    Neighbour, Object, Objects, Port, Routed, Ruleset, Set, Setting, Shaper, Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -114,9 +114,11 @@ fn links(
     let network = format!("portolan:{root}:network:");
     let endpoint = format!("portolan:{root}:endpoint:");
     let mut bridges: BTreeMap<u32, IfName> = BTreeMap::new();
+    // Host ends that the host routes by.
+    let mut devices: BTreeMap<u32, IfName> = BTreeMap::new();
     let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
     let connected: BTreeSet<(u32, IpNet)> = routes
-        .into_iter()
+        .iter()
         .filter(|route| route.protocol == route::PROTOCOL_KERNEL && route.table == route::TABLE_MAIN)
         .filter_map(|route| Some((route.oif?, IpNet::new(route.dst, route.prefix_len).ok()?)))
         .collect();
@@ -146,20 +148,39 @@ fn links(
                 name,
             }));
         } else if alias.starts_with(&endpoint) {
-            found.insert(Object::Port(port(link, name, alias, groups, &names, desired)));
+            let port = match desired.find(&portolan_plan::Key::Port(name.clone())) {
+                Some(Object::Port(wanted @ Port { place: HostEnd::Routed(_), .. })) => {
+                    devices.insert(link.index, name);
+                    routed_port(socket, link, wanted, groups)?
+                }
+                wanted => port(
+                    link,
+                    name,
+                    alias,
+                    groups,
+                    &names,
+                    match wanted {
+                        Some(Object::Port(wanted)) => Some(wanted),
+                        _ => None,
+                    },
+                ),
+            };
+            found.insert(Object::Port(port));
         }
     }
     shapers(socket, root, &all, desired, found)?;
-    if bridges.is_empty() {
+    found.extend(host_routes(&routes, &devices, desired).map(Object::HostRoute));
+    devices.extend(bridges.iter().map(|(index, name)| (*index, name.clone())));
+    if devices.is_empty() {
         return Ok(());
     }
     for neighbour in neigh::dump(socket, None).map_err(|error| refusal("list neighbours", &error))? {
-        let Some(bridge) = bridges.get(&neighbour.ifindex) else { continue };
+        let Some(device) = devices.get(&neighbour.ifindex) else { continue };
         if neighbour.state & neigh::NUD_PERMANENT != 0
             && let Some(mac) = neighbour.mac
         {
             found.insert(Object::Neighbour(Neighbour {
-                bridge: bridge.clone(),
+                device: device.clone(),
                 address: neighbour.addr,
                 mac: Mac::from_bytes(mac),
             }));
@@ -178,7 +199,7 @@ fn links(
             Object::Port(port) => Some(port),
             _ => None,
         })
-        .filter(|port| bridges.values().any(|bridge| *bridge == port.bridge))
+        .filter(|port| bridges.values().any(|bridge| Some(bridge) == port.bridge()))
         .filter(|port| {
             !indexes.get(port.host_end.as_str()).is_some_and(|index| entries.contains(&(*index, port.mac.octets())))
         })
@@ -230,6 +251,54 @@ fn nets(addresses: &[addr::Address]) -> BTreeSet<IpNet> {
         .collect()
 }
 
+/// The routes that `desired` speaks of and that are as they should be, and what else leads to host ends.
+fn host_routes<'a>(
+    routes: &'a [route::Route],
+    devices: &'a BTreeMap<u32, IfName>,
+    desired: &'a Objects,
+) -> impl Iterator<Item = HostRoute> + 'a {
+    routes
+        .iter()
+        .filter(|route| route.table == route::TABLE_MAIN && route.protocol == route::PROTOCOL_STATIC)
+        .filter_map(|found| {
+            let destination = IpNet::new(found.dst, found.prefix_len).ok()?;
+            let device = found.oif.and_then(|index| devices.get(&index));
+            let wanted = match desired.find(&portolan_plan::Key::HostRoute(destination)) {
+                Some(Object::HostRoute(wanted)) => {
+                    let should = super::apply::host_route(wanted, found.oif);
+                    let is_it = (found.kind, found.gateway) == (should.kind, should.gateway)
+                        && should.metric.is_none_or(|metric| found.metric == Some(metric))
+                        && wanted.by.as_ref().is_none_or(|(name, _)| Some(name) == device)
+                        && (should.prefsrc.is_none() || found.prefsrc == should.prefsrc);
+                    is_it.then(|| wanted.clone())
+                }
+                _ => None,
+            };
+            let stray = || {
+                let from = found.prefsrc.or(found.gateway).unwrap_or(found.dst);
+                device.map(|name| HostRoute { destination, by: Some((name.clone(), from)) })
+            };
+            wanted.or_else(stray)
+        })
+}
+
+/// The host end of a pair that the host routes by.
+fn routed_port(socket: &mut Socket, link: &Link, wanted: &Port, groups: Groups) -> Result<Port, KernelError> {
+    let addresses = addr::dump(socket, Some(link.index)).map_err(|error| refusal("list addresses", &error))?;
+    let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
+    let usable = link.up && link.group == groups.bridges && link.master.is_none();
+    let is_whole = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+    let place = HostEnd::Routed(Routed {
+        mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
+        gateways: nets(&addresses).iter().filter(|net| is_whole(net)).map(IpNet::addr).collect(),
+        ipv6: !disabled && speaks_ipv6(link, &addresses),
+        route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
+    });
+    let alias =
+        if usable { wanted.alias.clone() } else { format!("{} (down, in another group or on a bridge)", wanted.alias) };
+    Ok(Port { place, mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET), alias, ..wanted.clone() })
+}
+
 /// A bridge port. What lies in the sandbox is taken from what should be there; [`inside`] looks at it.
 fn port(
     link: &Link,
@@ -237,25 +306,27 @@ fn port(
     alias: &str,
     groups: Groups,
     names: &BTreeMap<u32, &str>,
-    desired: &Objects,
+    wanted: Option<&Port>,
 ) -> Port {
-    let wanted = match desired.find(&portolan_plan::Key::Port(name.clone())) {
-        Some(Object::Port(port)) => Some(port),
-        _ => None,
-    };
     let state = link.brport.unwrap_or_default();
     let ruled = link.group == groups.ports;
-    let in_group = ruled || wanted.is_some_and(|port| !port.ruled);
+    let is_wanted_unruled = |port: &Port| matches!(&port.place, HostEnd::Bridge(on_bridge) if !on_bridge.ruled);
+    let in_group = ruled || wanted.is_some_and(is_wanted_unruled);
     let usable = link.up && in_group && state.neigh_suppress == Some(true);
     let unknown = || "unknown".parse().expect("a valid interface name");
     Port {
-        bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
+        place: HostEnd::Bridge(BridgePort {
+            bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
+            isolated: state.isolated.unwrap_or(false),
+            locked: state.locked.unwrap_or(false) && state.learning == Some(false),
+            ruled: ruled || wanted.is_none(),
+            vlan: wanted.and_then(|port| match &port.place {
+                HostEnd::Bridge(on_bridge) => on_bridge.vlan,
+                HostEnd::Routed(_) => None,
+            }),
+        }),
         mac: wanted.map_or(Mac::from_bytes([0; 6]), |port| port.mac),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-        isolated: state.isolated.unwrap_or(false),
-        locked: state.locked.unwrap_or(false) && state.learning == Some(false),
-        ruled: ruled || wanted.is_none(),
-        vlan: wanted.and_then(|port| port.vlan),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
         sandbox: wanted.map_or_else(
             || Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None },
@@ -352,6 +423,12 @@ fn inside(
 ) -> Result<(), KernelError> {
     let mut socket =
         Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
+    let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
+    let main = || routes.iter().filter(|route| route.table == route::TABLE_MAIN);
+    let leads = |index: u32, subnet: IpNet, gateway: IpAddr| {
+        let is = |route: &route::Route| (route.dst, route.prefix_len, route.gateway, route.oif);
+        super::apply::routed(index, subnet, gateway).iter().all(|should| main().any(|route| is(route) == is(should)))
+    };
     let mut names: BTreeMap<u32, IfName> = BTreeMap::new();
     for wanted in interfaces {
         let link = link::lookup(&mut socket, wanted.name.as_str())
@@ -377,6 +454,12 @@ fn inside(
             name: wanted.name.clone(),
             mac: wanted.mac.and(link.mac).map(Mac::from_bytes),
             mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+            routed: wanted
+                .routed
+                .iter()
+                .filter(|(subnet, gateway)| leads(link.index, **subnet, **gateway))
+                .map(|(subnet, gateway)| (*subnet, *gateway))
+                .collect(),
             // Where we give none, they are the container's own business.
             addresses: if wanted.addresses.is_empty() { BTreeSet::new() } else { nets(&addresses) },
             ipv6: !disabled && speaks_ipv6(&link, &addresses),
@@ -384,8 +467,6 @@ fn inside(
             routers: wanted.routers,
         }));
     }
-    let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
-    let main = || routes.iter().filter(|route| route.table == route::TABLE_MAIN);
     for (_, object) in desired.iter() {
         if let Object::Route(wanted) = object
             && (wanted.sandbox.device, wanted.sandbox.inode) == (sandbox.device, sandbox.inode)
