@@ -57,7 +57,8 @@ impl Context<'_> {
     ) {
         let Some(index) = self.place_of(socket, unwanted) else { return };
         last.add(&step.to_string(), |batch| {
-            route::delete(batch, &host_route(unwanted, index));
+            // Where to and by which interface says which; one that somebody else made has another source.
+            route::delete(batch, &Route { prefsrc: None, ..host_route(unwanted, index) });
         });
     }
 }
