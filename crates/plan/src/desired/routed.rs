@@ -39,11 +39,11 @@ pub(super) fn routed(network: &Network, endpoint: &Endpoint) -> BTreeMap<IpNet, 
     places(network, endpoint).map(|(_, subnet, gateway)| (subnet, gateway)).collect()
 }
 
-/// What the host end of such an endpoint is.
+/// What the host end of such an endpoint is. Where IPv6 is off nothing has an address of it.
 pub(super) fn place(network: &Network, ipv6: bool) -> HostEnd {
     HostEnd::Routed(Routed {
         mac: gateway_mac(network.id),
-        gateways: elements::gateways(network).iter().map(IpNet::addr).collect(),
+        gateways: elements::gateways(network).iter().map(IpNet::addr).filter(|ip| ipv6 || ip.is_ipv4()).collect(),
         ipv6,
         route_localnet: !network.internal && network.has(Family::V4),
     })
@@ -127,6 +127,19 @@ mod tests {
                 "route of the host to fd01::2 by `pv00110001` from fd01::1",
             ]
         );
+    }
+
+    #[test]
+    fn who_has_no_ipv6_has_no_gateway_of_it() {
+        let mut view = view(&net(&[]));
+        view.endpoints[0].0.addresses.retain(|one| one.address.addr().is_ipv4());
+        let objects = container_objects("/r", &view);
+        let place = objects.iter().find_map(|(_, object)| match object {
+            Object::Port(Port { place: HostEnd::Routed(routed), .. }) => Some(routed),
+            _ => None,
+        });
+        let gateways: Vec<String> = place.unwrap().gateways.iter().map(ToString::to_string).collect();
+        assert_eq!(gateways, ["10.1.0.1"]);
     }
 
     #[test]
