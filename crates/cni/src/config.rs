@@ -35,7 +35,7 @@ pub struct Config {
     /// The network of the store that is meant, if it is one.
     #[serde(default)]
     pub network: Option<String>,
-    /// What carries a network that is described here: bridge, macvlan or ipvlan.
+    /// What carries a network that is described here: bridge, ptp, macvlan or ipvlan.
     #[serde(default)]
     pub driver: Option<String>,
     /// The device of a bridge network.

@@ -131,9 +131,8 @@ fn driver(config: &Config) -> Result<Driver, Error> {
         Some(text) => {
             let driver: Driver = text.parse()?;
             if !driver.holds_endpoints() {
-                return Err(
-                    invalid(format!("driver `{text}` holds no containers")).details("choose bridge, macvlan or ipvlan")
-                );
+                return Err(invalid(format!("driver `{text}` holds no containers"))
+                    .details("choose bridge, macvlan, ipvlan or ptp"));
             }
             Ok(driver)
         }
@@ -211,7 +210,7 @@ fn describe(config: &Config, delegated: Option<&Success>) -> Result<NetworkReque
         options,
         labels: config.labels.clone(),
         routes,
-        names: driver == Driver::Bridge,
+        names: matches!(driver, Driver::Bridge | Driver::Ptp),
         ..NetworkRequest::new(name)
     })
 }
@@ -413,6 +412,8 @@ pub fn result(
     let mut interfaces = Vec::new();
     if network.driver == Driver::Bridge {
         interfaces.push(on_host(&network.bridge));
+    }
+    if matches!(network.driver, Driver::Bridge | Driver::Ptp) {
         interfaces.push(on_host(&endpoint.host_end));
     }
     let mac = if network.shares_parents_mac() { mac_of(network.bridge.as_str()) } else { Some(endpoint.mac) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use portolan_model::{Endpoint, Family, Id, Mtu, Network, Phase};
+use portolan_model::{Driver, Endpoint, Family, Id, Mtu, Network, Phase};
 use portolan_plan::{ContainerView, Firewall};
 
 use crate::api::{Change, Followed, Repaired};
@@ -93,15 +93,28 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         alias.strip_prefix(&format!("portolan:{}:bandwidth:", self.root)).map(str::to_owned)
     }
 
-    /// The network that an interface with this alias is the bridge of, if it is one of ours and neither comes nor goes.
+    /// The network that an interface with this alias routes for, if it is one of ours and neither comes nor goes: its
+    /// bridge, or the host end of an endpoint where there is none.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn network_of_bridge(&self, alias: &str) -> Result<Option<Network>> {
-        let ours = format!("portolan:{}:network:", self.root);
-        let Some(id) = alias.strip_prefix(&ours).and_then(|id| id.parse().ok()) else { return Ok(None) };
+    pub fn network_of_device(&self, alias: &str) -> Result<Option<Network>> {
+        let Some(ours) = alias.strip_prefix(&format!("portolan:{}:", self.root)) else { return Ok(None) };
         let tx = self.store.read()?;
-        match tx.network(id)?.filter(|network| network.phase.is_settled()) {
+        let id = match ours.split_once(':') {
+            Some(("network", id)) => id.parse().ok(),
+            Some(("endpoint", id)) => match id.parse().map(|id| tx.endpoint(id)) {
+                Ok(endpoint) => match endpoint? {
+                    Some(endpoint) if self.is_settled(&tx, &endpoint)? => Some(endpoint.network),
+                    _ => None,
+                },
+                Err(_) => None,
+            },
+            _ => None,
+        };
+        let Some(network) = id.map(|id| tx.network(id)).transpose()?.flatten() else { return Ok(None) };
+        let is_it = ours.starts_with("network:") || network.driver == Driver::Ptp;
+        match Some(network).filter(|_| is_it).filter(|network| network.phase.is_settled()) {
             Some(network) => Ok(self.is_materialised(&tx, &network)?.then_some(network)),
             None => Ok(None),
         }
@@ -136,7 +149,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let mut is_other = false;
         for network in tx.networks()? {
-            let follows = network.is_managed_bridge() && network.options.mtu.is_none() && network.mtu != mtu;
+            let follows = network.is_ruled() && network.options.mtu.is_none() && network.mtu != mtu;
             // IPv6 does not live below its minimum (RFC 8200 §5).
             if follows && (mtu >= Mtu::IPV6_MIN || !network.has(Family::V6)) {
                 tx.put_network(&Network { mtu, ..network })?;
@@ -149,6 +162,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.commit(Durability::Disk)?;
         let (steps, failures) = self.reconcile_kernel(&guard)?;
         Ok(Repaired { steps, failures, ..Repaired::default() })
+    }
+
+    /// Whether there are networks of `driver`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn has_networks_of(&self, driver: Driver) -> Result<bool> {
+        Ok(self.store.read()?.networks()?.iter().any(|network| network.driver == driver))
     }
 
     /// Whether anybody is on any network: then there are names to be answered and rules to be kept.

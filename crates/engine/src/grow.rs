@@ -391,14 +391,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 /// Whether an endpoint of `network` can have its bandwidth limited: only what the host passes on can be held back where
 /// the container cannot undo it.
 pub(crate) fn check_bandwidth(network: &Network, wanted: Bandwidth) -> Result<()> {
-    if wanted.is_unlimited() || network.driver == Driver::Bridge {
+    if wanted.is_unlimited() || matches!(network.driver, Driver::Bridge | Driver::Ptp) {
         return Ok(());
     }
     let why = format!(
         "cannot be limited: network `{}` has driver `{}`, whose interfaces have no end on the host",
         network.name, network.driver
     );
-    Err(Invalid::new("bandwidth", wanted.to_string(), why).hint("leave it out, or use a bridge network").into())
+    Err(Invalid::new("bandwidth", wanted.to_string(), why).hint("leave it out, or use a bridge or ptp network").into())
 }
 
 /// A MAC for an interface whose addresses nobody knows.

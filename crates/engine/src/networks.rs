@@ -18,6 +18,10 @@ use crate::kernel::Kernel;
 use crate::sets::{check_claims, check_gateway};
 use crate::store::{Durability, Store, Tx};
 
+pub(crate) mod check;
+
+use check::{check_ipam, check_ptp, check_subnet};
+
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Makes a network.
     ///
@@ -88,10 +92,18 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         check_ipam(request, &options)?;
+        if request.driver == Driver::Ptp {
+            check_ptp(request, &options, self.table(tx)?.driver)?;
+        }
         let (speaks, subnets) = match request.ipam {
             Ipam::Local => (PerFamily::default(), self.plan_subnets(tx, request, &options)?),
             Ipam::Dhcp | Ipam::None => (PerFamily { v4: request.ipv4, v6: request.ipv6 }, Vec::new()),
         };
+        if let Some(subnet) = subnets.iter().find(|subnet| request.driver == Driver::Ptp && subnet.gateway.is_none()) {
+            return Err(Invalid::new("subnet", subnet.net.to_string(), "has no gateway")
+                .hint("give it one: containers of a ptp network reach everything by it")
+                .into());
+        }
         let (bridge, subinterface, mtu) = self.plan_device(tx, request, &options, device, id)?;
         let ipv6 = speaks.v6 || subnets.iter().any(|subnet| subnet.family() == Family::V6);
         if ipv6 && mtu < Mtu::IPV6_MIN {
@@ -139,6 +151,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if let Some(vrf) = &options.vrf {
             there("VRF", vrf)?;
         }
+        let path_mtu = || options.mtu.map_or_else(|| self.kernel.path_mtu().map_err(kernel), Ok);
+        if request.driver == Driver::Ptp {
+            return Ok(("none".parse().expect("a valid interface name"), None, path_mtu()?));
+        }
         if request.driver != Driver::Bridge {
             let parent = match options.parent.clone() {
                 Some(parent) => Some(parent),
@@ -185,17 +201,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if let Some(taken) = holder {
             return Err(Error::NameTaken { what: "bridge device of network", name: taken.name.to_string() });
         }
-        let mtu = match options.mtu {
-            Some(mtu) => mtu,
-            None => self.kernel.path_mtu().map_err(kernel)?,
-        };
-        Ok((bridge, None, mtu))
+        Ok((bridge, None, path_mtu()?))
     }
 
     /// Decides a network's subnets: those asked for, checked, and one from the pool for a family without.
     fn plan_subnets(&self, tx: &S::Tx<'_>, request: &NetworkRequest, options: &NetworkOptions) -> Result<Vec<Subnet>> {
         // What has a parent, or is on somebody else's bridge, shares a subnet with an interface of the host.
-        let is_ours = request.driver == Driver::Bridge && options.managed;
+        let is_ours = matches!(request.driver, Driver::Bridge | Driver::Ptp) && options.managed;
         // Who decides by himself has looked, but for our other bridges.
         let networks = if request.exact { Vec::new() } else { tx.networks()? };
         let routes = if is_ours && !request.exact {
@@ -413,73 +425,11 @@ const fn enabled(request: &NetworkRequest, family: Family) -> bool {
     }
 }
 
-/// Refuses what an IPAM driver cannot do: to know addresses before they are given, or to reach a server.
-fn check_ipam(request: &NetworkRequest, options: &NetworkOptions) -> Result<()> {
-    if request.ipam.is_local() {
-        return Ok(());
-    }
-    let given = [
-        (!request.subnets.is_empty(), "subnet"),
-        (!request.gateways.is_empty(), "gateway"),
-        (!request.ranges.is_empty(), "IP range"),
-        (!request.aux.is_empty(), "auxiliary address"),
-    ];
-    if let Some((_, what)) = given.into_iter().find(|(is_given, _)| *is_given) {
-        let why = format!("no {what} goes with it, as it gives none of our addresses");
-        return Err(Invalid::new("IPAM driver", request.ipam.to_string(), why)
-            .hint(format!("leave out the {what}, or the IPAM driver"))
-            .into());
-    }
-    let (what, hint) = match request.driver {
-        Driver::Ipvlan => {
-            ("with ipvlan", "its containers share one MAC, by which a server tells clients apart: use macvlan")
-        }
-        Driver::Bridge if options.managed => (
-            "on a bridge of ours",
-            "no server is on it: join the LAN's bridge with --opt mode=unmanaged, or use macvlan",
-        ),
-        _ => return Ok(()),
-    };
-    match request.ipam {
-        Ipam::Dhcp => Err(Error::Unsupported {
-            what: "ipam driver dhcp".to_owned(),
-            why: format!("is not supported {what}"),
-            hint,
-        }),
-        Ipam::Local | Ipam::None => Ok(()),
-    }
-}
-
 /// The VLAN interface that a name like `eth0.50` asks for.
 fn subinterface(name: &IfName) -> Option<Subinterface> {
     let (parent, vlan) = name.as_str().rsplit_once('.')?;
     let vlan = vlan.parse().ok().filter(|vlan| (1..=4094).contains(vlan))?;
     Some(Subinterface { parent: parent.parse().ok()?, vlan })
-}
-
-/// Refuses what can hold no container, or is no unicast space.
-pub(crate) fn check_subnet(net: IpNet) -> Result<()> {
-    let refuse = |why: &'static str| Err(Invalid::new("subnet", net.to_string(), why).into());
-    if net.prefix_len() == 0 {
-        return refuse("is the whole address space");
-    }
-    let address = net.addr();
-    if net.trunc() != net {
-        return Err(Invalid::new("subnet", net.to_string(), "has host bits set")
-            .hint(format!("write {}", net.trunc()))
-            .into());
-    }
-    if address.is_multicast() || address.is_loopback() {
-        return refuse("is multicast or loopback space");
-    }
-    match net {
-        IpNet::V4(net) if net.addr().octets()[0] == 0 || net.addr().octets()[0] >= 240 => {
-            refuse("is reserved (RFC 6890)")
-        }
-        IpNet::V6(net) if net.addr().is_unicast_link_local() => refuse("is link-local space"),
-        _ if net.prefix_len() == net.max_prefix_len() => refuse("has room for the gateway only"),
-        _ => Ok(()),
-    }
 }
 
 fn containing<'a>(

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ipam::{self, network_in_the_way};
 use crate::kernel::Kernel;
-use crate::networks::check_subnet;
+use crate::networks::check::check_subnet;
 use crate::store::{Store, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fake::{FOREIGN_PORT, FakeKernel};
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
-use portolan_model::{ContainerKind, ContainerState, Family, Id, PublishSpec};
+use portolan_model::{ContainerKind, ContainerState, Driver, Family, Id, PublishSpec};
 use portolan_plan::{Object, Set, Step};
 use portolan_store::SqliteStore;
 
@@ -292,7 +292,10 @@ fn spec(port: u16) -> PublishSpec {
 fn network_request(name: &str) -> NetworkRequest {
     let mut request = NetworkRequest::new(name.parse().unwrap());
     match name {
-        "four" => request.ipv6 = false,
+        "four" => {
+            request.ipv6 = false;
+            request.driver = Driver::Ptp;
+        }
         "small" => request.subnets.push("10.77.0.0/29".parse().unwrap()),
         "vault" => request.internal = true,
         _ => {}

@@ -22,6 +22,7 @@ fn in_new_namespace(test: impl FnOnce()) {
 
 fn samples() -> Vec<Element> {
     let address = |text: &str| Field::Address(text.parse().unwrap());
+    let prefix = |text: &str| Field::Prefix(text.parse().unwrap());
     let name = |text: &str| Field::IfName(text.parse().unwrap());
     let element = |set, key: Vec<Field>, data| Element { set, key, data, owner: "container web 80:80/tcp".into() };
     let tcp = || Field::Protocol(portolan_model::Protocol::Tcp);
@@ -45,6 +46,11 @@ fn samples() -> Vec<Element> {
         element(Set::Proxied, vec![Field::NfProto(V6), tcp(), Field::Ports(8080, 8080)], Data::Member),
         element(Set::Within, vec![name("br-0"), name("br-0")], Data::Goto(Chain::Allow)),
         element(Set::Within, vec![name("br-1"), name("br-1")], Data::Goto(Chain::WithinClosed)),
+        element(Set::Behind(V4), vec![name("pv0123456789abc"), address("172.20.0.2")], Data::Member),
+        element(Set::Behind(V6), vec![name("pv0123456789abc"), address("fd00::2")], Data::Member),
+        element(Set::Between(V4), vec![prefix("172.20.0.0/24"), prefix("172.20.0.0/24")], Data::Goto(Chain::Allow)),
+        element(Set::Between(V4), vec![prefix("172.20.0.0/24"), prefix("172.20.1.8/31")], Data::Goto(Chain::Allow)),
+        element(Set::Between(V6), vec![prefix("fd00::/64"), prefix("fd00::/64")], Data::Goto(Chain::WithinClosed)),
         element(Set::Leave, vec![Field::NfProto(V4), name("br-0")], Data::Goto(Chain::Enter)),
         element(Set::Enter, vec![Field::NfProto(V6), name("br-0")], Data::Drop),
         element(Set::ToHost, vec![Field::NfProto(V6), name("br-0")], Data::Goto(Chain::ToHostInternal)),

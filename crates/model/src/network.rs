@@ -76,6 +76,8 @@ pub enum Driver {
     Macvlan,
     /// Interfaces that share the MAC of an interface of the host (ipvlan, Documentation/networking/ipvlan.rst).
     Ipvlan,
+    /// A veth pair for each container and no bridge: the host routes between them.
+    Ptp,
     /// The host's own namespace; predefined, holds no endpoints.
     Host,
     /// Nothing but loopback; predefined.
@@ -88,6 +90,7 @@ impl fmt::Display for Driver {
             Self::Bridge => "bridge",
             Self::Macvlan => "macvlan",
             Self::Ipvlan => "ipvlan",
+            Self::Ptp => "ptp",
             Self::Host => "host",
             Self::None => "null",
         })
@@ -102,9 +105,10 @@ impl FromStr for Driver {
             "bridge" => Ok(Self::Bridge),
             "macvlan" => Ok(Self::Macvlan),
             "ipvlan" => Ok(Self::Ipvlan),
+            "ptp" => Ok(Self::Ptp),
             "host" => Ok(Self::Host),
             "null" | "none" => Ok(Self::None),
-            _ => Err(Invalid::new("network driver", text, "is unknown").hint("choose bridge, macvlan or ipvlan")),
+            _ => Err(Invalid::new("network driver", text, "is unknown").hint("choose bridge, macvlan, ipvlan or ptp")),
         }
     }
 }
@@ -114,7 +118,7 @@ serde_by_text!(Driver);
 impl Driver {
     /// Whether containers can be on networks of this driver.
     pub const fn holds_endpoints(self) -> bool {
-        matches!(self, Self::Bridge | Self::Macvlan | Self::Ipvlan)
+        matches!(self, Self::Bridge | Self::Macvlan | Self::Ipvlan | Self::Ptp)
     }
 }
 
@@ -204,7 +208,7 @@ pub struct Subnet {
     pub net: IpNet,
     /// Leases come from this part only; inside `net`.
     pub range: Option<AddressRange>,
-    /// The address containers route to; the bridge's own. None on internal-isolated networks.
+    /// The address containers route to; the bridge's own, or that of every host end where there is none. None on internal-isolated networks.
     pub gateway: Option<IpAddr>,
     /// Addresses set aside by name, never leased.
     pub aux: BTreeMap<String, IpAddr>,
@@ -283,7 +287,7 @@ pub struct Network {
     pub raw_options: BTreeMap<String, String>,
     /// Labels, for people.
     pub labels: BTreeMap<String, String>,
-    /// The device on the host: the bridge; of macvlan and ipvlan the parent.
+    /// The device on the host: the bridge; of macvlan and ipvlan the parent; `none` where there is none.
     pub bridge: IfName,
     /// The VLAN interface that `bridge` is, if the network made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -300,7 +304,7 @@ pub struct Network {
     /// Made with its first endpoint and gone with its last: somebody else keeps what it should look like.
     #[serde(default, skip_serializing_if = "is_no")]
     pub transient: bool,
-    /// The MTU of the bridge and all its endpoints.
+    /// The MTU of the bridge, if there is one, and of all endpoints.
     pub mtu: Mtu,
     /// Seconds since 1970 of its creation.
     pub created: u64,
@@ -339,9 +343,14 @@ impl Network {
         self.driver == Driver::Bridge && self.options.managed
     }
 
+    /// Whether its containers are behind interfaces of ours, with rules of ours.
+    pub fn is_ruled(&self) -> bool {
+        self.is_managed_bridge() || self.driver == Driver::Ptp
+    }
+
     /// Whether names are answered on its gateway addresses.
     pub fn answers_names(&self) -> bool {
-        self.names && self.is_managed_bridge()
+        self.names && self.is_ruled()
     }
 
     /// Whether its interfaces have the MAC of the parent.
@@ -378,9 +387,9 @@ impl Network {
         !self.internal && self.subnets_of(family).any(|s| s.gateway.is_some())
     }
 
-    /// Whether the bridge itself carries the gateway address of `subnet`.
-    pub fn bridge_answers(&self, subnet: &Subnet) -> bool {
-        self.is_managed_bridge()
+    /// Whether the host itself has the gateway address of `subnet`, at the bridge or at every host end.
+    pub fn host_answers(&self, subnet: &Subnet) -> bool {
+        self.is_ruled()
             && self.mode(subnet.family()) != GatewayMode::Isolated
             && !(self.options.inhibit_ipv4 && subnet.family() == Family::V4)
     }
@@ -445,10 +454,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_bridge_answers_unless_told_otherwise() {
+    fn the_host_answers_unless_told_otherwise() {
         let answers = |options| {
             let network = network(true, &SUBNETS, options);
-            [&network.subnets[0], &network.subnets[1]].map(|subnet| network.bridge_answers(subnet))
+            [&network.subnets[0], &network.subnets[1]].map(|subnet| network.host_answers(subnet))
         };
         assert_eq!(answers(&[]), [true, true]);
         assert_eq!(answers(&[("inhibit_ipv4", "true")]), [false, true]);
@@ -457,7 +466,7 @@ pub(crate) mod tests {
 
     #[test]
     fn drivers_by_their_names() {
-        for driver in [Driver::Bridge, Driver::Macvlan, Driver::Ipvlan, Driver::Host, Driver::None] {
+        for driver in [Driver::Bridge, Driver::Macvlan, Driver::Ipvlan, Driver::Ptp, Driver::Host, Driver::None] {
             assert_eq!(driver.to_string().parse(), Ok(driver));
         }
         assert!("overlay".parse::<Driver>().unwrap_err().hint.is_some());

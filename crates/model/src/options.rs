@@ -317,6 +317,10 @@ const KEYS: &[(&str, &str)] = &[
     ("vrf", "portolan.vrf"),
 ];
 
+/// The keys that are about a bridge or its ports.
+const BRIDGE_KEYS: &[&str] =
+    &["bridge", "inhibit_ipv4", "advertise", "advertise_ms", "default_bridge", "guard", "mode", "vlan", "vrf"];
+
 /// The keys for macvlan and ipvlan, with Docker's other names for them.
 const CHILD_KEYS: &[(&str, &str)] = &[
     ("parent", "com.docker.network.parent"),
@@ -335,16 +339,19 @@ impl NetworkOptions {
         let own: &[(&str, &str)] = match driver {
             Driver::Macvlan => &[("mode", "macvlan_mode"), ("bclim", "macvlan_bclim")],
             Driver::Ipvlan => &[("mode", "ipvlan_mode")],
-            Driver::Bridge | Driver::Host | Driver::None => &[],
+            Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => &[],
         };
         let common = if own.is_empty() { KEYS } else { CHILD_KEYS };
-        let keys = || own.iter().chain(common);
+        let is_meant = |short: &str| driver != Driver::Ptp || !BRIDGE_KEYS.contains(&short);
+        let keys = || own.iter().chain(common).filter(|(short, _)| is_meant(short));
         let mut options = Self::default();
         for (key, value) in pairs {
             let short = keys().find(|(short, long)| key == short || key == long).map(|(short, _)| *short);
             let short = short.ok_or_else(|| {
                 let known = keys().map(|(short, _)| *short).collect::<Vec<_>>().join(", ");
-                Invalid::new("network option", key, "is unknown")
+                let of_bridges = KEYS.iter().any(|(short, long)| (key == short || key == long) && !is_meant(short));
+                let why = if of_bridges { "is for bridges, and a ptp network has none" } else { "is unknown" };
+                Invalid::new("network option", key, why)
                     .hint(format!("known options: {known}, and Docker's com.docker.network.* names for them"))
             })?;
             options.set(driver, short, value).map_err(|e| {
@@ -414,7 +421,7 @@ impl NetworkOptions {
             "mode" => match driver {
                 Driver::Macvlan => self.macvlan_mode = value.parse()?,
                 Driver::Ipvlan => self.ipvlan_mode = value.parse()?,
-                Driver::Bridge | Driver::Host | Driver::None => {
+                Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => {
                     self.managed = match value {
                         "managed" => true,
                         "unmanaged" => false,
@@ -495,6 +502,9 @@ mod tests {
             (Driver::Bridge, "mode", "vepa"),
             (Driver::Bridge, "parent", "eth0"),
             (Driver::Macvlan, "isolate", "true"),
+            (Driver::Ptp, "bridge", "br0"),
+            (Driver::Ptp, "com.docker.network.bridge.inhibit_ipv4", "true"),
+            (Driver::Ptp, "parent", "eth0"),
             (Driver::Ipvlan, "bclim", "1"),
             (Driver::Ipvlan, "mode", "bridge"),
         ] {

@@ -1,20 +1,24 @@
 //! What the kernel should hold for a network, for a container, and for there being any network at all.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Isolate, Limit, Mac, Mtu, Network, Protocol,
-    Publication, Sandbox, StaticRoute, Sysctl,
+    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Limit, Mac, Mtu, Network, Publication, Sandbox,
+    StaticRoute, Sysctl,
 };
 
 use crate::firewall::Firewall;
 use crate::object::{
-    Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Interface, Neighbour, Object,
-    Objects, Port, Route, Routers, Ruleset, SandboxSetting, Setting, Shaper, Vlan,
+    Bridge, BridgePort, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, HostEnd, Interface, Neighbour,
+    Object, Objects, Port, Route, Routers, Ruleset, SandboxSetting, Setting, Shaper, Vlan,
 };
 use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
+
+mod elements;
+mod routed;
 
 /// The port of domain name servers.
 const NAMES: u16 = 53;
@@ -60,7 +64,7 @@ pub fn generated_mac(network: Id, address: IpAddr) -> Mac {
     Mac::local([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
-/// The name of a veth's end on the bridge: `pv` and 13 hexadecimal digits out of (network, container, interface).
+/// The name of a veth's end on the host: `pv` and 13 hexadecimal digits out of (network, container, interface).
 /// `salt` is 0 unless that name is taken.
 pub fn host_end_name(network: Id, container: Id, ifname: &IfName, salt: u8) -> IfName {
     let hash = fnv([&network.as_bytes()[..], container.as_bytes(), ifname.as_str().as_bytes(), &[salt]]);
@@ -114,7 +118,8 @@ fn member(set: Set, key: Vec<Field>, owner: &str) -> Object {
     element(set, key, Data::Member, owner)
 }
 
-/// What a bridge network needs: its bridge, and its elements in the ruleset. Of a bridge that is not ours, nothing.
+/// What a bridge network needs: its bridge, and its elements in the ruleset. Of a bridge that is not ours, nothing. What a
+/// network without a bridge needs before anybody is on it.
 ///
 /// A macvlan or ipvlan network needs its VLAN interface, if it has one; networks of other drivers need nothing.
 pub fn network_objects(root: &str, network: &Network) -> Objects {
@@ -127,24 +132,20 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
             alias: alias_of_network(root, network.id),
         }));
     }
-    if !network.is_managed_bridge() {
+    if !network.is_ruled() {
         return objects;
     }
     let owner = format!("network {}", network.name);
+    elements::of_gateways(network, &owner, &mut objects);
+    if network.driver == Driver::Ptp {
+        routed::network_objects(network, &owner, &mut objects);
+        return objects;
+    }
     let bridge = || Field::IfName(network.bridge.clone());
-    let on_bridge: Vec<IpNet> = network
-        .subnets
-        .iter()
-        .filter(|subnet| network.bridge_answers(subnet))
-        .filter_map(|subnet| {
-            subnet
-                .gateway
-                .map(|ip| IpNet::new(ip, subnet.net.prefix_len()).expect("the prefix of a subnet fits its family"))
-        })
-        .collect();
+    let on_bridge = elements::gateways(network);
     objects.insert(Object::Bridge(Bridge {
         name: network.bridge.clone(),
-        mac: bridge_mac(network.id),
+        mac: gateway_mac(network.id),
         mtu: network.mtu,
         addresses: on_bridge.iter().copied().collect(),
         alias: alias_of_network(root, network.id),
@@ -153,71 +154,14 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         vlan: network.options.vlan,
         vrf: network.options.vrf.clone(),
     }));
-    if !network.internal && network.options.isolate != Isolate::Strict {
-        objects.insert(member(Set::NotStrict, vec![bridge()], &owner));
-        if network.options.isolate == Isolate::False {
-            objects.insert(member(Set::IsolateFalse, vec![bridge()], &owner));
-        }
-    }
-    let within = if network.options.icc { Data::Goto(Chain::Allow) } else { Data::Goto(Chain::WithinClosed) };
-    objects.insert(element(Set::Within, vec![bridge(), bridge()], within, &owner));
+    objects.insert(element(Set::Within, vec![bridge(), bridge()], elements::within(network), &owner));
     objects.insert(member(Set::Hairpin, vec![bridge(), bridge()], &owner));
-    for interface in network.options.trusted_host_interfaces.iter().filter(|_| !network.internal) {
-        objects.insert(member(Set::Trusted, vec![Field::IfName(interface.clone()), bridge()], &owner));
-    }
-    for address in &on_bridge {
-        let family = Family::of(address.addr());
-        objects.insert(member(Set::Gateway(family), vec![bridge(), Field::Address(address.addr())], &owner));
-        objects.insert(member(Set::Gateways(family), vec![Field::Address(address.addr())], &owner));
-        if let Some(port) = network.names_port.filter(|_| network.names) {
-            objects.insert(member(Set::Redirected(family), vec![Field::Address(address.addr())], &owner));
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let key = vec![Field::Protocol(protocol), Field::Address(address.addr()), Field::Ports(NAMES, NAMES)];
-                objects.insert(element(Set::Port(family), key, Data::AddressPort(address.addr(), port), &owner));
-            }
-        }
-    }
-    for family in Family::ALL {
-        let key = || vec![Field::NfProto(family), bridge()];
-        let mode = network.mode(family);
-        if !network.has(family) {
-            // A family the network does not speak is closed both ways.
-            objects.insert(element(Set::Leave, key(), Data::Drop, &owner));
-            objects.insert(element(Set::Enter, key(), Data::Drop, &owner));
-            continue;
-        }
-        if on_bridge.iter().any(|net| Family::of(net.addr()) == family) {
-            objects.insert(member(Set::Checked, key(), &owner));
-        }
-        if network.internal {
-            objects.insert(element(Set::Leave, key(), Data::Drop, &owner));
-            objects.insert(element(Set::Enter, key(), Data::Drop, &owner));
-            let to_host = if mode == GatewayMode::Isolated { Data::Drop } else { Data::Goto(Chain::ToHostInternal) };
-            objects.insert(element(Set::ToHost, key(), to_host, &owner));
-            continue;
-        }
-        let leave = if mode == GatewayMode::Isolated { Data::Drop } else { Data::Goto(Chain::Enter) };
-        objects.insert(element(Set::Leave, key(), leave, &owner));
-        let enter = match mode {
-            GatewayMode::Nat => Data::Goto(Chain::EnterNat),
-            GatewayMode::NatUnprotected => Data::Goto(Chain::Allow),
-            GatewayMode::Routed => Data::Goto(Chain::EnterRouted),
-            GatewayMode::Isolated => Data::Drop,
-        };
-        objects.insert(element(Set::Enter, key(), enter, &owner));
-        if matches!(mode, GatewayMode::Nat | GatewayMode::NatUnprotected) {
-            if let Some(address) = *network.options.snat.of(family) {
-                objects.insert(element(Set::Snat(family), vec![bridge()], Data::Address(address), &owner));
-            } else if network.options.masquerade {
-                objects.insert(member(Set::Masquerade, key(), &owner));
-            }
-        }
-    }
+    elements::of_device(network, &network.bridge, &owner, &mut objects);
     objects
 }
 
-/// A bridge's MAC, the same whenever the bridge is made again.
-fn bridge_mac(network: Id) -> Mac {
+/// The MAC of a network's bridge, or of its host ends where it has none: the same whenever they are made again.
+fn gateway_mac(network: Id) -> Mac {
     let hash = fnv([&network.as_bytes()[..], b"bridge"]).to_be_bytes();
     Mac::local([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
@@ -254,11 +198,9 @@ fn ways_out(view: &ContainerView, family: Family) -> impl Iterator<Item = (&Endp
     ways.into_iter()
 }
 
-/// Where published ports of a container lead in `family`: the best of its bridge networks with a way out.
+/// Where published ports of a container lead in `family`: the best of its networks with rules of ours and a way out.
 pub fn published_endpoint(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network)> {
-    ways_out(view, family)
-        .find(|(_, network, _)| network.is_managed_bridge())
-        .map(|(endpoint, network, _)| (endpoint, network))
+    ways_out(view, family).find(|(_, network, _)| network.is_ruled()).map(|(endpoint, network, _)| (endpoint, network))
 }
 
 /// Which endpoint of a container gives it its default route in `family`, and the gateway.
@@ -324,7 +266,7 @@ pub fn default_routes(view: &ContainerView) -> Vec<DefaultRoute> {
 }
 
 /// What a container needs: for each endpoint a port, neighbours, guard elements and an interface; then routes, and
-/// the elements of its published ports, which lead to the first bridge network that is a way out.
+/// the elements of its published ports, which lead to the first network that is a way out and has rules of ours.
 ///
 /// Nothing for a container whose namespace is not there.
 pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
@@ -365,8 +307,8 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
 }
 
 /// Whether the bridge has an address of the family of `address`.
-fn host_answers(network: &Network, address: IpAddr) -> bool {
-    network.subnets_of(Family::of(address)).any(|subnet| subnet.gateway.is_some() && network.bridge_answers(subnet))
+fn bridge_answers(network: &Network, address: IpAddr) -> bool {
+    network.subnets_of(Family::of(address)).any(|subnet| subnet.gateway.is_some() && network.host_answers(subnet))
 }
 
 fn endpoint_objects(
@@ -389,8 +331,9 @@ fn endpoint_objects(
             Some(ChildKind::Macvlan { mode: network.options.macvlan_mode, bclim: network.options.bclim })
         }
         Driver::Ipvlan => Some(ChildKind::Ipvlan { mode: network.options.ipvlan_mode }),
-        Driver::Bridge | Driver::Host | Driver::None => None,
+        Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => None,
     };
+    let is_routed = network.driver == Driver::Ptp;
     let ipv6 = endpoint.address(Family::V6).is_some() || *network.speaks.of(Family::V6);
     // DHCPv6 tells an address, but neither what is on the link nor a way out.
     let routers = network.leases(Family::V6).then_some(Routers {
@@ -404,8 +347,10 @@ fn endpoint_objects(
         mac,
         mtu: network.mtu,
         addresses: endpoint.addresses.iter().map(|a| a.address).collect(),
+        routed: if is_routed { routed::routed(network, endpoint) } else { BTreeMap::new() },
         ipv6,
-        announce: if endpoint.announce { network.options.advertise } else { 0 },
+        // The host knows by itself.
+        announce: if endpoint.announce && !is_routed { network.options.advertise } else { 0 },
         routers,
         attributes: endpoint.tuning.attributes,
     }));
@@ -423,15 +368,22 @@ fn endpoint_objects(
     // Who has no address that we know, or is on somebody else's bridge, cannot be told from who forges one.
     let guard = network.options.guard && network.options.managed && !endpoint.addresses.is_empty();
     let port = || Field::IfName(endpoint.host_end.clone());
+    let place = if is_routed {
+        routed::place(network, ipv6)
+    } else {
+        HostEnd::Bridge(BridgePort {
+            bridge: network.bridge.clone(),
+            isolated: !network.options.icc,
+            locked: guard,
+            ruled: network.options.managed,
+            vlan: network.options.vlan,
+        })
+    };
     objects.insert(Object::Port(Port {
         host_end: endpoint.host_end.clone(),
-        bridge: network.bridge.clone(),
+        place,
         mac: endpoint.mac,
         mtu: network.mtu,
-        isolated: !network.options.icc,
-        locked: guard,
-        ruled: network.options.managed,
-        vlan: network.options.vlan,
         alias: alias_of_endpoint(root, endpoint.id),
         sandbox: sandbox.clone(),
         sandbox_end: endpoint.ifname.clone(),
@@ -439,10 +391,14 @@ fn endpoint_objects(
     for (direction, limit) in [(Direction::In, endpoint.bandwidth.into), (Direction::Out, endpoint.bandwidth.out)] {
         objects.extend(limit.map(|limit| Object::Shaper(shaper(root, endpoint, network.mtu, direction, limit))));
     }
+    if is_routed {
+        routed::endpoint_objects(network, endpoint, &owner, objects);
+        return;
+    }
     let link_local = ipv6.then(|| IpAddr::V6(endpoint.mac.link_local()));
     // Where the bridge has no address it speaks to nobody, and a bridge without IPv6 takes no such neighbours.
-    for address in endpoint.addresses.iter().map(|a| a.address.addr()).filter(|ip| host_answers(network, *ip)) {
-        objects.insert(Object::Neighbour(Neighbour { bridge: network.bridge.clone(), address, mac: endpoint.mac }));
+    for address in endpoint.addresses.iter().map(|a| a.address.addr()).filter(|ip| bridge_answers(network, *ip)) {
+        objects.insert(Object::Neighbour(Neighbour { device: network.bridge.clone(), address, mac: endpoint.mac }));
     }
     if guard {
         for address in endpoint.addresses.iter().map(|a| a.address.addr()).chain(link_local) {

@@ -95,14 +95,15 @@ pub fn inverse(steps: &[Step]) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use portolan_model::{Family, LinkAttributes, Mac, Mtu, Protocol};
 
     use super::*;
     use crate::firewall::Firewall;
     use crate::object::{
-        Bridge, Data, DefaultRoute, Element, Field, Interface, Neighbour, Port, Ruleset, SandboxSetting, Setting,
+        Bridge, BridgePort, Data, DefaultRoute, Element, Field, HostEnd, Interface, Neighbour, Port, Ruleset,
+        SandboxSetting, Setting,
     };
     use crate::set::Set;
 
@@ -153,24 +154,21 @@ mod tests {
             }
             4 => Object::Port(Port {
                 host_end: name("pv"),
-                bridge,
+                place: HostEnd::Bridge(BridgePort { bridge, isolated: false, locked: true, ruled: true, vlan: None }),
                 mac,
                 mtu,
-                isolated: false,
-                locked: true,
-                ruled: true,
-                vlan: None,
                 alias,
                 sandbox,
                 sandbox_end: "eth0".parse().unwrap(),
             }),
-            5 => Object::Neighbour(Neighbour { bridge, address, mac }),
+            5 => Object::Neighbour(Neighbour { device: bridge, address, mac }),
             6 => Object::Interface(Interface {
                 sandbox,
                 name: "eth0".parse().unwrap(),
                 mac: Some(mac),
                 mtu,
                 addresses,
+                routed: BTreeMap::new(),
                 ipv6: true,
                 announce: 0,
                 routers: None,
@@ -231,6 +229,7 @@ mod tests {
             Object::Vlan(_) => "vlan",
             Object::Child(_) => "child",
             Object::Route(_) => "route",
+            Object::HostRoute(_) => "host route",
             Object::Neighbour(_) => "neighbour",
             Object::Interface(_) => "interface",
             Object::DefaultRoute(_) => "default route",

@@ -6,8 +6,9 @@
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
-use portolan_model::Family;
+use portolan_model::{Family, IfName};
 
+use crate::desired::is_host_end_name;
 use crate::object::{Chain, Data, Element, Field, Group, Groups};
 use crate::ruleset::{EtherType, Load, Part, Rule, rules};
 use crate::set::Set;
@@ -73,7 +74,7 @@ pub fn constant_rules() -> Vec<Sentence> {
 ///
 /// A faithful rendering for reading: each line stands for an element or a rule of ours, in the order in which they
 /// match. It is no input for iptables-restore(8): nothing of it exists in iptables' tables; interfaces stand as
-/// `in:` and `out:` among the conditions, with `networks` for all our bridges. The guard, the checks before routing
+/// `in:` and `out:` among the conditions, with `networks` for all our bridges and the host ends of networks without one. The guard, the checks before routing
 /// and what the host itself accepts have no place in these chains: [`words`] tells of them.
 pub fn iptables(elements: &[Element]) -> String {
     let mut text =
@@ -216,15 +217,33 @@ impl Run<'_> {
                     data => format!("for traffic from {from} to {to}: {}", verdict(*data)),
                 }
             }
+            (Set::Behind(_), [Field::IfName(host_end), Field::Address(ip)]) => {
+                format!("what comes from {ip} behind {host_end} is from inside its network")
+            }
+            (Set::Between(_), [Field::Prefix(from), Field::Prefix(to)]) => {
+                let who = if from == to {
+                    format!("containers in {from}")
+                } else {
+                    format!("containers in {from} and those in {to}")
+                };
+                match data {
+                    Data::Goto(Chain::Allow) => format!("{who} reach each other through the host"),
+                    Data::Goto(Chain::WithinClosed) => {
+                        format!("{who} do not reach each other, except through published ports")
+                    }
+                    data => format!("for traffic from {from} to {to}: {}", verdict(*data)),
+                }
+            }
             (Set::Leave, [Field::NfProto(family), Field::IfName(bridge)]) => match data {
                 Data::Goto(Chain::Enter) => {
                     format!(
-                        "{family} traffic from containers on bridge {bridge} reaches the world, and other networks as far as those let it in"
+                        "{family} traffic from containers {} reaches the world, and other networks as far as those let it in",
+                        on(bridge)
                     )
                 }
-                Data::Accept => format!(
-                    "{family} traffic from containers on bridge {bridge} reaches the world and every other network"
-                ),
+                Data::Accept => {
+                    format!("{family} traffic from containers {} reaches the world and every other network", on(bridge))
+                }
                 Data::Drop => {
                     format!("nothing leaves {bridge} over {family}: the network has no {family} or is internal")
                 }
@@ -249,27 +268,29 @@ impl Run<'_> {
             },
             (Set::ToHost, [Field::NfProto(family), Field::IfName(bridge)]) => match data {
                 Data::Goto(Chain::ToHostInternal) => {
-                    format!("containers on bridge {bridge} reach the host over {family} at their gateway address only")
+                    format!("containers {} reach the host over {family} at their gateway address only", on(bridge))
                 }
-                Data::Accept => format!("containers on bridge {bridge} reach the host over {family}"),
-                Data::Drop => format!("containers on bridge {bridge} do not reach the host over {family}"),
+                Data::Accept => format!("containers {} reach the host over {family}", on(bridge)),
+                Data::Drop => format!("containers {} do not reach the host over {family}", on(bridge)),
                 data => format!("for {family} traffic from {bridge} to the host: {}", verdict(*data)),
             },
             (Set::Trusted, [Field::IfName(interface), Field::IfName(bridge)]) => {
                 format!(
-                    "what comes in on {interface} reaches containers on bridge {bridge} at their own addresses, every port"
+                    "what comes in on {interface} reaches containers {} at their own addresses, every port",
+                    on(bridge)
                 )
             }
             (Set::Masquerade, [Field::NfProto(family), Field::IfName(bridge)]) => {
                 format!(
-                    "{family} traffic that leaves bridge {bridge} for the world is masqueraded behind the address of the interface it leaves by"
+                    "{family} traffic {} for the world is masqueraded behind the address of the interface it leaves by",
+                    leaving(bridge)
                 )
             }
             (Set::Snat(family), [Field::IfName(bridge)]) => {
-                format!("{family} traffic that leaves bridge {bridge} for the world is sent from {data}")
+                format!("{family} traffic {} for the world is sent from {data}", leaving(bridge))
             }
             (Set::Gateway(_), [Field::IfName(bridge), Field::Address(ip)]) => {
-                format!("containers on bridge {bridge} reach the host at {ip}")
+                format!("containers {} reach the host at {ip}", on(bridge))
             }
             (Set::Gateways(_), [Field::Address(ip)]) => {
                 format!("{ip} is a gateway address: it answers its own network and the host, nobody else")
@@ -284,13 +305,15 @@ impl Run<'_> {
             }
             (Set::Checked, [Field::NfProto(family), Field::IfName(bridge)]) => {
                 format!(
-                    "{family} packets that come from bridge {bridge} are dropped when their source address is not routed to {bridge}"
+                    "{family} packets that come from {} are dropped when their source address is not routed to {bridge}",
+                    if is_host_end_name(bridge) { bridge.to_string() } else { format!("bridge {bridge}") }
                 )
             }
             (Set::Hairpin, [Field::IfName(from), Field::IfName(to)]) => {
                 let to = if from == to { "their own network".to_owned() } else { format!("bridge {to}") };
                 format!(
-                    "containers on bridge {from} that use a published port of {to} are masqueraded, so that answers come back through the host"
+                    "containers {} that use a published port of {to} are masqueraded, so that answers come back through the host",
+                    on(from)
                 )
             }
             (Set::Own(_), [Field::Address(from), Field::Address(_)]) => {
@@ -322,6 +345,16 @@ impl Run<'_> {
             data => format!("{lead} to: {}", verdict(data)),
         }
     }
+}
+
+/// Where containers are: on a bridge, or behind a host end that is on none.
+fn on(device: &IfName) -> String {
+    if is_host_end_name(device) { format!("behind {device}") } else { format!("on bridge {device}") }
+}
+
+/// Which traffic: what leaves a bridge, or comes in by a host end that is on none.
+fn leaving(device: &IfName) -> String {
+    if is_host_end_name(device) { format!("from behind {device}") } else { format!("that leaves bridge {device}") }
 }
 
 /// First and last port, written as `port 80` or `ports 80-89`.
@@ -598,6 +631,17 @@ impl<'a> View<'a> {
                     lines.push(Line::new("DROP", pair, &element.owner));
                 }
                 data => lines.push(Line::new(target(data), pair, &element.owner)),
+            }
+        }
+        for element in self.of(Set::Between(self.family)) {
+            let [Field::Prefix(from), Field::Prefix(to)] = element.key.as_slice() else { continue };
+            let line = |target, extra| Line::new(target, extra, &element.owner).from(from).to(to);
+            match element.data {
+                Data::Goto(Chain::WithinClosed) => {
+                    lines.push(line("ACCEPT", "in:networks out:networks ctstate DNAT"));
+                    lines.push(line("DROP", "in:networks out:networks"));
+                }
+                data => lines.push(line(target(data), "in:networks out:networks")),
             }
         }
         for (element, pair) in self.by_pair(Set::Trusted) {

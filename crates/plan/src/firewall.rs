@@ -28,8 +28,10 @@ impl Firewall {
         match (self.driver, object) {
             (FirewallDriver::Nftables, _) => true,
             (FirewallDriver::None, Object::Ruleset(_) | Object::Element(_)) => false,
-            // Neither knows the frames of a bridge.
-            (FirewallDriver::Iptables, Object::Element(element)) => element.set.table() == Table::Inet,
+            // Neither knows the frames of a bridge, or networks without one.
+            (FirewallDriver::Iptables, Object::Element(element)) => {
+                element.set.table() == Table::Inet && !matches!(element.set, Set::Behind(_) | Set::Between(_))
+            }
             (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),
             _ => true,
         }

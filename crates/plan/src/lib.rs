@@ -26,8 +26,9 @@ pub use desired::{
 pub use diff::{Step, diff, inverse};
 pub use firewall::Firewall;
 pub use object::{
-    ALLOWED, Bridge, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups, Interface,
-    Key, Neighbour, Object, Objects, Port, Route, Routers, Ruleset, SandboxSetting, Setting, Shaper, Vlan,
+    ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups,
+    HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers, Ruleset,
+    SandboxSetting, Setting, Shaper, Vlan,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

@@ -14,12 +14,16 @@ use portolan_model::{
 use crate::firewall::Firewall;
 use crate::set::Set;
 
+mod port;
+
+pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed};
+
 /// Which of our interfaces a rule speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
-    /// The bridges.
+    /// The bridges, and the host ends of veth pairs that are on none: what is routed comes in and goes out by them.
     Bridges,
-    /// Their ports, the host ends of veth pairs.
+    /// The ports of bridges, host ends of veth pairs.
     Ports,
 }
 
@@ -28,7 +32,7 @@ pub enum Group {
 /// Each root has its own, as it has its own tables: to the rules of one root the networks of another are the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
-    /// Of the bridges.
+    /// Of the bridges, and of host ends that are on none.
     pub bridges: u32,
     /// Of the bridge ports.
     pub ports: u32,
@@ -345,33 +349,6 @@ pub struct Element {
     pub owner: String,
 }
 
-/// A veth pair: `host_end` on a bridge, `sandbox_end` in the sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Port {
-    /// The end on the bridge.
-    pub host_end: IfName,
-    /// The bridge.
-    pub bridge: IfName,
-    /// The MAC of the end in the sandbox.
-    pub mac: Mac,
-    /// The MTU of both ends.
-    pub mtu: Mtu,
-    /// Whether the bridge keeps it from other isolated ports (ICC off).
-    pub isolated: bool,
-    /// Whether frames from any other MAC are dropped.
-    pub locked: bool,
-    /// Whether our rules see it: not on somebody else's bridge, which may be there without any rule of ours.
-    pub ruled: bool,
-    /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.
-    pub vlan: Option<u16>,
-    /// The alias that says whose it is.
-    pub alias: String,
-    /// Where the other end is.
-    pub sandbox: Sandbox,
-    /// The name of the other end.
-    pub sandbox_end: IfName,
-}
-
 /// Which way packets go, seen from the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
@@ -412,11 +389,11 @@ pub struct Shaper {
     pub alias: String,
 }
 
-/// A permanent neighbour on a bridge: who has an address is known before anyone asks.
+/// A permanent neighbour on a bridge or a host end: who has an address is known before anyone asks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
-    /// The bridge.
-    pub bridge: IfName,
+    /// The bridge or host end.
+    pub device: IfName,
     /// The address.
     pub address: IpAddr,
     /// Who has it.
@@ -479,6 +456,8 @@ pub struct Interface {
     pub mtu: Mtu,
     /// Addresses with prefix length.
     pub addresses: BTreeSet<IpNet>,
+    /// Subnets of those that are not on the link, each with the gateway by which they are reached, and which is.
+    pub routed: BTreeMap<IpNet, IpAddr>,
     /// Whether IPv6 is to live on it at all.
     pub ipv6: bool,
     /// Send unsolicited ARP replies and neighbour advertisements this many times once it is up.
@@ -524,7 +503,7 @@ pub enum Object {
     Element(Element),
     /// A VLAN interface.
     Vlan(Vlan),
-    /// A veth pair on a bridge.
+    /// A veth pair.
     Port(Port),
     /// A limit on what passes a port.
     Shaper(Shaper),
@@ -532,6 +511,8 @@ pub enum Object {
     Child(Child),
     /// A permanent neighbour.
     Neighbour(Neighbour),
+    /// A route of the host.
+    HostRoute(HostRoute),
     /// An interface in a sandbox.
     Interface(Interface),
     /// A default route in a sandbox.
@@ -560,8 +541,10 @@ pub enum Key {
     Port(IfName),
     /// By the port's host end and direction.
     Shaper(IfName, Direction),
-    /// By bridge and address.
+    /// By device and address.
     Neighbour(IfName, IpAddr),
+    /// By destination.
+    HostRoute(IpNet),
     /// By namespace and name.
     Child(u64, u64, IfName),
     /// By namespace and name.
@@ -588,7 +571,8 @@ impl Object {
             Self::SandboxSetting(o) => Key::SandboxSetting(o.sandbox.device, o.sandbox.inode, o.key.clone()),
             Self::Port(o) => Key::Port(o.host_end.clone()),
             Self::Shaper(o) => Key::Shaper(o.host_end.clone(), o.direction),
-            Self::Neighbour(o) => Key::Neighbour(o.bridge.clone(), o.address),
+            Self::Neighbour(o) => Key::Neighbour(o.device.clone(), o.address),
+            Self::HostRoute(o) => Key::HostRoute(o.destination),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::DefaultRoute(o) => {
                 Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway), o.metric)
@@ -649,32 +633,42 @@ impl fmt::Display for Object {
                 }
                 write!(f, " ({})", o.owner)
             }
-            Self::Port(o) => write!(
-                f,
-                "veth `{}` on `{}` to `{}` in {} mac {}{}",
-                o.host_end,
-                o.bridge,
-                o.sandbox_end,
-                o.sandbox.path.display(),
-                o.mac,
-                o.vlan.map_or_else(String::new, |vlan| format!(" vlan {vlan}"))
-            ),
+            Self::Port(o) => {
+                write!(f, "veth `{}`", o.host_end)?;
+                if let HostEnd::Bridge(port) = &o.place {
+                    write!(f, " on `{}`", port.bridge)?;
+                }
+                write!(f, " to `{}` in {} mac {}", o.sandbox_end, o.sandbox.path.display(), o.mac)?;
+                match &o.place {
+                    HostEnd::Bridge(port) => port.vlan.map_or(Ok(()), |vlan| write!(f, " vlan {vlan}")),
+                    HostEnd::Routed(routed) => write!(f, " gateways {}", join(&routed.gateways, ", ")),
+                }
+            }
             Self::Shaper(o) => {
                 let burst =
                     Burst::new(u64::from(o.burst) * 8).map_or_else(|_| "0b".to_owned(), |burst| burst.to_string());
                 write!(f, "limit of {} {} burst {burst} at `{}`", o.rate, o.direction, o.host_end)?;
                 o.through.as_ref().map_or(Ok(()), |through| write!(f, " through `{through}`"))
             }
-            Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.bridge),
-            Self::Interface(o) => write!(
-                f,
-                "interface `{}` in {}{} mtu {} addresses {}",
-                o.name,
-                o.sandbox.path.display(),
-                o.mac.map_or_else(String::new, |mac| format!(" mac {mac}")),
-                o.mtu,
-                list(&o.addresses)
-            ),
+            Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.device),
+            Self::HostRoute(o) => match &o.by {
+                Some((host_end, gateway)) => {
+                    write!(f, "route of the host to {} by `{host_end}` from {gateway}", o.destination.addr())
+                }
+                None => write!(f, "route of the host: {} is unreachable", o.destination),
+            },
+            Self::Interface(o) => {
+                write!(
+                    f,
+                    "interface `{}` in {}{} mtu {} addresses {}",
+                    o.name,
+                    o.sandbox.path.display(),
+                    o.mac.map_or_else(String::new, |mac| format!(" mac {mac}")),
+                    o.mtu,
+                    list(&o.addresses)
+                )?;
+                o.routed.iter().try_for_each(|(subnet, gateway)| write!(f, " route {subnet} via {gateway}"))
+            }
             Self::DefaultRoute(o) => {
                 write!(f, "default route via {} on `{}`", o.gateway, o.interface)?;
                 o.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;

@@ -276,6 +276,17 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             ],
         )
     };
+    // The source is what tells the network, so it has to be the container's own.
+    let between = |family| {
+        rule(
+            "inside a network without a bridge",
+            &[
+                OifGroup(true, Group::Bridges),
+                In(true, vec![IifName, Source(family)], Set::Behind(family)),
+                Verdict(vec![Source(family), Destination(family)], Set::Between(family)),
+            ],
+        )
+    };
     let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
         Chain::Allow => vec![rule("a mark for the fence", &[Part::SetPriority(ALLOWED), Do(Data::Accept)])],
@@ -368,6 +379,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("", &[Part::Established, Do(Data::Accept)]),
             drop("no connection it could belong to", &[Part::InvalidState]),
             rule("inside a network", &[Verdict(within(), Set::Within)]),
+            between(V4),
+            between(V6),
             rule("trusted host interfaces", &[In(true, within(), Set::Trusted), allow()]),
             rule("out of a network", &[IifGroup(true, Group::Bridges), Verdict(by_in(), Set::Leave)]),
             drop("out of a network unknown to the store", &[IifGroup(true, Group::Bridges)]),

@@ -126,7 +126,7 @@ impl DataType {
     }
 }
 
-/// One of our sets or maps.
+/// One of our sets or maps. Where a key has a bridge, a network without one has its host ends, an element for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Set {
     /// Published on one host address: (protocol, host address, host port) → (address, port).
@@ -146,6 +146,11 @@ pub enum Set {
     Proxied,
     /// Traffic inside a network: (bridge, bridge) → verdict.
     Within,
+    /// The addresses behind host ends that are on no bridge: (host end, address).
+    Behind(Family),
+    /// Traffic inside a network without a bridge: (subnet, subnet) → verdict. Its host ends are too many to be keys in
+    /// pairs, as bridges are.
+    Between(Family),
     /// What may leave a network: (family, bridge) → verdict.
     Leave,
     /// What may enter a network: (family, bridge) → verdict.
@@ -213,7 +218,7 @@ impl Set {
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 41] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -228,6 +233,10 @@ impl Set {
         Self::OpenRange(Family::V6),
         Self::Proxied,
         Self::Within,
+        Self::Behind(Family::V4),
+        Self::Behind(Family::V6),
+        Self::Between(Family::V4),
+        Self::Between(Family::V6),
         Self::Leave,
         Self::Enter,
         Self::ToHost,
@@ -271,6 +280,10 @@ impl Set {
             Self::OpenRange(V6) => "open_range6",
             Self::Proxied => "proxied",
             Self::Within => "within",
+            Self::Behind(V4) => "behind4",
+            Self::Behind(V6) => "behind6",
+            Self::Between(V4) => "between4",
+            Self::Between(V6) => "between6",
             Self::Leave => "leave",
             Self::Enter => "enter",
             Self::ToHost => "to_host",
@@ -346,7 +359,8 @@ impl Set {
                 vec![NfProto, IfName]
             }
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
-            Self::Gateway(f) => vec![IfName, Address(f)],
+            Self::Gateway(f) | Self::Behind(f) => vec![IfName, Address(f)],
+            Self::Between(f) => vec![Prefix(f), Prefix(f)],
             Self::Gateways(f) | Self::Redirected(f) | Self::PluginMasquerade(f) => vec![Address(f)],
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
@@ -365,7 +379,7 @@ impl Set {
             | Self::PluginAnyPort(f)
             | Self::PluginWaiting(f) => DataType::AddressPort(f),
             Self::Range(f) | Self::AnyRange(f) | Self::Snat(f) => DataType::Address(f),
-            Self::Within | Self::Leave | Self::Enter | Self::ToHost => DataType::Verdict,
+            Self::Within | Self::Between(_) | Self::Leave | Self::Enter | Self::ToHost => DataType::Verdict,
             _ => DataType::Member,
         }
     }
@@ -380,7 +394,12 @@ impl Set {
     pub const fn interval(self) -> bool {
         matches!(
             self,
-            Self::Range(_) | Self::AnyRange(_) | Self::OpenRange(_) | Self::PluginHairpin(_) | Self::PluginLocal(_)
+            Self::Range(_)
+                | Self::AnyRange(_)
+                | Self::OpenRange(_)
+                | Self::Between(_)
+                | Self::PluginHairpin(_)
+                | Self::PluginLocal(_)
         )
     }
 }

@@ -6,12 +6,12 @@ mod sample;
 
 use std::path::Path;
 
-use portolan_model::{Family, FirewallDriver};
+use portolan_model::{Endpoint, Family, FirewallDriver, Network};
 use portolan_plan::{
-    ContainerView, Element, Firewall, Object, Objects, Setting, base_objects, container_objects, explain, iptables,
-    network_objects, ruleset,
+    ContainerView, Element, Firewall, Object, Objects, Setting, base_objects, container_objects, explain,
+    host_end_name, iptables, network_objects, ruleset,
 };
-use sample::{container, endpoint, internal, network, publication};
+use sample::{container, endpoint, internal, network, ptp, publication};
 
 const ROOT: &str = "/var/lib/portolan";
 
@@ -19,8 +19,8 @@ fn setting(path: &str) -> Setting {
     Setting { path: path.to_owned(), value: "1".to_owned(), before: "0".to_owned() }
 }
 
-/// Four networks, three containers, ports published in every way.
-fn objects() -> Objects {
+/// Four bridge networks, three containers, ports published in every way.
+fn on_bridges() -> Objects {
     let web = network("web", 1, &["172.20.0.0/24", "fd00:20::/64"], &[]);
     let lone = internal("lone", 2, &["172.20.1.0/24-"], &[("gateway_mode_ipv4", "isolated")]);
     let lab = network(
@@ -85,12 +85,43 @@ fn objects() -> Objects {
     objects
 }
 
+/// Those, and a container on two networks without a bridge.
+fn objects() -> Objects {
+    let direct = ptp("direct", 5, &["172.20.4.0/24", "172.20.5.0/24", "fd00:24::/64"], &[]);
+    let hushed =
+        Network { internal: true, ..ptp("hushed", 6, &["172.20.6.0/24"], &[("icc", "false"), ("isolate", "true")]) };
+    let c4 = container("c4", 0x14);
+    let endpoint = |network: &Network, index: u8, addresses: &[&str]| {
+        let made = endpoint(&c4, network, index, addresses);
+        let host_end = host_end_name(network.id, c4.id, &made.ifname, 0);
+        (Endpoint { host_end, ..made }, network.clone())
+    };
+    let c4 = ContainerView {
+        endpoints: vec![
+            endpoint(&direct, 0, &["172.20.4.2", "172.20.5.2", "fd00:24::2"]),
+            endpoint(&hushed, 1, &["172.20.6.2"]),
+        ],
+        container: c4.clone(),
+        publications: vec![publication("8888:88")],
+    };
+    let mut objects = on_bridges();
+    for network in [&direct, &hushed] {
+        objects.extend(network_objects(ROOT, network));
+    }
+    objects.extend(container_objects(ROOT, &c4));
+    objects
+}
+
 fn elements() -> Vec<Element> {
+    elements_of(objects())
+}
+
+fn elements_of(objects: Objects) -> Vec<Element> {
     let only_elements = |object| match object {
         Object::Element(element) => Some(element),
         _ => None,
     };
-    objects().into_iter().filter_map(only_elements).collect()
+    objects.into_iter().filter_map(only_elements).collect()
 }
 
 /// Compares `actual` with `tests/snapshots/NAME.txt`, or makes it so.
@@ -143,7 +174,7 @@ fn ruleset_as_iptables() {
 fn rules_for_iptables_restore() {
     let firewall = Firewall { driver: FirewallDriver::Iptables, name: "portolan".to_owned() };
     for (family, name) in [(Family::V4, "iptables_restore"), (Family::V6, "ip6tables_restore")] {
-        assert_snapshot(name, &iptables::render(&firewall, family, &elements()));
+        assert_snapshot(name, &iptables::render(&firewall, family, &elements_of(on_bridges())));
     }
 }
 

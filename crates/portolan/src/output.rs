@@ -112,7 +112,7 @@ fn speaks(network: &Network, family: Family) -> bool {
 /// Docker's scope of a network: all of ours are this host's.
 pub(crate) const fn scope(network: &Network) -> &'static str {
     match network.driver {
-        Driver::Bridge | Driver::Macvlan | Driver::Ipvlan | Driver::Host | Driver::None => "local",
+        Driver::Bridge | Driver::Macvlan | Driver::Ipvlan | Driver::Ptp | Driver::Host | Driver::None => "local",
     }
 }
 

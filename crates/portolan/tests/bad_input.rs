@@ -87,6 +87,15 @@ fn networks_that_cannot_be() {
     create(&["--subnet", "10.45.0.0/24", "--ip-range", "10.46.0.0/25"], &["10.46.0.0/25"]);
     create(&["--subnet", "10.45.0.0/24", "--aux-address", "r=10.46.0.1"], &["10.46.0.1"]);
     create(&["--subnet", "10.45.0.1/24"], &["10.45.0.1/24"]);
+    create(&["-d", "ptp", "--subnet", "10.44.0.0/24"], &["10.44.0.0/24", "`web`"]);
+    create(&["-d", "ptp", "--subnet", "10.0.1.0/24"], &["10.0.1.0/24", "route", "eth0"]);
+    create(&["-d", "ptp", "-o", "bridge=br7"], &["`bridge`", "is for bridges"]);
+    create(&["-d", "ptp", "-o", "com.docker.network.bridge.name=br7"], &["bridge.name`", "is for bridges"]);
+    create(&["-d", "ptp", "-o", "parent=eth0"], &["`parent`", "unknown"]);
+    create(&["-d", "ptp", "-o", "vlan=7"], &["`vlan`", "is for bridges"]);
+    create(&["-d", "ptp", "--internal", "-o", "gateway_mode_ipv4=isolated"], &["isolated", "is for bridges"]);
+    create(&["-d", "ptp", "--ipam-driver", "dhcp"], &["dhcp", "ptp"]);
+    create(&["-d", "ptp", "--ipam-driver", "none"], &["none", "ptp"]);
     create(&["--subnet", "127.0.0.0/24"], &["127.0.0.0/24"]);
     create(&["--subnet", "224.0.0.0/24"], &["224.0.0.0/24"]);
     create(&["--subnet", "fe80::/64"], &["fe80::/64"]);

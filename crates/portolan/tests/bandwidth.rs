@@ -144,9 +144,18 @@ fn tc(place: &impl InNetns, line: &str) -> bool {
 
 #[test]
 fn a_cap_holds_each_way() {
-    let Some(world) = World::or_skip("cap") else { return };
+    holds_each_way("cap", "bridge");
+}
+
+#[test]
+fn a_cap_holds_without_a_bridge() {
+    holds_each_way("cap-ptp", "ptp");
+}
+
+fn holds_each_way(name: &str, driver: &str) {
+    let Some(world) = World::or_skip(name) else { return };
     let untouched = world.untouched();
-    world.network("web", &["--subnet", "10.40.0.0/24"]);
+    world.network("web", &["-d", driver, "--subnet", "10.40.0.0/24"]);
     let before = common_snapshot(&world);
     let limits = ["--network", "web", "--bandwidth-in", "100mbit", "--bandwidth-out", "100mbit"];
     let c = world.container("c", &limits);

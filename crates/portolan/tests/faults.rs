@@ -24,6 +24,7 @@ use portolan_store::SqliteStore;
 type Line = &'static str;
 
 const NETWORK_A: Line = "network create --subnet 10.91.0.0/24 --subnet fd91::/64 a";
+const PTP_A: Line = "network create -d ptp --subnet 10.91.0.0/24 --subnet fd91::/64 a";
 const NETWORK_B: Line = "network create --subnet 10.92.0.0/24 --subnet fd92::/64 b";
 const ON_BOTH: Line = "attach --netns NS --name c --network name=a,ip=10.91.0.5,ip6=fd91::5 \
                        --network name=b,ip=10.92.0.5,ip6=fd92::5 -p 8080:80 -p 5353:53/udp";
@@ -194,13 +195,13 @@ impl Place {
         let tx = store.read().unwrap();
         let containers = tx.containers().unwrap();
         let endpoints: usize = containers.iter().map(|c| tx.endpoints_of(c.id).unwrap().len()).sum();
-        let bridges = tx
-            .networks()
-            .unwrap()
-            .iter()
-            .filter(|n| n.driver == Driver::Bridge)
-            .filter(|n| !n.is_predefined() || tx.endpoint_count(n.id, 1).unwrap() > 0)
-            .count();
+        let networks = tx.networks().unwrap();
+        let ruled = || {
+            let mut ruled: Vec<_> = networks.iter().filter(|n| n.is_ruled()).collect();
+            ruled.retain(|n| !n.is_predefined() || tx.endpoint_count(n.id, 1).unwrap() > 0);
+            ruled
+        };
+        let bridges = ruled().iter().filter(|n| n.driver == Driver::Bridge).count();
         let directories = containers.iter().filter(|c| c.kind == ContainerKind::Run).count();
 
         let links_of_host = links(&self.world.h);
@@ -222,7 +223,7 @@ impl Place {
         }
         let tables =
             with_netns(self.world.h.netns(), || nft_tables(&mut Socket::open(NETFILTER).unwrap()).unwrap()).unwrap();
-        assert_eq!(tables.len(), if bridges > 0 { 2 } else { 0 }, "{what}: {tables:?}");
+        assert_eq!(tables.len(), if ruled().is_empty() { 0 } else { 2 }, "{what}: {tables:?}");
         // Whoever waited for a command that was killed lets go of its files a little later.
         let are_gone = eventually(LONG, || self.world.run_time_dirs() == directories);
         assert!(are_gone, "{what}: {} run-time directories instead of {directories}", self.world.run_time_dirs());
@@ -425,6 +426,19 @@ fn attach() {
         undo: "detach c",
         beside: ON_NETWORK_A,
         at_least: 20,
+    });
+}
+
+#[test]
+fn attach_without_a_bridge() {
+    kill_everywhere(&Verb {
+        name: "attach-ptp",
+        given: &[PTP_A],
+        killed: ON_A,
+        again: ON_A,
+        undo: "detach c",
+        beside: ON_NETWORK_A,
+        at_least: 15,
     });
 }
 

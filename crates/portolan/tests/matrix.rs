@@ -16,7 +16,7 @@ use portolan_lab::sctp::{SctpServer, sctp_probe};
 use portolan_lab::server::{TcpServer, UdpServer};
 
 /// Rows are what is tried, columns who tries. A cell says what comes of it and, where a server answers, whom the
-/// server sees: `client` its real address, `bridge` the address of the bridge of the server's network. Where the
+/// server sees: `client` its real address, `bridge` the gateway address of the server's network, the bridge's as a rule. Where the
 /// families differ the cell has IPv4's answer, a slash, and IPv6's.
 ///
 /// `neighbour` has a route to the container subnets by way of the host. `intruder` is on the internal network like
@@ -84,10 +84,15 @@ struct Stage {
 
 impl Stage {
     fn new(name: &str, protocol: Protocol) -> Option<Self> {
+        Self::with_drivers(name, protocol, ["bridge"; 3])
+    }
+
+    /// With the drivers of `web`, `other` and `vault`.
+    fn with_drivers(name: &str, protocol: Protocol, [web, other, vault]: [&str; 3]) -> Option<Self> {
         let world = World::or_skip(name)?;
-        world.network("web", &[]);
-        world.network("other", &[]);
-        world.network("vault", &["--internal"]);
+        world.network("web", &["-d", web]);
+        world.network("other", &["-d", other]);
+        world.network("vault", &["-d", vault, "--internal"]);
         let published = format!("{PUBLISHED}:{CONTAINER_PORT}/{protocol}");
         let local = format!("127.0.0.1:{LOCAL}:{LOCAL_CONTAINER_PORT}/{protocol}");
         let server = world.container("server", &["--network", "web", "-p", &published, "-p", &local]);
@@ -226,7 +231,8 @@ fn patience(answers: bool) -> Duration {
     if answers { LONG } else { SILENCE }
 }
 
-/// With `br_netfilter` the kernel translates inside the bridge, in both directions, and the client's address can be kept.
+/// With `br_netfilter` the kernel translates inside the bridge, in both directions, and the client's address can be kept; as
+/// it can where there is no bridge and everything is routed.
 fn hairpin_keeps_the_client(table: &str) -> String {
     let line = |line: &str| match line.split_once('|') {
         Some((what, cells)) if what.starts_with("published port of") => {
@@ -266,9 +272,38 @@ fn tcp_with_bridge_netfilter() {
     }
 }
 
+/// Without bridges it is as with them.
+#[test]
+fn tcp_without_bridges() {
+    let Some(stage) = Stage::with_drivers("matrix-ptp", Protocol::Tcp, ["ptp"; 3]) else { return };
+    check_tcp(&stage, &hairpin_keeps_the_client(TABLE));
+}
+
+#[test]
+fn tcp_beside_bridges() {
+    let Some(stage) = Stage::with_drivers("matrix-to-ptp", Protocol::Tcp, ["ptp", "bridge", "bridge"]) else { return };
+    check_tcp(&stage, &hairpin_keeps_the_client(TABLE));
+}
+
+#[test]
+fn tcp_to_a_bridge() {
+    let Some(stage) = Stage::with_drivers("matrix-from-ptp", Protocol::Tcp, ["bridge", "ptp", "ptp"]) else { return };
+    check_tcp(&stage, TABLE);
+}
+
 #[test]
 fn udp() {
     let Some(stage) = Stage::new("matrix-udp", Protocol::Udp) else { return };
+    check_udp(&stage, TABLE);
+}
+
+#[test]
+fn udp_without_bridges() {
+    let Some(stage) = Stage::with_drivers("matrix-ptp-udp", Protocol::Udp, ["ptp"; 3]) else { return };
+    check_udp(&stage, &hairpin_keeps_the_client(TABLE));
+}
+
+fn check_udp(stage: &Stage, table: &str) {
     let _servers: Vec<UdpServer> = [CONTAINER_PORT, UNPUBLISHED, LOCAL_CONTAINER_PORT]
         .map(|port| UdpServer::start(&stage.server, any(Family::V6, port), "server").unwrap())
         .into();
@@ -280,7 +315,7 @@ fn udp() {
             services.push(UdpServer::start(&stage.world.h, at(ip, HOST_SERVICE), "service of the host").unwrap());
         }
     }
-    stage.check("udp", TABLE, |from, ip, port, answers| udp_probe(from, at(ip, port), patience(answers)));
+    stage.check("udp", table, |from, ip, port, answers| udp_probe(from, at(ip, port), patience(answers)));
 }
 
 /// The test's SCTP is made by raw sockets: they take what comes for the protocol, so nothing refuses, and they answer

@@ -16,6 +16,7 @@ use portolan_kernel::host::HostKernel;
 use portolan_kernel::netns;
 use portolan_lab::eventually;
 use portolan_lab::trace::{CHANGES, Outcome, kill_at};
+use portolan_model::IfName;
 use portolan_store::SqliteStore;
 
 const STEPS: usize = 10_000;
@@ -184,6 +185,11 @@ fn network_name(network: usize) -> String {
     format!("net{network}")
 }
 
+/// Every other one is without a bridge.
+fn driver(network: usize) -> &'static str {
+    if network.is_multiple_of(2) { "bridge" } else { "ptp" }
+}
+
 fn container_name(container: usize) -> String {
     format!("box{container}")
 }
@@ -248,6 +254,7 @@ impl Host<'_> {
         match verb {
             Verb::Create(network) => {
                 let request = NetworkRequest {
+                    driver: driver(*network).parse().unwrap(),
                     subnets: subnets(*network).map(|subnet| subnet.parse().unwrap()).to_vec(),
                     ..NetworkRequest::new(network_name(*network).parse().unwrap())
                 };
@@ -284,9 +291,19 @@ impl Host<'_> {
             Verb::Create(network) => {
                 let [v4, v6] = subnets(*network);
                 return Some(
-                    ["network", "create", "--subnet", &v4, "--subnet", &v6, &network_name(*network)]
-                        .map(String::from)
-                        .to_vec(),
+                    [
+                        "network",
+                        "create",
+                        "-d",
+                        driver(*network),
+                        "--subnet",
+                        &v4,
+                        "--subnet",
+                        &v6,
+                        &network_name(*network),
+                    ]
+                    .map(String::from)
+                    .to_vec(),
                 );
             }
             Verb::Remove(network) => vec!["network".into(), "rm".into(), network_name(*network)],
@@ -432,8 +449,12 @@ impl Host<'_> {
     /// The kernel is what the rows say, but for what the dead lack.
     fn check(&self, what: &str) {
         let all = self.engine.containers().unwrap();
-        let of_the_dead = |info: ContainerInfo| Some(info.container.sandbox?.path);
-        let dead: Vec<PathBuf> = all.into_iter().filter(|info| !info.alive).filter_map(of_the_dead).collect();
+        let dead: Vec<ContainerInfo> = all.into_iter().filter(|info| !info.alive).collect();
+        let is_dead = |path: &PathBuf| {
+            dead.iter().any(|info| info.container.sandbox.as_ref().is_some_and(|sandbox| sandbox.path == *path))
+        };
+        let was_behind =
+            |device: &IfName| dead.iter().any(|info| info.endpoints.iter().any(|(one, _)| one.host_end == *device));
         let is_of_the_dead = |step: &portolan_plan::Step| {
             use portolan_plan::{Object, Step};
             let path = match step {
@@ -441,11 +462,13 @@ impl Host<'_> {
                     Object::Port(port) => &port.sandbox.path,
                     Object::Interface(interface) => &interface.sandbox.path,
                     Object::DefaultRoute(route) => &route.sandbox.path,
+                    Object::Neighbour(neighbour) => return was_behind(&neighbour.device),
+                    Object::HostRoute(route) => return route.by.as_ref().is_some_and(|(device, _)| was_behind(device)),
                     _ => return false,
                 },
                 Step::Delete(_) => return false,
             };
-            dead.contains(path)
+            is_dead(path)
         };
         let differences = self.engine.verify().unwrap();
         let unexpected: Vec<String> =

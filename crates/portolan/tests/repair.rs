@@ -124,16 +124,7 @@ fn everything_that_goes_comes_back() {
 fn a_container_whose_namespace_dies_is_taken_down() {
     let Some(world) = world("reap") else { return };
     world.container("stays", &["--network", "bridge"]);
-    // Nobody but its process holds this one.
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--net", "sleep", "1000"]);
-    let mut gone = world.h.adopt(command).unwrap().spawn().unwrap();
-    let is_apart = || {
-        let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).ok();
-        let host = with_netns(world.h.netns(), || std::fs::read_link("/proc/thread-self/ns/net").ok()).unwrap();
-        of(&gone.id().to_string()).is_some_and(|own| Some(own) != host)
-    };
-    assert!(eventually(LONG, is_apart));
+    let mut gone = world.mortal();
     world.portolan_ok(&[
         "attach",
         "--pid",

@@ -280,7 +280,7 @@ impl Tx for SqliteTx<'_> {
         let (id, name) = (network.id.as_bytes(), network.name.as_str());
         let is_bridge = network.is_managed_bridge();
         let device = (is_bridge || network.subinterface.is_some()).then_some(network.bridge.as_str());
-        let is_users = is_bridge && !network.is_predefined();
+        let is_users = network.is_ruled() && !network.is_predefined();
         let ruled = is_users.then_some(1);
         let (moving, body) = (self.moving(network.phase), self.render(network)?);
         self.touch(Touched::Network(network.id));

@@ -188,12 +188,14 @@ impl State {
     /// Whether what `object` stands on is there.
     fn has_ground(&self, object: &Object) -> bool {
         let bridge = |name: &IfName| self.objects.find(&Key::Bridge(name.clone())).is_some();
+        let device = |name: &IfName| bridge(name) || self.objects.find(&Key::Port(name.clone())).is_some();
         sandbox_of(object).is_none_or(|sandbox| self.is_alive(sandbox))
             && match object {
                 Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
-                Object::Port(port) => bridge(&port.bridge),
+                Object::Port(port) => port.bridge().is_none_or(bridge),
                 Object::Shaper(shaper) => self.objects.find(&Key::Port(shaper.host_end.clone())).is_some(),
-                Object::Neighbour(neighbour) => bridge(&neighbour.bridge),
+                Object::Neighbour(neighbour) => device(&neighbour.device),
+                Object::HostRoute(route) => route.by.as_ref().is_none_or(|(host_end, _)| device(host_end)),
                 Object::Interface(interface) => self.objects.iter().any(|(_, object)| match object {
                     Object::Port(port) => port.sandbox == interface.sandbox && port.sandbox_end == interface.name,
                     Object::Child(child) => child.sandbox == interface.sandbox && child.name == interface.name,
@@ -213,8 +215,10 @@ impl State {
             object.key() != key
                 && match gone {
                     Object::Ruleset(_) => !matches!(object, Object::Element(_)),
-                    Object::Bridge(bridge) => !matches!(object, Object::Neighbour(n) if n.bridge == bridge.name),
+                    Object::Bridge(bridge) => !matches!(object, Object::Neighbour(n) if n.device == bridge.name),
                     Object::Port(port) => match object {
+                        Object::Neighbour(n) => n.device != port.host_end,
+                        Object::HostRoute(r) => r.by.as_ref().is_none_or(|(host_end, _)| *host_end != port.host_end),
                         Object::Shaper(s) => s.host_end != port.host_end || s.direction == Direction::Out,
                         Object::Interface(i) => i.sandbox != port.sandbox || i.name != port.sandbox_end,
                         Object::DefaultRoute(r) => r.sandbox != port.sandbox || r.interface != port.sandbox_end,

@@ -5,13 +5,16 @@ use std::os::fd::AsFd;
 
 use portolan_engine::{About, KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, Sandbox};
-use portolan_plan::{Element, Firewall, Groups, Object, Step, Table};
+use portolan_plan::{Element, Firewall, Groups, HostEnd, Object, Port, Step, Table};
 
 mod links;
+mod ports;
+mod routes;
 mod sandbox;
 mod shapers;
 
-pub(super) use sandbox::static_route;
+pub(super) use routes::host_route;
+pub(super) use sandbox::{routed, static_route};
 pub(super) use shapers::bucket;
 
 use super::{HostKernel, refusal, unset};
@@ -47,6 +50,7 @@ fn place(step: &Step) -> Place {
         | Object::Port(_)
         | Object::Shaper(_)
         | Object::Neighbour(_)
+        | Object::HostRoute(_)
         | Object::Vlan(_)
         | Object::Child(_) => Place::Host,
         Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) | Object::SandboxSetting(_) => Place::Sandbox,
@@ -199,9 +203,13 @@ impl Context<'_> {
         }
     }
 
-    /// Whether a bridge that speaks IPv6 is among what is made.
+    /// Whether a bridge that speaks IPv6, or a host end that does without one, is among what is made.
     fn brings_ipv6(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step.object(), Object::Bridge(bridge) if bridge.ipv6))
+        self.steps.iter().any(|step| match step.object() {
+            Object::Bridge(bridge) => bridge.ipv6,
+            Object::Port(Port { place: HostEnd::Routed(routed), .. }) => routed.ipv6,
+            _ => false,
+        })
     }
 
     fn nftables(&mut self, steps: &[Step]) {

@@ -103,8 +103,8 @@ pub(super) fn trust(bridges: &[String]) -> Result<(), KernelError> {
     firewalld.trust(bridges.iter().map(String::as_str)).map_err(|error| refusal(&error))
 }
 
-/// What a running firewalld has to be told of steps whose rules another driver carries out: bridges that come are to pass,
-/// and those that go are to be forgotten. Costs nothing where none runs.
+/// What a running firewalld has to be told of steps whose rules another driver carries out: bridges, and host ends that are
+/// on none, are to pass when they come, and to be forgotten when they go. Costs nothing where none runs.
 ///
 /// # Errors
 /// When ports are published of which firewalld is set up to let none pass.
@@ -114,6 +114,7 @@ pub(super) fn tell(firewall: &Firewall, steps: &[Step]) -> Result<(), KernelErro
     }
     let bridge = |object: &Object| match object {
         Object::Bridge(bridge) => Some(bridge.name.to_string()),
+        Object::Port(port) if port.bridge().is_none() => Some(port.host_end.to_string()),
         _ => None,
     };
     let new: Vec<String> = steps

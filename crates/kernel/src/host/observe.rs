@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_engine::KernelError;
 use portolan_model::{FirewallDriver, IfName, LinkAttributes, Mac, Mtu, Rate, Sandbox};
 use portolan_plan::{
-    Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, Interface, Neighbour, Object, Objects, Port,
-    Ruleset, SandboxSetting, Set, Setting, Shaper, Table, Vlan, ruleset,
+    Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, HostEnd, Interface, Neighbour, Object,
+    Objects, Port, Ruleset, SandboxSetting, Set, Setting, Shaper, Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -20,6 +19,10 @@ use crate::nft::decode;
 use crate::rtnl::link::{self, AddrGenMode, IFF_ALLMULTI, IFF_PROMISC, Ipv4Conf, Link};
 use crate::rtnl::{addr, neigh, route, tc};
 use crate::sysctl;
+
+mod ports;
+
+use ports::{host_routes, port, routed_port};
 
 /// Reads everything that is ours by name, and the sandboxes and sysctls that `desired` speaks of.
 pub(super) fn observe(
@@ -114,9 +117,11 @@ fn links(
     let network = format!("portolan:{root}:network:");
     let endpoint = format!("portolan:{root}:endpoint:");
     let mut bridges: BTreeMap<u32, IfName> = BTreeMap::new();
+    // Host ends that the host routes by.
+    let mut devices: BTreeMap<u32, IfName> = BTreeMap::new();
     let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
     let connected: BTreeSet<(u32, IpNet)> = routes
-        .into_iter()
+        .iter()
         .filter(|route| route.protocol == route::PROTOCOL_KERNEL && route.table == route::TABLE_MAIN)
         .filter_map(|route| Some((route.oif?, IpNet::new(route.dst, route.prefix_len).ok()?)))
         .collect();
@@ -146,20 +151,39 @@ fn links(
                 name,
             }));
         } else if alias.starts_with(&endpoint) {
-            found.insert(Object::Port(port(link, name, alias, groups, &names, desired)));
+            let port = match desired.find(&portolan_plan::Key::Port(name.clone())) {
+                Some(Object::Port(wanted @ Port { place: HostEnd::Routed(_), .. })) => {
+                    devices.insert(link.index, name);
+                    routed_port(socket, link, wanted, groups)?
+                }
+                wanted => port(
+                    link,
+                    name,
+                    alias,
+                    groups,
+                    &names,
+                    match wanted {
+                        Some(Object::Port(wanted)) => Some(wanted),
+                        _ => None,
+                    },
+                ),
+            };
+            found.insert(Object::Port(port));
         }
     }
     shapers(socket, root, &all, desired, found)?;
-    if bridges.is_empty() {
+    found.extend(host_routes(&routes, &devices, desired).map(Object::HostRoute));
+    devices.extend(bridges.iter().map(|(index, name)| (*index, name.clone())));
+    if devices.is_empty() {
         return Ok(());
     }
     for neighbour in neigh::dump(socket, None).map_err(|error| refusal("list neighbours", &error))? {
-        let Some(bridge) = bridges.get(&neighbour.ifindex) else { continue };
+        let Some(device) = devices.get(&neighbour.ifindex) else { continue };
         if neighbour.state & neigh::NUD_PERMANENT != 0
             && let Some(mac) = neighbour.mac
         {
             found.insert(Object::Neighbour(Neighbour {
-                bridge: bridge.clone(),
+                device: device.clone(),
                 address: neighbour.addr,
                 mac: Mac::from_bytes(mac),
             }));
@@ -178,7 +202,7 @@ fn links(
             Object::Port(port) => Some(port),
             _ => None,
         })
-        .filter(|port| bridges.values().any(|bridge| *bridge == port.bridge))
+        .filter(|port| bridges.values().any(|bridge| Some(bridge) == port.bridge()))
         .filter(|port| {
             !indexes.get(port.host_end.as_str()).is_some_and(|index| entries.contains(&(*index, port.mac.octets())))
         })
@@ -228,42 +252,6 @@ fn nets(addresses: &[addr::Address]) -> BTreeSet<IpNet> {
         .filter(|address| !matches!(address.addr, IpAddr::V6(ip) if ip.is_unicast_link_local()))
         .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())
         .collect()
-}
-
-/// A bridge port. What lies in the sandbox is taken from what should be there; [`inside`] looks at it.
-fn port(
-    link: &Link,
-    name: IfName,
-    alias: &str,
-    groups: Groups,
-    names: &BTreeMap<u32, &str>,
-    desired: &Objects,
-) -> Port {
-    let wanted = match desired.find(&portolan_plan::Key::Port(name.clone())) {
-        Some(Object::Port(port)) => Some(port),
-        _ => None,
-    };
-    let state = link.brport.unwrap_or_default();
-    let ruled = link.group == groups.ports;
-    let in_group = ruled || wanted.is_some_and(|port| !port.ruled);
-    let usable = link.up && in_group && state.neigh_suppress == Some(true);
-    let unknown = || "unknown".parse().expect("a valid interface name");
-    Port {
-        bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
-        mac: wanted.map_or(Mac::from_bytes([0; 6]), |port| port.mac),
-        mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-        isolated: state.isolated.unwrap_or(false),
-        locked: state.locked.unwrap_or(false) && state.learning == Some(false),
-        ruled: ruled || wanted.is_none(),
-        vlan: wanted.and_then(|port| port.vlan),
-        alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
-        sandbox: wanted.map_or_else(
-            || Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None },
-            |port| port.sandbox.clone(),
-        ),
-        sandbox_end: wanted.map_or_else(unknown, |port| port.sandbox_end.clone()),
-        host_end: name,
-    }
 }
 
 /// The limits on what passes ports. One that does not hold as it is carries an alias that nobody wants.
@@ -365,6 +353,12 @@ fn inside(
 ) -> Result<(), KernelError> {
     let mut socket =
         Socket::open(netlink::ROUTE).map_err(|error| refusal("open a netlink socket in the sandbox", &error))?;
+    let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
+    let main = || routes.iter().filter(|route| route.table == route::TABLE_MAIN);
+    let leads = |index: u32, subnet: IpNet, gateway: IpAddr| {
+        let is = |route: &route::Route| (route.dst, route.prefix_len, route.gateway, route.oif);
+        super::apply::routed(index, subnet, gateway).iter().all(|should| main().any(|route| is(route) == is(should)))
+    };
     let mut names: BTreeMap<u32, IfName> = BTreeMap::new();
     for wanted in interfaces {
         let link = link::lookup(&mut socket, wanted.name.as_str())
@@ -390,6 +384,12 @@ fn inside(
             name: wanted.name.clone(),
             mac: wanted.mac.and(link.mac).map(Mac::from_bytes),
             mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+            routed: wanted
+                .routed
+                .iter()
+                .filter(|(subnet, gateway)| leads(link.index, **subnet, **gateway))
+                .map(|(subnet, gateway)| (*subnet, *gateway))
+                .collect(),
             // Where we give none, they are the container's own business.
             addresses: if wanted.addresses.is_empty() { BTreeSet::new() } else { nets(&addresses) },
             ipv6: !disabled && speaks_ipv6(&link, &addresses),
@@ -403,8 +403,6 @@ fn inside(
             },
         }));
     }
-    let routes = route::dump(&mut socket).map_err(|error| refusal("list routes in the sandbox", &error))?;
-    let main = || routes.iter().filter(|route| route.table == route::TABLE_MAIN);
     for (_, object) in desired.iter() {
         if let Object::Route(wanted) = object
             && (wanted.sandbox.device, wanted.sandbox.inode) == (sandbox.device, sandbox.inode)

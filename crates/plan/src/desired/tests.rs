@@ -33,6 +33,14 @@ fn ports(objects: &Objects) -> Vec<&Port> {
     objects.iter().filter_map(|(_, o)| if let Object::Port(port) = o { Some(port) } else { None }).collect()
 }
 
+/// The first port, which is on a bridge.
+fn on_bridge(objects: &Objects) -> &BridgePort {
+    match &ports(objects)[0].place {
+        HostEnd::Bridge(port) => port,
+        HostEnd::Routed(routed) => panic!("on no bridge: {routed:?}"),
+    }
+}
+
 fn interfaces(objects: &Objects) -> Vec<&Interface> {
     objects
         .iter()
@@ -170,9 +178,9 @@ fn each_family_has_its_own_mode_on_an_internal_network() {
 fn icc_off_isolates_ports_and_routes() {
     let closed = network("n", 1, &DUAL, &[("icc", "false")]);
     assert_eq!(elements(&network_objects("/r", &closed), Set::Within), ["br-n . br-n : goto within_closed"]);
-    assert!(ports(&container_objects("/r", &view(&[&closed], &[])))[0].isolated);
+    assert!(on_bridge(&container_objects("/r", &view(&[&closed], &[]))).isolated);
     let open = network("n", 1, &DUAL, &[]);
-    assert!(!ports(&container_objects("/r", &view(&[&open], &[])))[0].isolated);
+    assert!(!on_bridge(&container_objects("/r", &view(&[&open], &[]))).isolated);
 }
 
 #[test]
@@ -185,7 +193,7 @@ fn the_guard_knows_every_address_and_the_link_local_one() {
         [format!("pv00110001 . {mac} . fd00::2"), format!("pv00110001 . {mac} . fe80::42:ff:fe11:1")]
     );
     assert_eq!(elements(&objects, Set::Unguarded), [""; 0]);
-    assert!(ports(&objects)[0].locked);
+    assert!(on_bridge(&objects).locked);
 }
 
 #[test]
@@ -194,7 +202,7 @@ fn guard_off_lets_any_frame_pass() {
     assert_eq!(elements(&objects, Set::Unguarded), ["pv00110001"]);
     assert_eq!(elements(&objects, Set::Source(Family::V4)), [""; 0]);
     assert_eq!(elements(&objects, Set::Source(Family::V6)), [""; 0]);
-    assert!(!ports(&objects)[0].locked);
+    assert!(!on_bridge(&objects).locked);
 }
 
 #[test]
@@ -495,8 +503,8 @@ fn generated_macs_are_local_unicast_and_belong_to_the_address() {
         assert_eq!(mac, generated_mac(id(1), [10, 0, 0, last].into()));
         assert_ne!(mac, generated_mac(id(2), [10, 0, 0, last].into()));
     }
-    assert_eq!(bridge_mac(id(1)).octets()[0] & 0b11, 0b10);
-    assert_ne!(bridge_mac(id(1)), bridge_mac(id(2)));
+    assert_eq!(gateway_mac(id(1)).octets()[0] & 0b11, 0b10);
+    assert_ne!(gateway_mac(id(1)), gateway_mac(id(2)));
 }
 
 #[test]
@@ -546,9 +554,9 @@ fn no_rule_of_ours_concerns_the_bridge_of_somebody_else() {
     };
     let other = objects(&[("mode", "unmanaged"), ("bridge", "br0")]);
     nothing_else(&other, &[]);
-    assert!(!ports(&other)[0].ruled);
+    assert!(!on_bridge(&other).ruled);
     let ours = objects(&[]);
-    assert!(ports(&ours)[0].ruled);
+    assert!(on_bridge(&ours).ruled);
     assert_eq!(elements(&ours, Set::Unguarded).len(), 1);
 }
 

@@ -7,7 +7,8 @@
 //!
 //! # What differs from nftables
 //!
-//! The guard has no counterpart: these tables see no frames. An `ACCEPT` ends a table, so what our `FORWARD` lets pass
+//! The guard has no counterpart: these tables see no frames. Nor have networks without a bridge, which are refused: that a
+//! gateway answers its own network only is a rule here that knows one interface. An `ACCEPT` ends a table, so what our `FORWARD` lets pass
 //! later rules do not see; towards the host itself we accept only names, and leave the rest to the rules that follow.
 
 mod chains;

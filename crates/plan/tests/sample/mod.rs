@@ -47,6 +47,18 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
     }
 }
 
+/// As [`network`], without a bridge.
+pub(crate) fn ptp(name: &str, number: u16, subnets: &[&str], options: &[(&str, &str)]) -> Network {
+    let pairs = options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    Network {
+        driver: Driver::Ptp,
+        options: NetworkOptions::from_pairs(Driver::Ptp, &pairs).unwrap(),
+        raw_options: pairs,
+        bridge: "none".parse().unwrap(),
+        ..network(name, number, subnets, &[])
+    }
+}
+
 /// As [`network`], internal.
 pub(crate) fn internal(name: &str, number: u16, subnets: &[&str], options: &[(&str, &str)]) -> Network {
     Network { internal: true, ..network(name, number, subnets, options) }

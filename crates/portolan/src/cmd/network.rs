@@ -50,6 +50,9 @@ impl Command {
 /// overlaps no route of the host, and a stable IPv6 ULA /64. Its containers reach each other and the world; from
 /// outside only published ports of theirs can be reached.
 ///
+/// With --driver ptp there is no bridge: each container has a link of its own to the host, which routes between them. Who
+/// reaches whom is as on a bridge.
+///
 /// With --driver macvlan or ipvlan, containers are on the network of an interface of the host, their parent, as machines
 /// of their own. Give the --subnet and --gateway of that network, or with --ipam-driver dhcp let its DHCP server give them
 /// their addresses: the daemon asks for them, keeps them, and gives them back. The host and its rules do not see the
@@ -61,6 +64,7 @@ Examples:
   portolan network create --subnet 172.30.0.0/24 --gateway 172.30.0.254 --subnet fd00:30::/64 lan
   portolan network create --internal --opt icc=false vault
   portolan network create --opt gateway_mode_ipv6=routed --ipv4=false v6only
+  portolan network create -d ptp --subnet 172.30.9.0/24 direct
   portolan network create -d macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 --ipv6=false lan2
   portolan network create -d macvlan -o parent=eth0 --ipam-driver dhcp office
 
@@ -82,6 +86,8 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
   vlan=NUMBER                  the ports and the host are in this VLAN of a filtering bridge
   vrf=NAME                     the bridge belongs to this VRF
   metric=NUMBER                priority of the default route; no_default_route=true leaves it out
+
+Options of ptp: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
 
 Options of macvlan and ipvlan:
   parent=NAME                  the host's interface; NAME.50 is made for VLAN 50 if it is not there

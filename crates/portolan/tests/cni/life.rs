@@ -104,6 +104,64 @@ fn result() {
     }
 }
 
+/// Driver `ptp`: the same without a bridge, from ADD to DEL.
+#[test]
+fn without_a_bridge() {
+    let Some(runtime) = Runtime::or_skip("cni-ptp") else { return };
+    let untouched = runtime.world.untouched();
+    let (site, other) = (runtime.pod("site"), runtime.pod("other"));
+    let plain = with(&web(), json!({"driver": "ptp"}));
+    let published = with(
+        &plain,
+        json!({"runtimeConfig": {"portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 5353, "containerPort": 53, "protocol": "udp"},
+        ]}}),
+    );
+    let result = runtime.add(&site, &published);
+    let interfaces = result["interfaces"].as_array().unwrap();
+    let (host_end, inside) = (&interfaces[0], &interfaces[1]);
+    assert_eq!(interfaces.len(), 2, "as the plugin `ptp` tells: {result}");
+    for (place, described) in [(&runtime.world.h, host_end), (&site.host, inside)] {
+        let there = interface(place, described["name"].as_str().unwrap()).unwrap();
+        assert_eq!(described["mac"], json!(there.mac.unwrap().map(|byte| format!("{byte:02x}")).join(":")));
+    }
+    assert!(host_end.get("sandbox").is_none());
+    assert_eq!((&inside["name"], &inside["sandbox"]), (&json!("eth0"), &json!(site.path())));
+    let ips = [("10.9.1.2/24", "10.9.1.1"), ("fd09:1::2/64", "fd09:1::1")];
+    let ips = ips.map(|(address, gateway)| json!({"interface": 1, "address": address, "gateway": gateway}));
+    assert_eq!(result["ips"], json!(ips));
+    let second = runtime.add(&other, &plain);
+    let _tcp = TcpServer::start(&site, any(Family::V6, 80), "t80").unwrap();
+    let _udp = UdpServer::start(&site, any(Family::V6, 53), "u53").unwrap();
+    for family in FAMILIES {
+        let (here, there) = (ip(&result, family), ip(&second, family));
+        assert!(ping(&other, here, LONG).is_open() && ping(&site, there, LONG).is_open(), "{family:?}");
+        assert!(ping(&other, neighbour_ip(family), LONG).is_open(), "{family:?}");
+        for from in [&runtime.world.n, &runtime.world.h, &other.host] {
+            assert_eq!(tcp_probe(from, at(host_ip(family), 8080), LONG).banner(), Some("t80"), "{family:?}");
+            assert_eq!(udp_probe(from, at(host_ip(family), 5353), LONG).banner(), Some("u53"), "{family:?}");
+        }
+    }
+    runtime.world.verify();
+    assert_eq!(runtime.call("CHECK", &site, &after(&published, &result)), Ok(Value::Null));
+    let mut batch = Batch::new();
+    let index = interface(&runtime.world.h, host_end["name"].as_str().unwrap()).unwrap().index;
+    addr::delete(&mut batch, index, ip(&web_gateway(&result), Family::V4), 32);
+    runtime.world.h.route_socket().unwrap().transact(&batch).unwrap();
+    let refusal = runtime.call("CHECK", &site, &after(&published, &result)).expect_err("a gateway address is gone");
+    assert!(refusal.msg.contains("10.9.1.1") || refusal.details.contains("10.9.1.1"), "{refusal:?}");
+    runtime.del(&site, &published);
+    runtime.del(&other, &plain);
+    runtime.world.assert_untouched(&untouched, "ADD and DEL");
+}
+
+/// A result whose addresses are the gateways of another.
+fn web_gateway(result: &Value) -> Value {
+    let gateways = result["ips"].as_array().unwrap().iter().map(|ip| json!({"address": ip["gateway"]}));
+    json!({"ips": gateways.collect::<Vec<_>>()})
+}
+
 #[test]
 fn check_looks_at_the_kernel() {
     let Some(runtime) = Runtime::or_skip("cni-check") else { return };

@@ -103,6 +103,26 @@ fn alternatives() {
     runtime.world.assert_untouched(&untouched, "sets");
 }
 
+/// Where each container has a veth pair of its own, it is the same.
+#[test]
+fn without_a_bridge() {
+    let Some(runtime) = Runtime::or_skip("cni-sets-ptp") else { return };
+    let config = with(&web(), json!({"driver": "ptp", "ipam": sets()}));
+    let pods: [Pod; 2] = ["a", "b"].map(|id| runtime.pod(id));
+    let given = pods.each_ref().map(|pod| runtime.add(pod, &config));
+    assert_eq!(given.each_ref().map(first), ["10.9.1.2/30", "10.9.2.50/24"]);
+    for (pod, other) in [(&pods[0], &given[1]), (&pods[1], &given[0])] {
+        let address = first(other).split('/').next().unwrap().parse().unwrap();
+        for to in [neighbour_ip(Family::V4), address] {
+            assert!(ping(pod, to, LONG).is_open(), "{} to {to}", pod.id);
+        }
+    }
+    runtime.world.verify();
+    for pod in &pods {
+        runtime.del(pod, &config);
+    }
+}
+
 /// The same sets, in the original's hands and in ours.
 #[test]
 fn beside_the_original() {

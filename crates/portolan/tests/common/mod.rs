@@ -14,7 +14,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use portolan_kernel::rtnl::{Family, addr, link};
 use portolan_kernel::socket::{packet, wait_readable};
 use portolan_lab::probe::{Probe, tcp_probe};
 use portolan_lab::snapshot::{self, Snapshot, snapshot};
-use portolan_lab::{Host, InNetns, Lab, Lan};
+use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
 /// How long to wait for what must come.
@@ -199,6 +199,21 @@ impl World {
         let path = host.netns_path().to_str().unwrap().to_owned();
         let attached = self.json(&[&["attach", "--netns", &path, "--name", name], args].concat());
         Container { name: name.into(), endpoints: endpoints(&attached), host }
+    }
+
+    /// A process in a namespace that nobody else holds, and that goes with it.
+    #[track_caller]
+    pub(crate) fn mortal(&self) -> Child {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sleep", "1000"]);
+        let process = self.h.adopt(command).unwrap().spawn().unwrap();
+        let is_apart = || {
+            let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).ok();
+            let host = with_netns(self.h.netns(), || fs::read_link("/proc/thread-self/ns/net").ok()).unwrap();
+            of(&process.id().to_string()).is_some_and(|own| Some(own) != host)
+        };
+        assert!(eventually(LONG, is_apart));
+        process
     }
 
     /// What host `h` and the store hold.

@@ -19,7 +19,7 @@ use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
-use portolan_model::{FirewallDriver, Mtu, Network};
+use portolan_model::{Driver, FirewallDriver, Mtu, Network};
 use portolan_plan::{Firewall, Groups};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -31,6 +31,12 @@ pub const OURS: &str = "portolan";
 
 /// How the aliases of our host ends begin ([`portolan_plan::alias_of_endpoint`]).
 const ENDPOINT: &str = "portolan:";
+
+/// The kind of host ends; those in the group of the bridges are on none.
+const VETH: &str = "veth";
+
+/// The interface that IPv6 says routes lead to which lead nowhere.
+const LOOPBACK: u32 = 1;
 
 /// What was done so far.
 #[derive(Debug, Default)]
@@ -315,7 +321,7 @@ impl Thread {
                     work.because.insert(format!("interface `{}` is gone", link.name));
                     work.host_ends.insert(link.name.clone());
                 }
-                Event::LinkGone(link) if link.group == groups.bridges => {
+                Event::LinkGone(link) if link.group == groups.bridges && link.kind.as_deref() != Some(VETH) => {
                     if self.network_on(link).is_some() {
                         work.links(format!("bridge `{}` is gone", link.name));
                     }
@@ -329,7 +335,8 @@ impl Thread {
                 }
                 Event::Link(link) if link.group == groups.bridges => {
                     if self.is_down(link) && self.network_on(link).is_some() {
-                        work.links(format!("bridge `{}` is down", link.name));
+                        let what = if link.kind.as_deref() == Some(VETH) { "interface" } else { "bridge" };
+                        work.links(format!("{what} `{}` is down", link.name));
                     }
                 }
                 Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
@@ -338,7 +345,7 @@ impl Thread {
                         work.links(format!("the limit of `{host_end}` is gone"));
                     }
                 }
-                // On a bridge of somebody else's it is in no group.
+                // On a bridge of somebody else's it is in no group, and on none in that of the bridges.
                 Event::LinkGone(link) if link.alias.as_deref().is_some_and(|alias| alias.starts_with(ENDPOINT)) => {
                     work.because.insert(format!("interface `{}` is gone", link.name));
                     work.host_ends.insert(link.name.clone());
@@ -360,6 +367,10 @@ impl Thread {
                 Event::RouteGone { index, .. } => {
                     if let Some(network) = index.and_then(|index| self.network_at(index)) {
                         work.links(format!("a route to network `{}` is gone", network.name));
+                    } else if index.is_none_or(|index| index == LOOPBACK)
+                        && self.engine.has_networks_of(Driver::Ptp).unwrap_or(true)
+                    {
+                        work.links("a route to nowhere is gone".to_owned());
                     }
                 }
                 Event::NeighbourGone { index, address: Some(address) } => {
@@ -398,15 +409,15 @@ impl Thread {
         self.engine.is_limited(&host_end).unwrap_or(true).then_some(host_end)
     }
 
-    /// The network whose bridge is at this index, and is there.
+    /// The network whose bridge or host end is at this index, and is there.
     fn network_at(&self, index: u32) -> Option<Network> {
         self.network_on(&self.engine.kernel().interface(index)?)
     }
 
-    /// The network whose bridge this is.
+    /// The network whose bridge or, without one, host end this is.
     fn network_on(&self, link: &Link) -> Option<Network> {
         // What cannot be read is told by the repair that follows the next event.
-        self.engine.network_of_bridge(link.alias.as_deref()?).ok()?
+        self.engine.network_of_device(link.alias.as_deref()?).ok()?
     }
 
     fn work(&mut self, work: Work, heard: Instant) -> Result<()> {

@@ -1,19 +1,43 @@
 //! Interfaces of the host: bridges, ports and their neighbours, VLAN interfaces, children of other interfaces.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
-use portolan_model::{IfName, IpvlanMode, MacvlanMode, Sandbox};
-use portolan_plan::{Bridge, Child, ChildKind, Object, Port, Step, Vlan};
+use ipnet::IpNet;
+use portolan_model::{IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Sandbox};
+use portolan_plan::{Bridge, Child, ChildKind, HostRoute, Object, Step, Vlan};
 
 use super::super::{failure, refusal, removal, unset};
 use super::{Context, Labelled, Mode, is_link_local, is_read_only, open_sandbox};
 use crate::netlink::{NetlinkError, Socket};
 use crate::netns::NetnsFd;
 use crate::rtnl::addr::{self, Address};
-use crate::rtnl::link::{self, AddrGenMode, BrPort, BridgeSpec, Ipv4Conf, LinkChange, VethPeer, VethSpec};
+use crate::rtnl::link::{self, AddrGenMode, BridgeSpec, Ipv4Conf, LinkChange};
 use crate::rtnl::neigh;
 use crate::rtnl::route::{self, Route};
 use crate::sysctl;
+
+/// An interface that the host routes by, as it should be.
+pub(super) struct Router<'a> {
+    /// What is done to it.
+    pub(super) doing: String,
+    pub(super) name: &'a IfName,
+    pub(super) mac: Mac,
+    /// Whether it gets its MAC now. Setting it, even to what it is, makes the kernel forget the interface's neighbours
+    /// (neigh_changeaddr).
+    pub(super) sets_mac: bool,
+    pub(super) mtu: Mtu,
+    pub(super) alias: &'a str,
+    /// Whether IPv6 is to live on it.
+    pub(super) ipv6: bool,
+    pub(super) route_localnet: bool,
+    pub(super) addresses: BTreeSet<IpNet>,
+    /// Whether it was there before, and may have other addresses.
+    pub(super) is_there: bool,
+    /// What it is to be a part of; 0 for nothing.
+    pub(super) master: Option<u32>,
+    pub(super) vlan: Option<u16>,
+}
 
 impl Context<'_> {
     /// The index of a host interface that should be there.
@@ -55,6 +79,7 @@ impl Context<'_> {
             .iter()
             .filter_map(|step| match step {
                 Step::Delete(Object::Bridge(bridge)) => Some(&bridge.name),
+                Step::Delete(Object::Port(port)) if port.bridge().is_none() => Some(&port.host_end),
                 _ => None,
             })
             .collect();
@@ -71,16 +96,21 @@ impl Context<'_> {
                 Step::Create(Object::Port(port)) => self.create_port(socket, port, &mut last),
                 Step::Change(Object::Port(from), Object::Port(to)) => self.change_port(socket, from, to, &mut last),
                 Step::Create(Object::Neighbour(neighbour)) | Step::Change(_, Object::Neighbour(neighbour)) => {
-                    if let Some(index) = self.index(socket, &neighbour.bridge) {
+                    if let Some(index) = self.index(socket, &neighbour.device) {
                         last.add(&doing, |batch| {
                             neigh::replace(batch, index, neighbour.address, neighbour.mac.octets());
                         });
                     }
                 }
-                // Neighbours go with their bridge.
-                Step::Delete(Object::Neighbour(neighbour)) if gone.contains(&&neighbour.bridge) => {}
+                // Neighbours and routes go with their device.
+                Step::Delete(Object::Neighbour(neighbour)) if gone.contains(&&neighbour.device) => {}
+                Step::Delete(Object::HostRoute(HostRoute { by: Some((device, _)), .. })) if gone.contains(&device) => {}
+                Step::Create(Object::HostRoute(route)) | Step::Change(_, Object::HostRoute(route)) => {
+                    self.make_host_route(socket, step, route, &mut last);
+                }
+                Step::Delete(Object::HostRoute(route)) => self.remove_host_route(socket, step, route, &mut last),
                 Step::Delete(Object::Neighbour(neighbour)) => {
-                    if let Some(index) = self.index(socket, &neighbour.bridge) {
+                    if let Some(index) = self.index(socket, &neighbour.device) {
                         last.add(&doing, |batch| {
                             neigh::delete(batch, index, neighbour.address);
                         });
@@ -113,7 +143,7 @@ impl Context<'_> {
                 Step::Delete(Object::Vlan(vlan)) => doomed.push(vlan.name.as_str()),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
                 // Its bridge goes too, and takes it along.
-                Step::Delete(Object::Port(port)) if self.is_bridge_going(&port.bridge) => {}
+                Step::Delete(Object::Port(port)) if self.is_bridge_going(port.bridge()) => {}
                 Step::Delete(Object::Port(port)) if !self.is_our_port(socket, port) => {}
                 Step::Delete(Object::Port(port)) => doomed.push(port.host_end.as_str()),
                 Step::Delete(Object::Bridge(bridge)) => {
@@ -122,7 +152,7 @@ impl Context<'_> {
                     }
                     for step in self.steps {
                         if let Step::Delete(Object::Port(port)) = step
-                            && port.bridge == bridge.name
+                            && port.bridge() == Some(&bridge.name)
                             && self.is_our_port(socket, port)
                         {
                             doomed.push(port.host_end.as_str());
@@ -143,23 +173,12 @@ impl Context<'_> {
         }
     }
 
-    /// Whether the host end of a port is ours. A name that a person chose may be somebody else's by now, or have been all
-    /// along.
-    fn is_our_port(&self, socket: &mut Socket, port: &Port) -> bool {
-        portolan_plan::is_host_end_name(&port.host_end)
-            || self.is_ours(socket, &port.host_end, port.ruled.then_some(self.groups.ports), &port.alias)
-    }
-
-    fn is_port_going(&self, host_end: &IfName) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Port(port)) if port.host_end == *host_end))
-    }
-
-    fn is_bridge_going(&self, name: &IfName) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Bridge(bridge)) if bridge.name == *name))
+    fn is_bridge_going(&self, name: Option<&IfName>) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Bridge(bridge)) if Some(&bridge.name) == name))
     }
 
     /// Whether the interface of this name carries one of our marks: the group from its first moment on, or the alias.
-    fn is_ours(&self, socket: &mut Socket, name: &IfName, group: Option<u32>, alias: &str) -> bool {
+    pub(super) fn is_ours(&self, socket: &mut Socket, name: &IfName, group: Option<u32>, alias: &str) -> bool {
         let found = link::lookup(socket, name.as_str());
         found.is_ok_and(|found| found.is_some_and(|is| Some(is.group) == group || is.alias.as_deref() == Some(alias)))
     }
@@ -190,28 +209,8 @@ impl Context<'_> {
         }
     }
 
-    /// Brings a bridge to what it should be, whatever it is; up only after its sysctls are set.
+    /// Brings a bridge to what it should be, whatever it is.
     fn configure_bridge(&mut self, socket: &mut Socket, bridge: &Bridge, existing: Option<&Bridge>) {
-        let doing = format!("configure bridge `{}`", bridge.name);
-        let name = bridge.name.as_str();
-        let values: &[(&str, &str)] = if bridge.ipv6 {
-            &[("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")]
-        } else {
-            &[("disable_ipv6", "1")]
-        };
-        let written = sysctl::write_in(&["net", "ipv6", "conf", name], values);
-        // Without an address of its own it is as good as off.
-        let no_addresses = bridge.ipv6 || written.as_ref().is_err_and(is_read_only);
-        if let Err(error) = written
-            // A kernel without IPv6 accepts nothing either.
-            && (bridge.ipv6 || !(error.is_missing() || is_read_only(&error)))
-        {
-            self.failures.push(unset(doing.clone(), &error));
-            if self.mode == Mode::Strict {
-                return;
-            }
-        }
-        let Some(index) = self.index(socket, &bridge.name) else { return };
         let vrf = match &bridge.vrf {
             Some(vrf) => match self.index(socket, vrf) {
                 Some(index) => Some(index),
@@ -219,68 +218,111 @@ impl Context<'_> {
             },
             None => None,
         };
+        let router = Router {
+            doing: format!("configure bridge `{}`", bridge.name),
+            name: &bridge.name,
+            mac: bridge.mac,
+            sets_mac: existing.is_none_or(|is| is.mac != bridge.mac),
+            mtu: bridge.mtu,
+            alias: &bridge.alias,
+            ipv6: bridge.ipv6,
+            route_localnet: bridge.route_localnet,
+            addresses: bridge.addresses.clone(),
+            is_there: existing.is_some(),
+            master: vrf,
+            vlan: bridge.vlan,
+        };
         let mut labelled = Labelled::default();
-        labelled.add(&doing, |batch| {
+        self.configure_router(socket, &router, &mut labelled);
+        if self.mode == Mode::Lenient || self.failures.is_empty() {
+            self.send(socket, &labelled);
+        }
+    }
+
+    /// Sets the sysctls of an interface that the host routes by; then, in `labelled`, what else there is to it, and up.
+    pub(super) fn configure_router(&mut self, socket: &mut Socket, router: &Router<'_>, labelled: &mut Labelled) {
+        let doing = &router.doing;
+        let name = router.name.as_str();
+        let values: &[(&str, &str)] = if router.ipv6 {
+            &[("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")]
+        } else {
+            &[("disable_ipv6", "1")]
+        };
+        let written = sysctl::write_in(&["net", "ipv6", "conf", name], values);
+        // Without an address of its own it is as good as off.
+        let no_addresses = router.ipv6 || written.as_ref().is_err_and(is_read_only);
+        if let Err(error) = written
+            // A kernel without IPv6 accepts nothing either.
+            && (router.ipv6 || !(error.is_missing() || is_read_only(&error)))
+        {
+            self.failures.push(unset(doing.clone(), &error));
+            if self.mode == Mode::Strict {
+                return;
+            }
+        }
+        let Some(index) = self.index(socket, router.name) else { return };
+        labelled.add(doing, |batch| {
             let conf = [
                 (Ipv4Conf::Forwarding, 1),
                 (Ipv4Conf::AcceptRedirects, 0),
                 (Ipv4Conf::SendRedirects, 0),
                 (Ipv4Conf::RpFilter, 1),
-                (Ipv4Conf::RouteLocalnet, u32::from(bridge.route_localnet)),
+                (Ipv4Conf::RouteLocalnet, u32::from(router.route_localnet)),
             ];
             let change = LinkChange {
                 up: Some(true),
-                mtu: Some(bridge.mtu.bytes()),
-                alias: Some(&bridge.alias),
+                mtu: Some(router.mtu.bytes()),
+                alias: Some(router.alias),
                 group: Some(self.groups.bridges),
-                // Setting it, even to what it is, makes the kernel forget the bridge's neighbours (neigh_changeaddr).
-                mac: existing.is_none_or(|is| is.mac != bridge.mac).then_some(bridge.mac.octets()),
-                // Its link-local address is given below: the kernel's own comes only once a port is up, and without
-                // one the kernel solicits no neighbour for what it forwards.
+                mac: router.sets_mac.then_some(router.mac.octets()),
+                // Its link-local address is given below: the kernel's own comes only once a port or the other end is up,
+                // and without one the kernel solicits no neighbour for what it forwards.
                 addr_gen_mode: no_addresses.then_some(AddrGenMode::None),
                 ipv4_conf: &conf,
-                master: vrf,
+                master: router.master,
                 ..LinkChange::default()
             };
             link::set(batch, index, &change);
-            if bridge.ipv6 {
-                addr::replace(batch, &Address::new(index, bridge.mac.link_local().into(), 64));
+            if router.ipv6 {
+                addr::replace(batch, &Address::new(index, router.mac.link_local().into(), 64));
             }
             // The gateway is in the VLAN of the ports.
-            if let Some(vlan) = bridge.vlan {
+            if let Some(vlan) = router.vlan {
                 link::set_bridge_vlan(batch, index, vlan, true);
             }
         });
-        if existing.is_some() {
+        if router.is_there {
             match addr::dump(socket, Some(index)) {
                 Ok(found) => {
                     for address in found.into_iter().filter(|a| !is_link_local(a.addr)) {
-                        if !bridge
+                        if !router
                             .addresses
                             .iter()
                             .any(|wanted| wanted.addr() == address.addr && wanted.prefix_len() == address.prefix_len)
                         {
-                            labelled.add(&doing, |batch| {
+                            labelled.add(doing, |batch| {
                                 addr::delete(batch, index, address.addr, address.prefix_len);
                             });
                         }
                     }
                 }
-                Err(error) => self.failures.push(refusal(&doing, &error)),
+                Err(error) => self.failures.push(refusal(doing, &error)),
             }
         }
-        for address in &bridge.addresses {
-            labelled.add(&doing, |batch| {
-                addr::replace(batch, &Address::new(index, address.addr(), address.prefix_len()));
+        for address in &router.addresses {
+            let is_whole = address.prefix_len() == address.max_prefix_len();
+            labelled.add(doing, |batch| {
+                let address = Address::new(index, address.addr(), address.prefix_len());
+                // Of several interfaces with one address each would add a route of IPv6 to it that nothing goes by.
+                addr::replace(batch, &if is_whole { address.without_prefix_route() } else { address });
             });
             // The kernel makes it with the address, but not for an address that is there and whose route somebody took.
-            if existing.is_some() && address.prefix_len() < address.max_prefix_len() {
-                labelled.add(&doing, |batch| {
+            if router.is_there && !is_whole {
+                labelled.add(doing, |batch| {
                     route::replace(batch, &connected(index, address));
                 });
             }
         }
-        self.send(socket, &labelled);
     }
 
     fn create_vlan(&mut self, socket: &mut Socket, vlan: &Vlan) {
@@ -336,7 +378,7 @@ impl Context<'_> {
     }
 
     /// The namespace that an interface is to be in. A container that is gone needs none.
-    fn inside_of(&mut self, sandbox: &Sandbox) -> Option<NetnsFd> {
+    pub(super) fn inside_of(&mut self, sandbox: &Sandbox) -> Option<NetnsFd> {
         match open_sandbox(sandbox) {
             Ok(ns) => Some(ns),
             Err(error) => {
@@ -344,115 +386,6 @@ impl Context<'_> {
                 None
             }
         }
-    }
-
-    /// Makes the pair, its far end in the sandbox, down; then what restricts it, then up. The FDB entry and the
-    /// neighbours go into `last`, which is sent when all ports are there.
-    fn create_port(&mut self, socket: &mut Socket, port: &Port, last: &mut Labelled) {
-        let doing = format!("create veth `{}`", port.host_end);
-        let Some(bridge) = self.index(socket, &port.bridge) else { return };
-        let Some(ns) = self.inside_of(&port.sandbox) else { return };
-        let mut labelled = Labelled::to_make(&port.sandbox_end);
-        labelled.add(&doing, |batch| {
-            link::create_veth(
-                batch,
-                &VethSpec {
-                    name: port.host_end.as_str(),
-                    mac: None,
-                    mtu: Some(port.mtu.bytes()),
-                    group: port.ruled.then_some(self.groups.ports),
-                    master: Some(bridge),
-                    index: None,
-                    up: false,
-                    echo: true,
-                    peer: VethPeer {
-                        name: port.sandbox_end.as_str(),
-                        mac: Some(port.mac.octets()),
-                        mtu: Some(port.mtu.bytes()),
-                        group: None,
-                        netns: Some(ns.as_fd()),
-                        index: None,
-                    },
-                },
-            );
-        });
-        let replies = self.send(socket, &labelled);
-        let made =
-            replies.iter().map(|reply| link::parse(&reply.payload)).find(|made| made.name == port.host_end.as_str());
-        if let Some(made) = made {
-            self.indexes.insert(port.host_end.clone(), made.index);
-            if let Some(peer) = made.link {
-                self.peers.insert(port.host_end.clone(), peer);
-            }
-        }
-        if !self.failures.is_empty() && self.mode == Mode::Strict {
-            return;
-        }
-        // A bridge port hands every frame to the bridge and needs no IPv6 of its own: with it, each would add routes
-        // that the kernel walks through whenever an interface comes or goes.
-        if let Err(error) = sysctl::write_in(&["net", "ipv6", "conf", port.host_end.as_str()], &[("disable_ipv6", "1")])
-            && !error.is_missing()
-        {
-            tracing::info!(%error, host_end = %port.host_end, "IPv6 stays on at the bridge port");
-        }
-        if let Some(index) = self.index(socket, &port.host_end) {
-            last.add(&doing, |batch| {
-                link::set(batch, index, &port_change(port));
-                // The entry is made for the VLANs that the port is in by then.
-                if let Some(vlan) = port.vlan {
-                    link::set_bridge_vlan(batch, index, vlan, false);
-                }
-                neigh::fdb_replace(batch, index, port.mac.octets());
-            });
-        }
-    }
-
-    fn change_port(&mut self, socket: &mut Socket, from: &Port, to: &Port, last: &mut Labelled) {
-        let same_pair = from.sandbox == to.sandbox && from.sandbox_end == to.sandbox_end;
-        if !same_pair {
-            let mut labelled = Labelled::default();
-            labelled.add(&format!("delete veth `{}`", from.host_end), |batch| {
-                link::delete(batch, from.host_end.as_str());
-            });
-            self.send(socket, &labelled);
-            self.indexes.remove(&from.host_end);
-            self.create_port(socket, to, last);
-            return;
-        }
-        let doing = format!("configure veth `{}`", to.host_end);
-        let Some(index) = self.index(socket, &to.host_end) else { return };
-        if from.bridge != to.bridge {
-            // Its bridge went, or somebody took it: it becomes a port first, then the port it should be.
-            let Some(bridge) = self.index(socket, &to.bridge) else { return };
-            last.add(&doing, |batch| {
-                link::set(batch, index, &LinkChange { master: Some(bridge), ..LinkChange::default() });
-            });
-        }
-        let group = if to.ruled { self.groups.ports } else { 0 };
-        last.add(&doing, |batch| {
-            link::set(batch, index, &LinkChange { mtu: Some(to.mtu.bytes()), group: Some(group), ..port_change(to) });
-            neigh::fdb_replace(batch, index, to.mac.octets());
-        });
-    }
-}
-
-/// What makes a bridge port ours: alias, group, isolation, and up.
-fn port_change(port: &Port) -> LinkChange<'_> {
-    LinkChange {
-        up: Some(true),
-        alias: Some(&port.alias),
-        brport: Some(BrPort {
-            isolated: Some(port.isolated),
-            // The bridge knows its endpoints: it answers for them, and floods nothing that it knows.
-            neigh_suppress: Some(true),
-            learning: Some(!port.locked),
-            locked: Some(port.locked),
-            unicast_flood: Some(!port.locked),
-            // With bridge netfilter on, the kernel bridges what was translated to the port's own container back to it.
-            hairpin: Some(true),
-            ..BrPort::default()
-        }),
-        ..LinkChange::default()
     }
 }
 

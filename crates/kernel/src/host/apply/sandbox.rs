@@ -1,8 +1,10 @@
 //! What is inside sandboxes: interfaces with their addresses, and routes.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use portolan_engine::{KernelError, Kind};
 use portolan_model::{Family, IfName, RouteAction, Sandbox};
 use portolan_plan::{Child, ChildKind, DefaultRoute, Interface, Object, SandboxSetting, Step};
@@ -272,10 +274,11 @@ impl Context<'_> {
                 }
             }
         }
-        for address in &interface.addresses {
+        for net in &interface.addresses {
             labelled.add(&doing, |batch| {
-                let address = Address::new(index, address.addr(), address.prefix_len());
-                addr::replace(batch, &address);
+                let address = Address::new(index, net.addr(), net.prefix_len());
+                let is_routed = interface.routed.contains_key(&net.trunc());
+                addr::replace(batch, &if is_routed { address.without_prefix_route() } else { address });
             });
         }
         labelled.add(&doing, |batch| {
@@ -301,8 +304,23 @@ impl Context<'_> {
             }
             link::set(batch, index, &change);
         });
+        // Only now: routes by an interface that is down are refused.
+        for route in interface.routed.iter().flat_map(|(subnet, gateway)| routed(index, *subnet, *gateway)) {
+            labelled.add(&doing, |batch| {
+                route::replace(batch, &route);
+            });
+        }
         Ok(())
     }
+}
+
+/// The routes of an interface to a subnet that is behind a gateway: the gateway is on the link, the rest is not.
+pub(in crate::host) fn routed(index: u32, subnet: IpNet, gateway: IpAddr) -> [Route; 2] {
+    let on_link = IpNet::from(gateway);
+    [
+        Route { oif: Some(index), ..Route::new(on_link.addr(), on_link.prefix_len()) },
+        Route { oif: Some(index), gateway: Some(gateway), ..Route::new(subnet.network(), subnet.prefix_len()) },
+    ]
 }
 
 fn default_route(wanted: &DefaultRoute, index: u32) -> route::Route {

@@ -1,0 +1,83 @@
+//! Veth pairs, and what leads to those that are on no bridge.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::{IfName, Mac, Mtu, Sandbox};
+
+/// A veth pair: `host_end` on a bridge or by itself, `sandbox_end` in the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// The end on the host.
+    pub host_end: IfName,
+    /// What that end is.
+    pub place: HostEnd,
+    /// The MAC of the end in the sandbox.
+    pub mac: Mac,
+    /// The MTU of both ends.
+    pub mtu: Mtu,
+    /// The alias that says whose it is.
+    pub alias: String,
+    /// Where the other end is.
+    pub sandbox: Sandbox,
+    /// The name of the other end.
+    pub sandbox_end: IfName,
+}
+
+/// What the host end of a veth pair is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostEnd {
+    /// A port of a bridge.
+    Bridge(BridgePort),
+    /// An interface that the host routes by.
+    Routed(Routed),
+}
+
+/// A host end on a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BridgePort {
+    /// The bridge.
+    pub bridge: IfName,
+    /// Whether the bridge keeps it from other isolated ports (ICC off).
+    pub isolated: bool,
+    /// Whether frames from any other MAC are dropped.
+    pub locked: bool,
+    /// Whether our rules see it: not on somebody else's bridge, which may be there without any rule of ours.
+    pub ruled: bool,
+    /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.
+    pub vlan: Option<u16>,
+}
+
+/// A host end that is on no bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Routed {
+    /// Its MAC, the gateway's.
+    pub mac: Mac,
+    /// The gateway addresses, which every host end of a network has.
+    pub gateways: BTreeSet<IpAddr>,
+    /// Whether IPv6 is to live on it at all.
+    pub ipv6: bool,
+    /// Whether packets from 127.0.0.0/8 may be routed out of it, for ports published on 127.0.0.1.
+    pub route_localnet: bool,
+}
+
+impl Port {
+    /// The bridge that its host end is on.
+    pub fn bridge(&self) -> Option<&IfName> {
+        match &self.place {
+            HostEnd::Bridge(port) => Some(&port.bridge),
+            HostEnd::Routed(_) => None,
+        }
+    }
+}
+
+/// Where the host sends what is for an address or a subnet of a network without a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostRoute {
+    /// All of a container's address, or a subnet.
+    pub destination: IpNet,
+    /// The container's host end and the gateway address that the host itself sends from; none for what no container has,
+    /// which is unreachable instead of wherever the host's other routes lead.
+    pub by: Option<(IfName, IpAddr)>,
+}
