@@ -10,6 +10,7 @@ use mozim::{
 use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::rtnl::{addr, link};
 use portolan_model::{DhcpLease, DhcpServer, Family, Id, IfName, Mac, RouteAction, Sandbox, StaticRoute};
+use serde::{Deserialize, Serialize};
 
 use crate::now;
 
@@ -26,12 +27,14 @@ pub struct Place {
     pub ifname: IfName,
     /// Its MAC.
     pub mac: Mac,
-    /// By what servers of IPv4 know the client (RFC 2132 §9.14, type 0); none for its MAC.
+    /// By what servers of IPv4 know the client (RFC 2132 §9.14); none for its MAC.
     pub client_id: Option<ClientId>,
-    /// The name that IPv4's servers are told (RFC 2132 §3.14).
+    /// The name that IPv4's servers are told (RFC 2132 §3.14); empty for none.
     pub hostname: String,
-    /// The interface of the host that is on the same link.
-    pub parent: IfName,
+    /// What IPv4's servers are asked to say (RFC 2132 §9.8), by the numbers of the options; none for what makes a lease whole.
+    pub requested: Option<Vec<u8>>,
+    /// The interface of the host that is on the same link, if one is known.
+    pub parent: Option<IfName>,
 }
 
 impl Place {
@@ -43,42 +46,101 @@ impl Place {
     }
 }
 
-/// The identity of an interface that outlives its MAC, which is another one each time that the container is started.
-///
-/// That of `eth0` is the container's id, as netavark has it; that of another interface is the id, `-` and its name, for
-/// a server gives one client one address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientId(String);
+/// The identity of an interface that outlives its MAC, which is another one each time that the container is started: a
+/// byte for its type, and what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientId(Vec<u8>);
 
 impl ClientId {
     /// The longest id of a container: an option has 255 bytes (RFC 2132 §2), of which the type and a name are some.
     const LONGEST: usize = 200;
 
-    /// That of `ifname` in `container`; none where there is no id, or one that is too long.
+    /// That of `ifname` in `container`, of type 0; none where there is no id, or one that is too long.
+    ///
+    /// That of `eth0` is the container's id, as netavark has it; that of another interface is the id, `-` and its name, for
+    /// a server gives one client one address.
     pub fn new(container: &str, ifname: &IfName) -> Option<Self> {
         if container.is_empty() || container.len() > Self::LONGEST {
             return None;
         }
-        Some(Self(match ifname.as_str() {
+        Some(Self::text(&match ifname.as_str() {
             "eth0" => container.to_owned(),
             other => format!("{container}-{other}"),
         }))
+    }
+
+    /// A text, of type 0; what has no room in an option is cut off.
+    pub fn text(text: &str) -> Self {
+        Self([0].into_iter().chain(text.bytes()).take(255).collect())
+    }
+
+    /// Bytes as they are, the first of which is taken for the type; none where there are none, or too many for an option.
+    pub fn raw(bytes: &[u8]) -> Option<Self> {
+        matches!(bytes.len(), 1..=255).then(|| Self(bytes.to_vec()))
     }
 }
 
 /// A lease of IPv4 as the library knows it, with its server's MAC.
 pub(crate) type Granted4 = Box<DhcpV4Lease>;
 
+/// The option with static routes (RFC 2132 §5.8), and the bytes of an option's code and length.
+const STATIC_ROUTES: u8 = 33;
+const HEADER4: usize = 2;
 /// DHCPv6's option with the server's identifier (RFC 8415 §21.3).
 const SERVER_ID: u16 = 2;
 /// The bytes of an option's code and length (RFC 8415 §21.1).
 const HEADER: usize = 4;
 
+/// What a server of IPv4 says about the ways to others, in its own words; a [`DhcpLease`] has what follows from them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Whether it says what is on the link (RFC 2132 §3.3).
+    pub has_mask: bool,
+    /// The first router (RFC 2132 §3.5).
+    pub router: Option<Ipv4Addr>,
+    /// Destinations and their routers (RFC 3442).
+    pub classless: Vec<(Ipv4Net, Ipv4Addr)>,
+    /// The same of old, where the destination says how long it is (RFC 2132 §5.8).
+    pub classful: Vec<(Ipv4Net, Ipv4Addr)>,
+}
+
+impl Routing {
+    fn of(lease: &DhcpV4Lease) -> Self {
+        let classless = lease.classless_routes.iter().flatten();
+        let net = |route: &mozim::DhcpV4ClasslessRoute| {
+            let net = Ipv4Net::new(route.destination, route.prefix_length).ok()?;
+            Some((net, route.router))
+        };
+        let classful = lease.get_option_raw(STATIC_ROUTES);
+        Self {
+            has_mask: !lease.subnet_mask.is_unspecified(),
+            router: lease.gateways.iter().flatten().next().copied(),
+            classless: classless.filter_map(net).collect(),
+            classful: classful_routes(classful.as_deref().and_then(|option| option.get(HEADER4..)).unwrap_or_default()),
+        }
+    }
+}
+
+/// Pairs of a destination and a router. A destination of class D or E is none.
+fn classful_routes(pairs: &[u8]) -> Vec<(Ipv4Net, Ipv4Addr)> {
+    let (pairs, _) = pairs.as_chunks::<8>();
+    let route = |[a, b, c, d, router @ ..]: &[u8; 8]| {
+        let length = match a {
+            0..=127 => 8,
+            128..=191 => 16,
+            192..=223 => 24,
+            _ => return None,
+        };
+        Some((Ipv4Net::new(Ipv4Addr::new(*a, *b, *c, *d), length).ok()?, Ipv4Addr::from(*router)))
+    };
+    pairs.iter().filter_map(route).collect()
+}
+
 /// What a client has come to.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// A server granted this, new or once more.
-    Granted(DhcpLease),
+    Granted(DhcpLease, Routing),
     /// It is time to renew: a server was asked.
     Renewing,
     /// It looks for a server.
@@ -118,14 +180,14 @@ impl Client {
         match self {
             Self::V4 { client, is_renewing, granted } => match client.run().await? {
                 DhcpV4State::Done(lease) => {
-                    let ours = from4(&lease)?;
+                    let (ours, routing) = (from4(&lease)?, Routing::of(&lease));
                     // Only who heard the answer as a frame knows the server's MAC.
                     let is_known = std::mem::take(is_renewing)
                         && granted.as_ref().is_some_and(|known| known.srv_id == lease.srv_id);
                     if !is_known || granted.as_ref().is_some_and(|known| known.yiaddr != lease.yiaddr) {
                         *granted = Some(lease);
                     }
-                    Ok(Step::Granted(ours))
+                    Ok(Step::Granted(ours, routing))
                 }
                 DhcpV4State::Renewing => {
                     *is_renewing = true;
@@ -141,7 +203,7 @@ impl Client {
                 }
             },
             Self::V6(client) => match client.run().await? {
-                DhcpV6State::Done(lease) => Ok(Step::Granted(from6(&lease)?)),
+                DhcpV6State::Done(lease) => Ok(Step::Granted(from6(&lease)?, Routing::default())),
                 DhcpV6State::Renew | DhcpV6State::Rebind => Ok(Step::Renewing),
                 _ => Ok(Step::Looking),
             },
@@ -217,9 +279,15 @@ fn config4(place: &Place, index: u32) -> Result<DhcpV4Config, DhcpError> {
     let mut config = DhcpV4Config::new(place.ifname.as_str());
     config.set_iface_index(index).set_iface_mac_raw(&place.mac.octets())?;
     match &place.client_id {
-        Some(ClientId(id)) => config.set_client_id(0, id.as_bytes()),
+        Some(ClientId(id)) => match id.split_first() {
+            Some((kind, id)) => config.set_client_id(*kind, id),
+            None => config.use_mac_as_client_id(),
+        },
         None => config.use_mac_as_client_id(),
     };
+    if let Some(requested) = &place.requested {
+        config.override_request_dhcp_opts(requested);
+    }
     config.set_host_name(&place.hostname);
     Ok(config)
 }
@@ -351,10 +419,22 @@ mod tests {
     #[test]
     fn each_interface_is_a_client() {
         let id = |container: &str, ifname: &str| ClientId::new(container, &ifname.parse().unwrap());
-        assert_eq!(id("c1", "eth0"), Some(ClientId("c1".to_owned())));
-        assert_eq!(id("c1", "eth1"), Some(ClientId("c1-eth1".to_owned())));
+        assert_eq!(id("c1", "eth0"), Some(ClientId(b"\0c1".to_vec())));
+        assert_eq!(id("c1", "eth1"), Some(ClientId(b"\0c1-eth1".to_vec())));
         assert_eq!(id("", "eth0"), None);
         assert_eq!(id(&"c".repeat(201), "eth0"), None, "no option has room for it");
+        assert_eq!(ClientId::text(&"c".repeat(300)).0.len(), 255);
+        assert_eq!(ClientId::raw(b"abc").map(|id| id.0), Some(b"abc".to_vec()));
+        assert_eq!((ClientId::raw(b""), ClientId::raw(&[1; 256])), (None, None));
+    }
+
+    #[test]
+    fn routes_of_old_say_their_length_by_their_class() {
+        let pairs =
+            [[10, 1, 2, 0], [10, 0, 1, 2], [172, 16, 3, 0], [10, 0, 1, 3], [224, 0, 0, 0], [10, 0, 1, 4]].concat();
+        let routes = classful_routes(&[&pairs[..], &[192, 168]].concat());
+        let texts: Vec<String> = routes.iter().map(|(net, router)| format!("{net} {router}")).collect();
+        assert_eq!(texts, ["10.1.2.0/8 10.0.1.2", "172.16.3.0/16 10.0.1.3"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::client::{Client, Granted4, Place, Step, give_back};
+use crate::client::{Client, Granted4, Place, Routing, Step, give_back};
 use crate::inside::{Closed, inside};
 use crate::now;
 
@@ -30,7 +30,7 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happened {
     /// A server granted it, new or once more.
-    Granted(DhcpLease),
+    Granted(DhcpLease, Routing),
     /// Its time is over, and no server gave another: the address is not the container's any more.
     Ended,
     /// It could not be asked for; it will be tried again.
@@ -195,8 +195,8 @@ impl Hub {
             Command::Leave(key) => {
                 let Some(kept) = self.kept.remove(&key) else { return };
                 kept.task.abort();
-                if let Some(lease) = &kept.held {
-                    let released = give_back(&kept.place, lease, kept.granted, &kept.place.parent).await;
+                if let (Some(lease), Some(parent)) = (&kept.held, &kept.place.parent) {
+                    let released = give_back(&kept.place, lease, kept.granted, parent).await;
                     report(&kept.place, lease, &released);
                 }
             }
@@ -228,7 +228,7 @@ impl Hub {
         // What was on its way when the lease was given back.
         let Some(kept) = self.kept.get_mut(&said.key).filter(|kept| !kept.is_released) else { return };
         match &said.happened {
-            Happened::Granted(lease) => (kept.held, kept.granted) = (Some(lease.clone()), said.granted),
+            Happened::Granted(lease, _) => (kept.held, kept.granted) = (Some(lease.clone()), said.granted),
             Happened::Ended => (kept.held, kept.granted) = (None, None),
             Happened::Failed(_) | Happened::SandboxGone => {}
         }
@@ -270,10 +270,10 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
     loop {
         match inside(&place.sandbox, round(&place, &mut client, known.as_ref(), held.as_ref(), renewing)).await {
             Ok(Round::Step(step, granted)) => match *step {
-                Step::Granted(lease) => {
+                Step::Granted(lease, routing) => {
                     renewing = None;
                     held = Some(lease.clone());
-                    tell(Happened::Granted(lease), granted);
+                    tell(Happened::Granted(lease, routing), granted);
                 }
                 Step::Renewing => drop(renewing.get_or_insert_with(|| Instant::now() + RENEWAL)),
                 Step::Looking => renewing = None,
