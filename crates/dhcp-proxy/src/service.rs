@@ -220,7 +220,7 @@ fn note(table: &Table, place: &Place, happened: Happened) {
     };
     if let Some(before) = &held.lease
         && lease.as_ref().is_none_or(|lease| (lease.address, lease.gateway) != (before.address, before.gateway))
-        && let Err(error) = readdress(place, before, lease.as_ref())
+        && let Err(error) = readdress(place, Some(before), lease.as_ref())
     {
         tracing::warn!("give `{}` another address: {error}", place.ifname);
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::now;
 
 /// Where a lease is needed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The endpoint that it is for.
     pub endpoint: Id,

@@ -1,7 +1,5 @@
 //! Another address in the place of one that is not granted any more.
 
-use std::io;
-
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
 use portolan_kernel::netns::{NetnsError, NetnsFd, with_netns};
 use portolan_kernel::rtnl::addr::{self, Address};
@@ -17,9 +15,6 @@ pub enum ReaddressError {
     /// Its namespace cannot be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// No socket there.
-    #[error(transparent)]
-    Socket(#[from] io::Error),
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] NetlinkError),
@@ -28,16 +23,20 @@ pub enum ReaddressError {
     Gone,
 }
 
-/// Replaces the address and the default route of `before` in the container by those of `now`, if there are any.
+/// Replaces the address and the default route of `before` in the container by those of `now`, as far as there are any.
 ///
 /// # Errors
 /// When the namespace or the interface is gone, or the kernel refuses.
-pub fn readdress(place: &Place, before: &DhcpLease, now: Option<&DhcpLease>) -> Result<(), ReaddressError> {
+pub fn readdress(place: &Place, before: Option<&DhcpLease>, now: Option<&DhcpLease>) -> Result<(), ReaddressError> {
     let ns = NetnsFd::open(&place.sandbox.path)?;
     let mut socket = with_netns(&ns, || Socket::open(ROUTE))??;
     let index = link::lookup(&mut socket, place.ifname.as_str())?.ok_or(ReaddressError::Gone)?.index;
     let mut batch = Batch::new();
-    addr::delete(&mut batch, index, before.address.addr(), before.address.prefix_len());
+    // The kernel takes it amiss to be told to delete what is not there.
+    let there = addr::dump(&mut socket, Some(index))?;
+    if let Some(before) = before.filter(|before| there.iter().any(|is| is.addr == before.address.addr())) {
+        addr::delete(&mut batch, index, before.address.addr(), before.address.prefix_len());
+    }
     if let Some(now) = now {
         addr::replace(&mut batch, &Address::new(index, now.address.addr(), now.address.prefix_len()));
         if let Some(gateway) = now.gateway {

@@ -18,6 +18,7 @@ mod child;
 mod conf;
 mod configure;
 pub mod delegate;
+pub mod dhcp;
 mod firewall;
 mod forward;
 mod host_device;
@@ -41,7 +42,7 @@ use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
 #[rustfmt::skip]
-pub const TYPES: [&str; 17] = [
+pub const TYPES: [&str; 18] = [
     "bridge",
     "ptp",
     "macvlan",
@@ -53,6 +54,7 @@ pub const TYPES: [&str; 17] = [
     "loopback",
     "host-local",
     "static",
+    "dhcp",
     "portmap",
     "bandwidth",
     "firewall",
@@ -90,6 +92,7 @@ pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
         "vrf" => vrf::run(call, config, text),
         "host-local" => host_local::run(call, config, text),
         "static" => static_::run(call, config, text),
+        "dhcp" => dhcp::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }
 }
