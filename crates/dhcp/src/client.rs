@@ -140,7 +140,7 @@ fn classful_routes(pairs: &[u8]) -> Vec<(Ipv4Net, Ipv4Addr)> {
 #[derive(Debug)]
 pub(crate) enum Step {
     /// A server granted this, new or once more.
-    Granted(DhcpLease, Routing),
+    Granted(Box<DhcpLease>, Routing),
     /// It is time to renew: a server was asked.
     Renewing,
     /// It looks for a server.
@@ -187,7 +187,7 @@ impl Client {
                     if !is_known || granted.as_ref().is_some_and(|known| known.yiaddr != lease.yiaddr) {
                         *granted = Some(lease);
                     }
-                    Ok(Step::Granted(ours, routing))
+                    Ok(Step::Granted(Box::new(ours), routing))
                 }
                 DhcpV4State::Renewing => {
                     *is_renewing = true;
@@ -203,7 +203,7 @@ impl Client {
                 }
             },
             Self::V6(client) => match client.run().await? {
-                DhcpV6State::Done(lease) => Ok(Step::Granted(from6(&lease)?, Routing::default())),
+                DhcpV6State::Done(lease) => Ok(Step::Granted(Box::new(from6(&lease)?), Routing::default())),
                 DhcpV6State::Renew | DhcpV6State::Rebind => Ok(Step::Renewing),
                 _ => Ok(Step::Looking),
             },

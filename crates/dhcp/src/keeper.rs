@@ -212,11 +212,11 @@ impl Hub {
                     kept.is_released = true;
                     let Some(lease) = kept.held.take() else { continue };
                     let place = &kept.place;
-                    let release = give_back(place, &lease, kept.granted.take(), &place.ifname);
+                    let release = give_back(place, &lease, kept.granted.clone(), &place.ifname);
                     match inside(&place.sandbox, release).await {
-                        Ok(released) => report(place, &lease, &released),
+                        Ok(Ok(())) => report(place, &lease, &Ok(())),
                         // Then it is given back from the host.
-                        Err(_) => kept.held = Some(lease),
+                        Ok(Err(_)) | Err(_) => kept.held = Some(lease),
                     }
                 }
                 sent();
@@ -272,8 +272,8 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
             Ok(Round::Step(step, granted)) => match *step {
                 Step::Granted(lease, routing) => {
                     renewing = None;
-                    held = Some(lease.clone());
-                    tell(Happened::Granted(lease, routing), granted);
+                    held = Some((*lease).clone());
+                    tell(Happened::Granted(*lease, routing), granted);
                 }
                 Step::Renewing => drop(renewing.get_or_insert_with(|| Instant::now() + RENEWAL)),
                 Step::Looking => renewing = None,

@@ -224,9 +224,8 @@ impl Service {
         let is_listed = |held: &Held| {
             valid.iter().any(|at| at.container == held.container && at.ifname == held.place.ifname.as_str())
         };
-        let left = lock(&self.held);
-        let left = left.iter().filter(|(_, held)| held.network == wire.name && held.waiting == 0 && !is_listed(held));
-        let left: Vec<Id> = left.map(|(key, _)| *key).collect();
+        let is_left = |held: &Held| held.network == wire.name && held.waiting == 0 && !is_listed(held);
+        let left = lock(&self.held).iter().filter(|(_, held)| is_left(held)).map(|(key, _)| *key).collect();
         self.forget(left).await;
         Ok(())
     }
