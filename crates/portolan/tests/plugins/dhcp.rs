@@ -167,7 +167,7 @@ fn any_of_three_may_be_the_originals() {
     let server = Server::start(&side.world, "dnsmasq", &[MANY, "--dhcp-option=3,10.0.1.2"]);
     let mut number = 0;
     for is_our_daemon in [true, false] {
-        let daemon = Daemon::start(side, is_our_daemon, &[]);
+        let mut daemon = Daemon::start(side, is_our_daemon, &[]);
         for (is_our_interface, is_our_plugin) in [(true, true), (true, false), (false, true), (false, false)] {
             // The originals alone are the other side of the other tests.
             if (is_our_daemon, is_our_interface, is_our_plugin) == (false, false, false) {
@@ -191,6 +191,8 @@ fn any_of_three_may_be_the_originals() {
             }
             side.del(&pod, &chain, "1.0.0", Some(&result), "eth0").unwrap();
         }
+        // The original does not begin where a socket is left over.
+        daemon.end(signals::TERM);
     }
 }
 
