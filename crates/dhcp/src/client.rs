@@ -145,6 +145,8 @@ pub(crate) enum Step {
     Renewing,
     /// It looks for a server.
     Looking,
+    /// One has made an offer, and was asked for it.
+    Choosing,
 }
 
 /// A client; to be polled in the namespace where it is to speak.
@@ -197,9 +199,13 @@ impl Client {
                     *is_renewing = false;
                     Ok(Step::Renewing)
                 }
-                DhcpV4State::InitReboot | DhcpV4State::Selecting => {
+                DhcpV4State::InitReboot => {
                     *is_renewing = false;
                     Ok(Step::Looking)
+                }
+                DhcpV4State::Selecting => {
+                    *is_renewing = false;
+                    Ok(Step::Choosing)
                 }
             },
             Self::V6(client) => match client.run().await? {

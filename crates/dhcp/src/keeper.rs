@@ -21,6 +21,9 @@ use crate::now;
 /// How long the server that granted a lease has to renew it before all are asked. A refusal looks like silence to
 /// `mozim` while it renews; the question to all is refused audibly.
 const RENEWAL: Duration = Duration::from_secs(10);
+/// How long the server that made an offer has to grant it before all are asked anew. It may have given the address to another
+/// who was faster, and `mozim` does not hear that refusal either: it asks for the same for ever.
+const OFFER: Duration = Duration::from_secs(4);
 /// How long to wait after a failure of our own: no interface, no descriptors.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a lease that never ends counts as just obtained.
@@ -260,7 +263,8 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
     let key = (place.endpoint, place.family);
     let tell = |happened, granted| drop(say.send(Said { key, happened, granted }));
     let mut client: Option<Client> = None;
-    let mut renewing: Option<Instant> = None;
+    // Until when the one server that was asked may answer.
+    let mut asked: Option<Instant> = None;
     // What the next client asks for.
     let mut known = held.clone();
     if held.as_ref().is_some_and(|lease| lease.left(now()).is_none()) {
@@ -268,23 +272,24 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
         tell(Happened::Ended, None);
     }
     loop {
-        match inside(&place.sandbox, round(&place, &mut client, known.as_ref(), held.as_ref(), renewing)).await {
+        match inside(&place.sandbox, round(&place, &mut client, known.as_ref(), held.as_ref(), asked)).await {
             Ok(Round::Step(step, granted)) => match *step {
                 Step::Granted(lease, routing) => {
-                    renewing = None;
+                    asked = None;
                     held = Some((*lease).clone());
                     tell(Happened::Granted(*lease, routing), granted);
                 }
-                Step::Renewing => drop(renewing.get_or_insert_with(|| Instant::now() + RENEWAL)),
-                Step::Looking => renewing = None,
+                Step::Renewing => drop(asked.get_or_insert_with(|| Instant::now() + RENEWAL)),
+                Step::Choosing => asked = Some(Instant::now() + OFFER),
+                Step::Looking => asked = None,
             },
             Ok(Round::Silence) => {
-                (client, renewing) = (None, None);
+                (client, asked) = (None, None);
                 // A DHCPv6 server that knows of no such lease says so in words that `mozim` does not hear.
                 known = held.clone().filter(|_| place.family == Family::V4);
             }
             Ok(Round::Over) => {
-                (held, known, client, renewing) = (None, None, None, None);
+                (held, known, client, asked) = (None, None, None, None);
                 tell(Happened::Ended, None);
             }
             Ok(Round::Failed(error)) => {
@@ -302,14 +307,14 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
     }
 }
 
-/// Waits until the client has come one step further, the lease that is `held` is over, or `renewing` is past. A client
+/// Waits until the client has come one step further, the lease that is `held` is over, or `asked` is past. A client
 /// that is made for it asks for the lease that is `known`.
 async fn round(
     place: &Place,
     client: &mut Option<Client>,
     known: Option<&DhcpLease>,
     held: Option<&DhcpLease>,
-    renewing: Option<Instant>,
+    asked: Option<Instant>,
 ) -> Round {
     let client = match client {
         Some(client) => client,
@@ -324,7 +329,7 @@ async fn round(
             Err(error) => Round::Failed(error),
         },
         () = over(held) => Round::Over,
-        () = sleep_until(renewing.unwrap_or_else(Instant::now)), if renewing.is_some() => Round::Silence,
+        () = sleep_until(asked.unwrap_or_else(Instant::now)), if asked.is_some() => Round::Silence,
     }
 }
 

@@ -5,6 +5,8 @@
 //! directory of leases. There is no row of theirs in the store, and the resident knows nothing of them. The plugin
 //! `portolan`, which does a whole chain over the engine, is the binary's.
 //!
+//! `dhcp` asks a daemon, as its original does, and that daemon is here as well ([`dhcp::daemon`]).
+//!
 //! A plugin is a module with `run`, which is given a call that has been checked and a configuration.
 
 #![forbid(unsafe_code)]

@@ -12,7 +12,7 @@ use std::path::Path;
 use portolan_cni::{Call, Code, Config, Error, Success, Verb};
 
 use self::options::WireIpam;
-use self::rpc::{ALLOCATE, Arguments, COLLECT, Client, Failed, HELD, RELEASE};
+use self::rpc::{ALLOCATE, Arguments, COLLECT, Client, Failed, HELD, RELEASE, STATUS};
 use crate::Answer;
 use crate::conf::valid;
 use crate::ipam::refused;
@@ -120,10 +120,14 @@ impl Asking<'_> {
         }
     }
 
+    /// What the daemon would refuse, only the daemon knows.
     fn status(&self) -> Result<(), Error> {
         let not_available = |error: Error| Error { code: Code::NotAvailable, ..error };
-        let would_be = self.needed().and_then(|ipam| ipam.options(&self.arguments()?.args).map_err(refused));
-        would_be.and_then(|_| self.client()).map(drop).map_err(not_available)
+        let mut client = self.needed().and_then(|_| self.client()).map_err(not_available)?;
+        match client.call(STATUS, &self.arguments()?) {
+            Err(Failed::Unknown) => Ok(()),
+            answer => called(answer, STATUS).map(drop).map_err(not_available),
+        }
     }
 }
 

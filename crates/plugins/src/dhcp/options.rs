@@ -102,8 +102,8 @@ impl WireIpam {
             if value.len() > LONGEST {
                 return Err(format!("value too long for option {option:?}: {value:?}"));
             }
-            let pairs = args.split(';').filter_map(|pair| pair.split_once('='));
-            let arg = pairs.filter(|(key, _)| key == from_arg).next_back().map(|(_, value)| value);
+            let mut pairs = args.split(';').filter_map(|pair| pair.split_once('='));
+            let arg = pairs.rfind(|(key, _)| key == from_arg).map(|(_, value)| value);
             if arg.is_some_and(|arg| arg.len() > LONGEST) {
                 return Err(format!("value too long for option {option:?} from CNI_ARGS {from_arg:?}: {value:?}"));
             }

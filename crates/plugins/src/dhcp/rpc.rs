@@ -22,9 +22,10 @@ pub(super) const LONGEST_HEAD: usize = 4 << 10;
 /// Methods of the original's daemon.
 pub(super) const ALLOCATE: &str = "DHCP.Allocate";
 pub(super) const RELEASE: &str = "DHCP.Release";
-/// Methods of ours alone: which lease is held, and giving back those of whom nobody lists.
+/// Methods of ours alone: which lease is held, giving back those of whom nobody lists, and whether a configuration would do.
 pub(super) const HELD: &str = "DHCP.Held";
 pub(super) const COLLECT: &str = "DHCP.Collect";
+pub(super) const STATUS: &str = "DHCP.Status";
 
 /// How long an answer may take: a server may be silent for minutes before the daemon gives up.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -41,6 +41,15 @@ impl Daemon {
     }
 
     pub(crate) fn begin(side: &Side, is_ours: bool, flags: &[&str]) -> Self {
+        Self::spawn(side, is_ours, flags, |program| {
+            let mut command = Command::new(program);
+            command.stdin(Stdio::null());
+            command
+        })
+    }
+
+    /// By a command that `by` makes of the program.
+    pub(crate) fn spawn(side: &Side, is_ours: bool, flags: &[&str], by: impl FnOnce(&Path) -> Command) -> Self {
         let dir = side.world.lab.dir();
         let program = if is_ours {
             let link = dir.join("daemon").join("dhcp");
@@ -51,8 +60,8 @@ impl Daemon {
             Path::new(ORIGINALS).join("dhcp")
         };
         let log = dir.join("daemon.log");
-        let mut command = Command::new(program);
-        command.arg("daemon").arg("-socketpath").arg(Self::socket(side)).args(flags).stdin(Stdio::null());
+        let mut command = by(&program);
+        command.arg("daemon").arg("-socketpath").arg(Self::socket(side)).args(flags);
         command.stdout(Stdio::null()).stderr(File::options().create(true).append(true).open(&log).unwrap());
         Self { child: side.world.h.adopt(command).unwrap().spawn().unwrap(), log }
     }
@@ -277,9 +286,11 @@ fn refusals_are_the_originals() {
     }
     // There is no such interface.
     both("ADD", &config(ipam(json!({}))));
-    let own = call(&pair.ours, &pods[0], "ADD", &config(ipam(json!({"provide": [{"option": "60", "value": "x"}]}))));
-    let own = own.unwrap_err().msg;
-    assert!(own.contains("option \"60\" cannot be provided here"), "{own}");
+    let vendor = config(ipam(json!({"provide": [{"option": "60", "value": "x"}]})));
+    for (verb, version) in [("ADD", "1.0.0"), ("STATUS", "1.1.0")] {
+        let refusal = call(&pair.ours, &pods[0], verb, &with(&vendor, json!({"cniVersion": version}))).unwrap_err();
+        assert!(refusal.msg.contains("option \"60\" cannot be provided here"), "{refusal:?}");
+    }
     let ours = call(&pair.ours, &pods[0], "ADD", &json!({"cniVersion": "1.0.0", "name": "lan", "type": "dhcp"}));
     assert_eq!(ours.unwrap_err().msg, "IPAM config missing 'ipam' key");
     // DEL knows the lease by names alone.

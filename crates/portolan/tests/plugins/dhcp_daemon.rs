@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use portolan_kernel::rtnl::Family;
+use portolan_kernel::netlink::Batch;
+use portolan_kernel::rtnl::{Family, link};
 use portolan_kernel::signals;
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
@@ -195,6 +198,20 @@ fn what_nobody_lists_is_given_back() {
     assert!(refusal.msg.contains("no lease is held for p1/lan/eth0"), "{refusal:?}");
 }
 
+/// Somebody removed it, and the namespace stays.
+#[test]
+fn an_interface_that_is_gone_holds_no_lease() {
+    let lines = [MANY, "--dhcp-option-force=58,3", "--dhcp-option-force=59,60"];
+    let Some((pair, server, daemon)) = served("plugins-dhcp-gone", &lines) else { return };
+    let side = &pair.ours;
+    let pod = side.pod("p");
+    let (_, ip) = add(side, &pod);
+    let mut batch = Batch::new();
+    link::delete(&mut batch, "eth0");
+    pod.host.route_socket().unwrap().transact(&batch).unwrap();
+    assert!(eventually(LONG * 4, || !server.has_leased(ip)), "{}\n{}", server.log(), daemon.log());
+}
+
 /// Who asks and does not wait has nothing.
 #[test]
 fn a_caller_that_leaves_takes_its_question_along() {
@@ -215,4 +232,55 @@ fn a_caller_that_leaves_takes_its_question_along() {
     let server = Server::start(&side.world, "dnsmasq", &[MANY]);
     std::thread::sleep(Duration::from_millis(300));
     assert!(server.listed().is_empty());
+}
+
+/// sd_listen_fds(3)
+#[test]
+fn the_socket_may_be_a_service_managers() {
+    let Some(pair) = pair("plugins-dhcp-passed") else { return };
+    let side = &pair.ours;
+    let (socket, pod) = (Daemon::socket(side), side.pod("p"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let passed = |count: &str| {
+        Daemon::spawn(side, true, &[], |program| {
+            let mut command = Command::new("sh");
+            let script = "exec 3<&0 4<&0 </dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+            command.arg("-c").arg(script).arg(program).env("LISTEN_FDS", count);
+            command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
+            command
+        })
+    };
+    assert_eq!(passed("2").child.wait().unwrap().code(), Some(1));
+    let mut child = passed("1");
+    let config = with(&macvlan(json!({})).plugins[0], json!({"cniVersion": "1.1.0", "name": "lan", "type": "dhcp"}));
+    side.call("STATUS", &pod, &macvlan(json!({})), &config, "eth0").unwrap();
+    assert_eq!(child.end(signals::TERM), Some(0), "{}", child.log());
+    assert!(child.log().contains("the service manager passes 2 sockets"), "{}", child.log());
+    assert!(socket.exists(), "it is not the daemon's to remove");
+}
+
+/// A daemon in a container sees the host's files somewhere else.
+#[test]
+fn paths_of_the_host_have_their_prefix() {
+    let Some(pair) = pair("plugins-dhcp-prefix") else { return };
+    let side = &pair.ours;
+    let _server = Server::start(&side.world, "dnsmasq", &[MANY]);
+    let host = side.world.lab.dir().join("host");
+    fs::create_dir(&host).unwrap();
+    let flags = ["-hostprefix", host.to_str().unwrap(), "-socketpath", "/sock"];
+    let _daemon = Daemon::begin(side, true, &flags);
+    let socket = host.join("sock");
+    assert!(eventually(LONG, || UnixStream::connect(&socket).is_ok()));
+    let chain = macvlan(json!({"daemonSocketPath": socket}));
+    let pod = side.pod("p");
+    let refusal = side.add(&pod, &chain, "1.0.0", "eth0").unwrap_err();
+    let path = format!("{}{}", host.display(), pod.path());
+    assert_eq!(
+        refusal.msg,
+        format!("error calling DHCP.Allocate: failed to Statfs {path:?}: no such file or directory")
+    );
+    let top = Path::new(pod.path()).components().nth(1).unwrap();
+    std::os::unix::fs::symlink(Path::new("/").join(top), host.join(top)).unwrap();
+    side.add(&pod, &chain, "1.0.0", "eth0").unwrap();
+    assert!(ping(&pod, neighbour_ip(Family::V4), LONG).is_open());
 }

@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ipnet::{IpNet, Ipv4Net};
 use portolan_cni::{Ip, Route, Success};
 use portolan_dhcp::{Happened, Place, Routing, readdress};
+use portolan_kernel::netlink::{ROUTE, Socket};
+use portolan_kernel::netns::{NetnsFd, with_netns};
+use portolan_kernel::rtnl::link;
 use portolan_model::{DhcpLease, Id};
 use sha2::{Digest as _, Sha256};
 
@@ -28,7 +31,7 @@ pub(super) struct Held {
     pub(super) reason: Option<String>,
     /// Somebody got it as an answer, and gives its address to the interface.
     pub(super) is_given: bool,
-    /// Its namespace is gone.
+    /// Its namespace or its interface is gone.
     pub(super) is_gone: bool,
     /// Who waits for it.
     pub(super) waiting: usize,
@@ -94,8 +97,13 @@ impl Held {
                 (self.lease, self.routing) = (None, None);
             }
             Happened::Failed(reason) => {
-                tracing::warn!("{}: {reason}", self.name());
+                // It is tried again every few seconds.
+                if self.reason.as_ref() != Some(&reason) {
+                    tracing::warn!("{}: {reason}", self.name());
+                }
                 self.reason = Some(reason);
+                // An interface that was given an address and is gone does not come again.
+                self.is_gone = self.is_given && !has_interface(&self.place);
                 return;
             }
             Happened::SandboxGone => {
@@ -112,6 +120,15 @@ impl Held {
             }
         }
     }
+}
+
+/// Whether the interface is there, unless that cannot be told.
+fn has_interface(place: &Place) -> bool {
+    let look = || {
+        let ns = NetnsFd::open(&place.sandbox.path).ok()?;
+        with_netns(&ns, || link::lookup(&mut Socket::open(ROUTE)?, place.ifname.as_str())).ok()?.ok()
+    };
+    look().is_none_or(|found| found.is_some())
 }
 
 fn answer(address: IpNet, routing: &Routing) -> Success {

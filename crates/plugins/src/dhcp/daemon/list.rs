@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use portolan_dhcp::Place;
 use portolan_model::DhcpLease;
@@ -43,7 +43,9 @@ pub(super) fn write<'a>(file: &Path, held: impl Iterator<Item = &'a Held>) -> io
         Some(Row { container: container.clone(), network: network.clone(), place: place.clone(), lease })
     };
     let wire = Wire { version: VERSION, boot: boot(), leases: held.filter_map(row).collect() };
-    let fresh = file.with_extension("new");
+    let mut fresh = file.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
     fs::write(&fresh, serde_json::to_vec(&wire)?)?;
     fs::rename(&fresh, file)
 }

@@ -70,9 +70,11 @@ pub fn run(flags: &Flags) -> Result<()> {
     LocalSet::new().block_on(&runtime, serve(flags, &door, list(&socket)))
 }
 
-/// Where leases are listed: beside the socket.
+/// Where leases are listed: beside the socket, under a name that is not its own whatever that is.
 fn list(socket: &Path) -> PathBuf {
-    socket.with_extension("leases")
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".leases");
+    path.into()
 }
 
 async fn serve(flags: &Flags, door: &Door, list: PathBuf) -> Result<()> {

@@ -20,7 +20,7 @@ use super::flags::Flags;
 use super::held::{Held, Table, identity, key, lock};
 use super::list;
 use crate::dhcp::options::{self, Wire, WireIpam};
-use crate::dhcp::rpc::{ALLOCATE, Arguments, COLLECT, HELD, RELEASE};
+use crate::dhcp::rpc::{ALLOCATE, Arguments, COLLECT, HELD, RELEASE, STATUS};
 
 /// How long giving back may take: as long as it takes to send a frame.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -98,7 +98,7 @@ impl Service {
 
     /// Does what a method is for.
     pub(super) async fn call(&self, method: &str, arguments: &Arguments) -> Result<Option<Success>, String> {
-        let known = [ALLOCATE, RELEASE, HELD, COLLECT];
+        let known = [ALLOCATE, RELEASE, HELD, COLLECT, STATUS];
         if !known.contains(&method) {
             return Err(unknown(method));
         }
@@ -110,14 +110,14 @@ impl Service {
                 Ok(None)
             }
             HELD => self.which(arguments, &wire).map(Some),
+            STATUS => needed(&wire)?.options(&arguments.args).map(|_| None),
             _ => self.collect(&wire).await.map(|()| None),
         }
     }
 
     /// Acquires a lease and keeps it; the caller gives the container its address. One that is held already is the answer.
     async fn allocate(&self, arguments: &Arguments, wire: &Wire) -> Result<Success, String> {
-        let ipam = wire.ipam.as_ref().ok_or("IPAM config missing 'ipam' key")?;
-        let place = self.place(arguments, wire, ipam).await?;
+        let place = self.place(arguments, wire).await?;
         let key = place.endpoint;
         self.ask(arguments, wire, place);
         let _asked = Asked { service: self, key };
@@ -168,8 +168,8 @@ impl Service {
         self.keeper.keep(place, lease);
     }
 
-    async fn place(&self, arguments: &Arguments, wire: &Wire, ipam: &WireIpam) -> Result<Place, String> {
-        let options = ipam.options(&arguments.args)?;
+    async fn place(&self, arguments: &Arguments, wire: &Wire) -> Result<Place, String> {
+        let options = needed(wire)?.options(&arguments.args)?;
         let path = PathBuf::from(format!("{}{}", self.host_prefix, arguments.netns));
         let ns = NetnsFd::open(&path).map_err(|error| match error {
             gone if gone.is_missing() => format!("failed to Statfs {path:?}: no such file or directory"),
@@ -253,6 +253,10 @@ impl Service {
             }
         }
     }
+}
+
+fn needed(wire: &Wire) -> Result<&WireIpam, String> {
+    wire.ipam.as_ref().ok_or_else(|| "IPAM config missing 'ipam' key".to_owned())
 }
 
 /// What Go says of a method that is not there.
