@@ -43,7 +43,10 @@ fn check(side: &Side, pod: &Pod, result: &Value) -> Result<(), crate::runtime::R
 #[test]
 fn it_is_asked_by_many_at_once() {
     const COUNT: usize = 20;
-    let Some((pair, server, daemon)) = served("plugins-dhcp-many", &[MANY]) else { return };
+    // No more addresses than containers: some are offered to two at a time, and one of those is refused.
+    let Some((pair, server, daemon)) = served("plugins-dhcp-many", &["--dhcp-range=10.0.1.100,10.0.1.119,120"]) else {
+        return;
+    };
     let side = &pair.ours;
     let pods: Vec<Pod> = (0..COUNT).map(|number| side.pod(&format!("p{number}"))).collect();
     let ips: BTreeSet<IpAddr> = std::thread::scope(|scope| {
