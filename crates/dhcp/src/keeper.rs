@@ -14,9 +14,10 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::client::{Client, Granted4, Place, Routing, Step, give_back};
+use crate::client::{Client, Granted4, Place, Step, give_back};
 use crate::inside::{Closed, inside};
 use crate::now;
+use crate::routing::Routing;
 
 /// How long the server that granted a lease has to renew it before all are asked. A refusal looks like silence to
 /// `mozim` while it renews; the question to all is refused audibly.

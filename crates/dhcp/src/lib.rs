@@ -11,10 +11,12 @@ mod client;
 mod inside;
 mod keeper;
 mod readdress;
+mod routing;
 
-pub use client::{ClientId, Place, Routing};
+pub use client::{ClientId, Place};
 pub use keeper::{Happened, Keeper, Tell};
 pub use readdress::{ReaddressError, readdress};
+pub use routing::Routing;
 
 /// Seconds since boot (`CLOCK_BOOTTIME`), the clock of [`portolan_model::DhcpLease`].
 pub fn now() -> u64 {
