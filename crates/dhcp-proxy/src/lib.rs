@@ -11,14 +11,12 @@ mod service;
 pub mod wire;
 
 use std::fs;
-use std::io;
-use std::os::unix::net::UnixListener as Listener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use portolan_kernel::inherit;
+use anyhow::{Context as _, Result};
+use portolan_kernel::door::Door;
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,52 +53,6 @@ impl Args {
     }
 }
 
-/// Where connections come in.
-struct Door {
-    listener: Listener,
-    /// The socket to be removed, unless it is the service manager's.
-    own: Option<PathBuf>,
-}
-
-impl Door {
-    /// The socket that a service manager passes (sd_listen_fds(3)), or a new one.
-    fn open(args: &Args) -> Result<Self> {
-        let mut passed = inherit::take().context("take inherited descriptors")?;
-        if passed.len() > 1 {
-            bail!("the service manager passes {} sockets, one is expected", passed.len());
-        }
-        if let Some(fd) = passed.pop() {
-            return Ok(Self { listener: Listener::from(fd), own: None });
-        }
-        let path = args.socket();
-        let doing = || format!("listen at `{}`", path.display());
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(doing)?;
-        }
-        let listener = match Listener::bind(&path) {
-            // Left by one that was killed, unless somebody answers.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(&path) => {
-                fs::remove_file(&path).with_context(doing)?;
-                Listener::bind(&path).with_context(doing)?
-            }
-            other => other.with_context(doing)?,
-        };
-        Ok(Self { listener, own: Some(path) })
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        if let Some(path) = &self.own {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-fn is_dead(path: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-}
-
 /// Serves until a signal ends it, or nobody has needed it for long enough.
 ///
 /// To be called before anything else in the process opens descriptors.
@@ -108,14 +60,18 @@ fn is_dead(path: &Path) -> bool {
 /// # Errors
 /// When it cannot start.
 pub fn run(args: &Args) -> Result<()> {
-    let door = Door::open(args)?;
+    let socket = args.socket();
+    if let Some(parent) = socket.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("listen at `{}`", socket.display()))?;
+    }
+    let door = Door::open(&socket)?;
     fs::create_dir_all(&args.dir).with_context(|| format!("create `{}`", args.dir.display()))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, serve(args, &door))
 }
 
 async fn serve(args: &Args, door: &Door) -> Result<()> {
-    let listener = door.listener.try_clone()?;
+    let listener = door.listener().try_clone()?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let service = Rc::new(Service::start(args.dir.join("nv-proxy.lease"), args.timeout)?);

@@ -9,12 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use portolan_dhcp::{ClientId, Happened, Keeper, Place};
-use portolan_kernel::netlink::{Batch, ROUTE, Socket};
-use portolan_kernel::netns::{NetnsFd, with_netns};
-use portolan_kernel::rtnl::addr::{self, Address};
-use portolan_kernel::rtnl::route::{self, Route};
-use portolan_kernel::rtnl::{Family as Af, link};
+use portolan_dhcp::{ClientId, Happened, Keeper, Place, readdress};
 use portolan_model::{DhcpLease, Family, Id, IfName, Mac, Sandbox};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -215,7 +210,7 @@ fn note(table: &Table, place: &Place, happened: Happened) {
     let mut table = lock(table);
     let Some(held) = table.get_mut(&(place.endpoint, place.family)) else { return };
     let (lease, reason) = match happened {
-        Happened::Granted(lease) => (Some(lease), None),
+        Happened::Granted(lease, _) => (Some(lease), None),
         Happened::Ended => (None, None),
         Happened::Failed(reason) => (held.lease.clone(), Some(reason)),
         Happened::SandboxGone => {
@@ -225,29 +220,11 @@ fn note(table: &Table, place: &Place, happened: Happened) {
     };
     if let Some(before) = &held.lease
         && lease.as_ref().is_none_or(|lease| (lease.address, lease.gateway) != (before.address, before.gateway))
-        && let Err(error) = readdress(place, before, lease.as_ref())
+        && let Err(error) = readdress(place, Some(before), lease.as_ref())
     {
-        tracing::warn!("give `{}` another address: {error:#}", place.ifname);
+        tracing::warn!("give `{}` another address: {error}", place.ifname);
     }
     (held.lease, held.reason) = (lease, reason);
-}
-
-/// Replaces the address and the default route of `before` in the container.
-fn readdress(place: &Place, before: &DhcpLease, now: Option<&DhcpLease>) -> Result<()> {
-    let ns = NetnsFd::open(&place.sandbox.path)?;
-    let mut socket = with_netns(&ns, || Socket::open(ROUTE))??;
-    let index = link::lookup(&mut socket, place.ifname.as_str())?.context("the interface is gone")?.index;
-    let mut batch = Batch::new();
-    addr::delete(&mut batch, index, before.address.addr(), before.address.prefix_len());
-    if let Some(now) = now {
-        addr::replace(&mut batch, &Address::new(index, now.address.addr(), now.address.prefix_len()));
-        if let Some(gateway) = now.gateway {
-            let default = Route::default_of(Af::of(gateway));
-            route::replace(&mut batch, &Route { gateway: Some(gateway), oif: Some(index), ..default });
-        }
-    }
-    socket.transact(&batch)?;
-    Ok(())
 }
 
 /// Lists what is held, as netavark does: by MAC.
@@ -306,6 +283,7 @@ fn place(config: &NetworkConfig) -> Result<Place, Status> {
         ifname,
         mac,
         hostname: config.host_name.clone(),
-        parent: name(&config.host_iface)?,
+        requested: None,
+        parent: Some(name(&config.host_iface)?),
     })
 }

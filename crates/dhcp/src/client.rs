@@ -10,11 +10,13 @@ use mozim::{
 use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::rtnl::{addr, link};
 use portolan_model::{DhcpLease, DhcpServer, Family, Id, IfName, Mac, RouteAction, Sandbox, StaticRoute};
+use serde::{Deserialize, Serialize};
 
 use crate::now;
+use crate::routing::Routing;
 
 /// Where a lease is needed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The endpoint that it is for.
     pub endpoint: Id,
@@ -26,12 +28,14 @@ pub struct Place {
     pub ifname: IfName,
     /// Its MAC.
     pub mac: Mac,
-    /// By what servers of IPv4 know the client (RFC 2132 §9.14, type 0); none for its MAC.
+    /// By what servers of IPv4 know the client (RFC 2132 §9.14); none for its MAC.
     pub client_id: Option<ClientId>,
-    /// The name that IPv4's servers are told (RFC 2132 §3.14).
+    /// The name that IPv4's servers are told (RFC 2132 §3.14); empty for none.
     pub hostname: String,
-    /// The interface of the host that is on the same link.
-    pub parent: IfName,
+    /// What IPv4's servers are asked to say (RFC 2132 §9.8), by the numbers of the options; none for what makes a lease whole.
+    pub requested: Option<Vec<u8>>,
+    /// The interface of the host that is on the same link, if one is known.
+    pub parent: Option<IfName>,
 }
 
 impl Place {
@@ -43,26 +47,37 @@ impl Place {
     }
 }
 
-/// The identity of an interface that outlives its MAC, which is another one each time that the container is started.
-///
-/// That of `eth0` is the container's id, as netavark has it; that of another interface is the id, `-` and its name, for
-/// a server gives one client one address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientId(String);
+/// The identity of an interface that outlives its MAC, which is another one each time that the container is started: a
+/// byte for its type, and what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientId(Vec<u8>);
 
 impl ClientId {
     /// The longest id of a container: an option has 255 bytes (RFC 2132 §2), of which the type and a name are some.
     const LONGEST: usize = 200;
 
-    /// That of `ifname` in `container`; none where there is no id, or one that is too long.
+    /// That of `ifname` in `container`, of type 0; none where there is no id, or one that is too long.
+    ///
+    /// That of `eth0` is the container's id, as netavark has it; that of another interface is the id, `-` and its name, for
+    /// a server gives one client one address.
     pub fn new(container: &str, ifname: &IfName) -> Option<Self> {
         if container.is_empty() || container.len() > Self::LONGEST {
             return None;
         }
-        Some(Self(match ifname.as_str() {
+        Some(Self::text(&match ifname.as_str() {
             "eth0" => container.to_owned(),
             other => format!("{container}-{other}"),
         }))
+    }
+
+    /// A text, of type 0; what has no room in an option is cut off.
+    pub fn text(text: &str) -> Self {
+        Self([0].into_iter().chain(text.bytes()).take(255).collect())
+    }
+
+    /// Bytes as they are, the first of which is taken for the type; none where there are none, or too many for an option.
+    pub fn raw(bytes: &[u8]) -> Option<Self> {
+        matches!(bytes.len(), 1..=255).then(|| Self(bytes.to_vec()))
     }
 }
 
@@ -78,11 +93,13 @@ const HEADER: usize = 4;
 #[derive(Debug)]
 pub(crate) enum Step {
     /// A server granted this, new or once more.
-    Granted(DhcpLease),
+    Granted(Box<DhcpLease>, Routing),
     /// It is time to renew: a server was asked.
     Renewing,
     /// It looks for a server.
     Looking,
+    /// One has made an offer, and was asked for it.
+    Choosing,
 }
 
 /// A client; to be polled in the namespace where it is to speak.
@@ -118,14 +135,14 @@ impl Client {
         match self {
             Self::V4 { client, is_renewing, granted } => match client.run().await? {
                 DhcpV4State::Done(lease) => {
-                    let ours = from4(&lease)?;
+                    let (ours, routing) = (from4(&lease)?, Routing::of(&lease));
                     // Only who heard the answer as a frame knows the server's MAC.
                     let is_known = std::mem::take(is_renewing)
                         && granted.as_ref().is_some_and(|known| known.srv_id == lease.srv_id);
                     if !is_known || granted.as_ref().is_some_and(|known| known.yiaddr != lease.yiaddr) {
                         *granted = Some(lease);
                     }
-                    Ok(Step::Granted(ours))
+                    Ok(Step::Granted(Box::new(ours), routing))
                 }
                 DhcpV4State::Renewing => {
                     *is_renewing = true;
@@ -135,13 +152,17 @@ impl Client {
                     *is_renewing = false;
                     Ok(Step::Renewing)
                 }
-                DhcpV4State::InitReboot | DhcpV4State::Selecting => {
+                DhcpV4State::InitReboot => {
                     *is_renewing = false;
                     Ok(Step::Looking)
                 }
+                DhcpV4State::Selecting => {
+                    *is_renewing = false;
+                    Ok(Step::Choosing)
+                }
             },
             Self::V6(client) => match client.run().await? {
-                DhcpV6State::Done(lease) => Ok(Step::Granted(from6(&lease)?)),
+                DhcpV6State::Done(lease) => Ok(Step::Granted(Box::new(from6(&lease)?), Routing::default())),
                 DhcpV6State::Renew | DhcpV6State::Rebind => Ok(Step::Renewing),
                 _ => Ok(Step::Looking),
             },
@@ -217,9 +238,15 @@ fn config4(place: &Place, index: u32) -> Result<DhcpV4Config, DhcpError> {
     let mut config = DhcpV4Config::new(place.ifname.as_str());
     config.set_iface_index(index).set_iface_mac_raw(&place.mac.octets())?;
     match &place.client_id {
-        Some(ClientId(id)) => config.set_client_id(0, id.as_bytes()),
+        Some(ClientId(id)) => match id.split_first() {
+            Some((kind, id)) => config.set_client_id(*kind, id),
+            None => config.use_mac_as_client_id(),
+        },
         None => config.use_mac_as_client_id(),
     };
+    if let Some(requested) = &place.requested {
+        config.override_request_dhcp_opts(requested);
+    }
     config.set_host_name(&place.hostname);
     Ok(config)
 }
@@ -351,10 +378,13 @@ mod tests {
     #[test]
     fn each_interface_is_a_client() {
         let id = |container: &str, ifname: &str| ClientId::new(container, &ifname.parse().unwrap());
-        assert_eq!(id("c1", "eth0"), Some(ClientId("c1".to_owned())));
-        assert_eq!(id("c1", "eth1"), Some(ClientId("c1-eth1".to_owned())));
+        assert_eq!(id("c1", "eth0"), Some(ClientId(b"\0c1".to_vec())));
+        assert_eq!(id("c1", "eth1"), Some(ClientId(b"\0c1-eth1".to_vec())));
         assert_eq!(id("", "eth0"), None);
         assert_eq!(id(&"c".repeat(201), "eth0"), None, "no option has room for it");
+        assert_eq!(ClientId::text(&"c".repeat(300)).0.len(), 255);
+        assert_eq!(ClientId::raw(b"abc").map(|id| id.0), Some(b"abc".to_vec()));
+        assert_eq!((ClientId::raw(b""), ClientId::raw(&[1; 256])), (None, None));
     }
 
     #[test]

@@ -17,10 +17,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::client::{Client, Granted4, Place, Step, give_back};
 use crate::inside::{Closed, inside};
 use crate::now;
+use crate::routing::Routing;
 
 /// How long the server that granted a lease has to renew it before all are asked. A refusal looks like silence to
 /// `mozim` while it renews; the question to all is refused audibly.
 const RENEWAL: Duration = Duration::from_secs(10);
+/// How long the server that made an offer has to grant it before all are asked anew. It may have given the address to another
+/// who was faster, and `mozim` does not hear that refusal either: it asks for the same for ever.
+const OFFER: Duration = Duration::from_secs(4);
 /// How long to wait after a failure of our own: no interface, no descriptors.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a lease that never ends counts as just obtained.
@@ -30,7 +34,7 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happened {
     /// A server granted it, new or once more.
-    Granted(DhcpLease),
+    Granted(DhcpLease, Routing),
     /// Its time is over, and no server gave another: the address is not the container's any more.
     Ended,
     /// It could not be asked for; it will be tried again.
@@ -195,8 +199,8 @@ impl Hub {
             Command::Leave(key) => {
                 let Some(kept) = self.kept.remove(&key) else { return };
                 kept.task.abort();
-                if let Some(lease) = &kept.held {
-                    let released = give_back(&kept.place, lease, kept.granted, &kept.place.parent).await;
+                if let (Some(lease), Some(parent)) = (&kept.held, &kept.place.parent) {
+                    let released = give_back(&kept.place, lease, kept.granted, parent).await;
                     report(&kept.place, lease, &released);
                 }
             }
@@ -212,11 +216,11 @@ impl Hub {
                     kept.is_released = true;
                     let Some(lease) = kept.held.take() else { continue };
                     let place = &kept.place;
-                    let release = give_back(place, &lease, kept.granted.take(), &place.ifname);
+                    let release = give_back(place, &lease, kept.granted.clone(), &place.ifname);
                     match inside(&place.sandbox, release).await {
-                        Ok(released) => report(place, &lease, &released),
+                        Ok(Ok(())) => report(place, &lease, &Ok(())),
                         // Then it is given back from the host.
-                        Err(_) => kept.held = Some(lease),
+                        Ok(Err(_)) | Err(_) => kept.held = Some(lease),
                     }
                 }
                 sent();
@@ -228,7 +232,7 @@ impl Hub {
         // What was on its way when the lease was given back.
         let Some(kept) = self.kept.get_mut(&said.key).filter(|kept| !kept.is_released) else { return };
         match &said.happened {
-            Happened::Granted(lease) => (kept.held, kept.granted) = (Some(lease.clone()), said.granted),
+            Happened::Granted(lease, _) => (kept.held, kept.granted) = (Some(lease.clone()), said.granted),
             Happened::Ended => (kept.held, kept.granted) = (None, None),
             Happened::Failed(_) | Happened::SandboxGone => {}
         }
@@ -260,7 +264,8 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
     let key = (place.endpoint, place.family);
     let tell = |happened, granted| drop(say.send(Said { key, happened, granted }));
     let mut client: Option<Client> = None;
-    let mut renewing: Option<Instant> = None;
+    // Until when the one server that was asked may answer.
+    let mut asked: Option<Instant> = None;
     // What the next client asks for.
     let mut known = held.clone();
     if held.as_ref().is_some_and(|lease| lease.left(now()).is_none()) {
@@ -268,23 +273,24 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
         tell(Happened::Ended, None);
     }
     loop {
-        match inside(&place.sandbox, round(&place, &mut client, known.as_ref(), held.as_ref(), renewing)).await {
+        match inside(&place.sandbox, round(&place, &mut client, known.as_ref(), held.as_ref(), asked)).await {
             Ok(Round::Step(step, granted)) => match *step {
-                Step::Granted(lease) => {
-                    renewing = None;
-                    held = Some(lease.clone());
-                    tell(Happened::Granted(lease), granted);
+                Step::Granted(lease, routing) => {
+                    asked = None;
+                    held = Some((*lease).clone());
+                    tell(Happened::Granted(*lease, routing), granted);
                 }
-                Step::Renewing => drop(renewing.get_or_insert_with(|| Instant::now() + RENEWAL)),
-                Step::Looking => renewing = None,
+                Step::Renewing => drop(asked.get_or_insert_with(|| Instant::now() + RENEWAL)),
+                Step::Choosing => asked = Some(Instant::now() + OFFER),
+                Step::Looking => asked = None,
             },
             Ok(Round::Silence) => {
-                (client, renewing) = (None, None);
+                (client, asked) = (None, None);
                 // A DHCPv6 server that knows of no such lease says so in words that `mozim` does not hear.
                 known = held.clone().filter(|_| place.family == Family::V4);
             }
             Ok(Round::Over) => {
-                (held, known, client, renewing) = (None, None, None, None);
+                (held, known, client, asked) = (None, None, None, None);
                 tell(Happened::Ended, None);
             }
             Ok(Round::Failed(error)) => {
@@ -302,14 +308,14 @@ async fn keep(place: Place, mut held: Option<DhcpLease>, say: UnboundedSender<Sa
     }
 }
 
-/// Waits until the client has come one step further, the lease that is `held` is over, or `renewing` is past. A client
+/// Waits until the client has come one step further, the lease that is `held` is over, or `asked` is past. A client
 /// that is made for it asks for the lease that is `known`.
 async fn round(
     place: &Place,
     client: &mut Option<Client>,
     known: Option<&DhcpLease>,
     held: Option<&DhcpLease>,
-    renewing: Option<Instant>,
+    asked: Option<Instant>,
 ) -> Round {
     let client = match client {
         Some(client) => client,
@@ -324,7 +330,7 @@ async fn round(
             Err(error) => Round::Failed(error),
         },
         () = over(held) => Round::Over,
-        () = sleep_until(renewing.unwrap_or_else(Instant::now)), if renewing.is_some() => Round::Silence,
+        () = sleep_until(asked.unwrap_or_else(Instant::now)), if asked.is_some() => Round::Silence,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod announce;
 pub mod carrier;
 pub mod conntrack;
 pub mod diag;
+pub mod door;
 pub mod host;
 pub mod inherit;
 pub mod iptables;

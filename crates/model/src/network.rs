@@ -10,7 +10,8 @@ use crate::invalid::serde_by_text;
 use crate::{AddressRange, GatewayMode, Id, IfName, Invalid, MacvlanMode, Mtu, Name, NetworkOptions, ProcessId};
 
 /// An internet protocol version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Family {
     /// RFC 791.
     V4,

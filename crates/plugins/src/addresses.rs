@@ -26,6 +26,12 @@ impl<'a> Ipam<'a> {
             .ok_or_else(|| invalid(format!("{plugin} interface requires an IPAM configuration")))
     }
 
+    /// Whether it is asked before the interface is made, so that a refusal costs nothing. Others than those that only keep
+    /// books may need the interface: `dhcp` asks its server from there.
+    pub(crate) fn is_first(&self) -> bool {
+        matches!(self.kind, "host-local" | "static")
+    }
+
     /// Asks for addresses.
     pub(crate) fn add(&self) -> Result<Success, Error> {
         let success = delegate::addresses(self.kind, self.call, self.text)?;
@@ -45,6 +51,21 @@ impl<'a> Ipam<'a> {
     pub(crate) fn give_back(&self) {
         if let Err(error) = self.del() {
             tracing::warn!("addresses are not given back: {error}");
+        }
+    }
+
+    /// Takes away what was made and gives the addresses back, in the order that is right for the plugin; goes on after a
+    /// failure and tells the first.
+    ///
+    /// Books are closed last: an address is another's once it is free. What is given back from the interface goes before it.
+    pub(crate) fn leave(ipam: Option<Self>, unmake: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let give_back = || ipam.map_or(Ok(()), |ipam| ipam.del());
+        if ipam.is_none_or(|ipam| ipam.is_first()) {
+            let unmade = unmake();
+            unmade.and(give_back())
+        } else {
+            let given_back = give_back();
+            unmake().and(given_back)
         }
     }
 

@@ -13,7 +13,7 @@ use portolan_cni::{Call, Code, Config, Error, Success, Verb};
 use serde::Deserialize;
 
 /// The plugins that others ask for addresses.
-const IPAM: [&str; 2] = ["host-local", "static"];
+const IPAM: [&str; 3] = ["host-local", "static", "dhcp"];
 
 /// What a plugin says when it fails.
 #[derive(Deserialize)]

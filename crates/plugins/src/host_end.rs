@@ -149,16 +149,17 @@ fn make(
 /// Takes a container off a network that it is on by a pair, whatever became of the configuration since; goes on after
 /// failures and tells the first.
 pub(crate) fn leave(call: &Call, network: &str, ipam: Option<Ipam<'_>>) -> Result<(), Error> {
-    let removed = inside::host().and_then(|mut host| remove(&mut host, call, network));
-    let removed = match removed {
-        Ok(true) => Ok(()),
-        // The original made it, under a name of chance.
-        Ok(false) => inside::remove(call, "veth"),
-        Err(error) => Err(error),
-    };
-    let freed = nat::unmasquerade(call, network);
-    let given_back = ipam.map_or(Ok(()), |ipam| ipam.del());
-    removed.and(freed).and(given_back)
+    Ipam::leave(ipam, || {
+        let removed = inside::host().and_then(|mut host| remove(&mut host, call, network));
+        let removed = match removed {
+            Ok(true) => Ok(()),
+            // The original made it, under a name of chance.
+            Ok(false) => inside::remove(call, "veth"),
+            Err(error) => Err(error),
+        };
+        let freed = nat::unmasquerade(call, network);
+        removed.and(freed)
+    })
 }
 
 /// Removes the pair of an attachment, wherever its other end is; whether there was one.

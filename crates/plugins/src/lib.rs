@@ -5,6 +5,8 @@
 //! directory of leases. There is no row of theirs in the store, and the resident knows nothing of them. The plugin
 //! `portolan`, which does a whole chain over the engine, is the binary's.
 //!
+//! `dhcp` asks a daemon, as its original does, and that daemon is here as well ([`dhcp::daemon`]).
+//!
 //! A plugin is a module with `run`, which is given a call that has been checked and a configuration.
 
 #![forbid(unsafe_code)]
@@ -18,6 +20,7 @@ mod child;
 mod conf;
 mod configure;
 pub mod delegate;
+pub mod dhcp;
 mod firewall;
 mod forward;
 mod host_device;
@@ -42,7 +45,7 @@ use portolan_cni::{Call, Config, Error, Success, Version};
 
 /// The plugins here, by name.
 #[rustfmt::skip]
-pub const TYPES: [&str; 17] = [
+pub const TYPES: [&str; 18] = [
     "bridge",
     "ptp",
     "macvlan",
@@ -54,6 +57,7 @@ pub const TYPES: [&str; 17] = [
     "loopback",
     "host-local",
     "static",
+    "dhcp",
     "portmap",
     "bandwidth",
     "firewall",
@@ -91,6 +95,7 @@ pub fn run(kind: &str, call: &Call, config: &Config, text: &[u8]) -> Answer {
         "vrf" => vrf::run(call, config, text),
         "host-local" => host_local::run(call, config, text),
         "static" => static_::run(call, config, text),
+        "dhcp" => dhcp::run(call, config, text),
         _ => unreachable!("`{kind}` is no plugin here"),
     }
 }

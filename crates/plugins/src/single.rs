@@ -77,25 +77,28 @@ impl Calling<'_> {
         sandbox.is_free(self.call)?;
         plugin.check(&mut sandbox)?;
         let given = match (self.ipam, plugin.chained()?) {
-            (Some(ipam), _) => ipam.add()?,
-            (None, Some(chained)) => chained,
-            (None, None) => Success::default(),
+            (Some(ipam), _) if ipam.is_first() => Some(ipam.add()?),
+            (Some(_), _) => None,
+            (None, chained) => Some(chained.unwrap_or_default()),
         };
         let built = self.build(&mut sandbox, plugin, given);
         built.inspect_err(|_| {
-            if let Err(error) = plugin.unmake(self.call) {
-                tracing::warn!("the interface stays: {error}");
-            }
-            if let Some(ipam) = self.ipam {
-                ipam.give_back();
+            if let Err(error) = Ipam::leave(self.ipam, || plugin.unmake(self.call)) {
+                tracing::warn!("not all is taken back: {error}");
             }
         })
     }
 
-    fn build(&self, sandbox: &mut Sandbox, plugin: &impl Single, mut success: Success) -> Result<Success, Error> {
+    /// Makes the interface; without what is `given`, the IPAM plugin is asked when it is there.
+    fn build(&self, sandbox: &mut Sandbox, plugin: &impl Single, given: Option<Success>) -> Result<Success, Error> {
         plugin.make(sandbox)?;
         let name = self.call.ifname.as_str();
         let found = made(sandbox, self.call)?;
+        let mut success = match (given, self.ipam) {
+            (Some(given), _) => given,
+            (None, Some(ipam)) => ipam.add()?,
+            (None, None) => Success::default(),
+        };
         if success.ips.is_empty() {
             bring_up(sandbox, name, found.index)?;
         } else {
@@ -115,11 +118,10 @@ impl Calling<'_> {
     }
 
     fn del<S: Single>(&self, plugin: Result<S, Error>) -> Result<(), Error> {
-        let unmade = match plugin {
+        Ipam::leave(self.ipam, || match plugin {
             Ok(plugin) => plugin.unmake(self.call),
             Err(_) => self.kind.map_or(Ok(()), |kind| inside::remove(self.call, kind)),
-        };
-        unmade.and(self.ipam.map_or(Ok(()), |ipam| ipam.del()))
+        })
     }
 
     fn check(&self, plugin: &impl Single) -> Result<(), Error> {

@@ -5,75 +5,21 @@ mod common;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::dnsmasq::{self, Server};
 use common::*;
 use portolan_engine::{Durability, Store as _, Tx as _};
 use portolan_kernel::netlink::Batch;
 use portolan_kernel::process::PidFd;
-use portolan_kernel::rtnl::link::{self, BridgeSpec, ChildMode, ChildSpec, LinkChange};
+use portolan_kernel::rtnl::link::{self, ChildMode, ChildSpec};
 use portolan_kernel::rtnl::{Family, route};
 use portolan_kernel::signals;
 use portolan_lab::probe::ping;
 use portolan_lab::server::TcpServer;
 use portolan_lab::{InNetns, eventually};
 use portolan_store::SqliteStore;
-
-/// dnsmasq on the neighbour, serving the LAN.
-struct Server {
-    child: Child,
-    log: PathBuf,
-    leases: PathBuf,
-}
-
-impl Server {
-    /// Starts one; `lines` are added to what it always does: no names, no probing of addresses, every step in its log.
-    #[track_caller]
-    fn start(world: &World, name: &str, lines: &[&str]) -> Self {
-        let file = |what: &str| world.lab.dir().join(format!("{name}.{what}"));
-        let (log, leases) = (file("log"), file("leases"));
-        fs::File::create(&log).unwrap();
-        let mut command = world.n.command("dnsmasq").unwrap();
-        command
-            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--group=root", "--pid-file="])
-            .args(["--port=0", "--interface=eth0", "--no-ping", "--log-dhcp", "--dhcp-authoritative"])
-            .arg(format!("--log-facility={}", log.display()))
-            .arg(format!("--dhcp-leasefile={}", leases.display()))
-            .args(lines);
-        let child = command.stdout(Stdio::null()).spawn().unwrap();
-        let server = Self { child, log, leases };
-        server.wait_for("started");
-        server
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn count(&self, text: &str) -> usize {
-        self.log().lines().filter(|line| line.contains(text)).count()
-    }
-
-    #[track_caller]
-    fn wait_for(&self, text: &str) {
-        assert!(eventually(LONG * 3, || self.log().contains(text)), "no `{text}` in:\n{}", self.log());
-    }
-
-    /// Whether the server counts `address` as given out.
-    fn has_leased(&self, address: IpAddr) -> bool {
-        let address = address.to_string();
-        fs::read_to_string(&self.leases).unwrap_or_default().split_whitespace().any(|word| word == address)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// `MACVLAN_MODE_BRIDGE`, linux/if_link.h.
 const MACVLAN_MODE_BRIDGE: u32 = 4;
@@ -85,9 +31,7 @@ const RANGE6: &str = "--dhcp-range=fd00:1::100,fd00:1::1ff,64,120";
 fn world(name: &str) -> Option<World> {
     let mut world = World::or_skip(name)?;
     world.daemon = true;
-    if Command::new("dnsmasq").arg("--version").stdout(Stdio::null()).status().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "dnsmasq is not installed");
-        eprintln!("SKIP: `{name}`: dnsmasq is not installed");
+    if !dnsmasq::is_there(name) {
         return None;
     }
     let mut batch = Batch::new();
@@ -409,14 +353,7 @@ fn containers_do_not_wait_for_each_other() {
 fn on_the_bridge_of_somebody_else() {
     let Some(world) = world("dhcp-unmanaged") else { return };
     // The host's LAN interface is a port of a bridge that the administrator made.
-    let mut socket = world.h.route_socket().unwrap();
-    let mut batch = Batch::new();
-    link::create_bridge(&mut batch, &BridgeSpec { name: "lan0", up: true, ..BridgeSpec::default() });
-    socket.transact(&batch).unwrap();
-    let bridge = link::lookup(&mut socket, "lan0").unwrap().unwrap().index;
-    let mut batch = Batch::new();
-    link::set(&mut batch, "eth0", &LinkChange { master: Some(bridge), ..LinkChange::default() });
-    socket.transact(&batch).unwrap();
+    dnsmasq::bridge_on_lan(&world, "lan0");
 
     let server = Server::start(&world, "dnsmasq", &[RANGE4, "--dhcp-option=3,10.0.1.2"]);
     world.network(
@@ -675,7 +612,7 @@ fn a_container_that_is_started_again_has_its_address_again() {
     let container = world.lab.host("web").unwrap();
     let first = setup(&server, &container);
     assert_ne!(first[0].1, first[1].1, "on one LAN, each interface is a client");
-    let leases = || fs::read_to_string(&server.leases).unwrap();
+    let leases = || server.listed();
     assert!(leases().lines().any(|line| line.ends_with(&client)), "{}", leases());
 
     // The machine starts anew: namespaces and the run-time directory are gone, and nothing was given back.

@@ -208,7 +208,8 @@ fn wanted(view: &ContainerView) -> Vec<(Wanted, Option<DhcpLease>)> {
                 mac: endpoint.mac,
                 client_id: client_id.flatten(),
                 hostname: hostname.unwrap_or_else(|| container.name.to_string()),
-                parent: network.bridge.clone(),
+                requested: None,
+                parent: Some(network.bridge.clone()),
             };
             let wanted = Wanted { place, network: network.id, network_name: network.name.clone() };
             all.push((wanted, endpoint.leases.of(family).clone()));
@@ -228,7 +229,7 @@ fn enforce(engine: &Engine, standings: &Standings, place: &Place, happened: Happ
     };
     let endpoint = place.endpoint.to_string();
     match happened {
-        Happened::Granted(lease) => {
+        Happened::Granted(lease, _) => {
             let address = lease.address.addr();
             match engine.set_lease(place.endpoint, place.family, Some(lease)) {
                 Ok(()) => {

@@ -54,7 +54,7 @@ impl Plugin<'_> {
         // What would fail must not cost the addresses of the attachment that is there.
         sandbox.is_free(self.call)?;
         switch::find(&mut host, options.bridge())?;
-        let given = self.ipam.map_or_else(|| Ok(Success::default()), |ipam| ipam.add())?;
+        let given = self.ipam.filter(Ipam::is_first).map(|ipam| ipam.add()).transpose()?;
         let built = self.build(&mut host, &mut sandbox, &options, mac, given);
         built.inspect_err(|_| self.undo(&mut host, &options))
     }
@@ -65,12 +65,10 @@ impl Plugin<'_> {
         sandbox: &mut Sandbox,
         options: &Options,
         mac: Option<[u8; 6]>,
-        mut success: Success,
+        given: Option<Success>,
     ) -> Result<Success, Error> {
         let call = self.call;
-        let gateways = options.gateways(&mut success);
         let bridge = switch::ensure(host, options)?;
-        let gateway = self.ensure_gateway(host, &bridge, options, &gateways)?;
         let pair = Pair { mac, mtu: options.mtu(), bridge: Some(bridge.index), port: port(options) };
         let made = host_end::create(host, sandbox, call, &self.config.name, &pair)?;
         switch::set_vlans(host, &bridge, made.host.index, options)?;
@@ -79,6 +77,13 @@ impl Plugin<'_> {
             neigh::fdb_replace(&mut batch, made.host.index, mac);
             host.transact(&batch).map_err(|error| refused("allow the container's MAC at its bridge port", error))?;
         }
+        let mut success = match (given, self.ipam) {
+            (Some(given), _) => given,
+            (None, Some(ipam)) => ipam.add()?,
+            (None, None) => Success::default(),
+        };
+        let gateways = options.gateways(&mut success);
+        let gateway = self.ensure_gateway(host, &bridge, options, &gateways)?;
         if self.ipam.is_some() {
             let manner = Manner { detect_duplicates: options.detect_duplicates, notify: true, ..Manner::default() };
             if options.detect_duplicates {
@@ -135,16 +140,14 @@ impl Plugin<'_> {
 
     /// After a failure, which is what is told. The bridge stays: others may be on it by now.
     fn undo(&self, host: &mut Socket, options: &Options) {
-        if let Err(error) = host_end::remove(host, self.call, &self.config.name) {
-            tracing::warn!("the veth stays: {error}");
-        }
-        if options.masquerade
-            && let Err(error) = nat::unmasquerade(self.call, &self.config.name)
-        {
-            tracing::warn!("masquerading stays: {error}");
-        }
-        if let Some(ipam) = self.ipam {
-            ipam.give_back();
+        let undone = Ipam::leave(self.ipam, || {
+            let removed = host_end::remove(host, self.call, &self.config.name);
+            let network = &self.config.name;
+            let freed = if options.masquerade { nat::unmasquerade(self.call, network) } else { Ok(()) };
+            removed.and(freed)
+        });
+        if let Err(error) = undone {
+            tracing::warn!("not all is taken back: {error}");
         }
     }
 

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+pub(crate) mod dnsmasq;
 pub(crate) mod firewalld;
 pub(crate) mod upstream;
 

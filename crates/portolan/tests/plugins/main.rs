@@ -9,6 +9,8 @@ mod runtime;
 mod beside;
 mod bridge;
 mod bridge_life;
+mod dhcp;
+mod dhcp_daemon;
 mod firewall;
 mod firewalld;
 mod host_local;

@@ -1,6 +1,7 @@
 //! The binary called as a CNI plugin: by a runtime, with `CNI_COMMAND` in the environment.
 
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use portolan_cni::{Attachment, Call, Code, Config, Error, Plan, SUPPORTED, Succe
 use portolan_engine::{ContainerInfo, EndpointRequest, Kernel as _, NetworkRequest};
 use portolan_kernel::netns::NetnsFd;
 use portolan_model::{Endpoint, Id, Network};
-use portolan_plugins::{Answer, delegate};
+use portolan_plugins::{Answer, delegate, dhcp};
 
 use crate::cmd::daemon;
 use crate::context::{Context, Engine};
@@ -33,12 +34,16 @@ pub(crate) fn called() -> Option<i32> {
     let kind = types().find(|kind| *kind == name)?;
     let has_command = std::env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty());
     // By its own name it is a command line for people, unless a runtime says otherwise.
-    if kind == "portolan" && (!has_command || words.next().is_some()) {
+    let word = words.next();
+    if kind == "portolan" && (!has_command || word.is_some()) {
         return None;
+    }
+    if kind == "dhcp" && word.is_some_and(|word| word == "daemon") {
+        return Some(dhcp_daemon(words));
     }
     // The kernel tells who changed rules by this name (`NFTA_GEN_PROC_NAME`).
     let _ = fs::write("/proc/self/comm", portolan_resident::repair::OURS);
-    start_log();
+    start_log(tracing::Level::WARN);
     Some(match answer(kind) {
         Ok(answer) => match output::print(&answer) {
             Ok(()) => 0,
@@ -52,9 +57,32 @@ pub(crate) fn called() -> Option<i32> {
 }
 
 /// Logs go to standard error, which runtimes keep for failures.
-fn start_log() {
+fn start_log(usual: tracing::Level) {
     let wanted = std::env::var("PORTOLAN_LOG").unwrap_or_default();
-    crate::cli::start_log(wanted.parse().unwrap_or(tracing::Level::WARN));
+    crate::cli::start_log(wanted.parse().unwrap_or(usual));
+}
+
+/// `dhcp daemon`, with its flags; the exit status.
+fn dhcp_daemon(words: impl Iterator<Item = OsString>) -> i32 {
+    let flags = match dhcp::daemon::Flags::read(words.map(|word| word.to_string_lossy().into_owned())) {
+        Ok(Some(flags)) => flags,
+        Ok(None) => {
+            eprint!("{}", dhcp::daemon::USAGE);
+            return 0;
+        }
+        Err(misuse) => {
+            eprint!("{misuse}\n{}", dhcp::daemon::USAGE);
+            return 2;
+        }
+    };
+    start_log(tracing::Level::INFO);
+    match dhcp::daemon::run(&flags) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error:#}");
+            1
+        }
+    }
 }
 
 /// Does what the environment says; what is to be printed.

@@ -1,0 +1,137 @@
+//! The unix socket of a service: the one that a service manager passes, or a new one at a path.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::inherit;
+
+/// Why nobody can be let in.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// What was passed cannot be taken.
+    #[error("take inherited descriptors")]
+    Inherit(#[source] io::Error),
+    /// A service has one door.
+    #[error("the service manager passes {0} sockets, one is expected")]
+    TooMany(usize),
+    /// Somebody else's is there.
+    #[error("listen at `{}`: another process answers there", path.display())]
+    Taken {
+        /// Where.
+        path: PathBuf,
+    },
+    /// It cannot be made.
+    #[error("listen at `{}`", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where callers come in. A socket of its own goes when this is dropped.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    /// The socket to be removed, and which file it is, unless it is the service manager's.
+    own: Option<(PathBuf, (u64, u64))>,
+}
+
+impl Door {
+    /// The socket that a service manager passes (sd_listen_fds(3)), or a new one at `path`, whose directory is there. One
+    /// that nobody answers at, left by a process that was killed, is replaced.
+    ///
+    /// To be called before anything else in the process opens descriptors ([`inherit::take`]).
+    ///
+    /// # Errors
+    /// See [`DoorError`].
+    pub fn open(path: &Path) -> Result<Self, DoorError> {
+        let mut passed = inherit::take().map_err(DoorError::Inherit)?;
+        if passed.len() > 1 {
+            return Err(DoorError::TooMany(passed.len()));
+        }
+        match passed.pop() {
+            Some(fd) => Ok(Self { listener: UnixListener::from(fd), own: None }),
+            None => Self::make(path),
+        }
+    }
+
+    fn make(path: &Path) -> Result<Self, DoorError> {
+        let failed = |source| DoorError::Listen { path: path.to_owned(), source };
+        // Of two that find a left-over at the same time, the second must not remove what the first has just made.
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = File::open(directory).map_err(failed)?;
+        directory.lock().map_err(failed)?;
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if !is_dead(path) {
+                    return Err(DoorError::Taken { path: path.to_owned() });
+                }
+                fs::remove_file(path).and_then(|()| UnixListener::bind(path)).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+        let identity = identity(path).map_err(failed)?;
+        Ok(Self { listener, own: Some((path.to_owned(), identity)) })
+    }
+
+    /// The socket.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some((path, own)) = &self.own
+            && identity(path).is_ok_and(|found| found == *own)
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+fn is_dead(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_left_over_is_replaced_and_a_door_that_is_answered_is_not() {
+        let dir = std::env::temp_dir().join(format!("portolan-door-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let door = Door::make(&path).unwrap();
+        let second = Door::make(&path);
+        UnixStream::connect(&path).unwrap();
+        // Somebody put another in its place: that one stays.
+        fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        drop(door);
+        let stayed = path.exists();
+        drop(other);
+        fs::write(dir.join("file"), "").unwrap();
+        let file = Door::make(&dir.join("file"));
+        let kept = dir.join("file").exists();
+        drop(Door::make(&path).unwrap());
+        let gone = !path.exists();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(matches!(second, Err(DoorError::Taken { .. })), "{second:?}");
+        assert!(stayed && gone);
+        assert!(file.is_err() && kept, "what is no socket stays");
+    }
+}
