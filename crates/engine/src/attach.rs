@@ -25,7 +25,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// The namespace that a request names, if it names one.
     pub(crate) fn sandbox_of(&self, request: &AttachRequest) -> Result<Option<Sandbox>> {
-        let sandbox = request.netns.as_deref().map(|path| self.kernel.sandbox(path)).transpose();
+        let sandbox = match (&request.kind, &request.netns) {
+            (ContainerKind::Handed, _) => self.kernel.here().map(Some),
+            (_, netns) => netns.as_deref().map(|path| self.kernel.sandbox(path)).transpose(),
+        };
         sandbox.map_err(|source| Error::Kernel { doing: "attach".to_owned(), source })
     }
 
@@ -43,10 +46,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             mode: request.mode.clone(),
             process: request.process,
             supervisor: None,
-            state: if request.kind == ContainerKind::Attached {
-                ContainerState::Running
-            } else {
-                ContainerState::Created
+            state: match request.kind {
+                ContainerKind::Attached | ContainerKind::Handed => ContainerState::Running,
+                ContainerKind::Run => ContainerState::Created,
             },
             sandbox,
             hostname: request.hostname.clone(),
@@ -100,6 +102,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(guard)?;
         let named = tx.container_named(name.as_str())?;
         let inside = match sandbox {
+            // Many may leave interfaces there.
+            Some(_) if container.kind == ContainerKind::Handed => None,
             Some(sandbox) => tx.container_in(sandbox.device, sandbox.inode)?,
             None => None,
         };

@@ -1,5 +1,6 @@
 //! Containers as such: list, start, end, forget; and the names they see.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -54,6 +55,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             state: ContainerState::Running,
             ..container
         })?;
+        Ok(tx.commit(Durability::Process)?)
+    }
+
+    /// Adds labels to a container; those of the same keys change.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn label(&self, id: Id, labels: &BTreeMap<String, String>) -> Result<()> {
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        let mut container = tx.container(id)?.ok_or_else(|| Error::NotFound { what: "container", name: id.short() })?;
+        container.labels.extend(labels.clone());
+        tx.put_container(&container)?;
         Ok(tx.commit(Durability::Process)?)
     }
 

@@ -372,6 +372,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
     }
 
+    /// Whether the host's ends of a container's interfaces are there, of those that have one. What cannot be found out is
+    /// no reason to take it down.
+    fn has_host_ends(&self, container: &Container) -> bool {
+        let is_there = |name: &IfName| !matches!(self.kernel.find_interface(name.as_str()), Ok(None));
+        let endpoints = self.store.read().and_then(|tx| tx.endpoints_of(container.id));
+        endpoints.map_or(true, |endpoints| endpoints.iter().all(|endpoint| is_there(&endpoint.host_end)))
+    }
+
     /// Whether the container's namespace, or for a mode without one its process, is there.
     pub(crate) fn is_alive(&self, container: &Container) -> bool {
         if container.boot != self.kernel.boot() {
@@ -384,6 +392,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let sandbox = || container.sandbox.as_ref().is_some_and(|sandbox| self.kernel.sandbox_alive(sandbox));
         match (container.kind, &container.mode) {
             (ContainerKind::Attached, _) => sandbox(),
+            // Both ends of a pair go when the namespace does that either of them is in.
+            (ContainerKind::Handed, _) => self.has_host_ends(container),
             // The supervisor reports the end of the process; without one there is nobody to wait for.
             (ContainerKind::Run, NetworkMode::Own | NetworkMode::None) => sandbox(),
             (ContainerKind::Run, NetworkMode::Host | NetworkMode::Container(_)) => process(),

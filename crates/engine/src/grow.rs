@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use portolan_model::{
-    Bandwidth, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Mac, Network,
-    Phase, Publication, PublishSpec, Tuning,
+    Bandwidth, ContainerKind, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid,
+    Mac, Network, Phase, Publication, PublishSpec, Tuning,
 };
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 
@@ -311,6 +311,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             found.extend(ipam::complete(tx, network, &chosen)?.into_iter().map(|found| (found, false)));
         }
         found.sort_by_key(|(found, _)| Family::of(found.address.addr()));
+        if view.container.kind == ContainerKind::Handed && network.driver != Driver::Bridge {
+            return Err(Error::Unsupported {
+                what: format!("an interface of driver `{}` for others to take", network.driver),
+                why: "is not possible yet".to_owned(),
+                hint: "use a network of driver `bridge`",
+            });
+        }
         if let Some(mac) = wanted.mac.filter(|_| network.shares_parents_mac()) {
             let why = format!("cannot be chosen: interfaces on network `{}` have their parent's", network.name);
             return Err(Invalid::new("MAC", mac.to_string(), why).hint("leave it out").into());

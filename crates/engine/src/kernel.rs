@@ -160,6 +160,12 @@ pub trait Kernel {
     /// [`KernelError`] when it is no network namespace, is gone, or is the host's own.
     fn sandbox(&self, path: &Path) -> Result<Sandbox, KernelError>;
 
+    /// The host's own namespace, where interfaces are left for others to take.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    fn here(&self) -> Result<Sandbox, KernelError>;
+
     /// Whether the namespace is still there.
     fn sandbox_alive(&self, sandbox: &Sandbox) -> bool;
 

@@ -95,7 +95,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             self.delete_network_rows(&tx, view.container.id, &view.endpoints, &view.publications)?;
             self.forget_idle_base(&tx)?;
             let container = view.container;
-            if container.kind == ContainerKind::Attached
+            if container.kind != ContainerKind::Run
                 || container.auto_remove
                 || container.state == ContainerState::Created
             {
@@ -227,6 +227,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// Makes the kernel hold what the rows say; answers the steps taken and the failures.
     pub(crate) fn reconcile_kernel(&self, guard: &S::Guard<'_>) -> Result<(Vec<Step>, Vec<String>)> {
+        // An interface that was handed over cannot be made again where it was taken to.
+        for container in self.store.read()?.containers()? {
+            if container.kind == ContainerKind::Handed && !self.is_alive(&container) {
+                self.reap(guard, container)?;
+            }
+        }
         let tx = self.store.write(guard)?;
         let steps = self.differences(&tx)?;
         tx.commit(Durability::Process)?;

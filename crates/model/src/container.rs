@@ -43,6 +43,9 @@ pub enum ContainerKind {
     Run,
     /// Somebody else; we were shown it by `portolan attach`.
     Attached,
+    /// Somebody else, who does not show it to us: interfaces are left in the host's namespace for him to take from there,
+    /// and what is inside is his (Docker's network plugins).
+    Handed,
 }
 
 /// Whose network stack a container uses.
@@ -102,7 +105,7 @@ pub struct Container {
     pub kind: ContainerKind,
     /// Whose stack it uses.
     pub mode: NetworkMode,
-    /// Its namespace; none before it is made and after it has gone.
+    /// Its namespace; none before it is made and after it has gone. Where interfaces are handed over, the host's.
     pub sandbox: Option<Sandbox>,
     /// The process that waits for the container's process, for `portolan run`.
     pub supervisor: Option<ProcessId>,

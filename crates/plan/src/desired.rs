@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
-    Container, Driver, Endpoint, Family, GatewayMode, Id, IfName, Limit, Mac, Mtu, Network, Publication, Sandbox,
-    StaticRoute, Sysctl,
+    Container, ContainerKind, Driver, Endpoint, Family, GatewayMode, Id, IfName, Limit, Mac, Mtu, Network, Publication,
+    Sandbox, StaticRoute, Sysctl,
 };
 
 use crate::firewall::Firewall;
@@ -280,6 +280,9 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
     objects.extend(view.container.settings.iter().chain(of_endpoints).cloned().map(|Sysctl { key, value, before }| {
         Object::SandboxSetting(SandboxSetting { sandbox: sandbox.clone(), key, value, before })
     }));
+    if view.container.kind == ContainerKind::Handed {
+        objects.retain(|object| object.sandbox_path().is_none());
+    }
     // No route leads from ::1 to a container: the proxy passes it on.
     for publication in view.publications.iter().filter(|publication| publication.host_ip != Some(LOOPBACK6)) {
         for family in Family::ALL.into_iter().filter(|family| publication.covers(*family)) {

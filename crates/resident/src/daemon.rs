@@ -61,6 +61,8 @@ pub struct Config {
     pub run: PathBuf,
     /// Leave when no container is on any network.
     pub on_demand: bool,
+    /// Where Docker's plugin is served, if it is.
+    pub docker: Option<PathBuf>,
     /// Where metrics are told by TCP, beside the unix socket.
     pub metrics: Option<std::net::SocketAddr>,
     /// Where the host's upstream name servers are listed.
@@ -600,7 +602,7 @@ fn read_memory(mut file: File) -> Result<Memory> {
 }
 
 /// Listens at `path`, for root alone, in place of whatever a dead predecessor left there.
-fn listen(path: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
     let doing = || format!("listen at `{}`", path.display());
     let fresh = path.with_extension("new");
     match fs::remove_file(&fresh) {

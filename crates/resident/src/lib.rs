@@ -8,6 +8,7 @@
 pub mod control;
 pub mod daemon;
 pub mod dns;
+pub mod docker;
 pub mod feed;
 pub mod firewall;
 pub mod leases;

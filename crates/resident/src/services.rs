@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Done;
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
+use crate::docker::Plugin;
 use crate::feed::{Event, Feed, Told};
 use crate::leases::{Leases, Missing};
 use crate::notify::Manager;
@@ -103,6 +104,8 @@ pub struct Services {
     scrapers: Option<mpsc::Receiver<Ask>>,
     run: PathBuf,
     metrics: Option<SocketAddr>,
+    /// Where Docker's plugin is served, and who serves it.
+    docker: (Option<PathBuf>, Option<Plugin>),
 }
 
 /// Commands of so many names are told apart.
@@ -137,6 +140,7 @@ impl Services {
             scrapers: None,
             run: config.run.clone(),
             metrics: config.metrics,
+            docker: (config.docker.clone(), None),
         };
         services.resume(inherited)?;
         Ok(services)
@@ -208,6 +212,9 @@ impl Services {
         };
         self.scrape = Some(Scrape::start(&self.run.join("metrics.sock"), self.metrics, ask)?);
         self.scrapers = Some(scrapers);
+        if let Some(socket) = &self.docker.0 {
+            self.docker.1 = Some(Plugin::start(&self.root, &self.run, socket)?);
+        }
         Ok(())
     }
 
@@ -374,6 +381,7 @@ impl Services {
 
     /// Ends the threads.
     pub fn stop(&mut self) {
+        self.docker.1 = None;
         self.dns = None;
         self.proxy = None;
         self.repairer = None;
@@ -387,6 +395,7 @@ impl Services {
     /// # Errors
     /// When one has ended before its time.
     pub fn hand_over(&mut self) -> Result<Inherited> {
+        self.docker.1 = None;
         self.scrape = None;
         // Leases are in the rows.
         self.leases.stop();

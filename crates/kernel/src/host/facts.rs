@@ -186,6 +186,20 @@ pub(super) fn setting_in(sandbox: &Sandbox, path: &str) -> Result<Option<String>
     })
 }
 
+pub(super) fn here() -> Result<Sandbox, KernelError> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    let ns = NetnsFd::open(path).map_err(|source| KernelError {
+        doing: format!("open namespace `{}`", path.display()),
+        reason: source.to_string(),
+        errno: source.errno().unwrap_or(0),
+        kind: Kind::Bug,
+        hint: None,
+        about: None,
+    })?;
+    let id = ns.identity();
+    Ok(Sandbox { device: id.dev, inode: id.ino, path: path.to_owned(), process: None })
+}
+
 pub(super) fn sandbox_alive(sandbox: &Sandbox) -> bool {
     if let Some(process) = sandbox.process
         && start_time(process.pid) != Some(process.started)

@@ -183,6 +183,10 @@ impl Kernel for HostKernel {
         facts::sandbox(path)
     }
 
+    fn here(&self) -> Result<Sandbox, KernelError> {
+        facts::here()
+    }
+
     fn sandbox_alive(&self, sandbox: &Sandbox) -> bool {
         facts::sandbox_alive(sandbox)
     }

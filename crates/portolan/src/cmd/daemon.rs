@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -45,12 +46,20 @@ pub(crate) struct Args {
     run: RunArgs,
 }
 
-/// How the daemon in the foreground runs.
-#[derive(Debug, clap::Args)]
+/// Where Docker looks for a plugin of our name.
+const DOCKER_SOCKET: &str = "/run/docker/plugins/portolan.sock";
+
+/// How the daemon runs.
+#[derive(Debug, Default, clap::Args)]
 struct RunArgs {
     /// Leave when no container is on any network
     #[arg(long)]
     on_demand: bool,
+    /// Serve Docker's network plugin at SOCKET
+    ///
+    /// `docker network create -d portolan` looks for it at the default.
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = DOCKER_SOCKET, conflicts_with = "on_demand")]
+    docker: Option<PathBuf>,
     /// Tell metrics by TCP as well; always by HTTP on the unix socket `metrics.sock` among the run-time files
     #[arg(long, value_name = "IP:PORT")]
     metrics: Option<SocketAddr>,
@@ -59,11 +68,7 @@ struct RunArgs {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Start one in the background, unless one runs; return when it answers
-    Start {
-        /// Leave when no container is on any network
-        #[arg(long)]
-        on_demand: bool,
-    },
+    Start(RunArgs),
     /// Show whether one runs, and how it is
     ///
     /// Exits with 1 if none runs, or something is not as it should be.
@@ -79,11 +84,11 @@ impl Args {
         match self.command {
             None => {
                 Context::require_privileges("daemon")?;
-                daemon::run(config(context, self.run.on_demand, self.run.metrics))
+                daemon::run(config(context, &self.run))
             }
-            Some(Command::Start { on_demand }) => {
+            Some(Command::Start(run)) => {
                 Context::require_privileges("daemon start")?;
-                start(context, on_demand)
+                start(context, &run)
             }
             Some(Command::Status) => status(context),
             Some(Command::Stop) => tell(context, &Request::Stop {}, "stopped"),
@@ -95,31 +100,36 @@ impl Args {
     }
 }
 
-fn config(context: &Context, on_demand: bool, metrics: Option<SocketAddr>) -> Config {
+fn config(context: &Context, run: &RunArgs) -> Config {
     Config {
         root: context.root.clone(),
         run: context.run.clone(),
-        on_demand,
-        metrics,
+        on_demand: run.on_demand,
+        docker: run.docker.clone(),
+        metrics: run.metrics,
         resolv_conf: resolv::host_file(),
-        arguments: arguments(context, on_demand, metrics),
+        arguments: arguments(context, run),
     }
 }
 
 /// The command line of the daemon in the foreground.
-fn arguments(context: &Context, on_demand: bool, metrics: Option<SocketAddr>) -> Vec<OsString> {
+fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["daemon".into(), "--root".into(), context.root.clone().into()];
-    if on_demand {
+    if run.on_demand {
         arguments.push("--on-demand".into());
     }
-    if let Some(address) = metrics {
+    if let Some(socket) = &run.docker {
+        arguments.push("--docker".into());
+        arguments.push(socket.into());
+    }
+    if let Some(address) = run.metrics {
         arguments.push("--metrics".into());
         arguments.push(address.to_string().into());
     }
     arguments
 }
 
-fn start(context: &Context, on_demand: bool) -> Result<i32> {
+fn start(context: &Context, run: &RunArgs) -> Result<i32> {
     fs::create_dir_all(&context.run).with_context(|| format!("create `{}`", context.run.display()))?;
     // Others who want one wait here until it answers.
     let path = context.run.join("daemon.start");
@@ -130,7 +140,16 @@ fn start(context: &Context, on_demand: bool) -> Result<i32> {
     if let Some(mut client) = Client::connect(&context.run)?
         && client.ask(&Request::Status {})?.is_some()
     {
-        return Ok(0);
+        let is_served = |socket: &PathBuf| UnixStream::connect(socket).is_ok();
+        return match run.docker.as_ref().filter(|socket| !is_served(socket)) {
+            None => Ok(0),
+            Some(socket) => Err(Refused::new(format!(
+                "a daemon runs already, and does not serve Docker's plugin at `{}`",
+                socket.display()
+            ))
+            .hint("end it first: portolan daemon stop; containers go on meanwhile")
+            .into()),
+        };
     }
     let log = context.run.join("daemon.log");
     match session::detach().context("go to the background")? {
@@ -141,7 +160,7 @@ fn start(context: &Context, on_demand: bool) -> Result<i32> {
         Side::Back(back) => {
             drop(starting);
             let mut back = Some(back);
-            match supervise(context, on_demand, &log, || {
+            match supervise(context, run, &log, || {
                 if let Some(back) = back.take() {
                     let _ = back.report(0);
                 }
@@ -157,14 +176,14 @@ fn start(context: &Context, on_demand: bool) -> Result<i32> {
 }
 
 /// Stands behind the daemon as long as it lives.
-fn supervise(context: &Context, on_demand: bool, log: &Path, ready: impl FnMut()) -> Result<i32> {
+fn supervise(context: &Context, run: &RunArgs, log: &Path, ready: impl FnMut()) -> Result<i32> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(log);
     session::leave_terminal(file.with_context(|| format!("create `{}`", log.display()))?.as_fd())?;
     std::env::set_current_dir("/")?;
     let Some(lock) = daemon::lock(&context.run)? else { return Ok(0) };
     let program = std::env::current_exe().context("find this program")?;
     let service = Service {
-        command: (&program, &arguments(context, on_demand, None)),
+        command: (&program, &arguments(context, run)),
         socket: &context.run.join("notify.sock"),
         lock: &lock,
     };

@@ -67,7 +67,7 @@ fn remove(context: &Context, engine: &Engine, name: &str, force: bool) -> Result
     }
     let container = info.container;
     let id = container.id.to_string();
-    if container.kind == ContainerKind::Attached {
+    if container.kind != ContainerKind::Run {
         if info.alive && !force {
             return Err(Refused::new(format!(
                 "container `{}` is a namespace that somebody else made, and is there",

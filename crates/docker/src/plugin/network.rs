@@ -1,0 +1,251 @@
+//! What Docker says of networks, endpoints and ports, in the engine's words.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
+use portolan_model::{
+    ContainerKind, Driver, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Ipam, Mac, Name, Network, PortRange,
+    Protocol, PublishSpec, RouteAction,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::wire::{
+    CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface, InterfaceName, Joined,
+    NEXT_HOP, Options, PORT_MAP, Pool, PortBinding, StaticRoute,
+};
+use crate::refusal::Refusal;
+
+/// The label of what Docker keeps, with Docker's id of it.
+pub const LABEL: &str = "com.docker.network.id";
+/// The option of `docker network create` that says what carries the network.
+const DRIVER: &str = "driver";
+/// The pool of Docker's IPAM driver `null`, and of ours where it gives out nothing.
+const NO_POOL: [&str; 2] = ["0.0.0.0/0", "::/0"];
+
+/// Reads an id of Docker's.
+///
+/// # Errors
+/// What is not 64 hexadecimal digits.
+pub fn id(text: &str) -> Result<Id, Refusal> {
+    Ok(text.parse::<Id>()?)
+}
+
+/// What a network or an endpoint of Docker's is called, for nobody tells us its own name.
+fn name(id: Id) -> Name {
+    format!("docker-{}", id.short()).parse().expect("letters, a dash and digits are a name")
+}
+
+/// The network that Docker asks for.
+///
+/// # Errors
+/// What is malformed or cannot be.
+pub fn network_request(asked: &CreateNetwork) -> Result<NetworkRequest, Refusal> {
+    let id = id(&asked.network)?;
+    let mut options = generic(&asked.options)?;
+    let driver = match options.remove(DRIVER) {
+        Some(driver) => driver.parse::<Driver>()?,
+        None => Driver::Bridge,
+    };
+    let is_empty = |pool: &&Pool| !pool.pool.is_empty() && !NO_POOL.contains(&pool.pool.as_str());
+    let pools: Vec<&Pool> = asked.ipv4.iter().chain(&asked.ipv6).filter(is_empty).collect();
+    let (mut subnets, mut gateways, mut aux) = (Vec::new(), Vec::new(), BTreeMap::new());
+    for pool in &pools {
+        subnets.push(subnet(&pool.pool)?);
+        if !pool.gateway.is_empty() {
+            gateways.push(address(&pool.gateway)?);
+        }
+        for (name, text) in &pool.aux_addresses {
+            aux.insert(name.clone(), address(text)?);
+        }
+    }
+    let ipam = if pools.is_empty() { Ipam::None } else { Ipam::Local };
+    Ok(NetworkRequest {
+        id: Some(id),
+        exact: true,
+        driver,
+        ipam,
+        subnets,
+        gateways,
+        aux,
+        internal: flag(&asked.options, INTERNAL).unwrap_or(false),
+        ipv4: flag(&asked.options, ENABLE_IPV4).unwrap_or(true),
+        ipv6: flag(&asked.options, ENABLE_IPV6).unwrap_or(false),
+        options,
+        labels: BTreeMap::from([(LABEL.to_owned(), asked.network.clone())]),
+        ..NetworkRequest::new(name(id))
+    })
+}
+
+/// What `docker network create -o` was given, as text.
+fn generic(options: &Options) -> Result<BTreeMap<String, String>, Refusal> {
+    let given = match options.get(GENERIC) {
+        None | Some(Value::Null) => return Ok(BTreeMap::new()),
+        Some(Value::Object(given)) => given,
+        Some(other) => return Err(Refusal::new(format!("`{GENERIC}` is no object: {other}"))),
+    };
+    let text = |(key, value): (&String, &Value)| match value {
+        Value::String(text) => Ok((key.clone(), text.clone())),
+        Value::Bool(_) | Value::Number(_) => Ok((key.clone(), value.to_string())),
+        other => Err(Refusal::new(format!("option `{key}` is no text: {other}"))),
+    };
+    given.iter().map(text).collect()
+}
+
+/// A label of libnetwork, which is a boolean or the text of one.
+fn flag(options: &Options, key: &str) -> Option<bool> {
+    match options.get(key)? {
+        Value::Bool(value) => Some(*value),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+fn subnet(text: &str) -> Result<IpNet, Refusal> {
+    text.parse().map_err(|_| Refusal::new(format!("`{text}` is no subnet")))
+}
+
+/// An address, with or without prefix length.
+fn address(text: &str) -> Result<IpAddr, Refusal> {
+    let bare = text.split_once('/').map_or(text, |(address, _)| address);
+    bare.parse().map_err(|_| Refusal::new(format!("`{text}` is no IP address")))
+}
+
+/// The endpoint that Docker asks for: a container of its own to the engine, since Docker does not say whose it is.
+///
+/// # Errors
+/// What is malformed.
+pub fn attach_request(asked: &CreateEndpoint, source: IfName) -> Result<AttachRequest, Refusal> {
+    let endpoint = id(&asked.which.endpoint)?;
+    let Interface { address: v4, address6: v6, mac_address: mac } = &asked.interface;
+    let mut addresses = Vec::new();
+    for text in [v4, v6].into_iter().filter(|text| !text.is_empty()) {
+        addresses.push(address(text)?);
+    }
+    let wanted = EndpointRequest {
+        addresses,
+        exact: true,
+        mac: if mac.is_empty() { None } else { Some(mac.parse::<Mac>()?) },
+        ifname: Some(source),
+        ..EndpointRequest::new(id(&asked.which.network)?.to_string())
+    };
+    Ok(AttachRequest {
+        id: Some(endpoint),
+        name: Some(name(endpoint)),
+        kind: ContainerKind::Handed,
+        netns: None,
+        endpoints: vec![wanted],
+        exposed: exposed(&asked.options)?,
+        labels: BTreeMap::from([(LABEL.to_owned(), asked.which.endpoint.clone())]),
+        ..AttachRequest::namespace("")
+    })
+}
+
+/// What Docker did not decide and we did.
+pub fn decided(asked: &Interface, made: &ContainerInfo) -> Option<Interface> {
+    let (endpoint, network) = made.endpoints.first()?;
+    let of = |family| {
+        let addresses = endpoint.addresses.iter().map(|address| address.address);
+        addresses.filter(|address| Family::of(address.addr()) == family).map(|address| address.to_string()).next()
+    };
+    // The MAC of an interface that shares its parent's is not ours to say.
+    let mac = (!network.shares_parents_mac()).then(|| endpoint.mac.to_string());
+    let missing =
+        |asked: &str, ours: Option<String>| if asked.is_empty() { ours.unwrap_or_default() } else { String::new() };
+    let interface = Interface {
+        address: missing(&asked.address, of(Family::V4)),
+        address6: missing(&asked.address6, of(Family::V6)),
+        mac_address: missing(&asked.mac_address, mac),
+    };
+    (interface != Interface::default()).then_some(interface)
+}
+
+/// How Docker is to put the interface into the container.
+pub fn joined(made: &ContainerInfo) -> Option<Joined> {
+    let (endpoint, network) = made.endpoints.first()?;
+    let gateway = |family| {
+        let has = endpoint.address(family).is_some() && network.routes_out(family);
+        let of = network.subnets_of(family).find_map(|subnet| subnet.gateway);
+        of.filter(|_| has).map(|gateway| gateway.to_string()).unwrap_or_default()
+    };
+    let (gateway, gateway6) = (gateway(Family::V4), gateway(Family::V6));
+    let routes = network.routes.iter().filter_map(|route| match route.action {
+        RouteAction::Via(next_hop) => Some(StaticRoute {
+            destination: route.destination.to_string(),
+            route_type: NEXT_HOP,
+            next_hop: next_hop.to_string(),
+        }),
+        _ => None,
+    });
+    Some(Joined {
+        interface_name: InterfaceName {
+            src_name: endpoint.ifname.to_string(),
+            dst_prefix: network.options.interface_prefix.clone(),
+        },
+        static_routes: routes.collect(),
+        // Where there is no way out, none is to be had by another bridge either.
+        disable_gateway_service: gateway.is_empty(),
+        gateway,
+        gateway6,
+    })
+}
+
+/// The ports that Docker asks to publish.
+///
+/// # Errors
+/// What are no port bindings.
+pub fn ports(options: &Options) -> Result<Vec<PublishSpec>, Refusal> {
+    let bindings: Vec<PortBinding> = list(options, PORT_MAP)?;
+    bindings.iter().map(port).collect()
+}
+
+fn port(binding: &PortBinding) -> Result<PublishSpec, Refusal> {
+    let host = match (binding.host_port, binding.host_port_end) {
+        (0, _) => HostPorts::Ephemeral,
+        (first, last) if last <= first => HostPorts::Exact(PortRange::single(first)?),
+        (first, last) => HostPorts::FirstFree(PortRange::new(first, last)?),
+    };
+    Ok(PublishSpec {
+        protocol: protocol(binding.proto)?,
+        host_ip: if binding.host_ip.is_empty() { None } else { Some(address(&binding.host_ip)?) },
+        host,
+        container: PortRange::single(binding.port)?,
+    })
+}
+
+fn exposed(options: &Options) -> Result<Vec<ExposedPort>, Refusal> {
+    let ports: Vec<super::wire::TransportPort> = list(options, super::wire::EXPOSED)?;
+    let one = |port: &super::wire::TransportPort| {
+        Ok(ExposedPort { protocol: protocol(port.proto)?, ports: PortRange::single(port.port)? })
+    };
+    ports.iter().map(one).collect()
+}
+
+fn protocol(number: u8) -> Result<Protocol, Refusal> {
+    Protocol::from_number(number).ok_or_else(|| Refusal::new(format!("protocol {number} has no ports")))
+}
+
+fn list<T: DeserializeOwned>(options: &Options, key: &str) -> Result<Vec<T>, Refusal> {
+    match options.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(value) => serde_json::from_value(value.clone()).map_err(|error| Refusal::new(format!("`{key}`: {error}"))),
+    }
+}
+
+/// Whether `network` is the one that Docker asks for once more: a call that got no answer is repeated.
+pub fn is_same(network: &Network, asked: &NetworkRequest) -> bool {
+    network.driver == asked.driver
+        && network.internal == asked.internal
+        && network.raw_options == asked.options
+        && network.subnets.iter().map(|subnet| subnet.net).eq(asked.subnets.iter().copied())
+}
+
+/// The name of the interface on the host that Docker is to move: `pd` and 13 digits of the endpoint's id.
+///
+/// # Errors
+/// Never for an id.
+pub fn source_name(endpoint: Id) -> Result<IfName, Invalid> {
+    format!("pd{}", &endpoint.to_string()[..13]).parse()
+}

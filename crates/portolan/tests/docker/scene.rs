@@ -1,0 +1,258 @@
+//! Docker on a host with a LAN neighbour, and ways to look at what it does.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use portolan_kernel::netns::NetnsFd;
+use portolan_lab::probe::{Probe, http_get, tcp_probe, udp_probe};
+use portolan_lab::server::UdpServer;
+use portolan_lab::snapshot::{Snapshot, settled};
+use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
+use serde_json::Value;
+
+use crate::machine::{IMAGE, Machine};
+
+/// How long to wait for what must come.
+pub(crate) const LONG: Duration = Duration::from_secs(10);
+/// How long to wait for what must not come.
+pub(crate) const SHORT: Duration = Duration::from_millis(400);
+
+/// The host on the LAN, the second address of it, and its neighbour.
+pub(crate) const HOST: &str = "10.0.1.1";
+pub(crate) const HOST_SECOND: &str = "10.0.1.11";
+pub(crate) const HOST6: &str = "fd00:1::1";
+pub(crate) const NEIGHBOUR: &str = "10.0.1.2";
+pub(crate) const NEIGHBOUR6: &str = "fd00:1::2";
+
+/// The program.
+pub(crate) const PORTOLAN: &str = env!("CARGO_BIN_EXE_portolan");
+
+/// What must be installed, with the Debian package it is in.
+pub(crate) const PROGRAMS: [(&str, &str); 6] = [
+    ("/usr/sbin/dockerd", "docker.io"),
+    ("/usr/bin/docker", "docker.io"),
+    ("/usr/bin/containerd", "containerd"),
+    ("/usr/sbin/runc", "runc"),
+    ("/usr/sbin/iptables", "iptables"),
+    ("/usr/bin/busybox", "busybox-static"),
+];
+
+/// What Docker, containerd and we write to.
+const PLACES: [&str; 4] = ["/var/lib/docker", "/var/lib/containerd", "/var/lib/portolan", "/var/tmp"];
+
+/// An address and port.
+pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().expect("an address of the cases"), port)
+}
+
+/// What carries Docker's networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// Docker's own.
+    Bridge,
+    /// Ours.
+    Portolan,
+}
+
+impl Driver {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Portolan => "portolan",
+        }
+    }
+}
+
+/// A host with Docker.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub(crate) machine: Machine,
+    pub(crate) driver: Driver,
+    dockerd: Mutex<Child>,
+    pub(crate) host: Host,
+    pub(crate) neighbour: Host,
+    /// What the host held when Docker had just begun.
+    pub(crate) before: Snapshot,
+    _lan: Lan,
+    // Last, as it removes the others.
+    _lab: Lab,
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub(crate) struct Container {
+    netns: NetnsFd,
+    /// What `docker inspect` says.
+    pub(crate) details: Value,
+}
+
+impl InNetns for Container {
+    fn netns(&self) -> &NetnsFd {
+        &self.netns
+    }
+}
+
+impl Container {
+    /// A field of its place on a network; empty if it has none.
+    pub(crate) fn on(&self, network: &str, field: &str) -> String {
+        self.details["NetworkSettings"]["Networks"][network][field].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Its address on a network.
+    pub(crate) fn ip(&self, network: &str) -> String {
+        self.on(network, "IPAddress")
+    }
+}
+
+impl Scene {
+    /// Makes one.
+    pub(crate) fn new(name: &str, driver: Driver) -> Result<Self> {
+        let lab = Lab::new(name)?;
+        let (host, neighbour) = (lab.host("h")?, lab.host("n")?);
+        let (at_host, at_neighbour) =
+            (["10.0.1.1/24", "10.0.1.11/24", "fd00:1::1/64"], ["10.0.1.2/24", "fd00:1::2/64"]);
+        let lan = lab.lan("lan", &[(&host, "eth0", &at_host), (&neighbour, "eth0", &at_neighbour)])?;
+        for gateway in [NEIGHBOUR, NEIGHBOUR6] {
+            host.add_default_route(gateway)?;
+        }
+        let machine = Machine::start(&lab, &host, name, &PLACES, |_| Ok(()))?;
+        if driver == Driver::Portolan {
+            machine.run(PORTOLAN, &["daemon", "start", "--docker"])?;
+        }
+        let dockerd = Mutex::new(start_dockerd(&machine)?);
+        let before = settled(&host, LONG)?;
+        let scene = Self { machine, driver, dockerd, host, neighbour, before, _lan: lan, _lab: lab };
+        scene.docker(&["load", "-i", &scene.machine.make_image()?])?;
+        Ok(scene)
+    }
+
+    /// Kills Docker as no signal handler can hear, and starts another.
+    pub(crate) fn kill_docker(&self) -> Result<()> {
+        let mut dockerd = self.dockerd.lock().expect("no case panics");
+        dockerd.kill()?;
+        dockerd.wait()?;
+        *dockerd = start_dockerd(&self.machine)?;
+        Ok(())
+    }
+
+    /// Runs `docker`.
+    pub(crate) fn docker(&self, args: &[&str]) -> Result<String> {
+        self.machine.run("docker", args)
+    }
+
+    /// Runs `portolan`.
+    pub(crate) fn portolan(&self, args: &[&str]) -> Result<String> {
+        self.machine.run(PORTOLAN, args)
+    }
+
+    /// Starts a container that serves HTTP on port 80, saying its name.
+    pub(crate) fn run(&self, name: &str, args: &[&str]) -> Result<Container> {
+        let variable = format!("NAME={name}");
+        self.docker(&[&["run", "-d", "--name", name, "-e", &variable], args, &[IMAGE]].concat())?;
+        self.look(name)
+    }
+
+    /// A container as it is now.
+    pub(crate) fn look(&self, name: &str) -> Result<Container> {
+        let details: Value = serde_json::from_str(&self.docker(&["container", "inspect", name])?)?;
+        let details = details[0].clone();
+        let pid = &details["State"]["Pid"];
+        let netns = self.machine.netns(&format!("/proc/{pid}/ns/net"))?;
+        Ok(Container { netns, details })
+    }
+
+    /// Creates a network of the driver that is tried.
+    pub(crate) fn network(&self, name: &str, args: &[&str]) -> Result<()> {
+        self.docker(&[&["network", "create", "-d", self.driver.name()], args, &[name]].concat())?;
+        Ok(())
+    }
+
+    /// Removes what a case left, so that the next one finds an empty machine.
+    pub(crate) fn clear(&self) -> Result<()> {
+        self.clear_containers()?;
+        self.docker(&["network", "prune", "--force"])?;
+        Ok(())
+    }
+
+    /// Removes all containers.
+    pub(crate) fn clear_containers(&self) -> Result<()> {
+        let all = self.docker(&["ps", "-aq"])?;
+        let all: Vec<&str> = all.split_whitespace().collect();
+        if !all.is_empty() {
+            self.docker(&[&["rm", "-f"], &all[..]].concat())?;
+        }
+        Ok(())
+    }
+}
+
+fn start_dockerd(machine: &Machine) -> Result<Child> {
+    // One that was killed leaves it.
+    let _ = fs::remove_file(machine.outside("/run/docker.pid"));
+    let log = fs::File::create(machine.outside("/run/dockerd.log"))?;
+    let options = ["--storage-driver=vfs", "--exec-opt=native.cgroupdriver=cgroupfs"];
+    let mut command = machine.command("dockerd", &options);
+    let dockerd = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("start dockerd")?;
+    let is_there = || machine.command("docker", &["version"]).output().is_ok_and(|out| out.status.success());
+    let log = || fs::read_to_string(machine.outside("/run/dockerd.log")).unwrap_or_default();
+    ensure!(eventually(LONG * 3, is_there), "dockerd does not answer: {}", log());
+    Ok(dockerd)
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if self.driver == Driver::Portolan {
+            let _ = self.machine.command(PORTOLAN, &["daemon", "stop"]).output();
+        }
+        if let Ok(mut dockerd) = self.dockerd.lock() {
+            let _ = dockerd.kill();
+            let _ = dockerd.wait();
+        }
+    }
+}
+
+/// Fails unless the HTTP server at `to` says that it is `name`; the server has a moment to start.
+pub(crate) fn says(from: &impl InNetns, to: SocketAddr, name: &str) -> Result<()> {
+    let mut last = String::new();
+    let is_there = || match http_get(from, to, "/", SHORT) {
+        Ok(reply) => {
+            last = reply.body.trim().to_owned();
+            last == name
+        }
+        Err(error) => {
+            last = format!("{error:#}");
+            false
+        }
+    };
+    ensure!(eventually(LONG, is_there), "`{name}` does not answer at {to}: {last}");
+    Ok(())
+}
+
+/// Fails if somebody answers TCP at `to`.
+pub(crate) fn silent(from: &impl InNetns, to: SocketAddr) -> Result<()> {
+    let probe = tcp_probe(from, to, SHORT);
+    ensure!(!probe.is_open(), "somebody answers at {to}: {probe}");
+    Ok(())
+}
+
+/// Fails unless somebody who says `banner` answers UDP at `to`; what it sees of the client.
+pub(crate) fn reaches_by_udp(from: &impl InNetns, to: SocketAddr, banner: &str) -> Result<IpAddr> {
+    let probe: Probe = udp_probe(from, to, LONG);
+    ensure!(probe.banner() == Some(banner), "`{banner}` does not answer at {to}: {probe}");
+    Ok(probe.seen().context("the server says whom it sees")?.ip())
+}
+
+/// A UDP server in `place`, on all addresses.
+pub(crate) fn udp_server(place: &impl InNetns, port: u16, banner: &str) -> Result<UdpServer> {
+    UdpServer::start(place, at("::", port), banner)
+}
+
+/// What `work` takes.
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed(), result)
+}
