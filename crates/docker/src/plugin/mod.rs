@@ -6,9 +6,10 @@ pub mod network;
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use portolan_engine::{ContainerInfo, Engine, Error, Kernel, Store};
-use portolan_model::{ContainerKind, HostPorts, Id, PublishSpec};
+use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, PublishSpec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -130,6 +131,19 @@ fn find<S: Store, K: Kernel>(engine: &Engine<S, K>, endpoint: &str) -> Result<Op
     }
 }
 
+/// Docker's endpoint on a network that has this address, if one has.
+fn forgotten<S: Store, K: Kernel>(
+    engine: &Engine<S, K>,
+    network: &str,
+    address: IpAddr,
+) -> Result<Option<Id>, Refusal> {
+    let endpoints = engine.network(network)?.endpoints;
+    let has = |endpoint: &Endpoint| endpoint.addresses.iter().any(|one| one.address.addr() == address);
+    let Some((endpoint, _)) = endpoints.iter().find(|(endpoint, _)| has(endpoint)) else { return Ok(None) };
+    let container = engine.container(&endpoint.container.to_string())?.container;
+    Ok((container.kind == ContainerKind::Handed).then_some(container.id))
+}
+
 /// The same, where Docker takes it to be there.
 fn expect<S: Store, K: Kernel>(engine: &Engine<S, K>, which: &EndpointOnly) -> Result<ContainerInfo, Refusal> {
     let missing = || Refusal::new(format!("endpoint {} is not there", which.endpoint));
@@ -144,7 +158,17 @@ fn create_endpoint<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateEnd
         return told(json!({ "Interface": network::decided(&asked.interface, &made) }));
     }
     let request = network::attach_request(asked, network::source_name(endpoint)?)?;
-    let made = engine.attach(&request)?;
+    let made = match engine.attach(&request) {
+        // Docker gives an address to one endpoint at a time: it has forgotten the one that has it, having been killed, and
+        // may take a minute to let go of its namespace.
+        Err(error @ Error::AddressTaken { address, .. }) => {
+            let Some(holder) = forgotten(engine, &asked.which.network, address)? else { return Err(error.into()) };
+            tracing::warn!(%holder, "{address} is given to another endpoint: taking it down");
+            engine.detach(&holder.to_string())?;
+            engine.attach(&request)?
+        }
+        attached => attached?,
+    };
     changed(json!({ "Interface": network::decided(&asked.interface, &made) }))
 }
 

@@ -249,3 +249,67 @@ pub fn is_same(network: &Network, asked: &NetworkRequest) -> bool {
 pub fn source_name(endpoint: Id) -> Result<IfName, Invalid> {
     format!("pd{}", &endpoint.to_string()[..13]).parse()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Docker 20.10 asks for `docker network create -d portolan --internal -o driver=bridge -o … --aux-address`.
+    const CREATE: &str = r#"{"NetworkID":"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "Options":{"com.docker.network.enable_ipv6":true,"com.docker.network.internal":true,
+        "com.docker.network.generic":{"driver":"bridge","com.docker.network.driver.mtu":"1400"}},
+        "IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"172.20.0.0/16","Gateway":"172.20.0.1/16",
+        "AuxAddresses":{"printer":"172.20.0.5/16"}}],
+        "IPv6Data":[{"AddressSpace":"LocalDefault","Pool":"fd60::/64","Gateway":"fd60::1/64"}]}"#;
+
+    #[test]
+    fn a_network() {
+        let request = network_request(&serde_json::from_str(CREATE).unwrap()).unwrap();
+        assert_eq!(
+            (request.driver, request.ipam, request.internal, request.ipv6),
+            (Driver::Bridge, Ipam::Local, true, true)
+        );
+        assert_eq!(request.subnets, ["172.20.0.0/16".parse::<IpNet>().unwrap(), "fd60::/64".parse().unwrap()]);
+        assert_eq!(request.gateways, ["172.20.0.1".parse::<IpAddr>().unwrap(), "fd60::1".parse().unwrap()]);
+        assert_eq!(request.aux["printer"].to_string(), "172.20.0.5");
+        assert_eq!(request.options, BTreeMap::from([("com.docker.network.driver.mtu".to_owned(), "1400".to_owned())]));
+        assert_eq!(request.name.as_str(), "docker-0123456789ab");
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for (text, why) in [
+            (CREATE.replace("0123456789abcdef0123", "xyz"), "hexadecimal"),
+            (CREATE.replace("172.20.0.0/16", "172.20.0.0/77"), "is no subnet"),
+            (CREATE.replace("172.20.0.1/16", "gate"), "is no IP address"),
+            (CREATE.replace(r#""driver":"bridge""#, r#""driver":"carrier-pigeon""#), "carrier-pigeon"),
+            (CREATE.replace(r#""1400""#, "[1400]"), "is no text"),
+        ] {
+            let refusal = network_request(&serde_json::from_str(&text).unwrap()).unwrap_err();
+            assert!(refusal.to_string().contains(why), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn no_pool_is_no_address() {
+        let null = r#"{"NetworkID":"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef","Options":null,
+            "IPv4Data":[{"AddressSpace":"null","Pool":"0.0.0.0/0"}],"IPv6Data":null}"#;
+        let request = network_request(&serde_json::from_str(null).unwrap()).unwrap();
+        assert_eq!((request.ipam, request.subnets), (Ipam::None, vec![]));
+    }
+
+    #[test]
+    fn port_bindings() {
+        let options: Options = serde_json::from_str(
+            r#"{"com.docker.network.portmap":[{"Proto":6,"IP":"","Port":80,"HostIP":"","HostPort":8080,"HostPortEnd":8080},
+            {"Proto":17,"Port":53,"HostIP":"127.0.0.1","HostPort":5300,"HostPortEnd":5310},{"Proto":132,"Port":9,"HostPort":0}]}"#,
+        )
+        .unwrap();
+        let ports = ports(&options).unwrap();
+        assert_eq!(ports[0], "8080:80".parse().unwrap());
+        assert_eq!((ports[1].protocol, ports[1].host_ip), (Protocol::Udp, Some("127.0.0.1".parse().unwrap())));
+        assert_eq!(ports[1].host, HostPorts::FirstFree(PortRange::new(5300, 5310).unwrap()));
+        assert_eq!((ports[2].protocol, ports[2].host), (Protocol::Sctp, HostPorts::Ephemeral));
+        assert!(super::ports(&serde_json::from_str(r#"{"com.docker.network.portmap":"80"}"#).unwrap()).is_err());
+    }
+}

@@ -124,6 +124,23 @@ impl Scene {
             machine.run(PORTOLAN, &["daemon", "start", "--docker"])?;
         }
         let dockerd = Mutex::new(start_dockerd(&machine)?);
+        if driver == Driver::Portolan {
+            // As `portolan doctor --open` does.
+            for table in ["iptables", "ip6tables"] {
+                for rule in [
+                    &["-m", "devgroup", "--dst-group", "0x504f", "-j", "ACCEPT"][..],
+                    &["-m", "devgroup", "--src-group", "0x504f", "-o", "docker0", "-j", "RETURN"],
+                    &["-m", "devgroup", "--src-group", "0x504f", "-o", "br-+", "-j", "RETURN"],
+                    &["-m", "devgroup", "--src-group", "0x504f", "-j", "ACCEPT"],
+                ]
+                .into_iter()
+                .rev()
+                {
+                    let chain = if table == "iptables" { "DOCKER-USER" } else { "FORWARD" };
+                    machine.run(table, &[&["-I", chain], rule].concat())?;
+                }
+            }
+        }
         let before = settled(&host, LONG)?;
         let scene = Self { machine, driver, dockerd, host, neighbour, before, _lan: lan, _lab: lab };
         scene.docker(&["load", "-i", &scene.machine.make_image()?])?;
@@ -132,10 +149,25 @@ impl Scene {
 
     /// Kills Docker as no signal handler can hear, and starts another.
     pub(crate) fn kill_docker(&self) -> Result<()> {
+        self.kill_docker_with(|| Ok(()))
+    }
+
+    /// The same; does `meanwhile` before.
+    pub(crate) fn kill_docker_with(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut dockerd = self.dockerd.lock().expect("no case panics");
-        dockerd.kill()?;
+        // Our child only stands before it.
+        let pid = fs::read_to_string(self.machine.outside("/run/docker.pid"))?;
+        self.machine.run("kill", &["-9", pid.trim()])?;
         dockerd.wait()?;
+        meanwhile()?;
         *dockerd = start_dockerd(&self.machine)?;
+        Ok(())
+    }
+
+    /// Kills the plugin's daemon; whoever stands behind it starts it again.
+    pub(crate) fn kill_daemon(&self) -> Result<()> {
+        let status: Value = serde_json::from_str(&self.portolan(&["daemon", "status", "--json"])?)?;
+        self.machine.run("kill", &["-9", &status["pid"].to_string()])?;
         Ok(())
     }
 

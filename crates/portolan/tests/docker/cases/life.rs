@@ -1,5 +1,8 @@
 //! Starting, stopping, dying, of containers, of Docker and of us; what is left.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use portolan_lab::eventually;
 use portolan_lab::snapshot::{diff, settled};
@@ -14,6 +17,9 @@ pub(crate) const CASES: &[Case] = &[
     ("20 containers started at once", at_once),
     ("Docker killed and started again: networks are there, containers start", docker_killed),
     ("Docker killed while it creates", killed_while_creating),
+    ("Docker and a container killed, then `start`", both_killed),
+    ("the plugin's daemon stopped, killed, started, upgraded while a container runs", daemon_restarts),
+    ("the plugin's daemon killed while Docker creates", daemon_killed_while_creating),
     ("the host is in the end what it was before", untouched),
 ];
 
@@ -47,7 +53,7 @@ fn at_once(scene: &Scene) -> Result<()> {
         let (name, port) = (format!("c{n}"), format!("{}:80", 8100 + n));
         let variable = format!("NAME={name}");
         let args = ["run", "-d", "--name", &name, "-e", &variable, "--network", "web", "-p", &port, IMAGE];
-        started.push(scene.machine.command("docker", &args).stdout(std::process::Stdio::null()).spawn()?);
+        started.push(scene.machine.command("docker", &args).stdout(Stdio::null()).spawn()?);
     }
     for mut child in started {
         ensure!(child.wait()?.success(), "one of them does not start");
@@ -74,14 +80,9 @@ fn killed_while_creating(scene: &Scene) -> Result<()> {
     scene.network("web", &["--subnet", "10.60.0.0/24"])?;
     for delay in [20u64, 60, 120, 200, 300] {
         let run = ["run", "-d", "--network", "web", "--ip", "10.60.0.9", "-p", "8080:80", IMAGE];
-        let mut child = scene
-            .machine
-            .command("docker", &run)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()?;
+        let mut child = scene.machine.command("docker", &run).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         // Not to wait for anything: to be somewhere else each time.
-        std::thread::sleep(std::time::Duration::from_millis(delay));
+        std::thread::sleep(Duration::from_millis(delay));
         scene.kill_docker()?;
         child.wait()?;
         scene.clear_containers()?;
@@ -93,6 +94,61 @@ fn killed_while_creating(scene: &Scene) -> Result<()> {
     let links = scene.machine.run("ip", &["-o", "link", "show", "type", "veth"])?;
     let left: Vec<&str> = links.lines().filter(|line| !line.contains(" eth0")).collect();
     ensure!(left.is_empty(), "left are {left:?}");
+    Ok(())
+}
+
+fn both_killed(scene: &Scene) -> Result<()> {
+    scene.network("web", &[])?;
+    let site = scene.run("site", &["--network", "web", "-p", "8080:80"])?;
+    says(&scene.neighbour, at(HOST, 8080), "site")?;
+    let pid = site.details["State"]["Pid"].to_string();
+    scene.kill_docker_with(|| scene.machine.run("kill", &["-9", &pid]).map(drop))?;
+    scene.docker(&["start", "site"])?;
+    says(&scene.neighbour, at(HOST, 8080), "site")
+}
+
+fn daemon_restarts(scene: &Scene) -> Result<()> {
+    if scene.driver == Driver::Bridge {
+        return Ok(());
+    }
+    scene.network("web", &[])?;
+    scene.run("site", &["--network", "web", "-p", "8080:80"])?;
+    scene.portolan(&["daemon", "stop"])?;
+    says(&scene.neighbour, at(HOST, 8080), "site")?;
+    scene.portolan(&["daemon", "start", "--docker"])?;
+    scene.run("second", &["--network", "web", "-p", "8081:80"])?;
+    scene.portolan(&["daemon", "upgrade"])?;
+    scene.run("third", &["--network", "web", "-p", "8082:80"])?;
+    scene.kill_daemon()?;
+    scene.run("fourth", &["--network", "web", "-p", "8083:80"])?;
+    for (port, name) in [(8080, "site"), (8081, "second"), (8082, "third"), (8083, "fourth")] {
+        says(&scene.neighbour, at(HOST, port), name)?;
+    }
+    scene.portolan(&["verify"])?;
+    Ok(())
+}
+
+fn daemon_killed_while_creating(scene: &Scene) -> Result<()> {
+    if scene.driver == Driver::Bridge {
+        return Ok(());
+    }
+    scene.network("web", &["--subnet", "10.60.0.0/24"])?;
+    for delay in [20u64, 60, 100, 140, 180, 220, 260] {
+        let run = ["run", "-d", "--network", "web", "--ip", "10.60.0.9", "-p", "8080:80", IMAGE];
+        let mut child = scene.machine.command("docker", &run).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        // Not to wait for anything: to be somewhere else each time.
+        std::thread::sleep(Duration::from_millis(delay));
+        scene.kill_daemon()?;
+        // Docker asks again, or fails; whatever it does, nothing is in the way of the next.
+        child.wait()?;
+        scene.clear_containers()?;
+        scene.run("site", &["--network", "web", "--ip", "10.60.0.9", "-p", "8080:80"])?;
+        says(&scene.neighbour, at(HOST, 8080), "site")?;
+        scene.docker(&["rm", "-f", "site"])?;
+    }
+    let left = scene.portolan(&["ps", "-q"])?;
+    ensure!(left.is_empty(), "left are {left}");
+    scene.portolan(&["verify"])?;
     Ok(())
 }
 

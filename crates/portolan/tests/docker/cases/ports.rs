@@ -26,7 +26,7 @@ fn tcp(scene: &Scene) -> Result<()> {
     }
     says(&site, at(HOST, 8080), "site")?;
     if scene.driver == Driver::Portolan {
-        let ports = scene.portolan(&["port", "-a"]).or_else(|_| scene.portolan(&["ps"]))?;
+        let ports = scene.portolan(&["ps"])?;
         ensure!(ports.contains("8080"), "`portolan` does not show it: {ports}");
     }
     Ok(())
