@@ -128,8 +128,9 @@ fn links(
     for link in &all {
         let (Some(alias), Ok(name)) = (&link.alias, link.name.parse::<IfName>()) else { continue };
         if alias.starts_with(&network) && link.kind.as_deref() == Some("bridge") {
+            let Some(addresses) = addresses_of(socket, link)? else { continue };
             bridges.insert(link.index, name.clone());
-            let mut bridge = bridge(socket, link, name, alias, groups, &connected)?;
+            let mut bridge = bridge(link, &addresses, name, alias, groups, &connected);
             bridge.vrf = link.master.and_then(|index| names.get(&index)?.parse().ok());
             // Which VLAN it is was said when it was made.
             if link.bridge.is_some_and(|state| state.vlan_filtering)
@@ -153,8 +154,9 @@ fn links(
         } else if alias.starts_with(&endpoint) {
             let port = match desired.find(&portolan_plan::Key::Port(name.clone())) {
                 Some(Object::Port(wanted @ Port { place: HostEnd::Routed(_), .. })) => {
+                    let Some(addresses) = addresses_of(socket, link)? else { continue };
                     devices.insert(link.index, name);
-                    routed_port(socket, link, wanted, groups)?
+                    routed_port(link, &addresses, wanted, groups)
                 }
                 wanted => port(
                     link,
@@ -221,29 +223,36 @@ fn speaks_ipv6(link: &Link, addresses: &[addr::Address]) -> bool {
 
 /// An address whose route to the subnet is gone counts as gone: it is of no use.
 fn bridge(
-    socket: &mut Socket,
     link: &Link,
+    addresses: &[addr::Address],
     name: IfName,
     alias: &str,
     groups: Groups,
     connected: &BTreeSet<(u32, IpNet)>,
-) -> Result<Bridge, KernelError> {
+) -> Bridge {
     let is_whole =
         |net: &IpNet| net.prefix_len() == net.max_prefix_len() || connected.contains(&(link.index, net.trunc()));
-    let addresses = addr::dump(socket, Some(link.index)).map_err(|error| refusal("list addresses", &error))?;
     let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
     let usable = link.up && link.group == groups.bridges;
-    Ok(Bridge {
+    Bridge {
         name,
         mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-        addresses: nets(&addresses).into_iter().filter(is_whole).collect(),
+        addresses: nets(addresses).into_iter().filter(is_whole).collect(),
         alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
-        ipv6: !disabled && speaks_ipv6(link, &addresses),
+        ipv6: !disabled && speaks_ipv6(link, addresses),
         route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
         vlan: None,
         vrf: None,
-    })
+    }
+}
+
+/// The addresses of an interface; none if it has gone since it was listed.
+fn addresses_of(socket: &mut Socket, link: &Link) -> Result<Option<Vec<addr::Address>>, KernelError> {
+    match addr::dump(socket, Some(link.index)) {
+        Err(error) if error.errno() == libc::ENODEV => Ok(None),
+        listed => listed.map(Some).map_err(|error| refusal("list addresses", &error)),
+    }
 }
 
 fn nets(addresses: &[addr::Address]) -> BTreeSet<IpNet> {
@@ -364,8 +373,7 @@ fn inside(
         let link = link::lookup(&mut socket, wanted.name.as_str())
             .map_err(|error| refusal("find an interface in the sandbox", &error))?;
         let Some(link) = link.filter(|link| link.up) else { continue };
-        let addresses = addr::dump(&mut socket, Some(link.index))
-            .map_err(|error| refusal("list addresses in the sandbox", &error))?;
+        let Some(addresses) = addresses_of(&mut socket, &link)? else { continue };
         let disabled =
             sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
         names.insert(link.index, wanted.name.clone());

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use portolan_engine::KernelError;
 use portolan_model::{IfName, Mac, Mtu, Sandbox};
 use portolan_plan::{BridgePort, Groups, HostEnd, HostRoute, Object, Objects, Port, Routed};
 
 use super::{nets, speaks_ipv6};
-use crate::host::{apply, refusal};
-use crate::netlink::Socket;
+use crate::host::apply;
 use crate::rtnl::link::{Ipv4Conf, Link};
 use crate::rtnl::{addr, route};
 use crate::sysctl;
@@ -47,25 +45,19 @@ pub(super) fn host_routes<'a>(
 }
 
 /// The host end of a pair that the host routes by.
-pub(super) fn routed_port(
-    socket: &mut Socket,
-    link: &Link,
-    wanted: &Port,
-    groups: Groups,
-) -> Result<Port, KernelError> {
-    let addresses = addr::dump(socket, Some(link.index)).map_err(|error| refusal("list addresses", &error))?;
+pub(super) fn routed_port(link: &Link, addresses: &[addr::Address], wanted: &Port, groups: Groups) -> Port {
     let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
     let usable = link.up && link.group == groups.bridges && link.master.is_none();
     let is_whole = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
     let place = HostEnd::Routed(Routed {
         mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
-        gateways: nets(&addresses).iter().filter(|net| is_whole(net)).map(IpNet::addr).collect(),
-        ipv6: !disabled && speaks_ipv6(link, &addresses),
+        gateways: nets(addresses).iter().filter(|net| is_whole(net)).map(IpNet::addr).collect(),
+        ipv6: !disabled && speaks_ipv6(link, addresses),
         route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
     });
     let alias =
         if usable { wanted.alias.clone() } else { format!("{} (down, in another group or on a bridge)", wanted.alias) };
-    Ok(Port { place, mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET), alias, ..wanted.clone() })
+    Port { place, mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET), alias, ..wanted.clone() }
 }
 
 /// A bridge port. What lies in the sandbox is taken from what should be there; [`inside`] looks at it.
