@@ -199,7 +199,10 @@ impl Door {
 
     /// Removes calls, and doors but `keep`. A door of another name is of a time when our rules had that name.
     fn remove(&self, saved: &Saved, batch: &mut Batch, keep: Option<&str>) {
-        let is_ours = |spec: &Spec| spec.value("--comment") == Some(&self.comment);
+        // A chain that is called cannot be removed, whoever calls it.
+        let is_ours = |spec: &Spec| {
+            spec.value("--comment") == Some(&self.comment) || spec.value("-j") == Some(self.chain.as_str())
+        };
         let is_door = |chain: &str| chain == self.chain || (chain.starts_with("PORTOLAN-") && chain.ends_with("-DOOR"));
         let mut doors: Vec<&str> = Vec::new();
         for (chain, rules) in saved.filter() {

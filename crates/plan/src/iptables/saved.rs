@@ -112,6 +112,11 @@ impl Saved {
         self.chains.get(&(table, chain.to_owned())).map(Vec::as_slice)
     }
 
+    /// Whether there is a chain `FORWARD` in table `filter`.
+    pub fn has_forward(&self) -> bool {
+        self.chains.contains_key(&(Table::Filter, "FORWARD".to_owned()))
+    }
+
     /// What becomes of a packet at the end of a chain of table `filter` that the kernel calls.
     pub(super) fn policy(&self, chain: &str) -> Option<&str> {
         self.policies.get(chain).map(String::as_str)
