@@ -130,6 +130,7 @@ impl Stage {
             assert_closed(&self.other, at(self.c.ip(family), 80));
             assert_closed(&self.c, at(Self::behind(family), 80));
             assert_closed(&self.behind, at(self.c.ip(family), 80));
+            assert_closed(&self.behind, at(host_ip(family), 8080));
         }
     }
 }
@@ -141,6 +142,7 @@ fn opens_and_closes(world: World, backend: &str, at_chain: &str) {
     stage.assert_passing();
     for family in FAMILIES {
         assert_leads(&stage.c, at(Stage::behind(family), 80), "behind");
+        assert_leads(&stage.behind, at(host_ip(family), 8080), "c");
     }
     both(world, backend, " -P FORWARD DROP");
     let before = saved(world, backend);

@@ -94,17 +94,17 @@ impl Door {
         let names = Names::of(firewall);
         let comment = comment(root);
         let quoted = quoted(&comment);
-        // What comes in to us is decided by our own rules; what goes to Docker's networks by Docker's, which are next.
-        let enter = format!("-m devgroup --dst-group {bridges:#x} {quoted} -j ACCEPT");
-        let leave = format!("-m devgroup --src-group {bridges:#x} {quoted} -j ACCEPT");
-        let to_docker =
-            OF_DOCKER.map(|out| format!("-o {out} -m devgroup --src-group {bridges:#x} {quoted} -j RETURN"));
-        Self {
-            chain: format!("{}-DOOR", names.prefix()),
-            forward: names.chain(Chain::Forward),
-            comment,
-            rules: [enter].into_iter().chain(to_docker).chain([leave]).collect(),
-        }
+        let (from_ours, to_ours) = (format!("--src-group {bridges:#x}"), format!("--dst-group {bridges:#x}"));
+        let rule = |interface: &str, groups: &str, verdict: &str| {
+            format!("{interface}-m devgroup {groups} {quoted} -j {verdict}")
+        };
+        // Between ours our own rules decide, and about the world; with Docker's networks, Docker's, which are next: it
+        // may have internal ones.
+        let mut rules = vec![rule("", &format!("{from_ours} {to_ours}"), "ACCEPT")];
+        rules.extend(OF_DOCKER.map(|name| rule(&format!("-i {name} "), &to_ours, "RETURN")));
+        rules.extend(OF_DOCKER.map(|name| rule(&format!("-o {name} "), &from_ours, "RETURN")));
+        rules.extend([&to_ours, &from_ours].map(|groups| rule("", groups, "ACCEPT")));
+        Self { chain: format!("{}-DOOR", names.prefix()), forward: names.chain(Chain::Forward), comment, rules }
     }
 
     /// What `FORWARD` does to packets of our networks.
@@ -335,9 +335,12 @@ COMMIT
         let comment = "-m comment --comment \"portolan: networks of /var/lib/portolan\"";
         let rules = format!(
             ":PORTOLAN-DOOR - [0:0]\n\
-             -A PORTOLAN-DOOR -m devgroup --dst-group 0x504f {comment} -j ACCEPT\n\
+             -A PORTOLAN-DOOR -m devgroup --src-group 0x504f --dst-group 0x504f {comment} -j ACCEPT\n\
+             -A PORTOLAN-DOOR -i docker0 -m devgroup --dst-group 0x504f {comment} -j RETURN\n\
+             -A PORTOLAN-DOOR -i br-+ -m devgroup --dst-group 0x504f {comment} -j RETURN\n\
              -A PORTOLAN-DOOR -o docker0 -m devgroup --src-group 0x504f {comment} -j RETURN\n\
              -A PORTOLAN-DOOR -o br-+ -m devgroup --src-group 0x504f {comment} -j RETURN\n\
+             -A PORTOLAN-DOOR -m devgroup --dst-group 0x504f {comment} -j ACCEPT\n\
              -A PORTOLAN-DOOR -m devgroup --src-group 0x504f {comment} -j ACCEPT\n"
         );
         let call = format!("-A {chain} {comment} -j PORTOLAN-DOOR\n");
@@ -350,10 +353,10 @@ COMMIT
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..2], ["*filter", ":PORTOLAN-DOOR - [0:0]"]);
         assert_eq!(
-            lines[6],
+            lines[9],
             "-I DOCKER-USER -m comment --comment \"portolan: networks of /var/lib/portolan\" -j PORTOLAN-DOOR"
         );
-        assert_eq!(lines[7..], ["COMMIT"]);
+        assert_eq!(lines[10..], ["COMMIT"]);
 
         let now = Saved::parse(&opened("DOCKER-USER"));
         assert_eq!(door().state(&now), State::Opened { at: "DOCKER-USER".into() });

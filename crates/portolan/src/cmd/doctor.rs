@@ -25,10 +25,10 @@ use crate::output;
 /// Without flags nothing is changed. Exits with 0 if nothing is closed, with 1 otherwise.
 ///
 /// --open adds a chain of rules for our networks, and calls it from DOCKER-USER if Docker's rules are there, since Docker
-/// keeps what is in that chain, else from FORWARD: what goes to our networks passes, for Portolan's rules decide about it;
-/// what comes from them passes as well, but to Docker's own networks only as Docker's rules say. Who reaches whom among
-/// our networks stays as it is. Rules carry the comment `portolan: networks of ROOT`, do not survive a reboot, and
-/// --close removes exactly them. Chains of nftables are never changed; it is said which rules to add.
+/// keeps what is in that chain, else from FORWARD. What comes from our networks or goes to them passes, for Portolan's
+/// rules decide about it; between them and Docker's networks, Docker's rules go on deciding as well. Who reaches whom among
+/// our networks stays as it is. The rules carry the comment `portolan: networks of ROOT` and do not survive a reboot;
+/// --close removes exactly them. Chains of nftables are never changed: it is said which rules to add.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
