@@ -151,7 +151,7 @@ fn opens_and_closes(world: World, backend: &str, at_chain: &str) {
     let (text, status) = doctor(world, &[]);
     assert_eq!(status, Some(1), "{text}");
     assert_eq!(text.matches("policy DROP of FORWARD").count(), 2, "one for each family: {text}");
-    assert_eq!(text.matches("portolan doctor --open").count(), 2, "{text}");
+    assert_eq!(text.matches("to open it: portolan --root").count(), 2, "{text}");
     assert_eq!(saved(world, backend), before, "looking changes nothing");
 
     let (text, status) = doctor(world, &["--open"]);

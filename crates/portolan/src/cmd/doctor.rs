@@ -2,6 +2,7 @@
 
 mod nft;
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use portolan_plan::iptables::{Closed, Door, Saved, State};
 use portolan_plan::{Firewall, Groups};
 use serde::Serialize;
 
+use crate::cli::DEFAULT_ROOT;
 use crate::context::Context;
 use crate::failure::Refused;
 use crate::output;
@@ -94,7 +96,7 @@ impl Args {
         if self.open {
             change(|saved| door.open(saved))?;
         }
-        let findings = findings(&firewall, &door)?;
+        let findings = findings(context, &firewall, &door)?;
         let status = show(context, &findings, "nothing is closed to our networks")?;
         Ok(if self.close { 0 } else { status })
     }
@@ -135,9 +137,14 @@ fn change(batch: impl Fn(&Saved) -> Option<String>) -> Result<()> {
     Ok(())
 }
 
-fn findings(firewall: &Firewall, door: &Door) -> Result<Vec<Finding>> {
+fn findings(context: &Context, firewall: &Firewall, door: &Door) -> Result<Vec<Finding>> {
     let tables = tables()?;
-    let mut findings: Vec<Finding> = tables.iter().filter_map(|table| in_iptables(table, door)).collect();
+    let command = if context.root == Path::new(DEFAULT_ROOT) {
+        "portolan doctor --open".to_owned()
+    } else {
+        format!("portolan --root {} doctor --open", context.root.display())
+    };
+    let mut findings: Vec<Finding> = tables.iter().filter_map(|table| in_iptables(table, door, &command)).collect();
     if let Some(text) = list_nftables() {
         let group = Groups::of(&firewall.name).bridges;
         // What iptables keeps in nftables is its own matter where it is installed and could read it.
@@ -151,14 +158,15 @@ fn findings(firewall: &Firewall, door: &Door) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn in_iptables(table: &Table, door: &Door) -> Option<Finding> {
+/// `command` is what opens it.
+fn in_iptables(table: &Table, door: &Door, command: &str) -> Option<Finding> {
     let firewall = table.variant.program(table.family);
     let families = vec![name(table.family)];
     Some(match door.state(&table.saved) {
         State::Clear => return None,
         State::Opened { at } => Finding {
             what: format!("{at} lets the packets of our networks pass"),
-            meaning: "it does so by rules of ours, which `portolan doctor --close` removes".to_owned(),
+            meaning: "it does so by rules of ours, which `doctor --close` removes".to_owned(),
             closed: false,
             open: Vec::new(),
             firewall,
@@ -166,9 +174,9 @@ fn in_iptables(table: &Table, door: &Door) -> Option<Finding> {
         },
         State::Closed(Closed { by, at }) => Finding {
             what: by.to_string(),
-            meaning: dropped(&families),
+            meaning: format!("{}; rules of ours in {at} would let them pass", dropped(&families)),
             closed: true,
-            open: vec![format!("portolan doctor --open    (adds rules of ours to {at})")],
+            open: vec![command.to_owned()],
             firewall,
             families,
         },
