@@ -7,7 +7,7 @@ use portolan_model::{Driver, Endpoint, Family, Id, Mtu, Network, Phase};
 use portolan_plan::{ContainerView, Firewall};
 
 use crate::api::{Change, Followed, Repaired};
-use crate::engine::Engine;
+use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::store::{Durability, Store, Touched, Tx};
@@ -62,6 +62,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn firewall(&self) -> Result<Firewall> {
         let tx = self.store.read()?;
         self.table(&tx)
+    }
+
+    /// The same while there are rules of ours; none before the first network's objects are made, when the name is open.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn firewall_in_force(&self) -> Result<Option<Firewall>> {
+        let tx = self.store.read()?;
+        Ok(if tx.meta(meta::TABLE)?.is_some() { Some(self.table(&tx)?) } else { None })
     }
 
     /// Whether an interface of the host belongs to an endpoint that neither comes nor goes.

@@ -3,6 +3,7 @@
 //! The one place where a verb starts a program: the kernel's interface to these tables is private to iptables(8), and
 //! which of its two backends a host uses is its business.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,19 +23,45 @@ pub fn families() -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(move |family| *family == Family::V4 || has_ipv6)
 }
 
-const fn program(family: Family, verb: Verb) -> &'static str {
-    match (family, verb) {
-        (Family::V4, Verb::Save) => "iptables-save",
-        (Family::V6, Verb::Save) => "ip6tables-save",
-        (Family::V4, Verb::Restore) => "iptables-restore",
-        (Family::V6, Verb::Restore) => "ip6tables-restore",
-    }
-}
+/// The programs of one backend, by what their names begin with after `ip` or `ip6`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variant(&'static str);
 
-#[derive(Debug, Clone, Copy)]
-enum Verb {
-    Save,
-    Restore,
+impl Variant {
+    /// The one that `iptables` is on this host.
+    pub const USUAL: Self = Self("tables");
+    const ALL: [Self; 3] = [Self::USUAL, Self("tables-nft"), Self("tables-legacy")];
+
+    /// The name of the program without a suffix: `ip6tables-legacy`.
+    pub fn program(self, family: Family) -> String {
+        format!("{}{}", if family == Family::V4 { "ip" } else { "ip6" }, self.0)
+    }
+
+    /// Those that are installed for `family`, each backend once: a host may have rules in both.
+    pub fn installed(family: Family) -> Vec<Self> {
+        let mut files = BTreeSet::new();
+        let is_new = |variant: &Self| {
+            let file = std::fs::canonicalize(locate(&format!("{}-save", variant.program(family))));
+            file.is_ok_and(|file| files.insert(file))
+        };
+        Self::ALL.into_iter().filter(is_new).collect()
+    }
+
+    /// [`save`], of this backend.
+    ///
+    /// # Errors
+    /// What the program says, or that there is none.
+    pub fn save(self, family: Family) -> Result<String, KernelError> {
+        run(&format!("{}-save", self.program(family)), &[], "")
+    }
+
+    /// [`restore`], of this backend.
+    ///
+    /// # Errors
+    /// What the program says, or that there is none.
+    pub fn restore(self, family: Family, text: &str) -> Result<(), KernelError> {
+        run(&format!("{}-restore", self.program(family)), &["--noflush", "-w", PATIENCE], text).map(drop)
+    }
 }
 
 /// What the tables of `family` hold, as iptables-save(8) prints it.
@@ -42,7 +69,7 @@ enum Verb {
 /// # Errors
 /// What the program says, or that there is none.
 pub fn save(family: Family) -> Result<String, KernelError> {
-    run(family, Verb::Save, "")
+    Variant::USUAL.save(family)
 }
 
 /// Adds `text` to what the tables of `family` hold, all of it or nothing (iptables-restore(8), `--noflush`).
@@ -50,12 +77,11 @@ pub fn save(family: Family) -> Result<String, KernelError> {
 /// # Errors
 /// What the program says, or that there is none.
 pub fn restore(family: Family, text: &str) -> Result<(), KernelError> {
-    run(family, Verb::Restore, text).map(drop)
+    Variant::USUAL.restore(family, text)
 }
 
 /// Runs a program with `input`; what it prints.
-fn run(family: Family, verb: Verb, input: &str) -> Result<String, KernelError> {
-    let name = program(family, verb);
+fn run(name: &str, args: &[&str], input: &str) -> Result<String, KernelError> {
     let doing = || format!("run `{name}`");
     let failed = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => KernelError {
@@ -73,10 +99,7 @@ fn run(family: Family, verb: Verb, input: &str) -> Result<String, KernelError> {
         _ => crate::host::failure(doing(), error.to_string(), error.raw_os_error().unwrap_or(0)),
     };
     let mut command = Command::new(locate(name));
-    if matches!(verb, Verb::Restore) {
-        command.args(["--noflush", "-w", PATIENCE]);
-    }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     // Who closes its end early says why by itself.
     let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
@@ -99,7 +122,7 @@ fn run(family: Family, verb: Verb, input: &str) -> Result<String, KernelError> {
 }
 
 /// Where a program is: of verbs that people run, `PATH` may lack the administrator's directories.
-fn locate(name: &str) -> PathBuf {
+pub fn locate(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(SYSTEM_DIRS.map(PathBuf::from));
     dirs.map(|dir| dir.join(name)).find(|file| file.exists()).unwrap_or_else(|| PathBuf::from(name))

@@ -158,6 +158,11 @@ impl Names {
         Self { prefix: firewall.name.to_uppercase().replace('_', "-"), groups: Groups::of(&firewall.name) }
     }
 
+    /// What the names of this root's chains begin with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The full name of `chain`.
     pub(super) fn chain(&self, chain: Chain) -> String {
         format!("{}-{}", self.prefix, chain.name())

@@ -12,6 +12,7 @@
 //! later rules do not see; towards the host itself we accept only names, and leave the rest to the rules that follow.
 
 mod chains;
+mod door;
 mod elements;
 mod saved;
 
@@ -21,6 +22,7 @@ use std::fmt::Write as _;
 use portolan_model::{Family, IfName};
 
 pub use chains::{Chain, Table};
+pub use door::{Closed, Door, Obstacle, State};
 pub use saved::Saved;
 
 use crate::firewall::Firewall;

@@ -39,14 +39,14 @@ impl Spec {
     }
 }
 
-struct Word {
-    text: String,
+pub(super) struct Word {
+    pub(super) text: String,
     is_quoted: bool,
 }
 
 /// Words between blanks; in quotation marks, in which a backslash precedes marks and backslashes, blanks are part of one
 /// (`xtables_save_string()`, libxtables/xtables.c).
-fn words(text: &str) -> Vec<Word> {
+pub(super) fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(first) = chars.next() {
@@ -78,6 +78,8 @@ fn words(text: &str) -> Vec<Word> {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Saved {
     chains: BTreeMap<(Table, String), Vec<(String, Spec)>>,
+    /// Of the chains that the kernel calls, in table `filter`.
+    policies: BTreeMap<String, String>,
 }
 
 impl Saved {
@@ -91,8 +93,12 @@ impl Saved {
             }
             let Some(table) = table else { continue };
             if let Some(rest) = line.strip_prefix(':') {
-                let name = rest.split(' ').next().unwrap_or_default();
+                let mut words = rest.split(' ');
+                let name = words.next().unwrap_or_default();
                 saved.chains.entry((table, name.to_owned())).or_default();
+                if let Some(policy) = words.next().filter(|policy| table == Table::Filter && *policy != "-") {
+                    saved.policies.insert(name.to_owned(), policy.to_owned());
+                }
             } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
                 let rules = saved.chains.entry((table, chain.to_owned())).or_default();
                 rules.push((rule.to_owned(), Spec::parse(rule)));
@@ -104,6 +110,22 @@ impl Saved {
     /// The rules of a chain as they were printed, and taken apart; none if there is no such chain.
     pub(super) fn rules(&self, table: Table, chain: &str) -> Option<&[(String, Spec)]> {
         self.chains.get(&(table, chain.to_owned())).map(Vec::as_slice)
+    }
+
+    /// Whether there is a chain `FORWARD` in table `filter`.
+    pub fn has_forward(&self) -> bool {
+        self.chains.contains_key(&(Table::Filter, "FORWARD".to_owned()))
+    }
+
+    /// What becomes of a packet at the end of a chain of table `filter` that the kernel calls.
+    pub(super) fn policy(&self, chain: &str) -> Option<&str> {
+        self.policies.get(chain).map(String::as_str)
+    }
+
+    /// The chains of table `filter`, with their rules.
+    pub(super) fn filter(&self) -> impl Iterator<Item = (&str, &[(String, Spec)])> {
+        let of_filter = self.chains.iter().filter(|((table, _), _)| *table == Table::Filter);
+        of_filter.map(|((_, chain), rules)| (chain.as_str(), rules.as_slice()))
     }
 }
 

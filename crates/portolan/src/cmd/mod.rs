@@ -5,6 +5,7 @@ pub(crate) mod cni;
 pub(crate) mod completion;
 pub(crate) mod daemon;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod endpoint;
 pub(crate) mod exec;
 pub(crate) mod inspect;
