@@ -95,11 +95,12 @@ fn table(theirs: &[Outcome], ours: &[Outcome]) -> String {
     text
 }
 
-/// A reason without what differs from run to run, in one line.
+/// The start of a reason without what differs from run to run, in one line.
 fn stable(reason: &str) -> String {
+    const LONGEST: usize = 120;
     let is_id = |word: &str| word.len() >= 8 && word.chars().all(|c| c.is_ascii_hexdigit());
-    let words = reason
-        .split_whitespace()
-        .map(|word| if is_id(word.trim_matches(|c: char| !c.is_ascii_alphanumeric())) { "…" } else { word });
-    words.collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    let bare = |word: &str| word.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned();
+    let words = reason.split_whitespace().map(|word| if is_id(&bare(word)) { "…" } else { word });
+    let text = words.collect::<Vec<_>>().join(" ").replace('|', "\\|");
+    if text.chars().count() <= LONGEST { text } else { text.chars().take(LONGEST).chain(['…']).collect() }
 }

@@ -125,21 +125,10 @@ impl Scene {
         }
         let dockerd = Mutex::new(start_dockerd(&machine)?);
         if driver == Driver::Portolan {
-            // As `portolan doctor --open` does.
-            for table in ["iptables", "ip6tables"] {
-                for rule in [
-                    &["-m", "devgroup", "--dst-group", "0x504f", "-j", "ACCEPT"][..],
-                    &["-m", "devgroup", "--src-group", "0x504f", "-o", "docker0", "-j", "RETURN"],
-                    &["-m", "devgroup", "--src-group", "0x504f", "-o", "br-+", "-j", "RETURN"],
-                    &["-m", "devgroup", "--src-group", "0x504f", "-j", "ACCEPT"],
-                ]
-                .into_iter()
-                .rev()
-                {
-                    let chain = if table == "iptables" { "DOCKER-USER" } else { "FORWARD" };
-                    machine.run(table, &[&["-I", chain], rule].concat())?;
-                }
-            }
+            // What is to be opened for whom is known with the first network.
+            machine.run("docker", &["network", "create", "-d", "portolan", "first"])?;
+            machine.run(PORTOLAN, &["doctor", "--open"])?;
+            machine.run("docker", &["network", "rm", "first"])?;
         }
         let before = settled(&host, LONG)?;
         let scene = Self { machine, driver, dockerd, host, neighbour, before, _lan: lan, _lab: lab };
