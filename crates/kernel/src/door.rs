@@ -42,6 +42,30 @@ pub struct Door {
     own: Option<(PathBuf, (u64, u64))>,
 }
 
+/// A door that nobody finds yet: what callers may rely on is made before it is opened. No other process claims one of the
+/// same directory meanwhile.
+#[derive(Debug)]
+pub struct Claim {
+    /// At another path until it is opened.
+    door: Door,
+    /// Where it is to be, and the lock; none of the service manager's.
+    to: Option<(PathBuf, File)>,
+}
+
+impl Claim {
+    /// Lets callers find it.
+    ///
+    /// # Errors
+    /// [`DoorError::Listen`].
+    pub fn open(mut self) -> Result<Door, DoorError> {
+        if let (Some((path, _lock)), Some((at, _))) = (self.to.take(), &mut self.door.own) {
+            fs::rename(&*at, &path).map_err(|source| DoorError::Listen { path: path.clone(), source })?;
+            *at = path;
+        }
+        Ok(self.door)
+    }
+}
+
 impl Door {
     /// The socket that a service manager passes (sd_listen_fds(3)), or a new one at `path`, whose directory is there. One
     /// that nobody answers at, left by a process that was killed, is replaced.
@@ -51,33 +75,43 @@ impl Door {
     /// # Errors
     /// See [`DoorError`].
     pub fn open(path: &Path) -> Result<Self, DoorError> {
+        Self::claim(path)?.open()
+    }
+
+    /// The same, in two steps.
+    ///
+    /// # Errors
+    /// See [`DoorError`].
+    pub fn claim(path: &Path) -> Result<Claim, DoorError> {
         let mut passed = inherit::take().map_err(DoorError::Inherit)?;
         if passed.len() > 1 {
             return Err(DoorError::TooMany(passed.len()));
         }
         match passed.pop() {
-            Some(fd) => Ok(Self { listener: UnixListener::from(fd), own: None }),
+            Some(fd) => Ok(Claim { door: Self { listener: UnixListener::from(fd), own: None }, to: None }),
             None => Self::make(path),
         }
     }
 
-    fn make(path: &Path) -> Result<Self, DoorError> {
+    fn make(path: &Path) -> Result<Claim, DoorError> {
         let failed = |source| DoorError::Listen { path: path.to_owned(), source };
         // Of two that find a left-over at the same time, the second must not remove what the first has just made.
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = File::open(directory).map_err(failed)?;
         directory.lock().map_err(failed)?;
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if !is_dead(path) {
-                    return Err(DoorError::Taken { path: path.to_owned() });
-                }
-                fs::remove_file(path).and_then(|()| UnixListener::bind(path)).map_err(failed)?
-            }
-            other => other.map_err(failed)?,
-        };
-        let identity = identity(path).map_err(failed)?;
-        Ok(Self { listener, own: Some((path.to_owned(), identity)) })
+        if fs::symlink_metadata(path).is_ok() && !is_dead(path) {
+            return Err(DoorError::Taken { path: path.to_owned() });
+        }
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let fresh = PathBuf::from(fresh);
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        let identity = identity(&fresh).map_err(failed)?;
+        Ok(Claim { door: Self { listener, own: Some((fresh, identity)) }, to: Some((path.to_owned(), directory)) })
     }
 
     /// The socket.
@@ -115,7 +149,7 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("sock");
         drop(UnixListener::bind(&path).unwrap());
-        let door = Door::make(&path).unwrap();
+        let door = Door::make(&path).unwrap().open().unwrap();
         let second = Door::make(&path);
         UnixStream::connect(&path).unwrap();
         // Somebody put another in its place: that one stays.
@@ -127,11 +161,16 @@ mod tests {
         fs::write(dir.join("file"), "").unwrap();
         let file = Door::make(&dir.join("file"));
         let kept = dir.join("file").exists();
-        drop(Door::make(&path).unwrap());
+        let claim = Door::make(&path).unwrap();
+        let unfound = UnixStream::connect(&path).is_err();
+        drop(claim.open().unwrap());
         let gone = !path.exists();
+        drop(Door::make(&path).unwrap());
+        let left = fs::read_dir(&dir).unwrap().count();
         fs::remove_dir_all(&dir).unwrap();
         assert!(matches!(second, Err(DoorError::Taken { .. })), "{second:?}");
-        assert!(stayed && gone);
+        assert!(stayed && unfound && gone);
+        assert_eq!(left, 1, "a door that is not opened leaves nothing");
         assert!(file.is_err() && kept, "what is no socket stays");
     }
 }

@@ -60,9 +60,10 @@ pub fn run(flags: &Flags) -> Result<()> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.with_context(|| format!("Error getting listener: create `{}`", parent.display()))?;
     }
-    let door = Door::open(&socket).context("Error getting listener")?;
-    // After the door: who is not let in has not overwritten the file of the one that is there.
+    let claim = Door::claim(&socket).context("Error getting listener")?;
+    // Who is not let in has not overwritten the file of the one that is there, and who finds the socket finds the file.
     let _pidfile = flags.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    let door = claim.open().context("Error getting listener")?;
     if flags.broadcast {
         tracing::warn!("-broadcast makes no difference: servers answer to the interface's own address");
     }
