@@ -176,7 +176,7 @@ fn leaves_nothing(scene: &Scene) -> Result<()> {
 }
 
 /// What the host holds when nothing has changed for a while: a link's own addresses and routes come only after duplicate
-/// address detection (RFC 4862 §5.4), which takes a second.
+/// address detection (RFC 4862 §5.4), which waits for up to a second and then takes one.
 fn settled(scene: &Scene) -> Result<Snapshot> {
     let (mut last, mut since) = (snapshot(&scene.host)?, Instant::now());
     let is_settled = || {
@@ -184,7 +184,7 @@ fn settled(scene: &Scene) -> Result<Snapshot> {
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        since.elapsed() > Duration::from_millis(1500)
+        since.elapsed() > Duration::from_millis(2500)
     };
     ensure!(eventually(LONG * 2, is_settled), "the host does not come to rest");
     Ok(last)
