@@ -16,12 +16,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use portolan_dhcp::Callers;
 use portolan_kernel::door::Door;
-use tokio::net::UnixListener;
 use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::service::Service;
 
@@ -38,8 +37,6 @@ pub struct Args {
     pub activity_timeout: Duration,
 }
 
-/// How long to let nobody in after a failure to: out of descriptors, the next try would fail as well.
-const PAUSE: Duration = Duration::from_millis(100);
 /// The name of the socket in its directory.
 const SOCKET: &str = "nv-proxy.sock";
 
@@ -71,12 +68,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 async fn serve(args: &Args, door: &Door) -> Result<()> {
-    let listener = door.listener().try_clone()?;
-    listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
+    let mut callers = Callers::new(door)?;
     let service = Rc::new(Service::start(args.dir.join("nv-proxy.lease"), args.timeout)?);
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut closed_until: Option<Instant> = None;
     loop {
         let changed = service.changed();
         service.sweep();
@@ -84,16 +77,10 @@ async fn serve(args: &Args, door: &Door) -> Result<()> {
         let is_needed = args.activity_timeout.is_zero() || service.is_busy();
         let patience = args.activity_timeout.saturating_sub(service.idle());
         tokio::select! {
-            accepted = listener.accept(), if closed_until.is_none() => match accepted {
-                Ok((stream, _)) => drop(spawn_local(grpc::converse(stream, service.clone()))),
-                Err(error) => {
-                    tracing::warn!(%error, "a caller could not be let in");
-                    closed_until = Some(Instant::now() + PAUSE);
-                }
+            caller = callers.next() => match caller {
+                Some(stream) => drop(spawn_local(grpc::converse(stream, service.clone()))),
+                None => return Ok(()),
             },
-            () = sleep_until(closed_until.unwrap_or_else(Instant::now)), if closed_until.is_some() => closed_until = None,
-            _ = terminated.recv() => return Ok(()),
-            _ = interrupted.recv() => return Ok(()),
             () = changed => {}
             () = sleep(patience), if !is_needed => {
                 if !service.is_busy() && service.idle() >= args.activity_timeout {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use common::upstream::{short, status};
 use common::{
     Container, FAMILIES, LONG, SHORT, Wire, World, any, assert_closed, assert_leads, at, gateway_of, host_ip,
-    interface, links, loopback, neighbour_ip, pick, subnets, udp_frame,
+    interface, links, loopback, neighbour_ip, pick, routing, subnets, udp_frame,
 };
 use portolan_kernel::netlink::{Batch, ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
@@ -44,16 +44,6 @@ fn seen_by(of: &impl InNetns, address: IpAddr, from: &impl InNetns) -> IpAddr {
 
 fn routes_of(place: &impl InNetns) -> Vec<route::Route> {
     with_netns(place.netns(), || route::dump(&mut Socket::open(ROUTE).unwrap()).unwrap()).unwrap()
-}
-
-fn routing(world: &World, build: impl FnOnce(&mut Socket, &mut Batch) + Send) {
-    with_netns(world.h.netns(), || {
-        let mut socket = Socket::open(ROUTE).unwrap();
-        let mut batch = Batch::new();
-        build(&mut socket, &mut batch);
-        socket.transact(&batch).unwrap();
-    })
-    .unwrap();
 }
 
 #[test]

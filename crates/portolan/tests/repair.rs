@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
-use portolan_kernel::netlink::{Batch, ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
 use portolan_kernel::rtnl::{Family, addr, link, neigh, route};
 use portolan_lab::probe::tcp_probe;
@@ -26,16 +25,6 @@ fn nft(world: &World, line: &str) {
     command.args(line.split(' '));
     let output = world.h.adopt(command).unwrap().output().unwrap();
     assert!(output.status.success(), "nft {line}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn routing<T: Send>(world: &World, build: impl FnOnce(&mut Socket, &mut Batch) -> T + Send) {
-    with_netns(world.h.netns(), || {
-        let mut socket = Socket::open(ROUTE).unwrap();
-        let mut batch = Batch::new();
-        build(&mut socket, &mut batch);
-        socket.transact(&batch).unwrap();
-    })
-    .unwrap();
 }
 
 /// Waits until the kernel holds what the rows say; how long that took.

@@ -19,7 +19,7 @@ use std::process::{Child, Command, Output};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use portolan_kernel::netlink::{ROUTE, Socket};
+use portolan_kernel::netlink::{Batch, ROUTE, Socket};
 use portolan_kernel::netns::{NetnsFd, with_netns};
 use portolan_kernel::rtnl::link::Link;
 use portolan_kernel::rtnl::{Family, addr, link};
@@ -433,6 +433,17 @@ pub(crate) fn endpoints(attached: &Value) -> BTreeMap<String, Endpoint> {
 pub(crate) fn mac(text: &str) -> [u8; 6] {
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
     bytes.try_into().unwrap_or_else(|_| panic!("{text} is not a MAC"))
+}
+
+/// What an administrator does to the host's links, addresses and routes.
+pub(crate) fn routing<T: Send>(world: &World, build: impl FnOnce(&mut Socket, &mut Batch) -> T + Send) {
+    with_netns(world.h.netns(), || {
+        let mut socket = Socket::open(ROUTE).unwrap();
+        let mut batch = Batch::new();
+        build(&mut socket, &mut batch);
+        socket.transact(&batch).unwrap();
+    })
+    .unwrap();
 }
 
 fn route_socket(place: &impl InNetns) -> Socket {

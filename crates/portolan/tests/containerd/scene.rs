@@ -1,31 +1,23 @@
 //! containerd on a host with a LAN neighbour, and ways to look at what it does.
 
+#[path = "../machine/look.rs"]
+mod look;
+
 use std::env;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_kernel::netns::NetnsFd;
-use portolan_lab::probe::{Probe, http_get, tcp_probe};
 use portolan_lab::snapshot::{Snapshot, diff, settled, snapshot};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
+pub(crate) use look::*;
+
 use crate::machine::{self, IMAGE, Machine};
-
-/// How long to wait for what must come.
-pub(crate) const LONG: Duration = Duration::from_secs(10);
-/// How long to wait for what must not come.
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
-
-/// The host on the LAN, and its neighbour.
-pub(crate) const HOST: &str = "10.0.1.1";
-pub(crate) const HOST6: &str = "fd00:1::1";
-pub(crate) const NEIGHBOUR: &str = "10.0.1.2";
-pub(crate) const NEIGHBOUR6: &str = "fd00:1::2";
 
 /// Where containerd is spoken to.
 pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -44,11 +36,6 @@ const PLACES: [&str; 5] = ["/var/lib/containerd", "/var/lib/cni", "/var/lib/port
 
 /// The program.
 const PORTOLAN: &str = env!("CARGO_BIN_EXE_portolan");
-
-/// An address and port.
-pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.parse().expect("an address of the cases"), port)
-}
 
 /// A host with containerd.
 #[derive(Debug)]
@@ -244,23 +231,4 @@ SystemdCgroup = false
         ),
     )?;
     Ok(())
-}
-
-/// Fails unless the HTTP server at `to` says that it is `name`; the server has a moment to start.
-pub(crate) fn says(from: &impl InNetns, to: SocketAddr, name: &str) -> Result<()> {
-    let mut last = String::new();
-    let is_there = || {
-        last = http_get(from, to, "/", SHORT)
-            .map_or_else(|error| format!("{error:#}"), |reply| reply.body.trim().to_owned());
-        last == name
-    };
-    ensure!(eventually(LONG, is_there), "`{name}` does not answer at {to}: {last}");
-    Ok(())
-}
-
-/// Fails unless who says `banner` answers TCP at `to`; whom it sees.
-pub(crate) fn reaches(from: &impl InNetns, to: SocketAddr, banner: &str) -> Result<IpAddr> {
-    let probe: Probe = tcp_probe(from, to, LONG);
-    ensure!(probe.banner() == Some(banner), "`{banner}` does not answer at {to}: {probe}");
-    Ok(probe.seen().context("the server says whom it sees")?.ip().to_canonical())
 }

@@ -1,32 +1,21 @@
 //! Docker on a host with a LAN neighbour, and ways to look at what it does.
 
+#[path = "../machine/look.rs"]
+mod look;
+
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use portolan_kernel::netns::NetnsFd;
-use portolan_lab::probe::{Probe, http_get, tcp_probe, udp_probe};
-use portolan_lab::server::UdpServer;
 use portolan_lab::snapshot::{Snapshot, settled};
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 use serde_json::Value;
 
+pub(crate) use look::*;
+
 use crate::machine::{IMAGE, Machine};
-
-/// How long to wait for what must come.
-pub(crate) const LONG: Duration = Duration::from_secs(10);
-/// How long to wait for what must not come.
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
-
-/// The host on the LAN, the second address of it, and its neighbour.
-pub(crate) const HOST: &str = "10.0.1.1";
-pub(crate) const HOST_SECOND: &str = "10.0.1.11";
-pub(crate) const HOST6: &str = "fd00:1::1";
-pub(crate) const NEIGHBOUR: &str = "10.0.1.2";
-pub(crate) const NEIGHBOUR6: &str = "fd00:1::2";
 
 /// The program.
 pub(crate) const PORTOLAN: &str = env!("CARGO_BIN_EXE_portolan");
@@ -43,11 +32,6 @@ pub(crate) const PROGRAMS: [(&str, &str); 6] = [
 
 /// What Docker, containerd and we write to.
 const PLACES: [&str; 4] = ["/var/lib/docker", "/var/lib/containerd", "/var/lib/portolan", "/var/tmp"];
-
-/// An address and port.
-pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.parse().expect("an address of the cases"), port)
-}
 
 /// What carries Docker's networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,47 +217,4 @@ impl Drop for Scene {
             let _ = dockerd.wait();
         }
     }
-}
-
-/// Fails unless the HTTP server at `to` says that it is `name`; the server has a moment to start.
-pub(crate) fn says(from: &impl InNetns, to: SocketAddr, name: &str) -> Result<()> {
-    let mut last = String::new();
-    let is_there = || match http_get(from, to, "/", SHORT) {
-        Ok(reply) => {
-            last = reply.body.trim().to_owned();
-            last == name
-        }
-        Err(error) => {
-            last = format!("{error:#}");
-            false
-        }
-    };
-    ensure!(eventually(LONG, is_there), "`{name}` does not answer at {to}: {last}");
-    Ok(())
-}
-
-/// Fails if somebody answers TCP at `to`.
-pub(crate) fn silent(from: &impl InNetns, to: SocketAddr) -> Result<()> {
-    let probe = tcp_probe(from, to, SHORT);
-    ensure!(!probe.is_open(), "somebody answers at {to}: {probe}");
-    Ok(())
-}
-
-/// Fails unless somebody who says `banner` answers UDP at `to`; what it sees of the client.
-pub(crate) fn reaches_by_udp(from: &impl InNetns, to: SocketAddr, banner: &str) -> Result<IpAddr> {
-    let probe: Probe = udp_probe(from, to, LONG);
-    ensure!(probe.banner() == Some(banner), "`{banner}` does not answer at {to}: {probe}");
-    Ok(probe.seen().context("the server says whom it sees")?.ip())
-}
-
-/// A UDP server in `place`, on all addresses.
-pub(crate) fn udp_server(place: &impl InNetns, port: u16, banner: &str) -> Result<UdpServer> {
-    UdpServer::start(place, at("::", port), banner)
-}
-
-/// What `work` takes.
-pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
-    let result = work();
-    (start.elapsed(), result)
 }

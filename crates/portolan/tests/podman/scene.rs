@@ -1,40 +1,27 @@
 //! What the cases have to work with: Podman on a host with a LAN neighbour, and ways to look at what it does.
 
+#[path = "../machine/look.rs"]
+mod look;
+
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use portolan_kernel::netns::{NetnsFd, with_netns};
-use portolan_lab::probe::{Probe, http_get, tcp_probe, udp_probe};
-use portolan_lab::server::{TcpServer, UdpServer};
 use portolan_lab::snapshot::{Snapshot, settled};
-use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
+use portolan_lab::{Host, InNetns, Lab, Lan};
 use serde_json::Value;
+
+pub(crate) use look::*;
 
 use crate::machine::{self, Backend, IMAGE, Machine};
 
-/// How long to wait for what must come.
-pub(crate) const LONG: Duration = Duration::from_secs(5);
-/// How long to wait for what must not come.
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
-
-/// The host on the LAN, the second address of it, and its neighbour.
-pub(crate) const HOST: &str = "10.0.1.1";
-pub(crate) const HOST_SECOND: &str = "10.0.1.11";
-pub(crate) const HOST6: &str = "fd00:1::1";
-pub(crate) const NEIGHBOUR: &str = "10.0.1.2";
-pub(crate) const NEIGHBOUR6: &str = "fd00:1::2";
 /// What the neighbour's name server says of every name below `world`.
 pub(crate) const WORLD: &str = "198.51.100.7";
-
-/// An address and port.
-pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.parse().expect("an address of the cases"), port)
-}
 
 /// What the kernel lacks for a case to be tried.
 #[derive(Debug)]
@@ -148,55 +135,6 @@ impl Scene {
         self.podman(&["network", "prune", "--force"])?;
         Ok(())
     }
-}
-
-/// Fails unless the HTTP server at `to` says that it is `name`; the server has a moment to start.
-pub(crate) fn says(from: &impl InNetns, to: SocketAddr, name: &str) -> Result<()> {
-    let mut last = String::new();
-    let is_there = || match http_get(from, to, "/", SHORT) {
-        Ok(reply) => {
-            last = reply.body.trim().to_owned();
-            last == name
-        }
-        Err(error) => {
-            last = format!("{error:#}");
-            false
-        }
-    };
-    ensure!(eventually(LONG, is_there), "`{name}` does not answer at {to}: {last}");
-    Ok(())
-}
-
-/// Fails if somebody answers TCP at `to`.
-pub(crate) fn silent(from: &impl InNetns, to: SocketAddr) -> Result<()> {
-    let probe = tcp_probe(from, to, SHORT);
-    ensure!(!probe.is_open(), "somebody answers at {to}: {probe}");
-    Ok(())
-}
-
-/// Fails unless somebody who says `banner` answers TCP at `to`; what it sees of the client.
-pub(crate) fn reaches(from: &impl InNetns, to: SocketAddr, banner: &str) -> Result<IpAddr> {
-    opened(tcp_probe(from, to, LONG), to, banner)
-}
-
-/// As [`reaches`], by UDP.
-pub(crate) fn reaches_by_udp(from: &impl InNetns, to: SocketAddr, banner: &str) -> Result<IpAddr> {
-    opened(udp_probe(from, to, LONG), to, banner)
-}
-
-pub(crate) fn opened(probe: Probe, to: SocketAddr, banner: &str) -> Result<IpAddr> {
-    ensure!(probe.banner() == Some(banner), "`{banner}` does not answer at {to}: {probe}");
-    Ok(probe.seen().context("the server says whom it sees")?.ip())
-}
-
-/// A TCP server in `place`, on all addresses.
-pub(crate) fn tcp_server(place: &impl InNetns, port: u16, banner: &str) -> Result<TcpServer> {
-    TcpServer::start(place, at("::", port), banner)
-}
-
-/// A UDP server in `place`, on all addresses.
-pub(crate) fn udp_server(place: &impl InNetns, port: u16, banner: &str) -> Result<UdpServer> {
-    UdpServer::start(place, at("::", port), banner)
 }
 
 /// Fails unless a name server answers with exactly this address, at the first time of asking.
@@ -324,11 +262,4 @@ pub(crate) fn resolver(scene: &Scene, container: &Container) -> Result<String> {
         Some(server) => Ok(server.trim().to_owned()),
         None => bail!("`{}` has no name server", container.name),
     }
-}
-
-/// How long `f` takes.
-pub(crate) fn timed<T>(f: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
-    let value = f();
-    (start.elapsed(), value)
 }

@@ -13,21 +13,15 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use portolan_dhcp::Callers;
 use portolan_kernel::door::Door;
-use tokio::net::UnixListener;
 use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::{Instant, sleep_until};
 
 pub use self::flags::{Flags, USAGE};
 use self::service::Service;
-
-/// How long to let nobody in after a failure to: out of descriptors, the next try would fail as well.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The file with the number of the process, which goes with it.
 struct Pidfile<'a>(&'a Path);
@@ -79,26 +73,16 @@ fn list(socket: &Path) -> PathBuf {
 }
 
 async fn serve(flags: &Flags, door: &Door, list: PathBuf) -> Result<()> {
-    let listener = door.listener().try_clone()?;
-    listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
+    let mut callers = Callers::new(door)?;
     let service = Rc::new(Service::start(flags, list)?);
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut closed_until: Option<Instant> = None;
     loop {
         let changed = service.changed();
         service.sweep();
         tokio::select! {
-            accepted = listener.accept(), if closed_until.is_none() => match accepted {
-                Ok((stream, _)) => drop(spawn_local(connection::converse(stream, service.clone()))),
-                Err(error) => {
-                    tracing::warn!(%error, "a caller could not be let in");
-                    closed_until = Some(Instant::now() + PAUSE);
-                }
+            caller = callers.next() => match caller {
+                Some(stream) => drop(spawn_local(connection::converse(stream, service.clone()))),
+                None => return Ok(()),
             },
-            () = sleep_until(closed_until.unwrap_or_else(Instant::now)), if closed_until.is_some() => closed_until = None,
-            _ = terminated.recv() => return Ok(()),
-            _ = interrupted.recv() => return Ok(()),
             () = changed => {}
         }
     }

@@ -77,16 +77,21 @@ fn docker_killed(scene: &Scene) -> Result<()> {
 }
 
 fn killed_while_creating(scene: &Scene) -> Result<()> {
+    create_while(scene, &[20, 60, 120, 200, 300], Scene::kill_docker)
+}
+
+/// Has Docker create a container and does `harm` meanwhile, so many milliseconds later; whatever comes of it, nothing is in
+/// the way of the next container, and nothing is left.
+fn create_while(scene: &Scene, delays: &[u64], harm: impl Fn(&Scene) -> Result<()>) -> Result<()> {
     scene.network("web", &["--subnet", "10.60.0.0/24"])?;
-    for delay in [20u64, 60, 120, 200, 300] {
+    for delay in delays {
         let run = ["run", "-d", "--network", "web", "--ip", "10.60.0.9", "-p", "8080:80", IMAGE];
         let mut child = scene.machine.command("docker", &run).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         // Not to wait for anything: to be somewhere else each time.
-        std::thread::sleep(Duration::from_millis(delay));
-        scene.kill_docker()?;
+        std::thread::sleep(Duration::from_millis(*delay));
+        harm(scene)?;
         child.wait()?;
         scene.clear_containers()?;
-        // Whatever the dead one had got is to be had again.
         scene.run("site", &["--network", "web", "--ip", "10.60.0.9", "-p", "8080:80"])?;
         says(&scene.neighbour, at(HOST, 8080), "site")?;
         scene.docker(&["rm", "-f", "site"])?;
@@ -132,20 +137,7 @@ fn daemon_killed_while_creating(scene: &Scene) -> Result<()> {
     if scene.driver == Driver::Bridge {
         return Ok(());
     }
-    scene.network("web", &["--subnet", "10.60.0.0/24"])?;
-    for delay in [20u64, 60, 100, 140, 180, 220, 260] {
-        let run = ["run", "-d", "--network", "web", "--ip", "10.60.0.9", "-p", "8080:80", IMAGE];
-        let mut child = scene.machine.command("docker", &run).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        // Not to wait for anything: to be somewhere else each time.
-        std::thread::sleep(Duration::from_millis(delay));
-        scene.kill_daemon()?;
-        // Docker asks again, or fails; whatever it does, nothing is in the way of the next.
-        child.wait()?;
-        scene.clear_containers()?;
-        scene.run("site", &["--network", "web", "--ip", "10.60.0.9", "-p", "8080:80"])?;
-        says(&scene.neighbour, at(HOST, 8080), "site")?;
-        scene.docker(&["rm", "-f", "site"])?;
-    }
+    create_while(scene, &[20, 60, 100, 140, 180, 220, 260], Scene::kill_daemon)?;
     let left = scene.portolan(&["ps", "-q"])?;
     ensure!(left.is_empty(), "left are {left}");
     scene.portolan(&["verify"])?;
