@@ -281,6 +281,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if !network.driver.holds_endpoints() {
             return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
         }
+        if view.container.kind == ContainerKind::Handed && network.driver != Driver::Bridge {
+            return Err(Error::Unsupported {
+                what: format!("an interface of driver `{}` for others to take", network.driver),
+                why: "is not possible yet".to_owned(),
+                hint: "use a network of driver `bridge`",
+            });
+        }
         if view.endpoints.iter().any(|(_, other)| other.id == network.id) {
             return Err(Error::AlreadyConnected {
                 container: view.container.name.to_string(),
@@ -311,13 +318,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             found.extend(ipam::complete(tx, network, &chosen)?.into_iter().map(|found| (found, false)));
         }
         found.sort_by_key(|(found, _)| Family::of(found.address.addr()));
-        if view.container.kind == ContainerKind::Handed && network.driver != Driver::Bridge {
-            return Err(Error::Unsupported {
-                what: format!("an interface of driver `{}` for others to take", network.driver),
-                why: "is not possible yet".to_owned(),
-                hint: "use a network of driver `bridge`",
-            });
-        }
         if let Some(mac) = wanted.mac.filter(|_| network.shares_parents_mac()) {
             let why = format!("cannot be chosen: interfaces on network `{}` have their parent's", network.name);
             return Err(Invalid::new("MAC", mac.to_string(), why).hint("leave it out").into());

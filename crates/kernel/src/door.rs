@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,20 @@ impl Door {
         Self::claim(path)?.open()
     }
 
-    /// The same, in two steps.
+    /// A new one at `path` for root alone, in a process that takes what is passed itself.
+    ///
+    /// # Errors
+    /// See [`DoorError`].
+    pub fn private(path: &Path) -> Result<Self, DoorError> {
+        let claim = Self::make(path)?;
+        if let Some((at, _)) = &claim.door.own {
+            let failed = |source| DoorError::Listen { path: path.to_owned(), source };
+            fs::set_permissions(at, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        }
+        claim.open()
+    }
+
+    /// The same as [`Door::open`], in two steps.
     ///
     /// # Errors
     /// See [`DoorError`].

@@ -602,7 +602,7 @@ fn read_memory(mut file: File) -> Result<Memory> {
 }
 
 /// Listens at `path`, for root alone, in place of whatever a dead predecessor left there.
-pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+fn listen(path: &Path) -> Result<UnixListener> {
     let doing = || format!("listen at `{}`", path.display());
     let fresh = path.with_extension("new");
     match fs::remove_file(&fresh) {

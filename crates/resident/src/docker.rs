@@ -4,18 +4,18 @@
 //! a call is answered it learns as every command does, from the main thread.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use portolan_docker::plugin;
+use portolan_kernel::door::Door;
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The running thread; dropping it ends it and removes the socket.
 #[derive(Debug)]
 pub struct Plugin {
-    socket: PathBuf,
+    door: Option<Door>,
     stop: Option<oneshot::Sender<()>>,
     ended: mpsc::Receiver<()>,
 }
@@ -52,13 +52,11 @@ impl Plugin {
     /// When somebody else serves there, or the socket cannot be made.
     pub fn start(root: &Path, run: &Path, socket: &Path) -> Result<Self> {
         let doing = || format!("serve Docker's plugin at `{}`", socket.display());
-        if UnixStream::connect(socket).is_ok() {
-            bail!("serve Docker's plugin at `{}`: another program does", socket.display());
-        }
         if let Some(directory) = socket.parent() {
             fs::create_dir_all(directory).with_context(doing)?;
         }
-        let listener = daemon::listen(socket)?;
+        let door = Door::private(socket).context("serve Docker's plugin")?;
+        let listener = door.listener().try_clone()?;
         listener.set_nonblocking(true)?;
         let served = Arc::new(Served { engine: Mutex::new(daemon::engine(root)?), run: run.to_owned() });
         let (stop, stopped) = oneshot::channel::<()>();
@@ -76,14 +74,13 @@ impl Plugin {
             drop(end);
         };
         std::thread::Builder::new().name("portolan-docker".into()).spawn(work)?;
-        Ok(Self { socket: socket.to_owned(), stop: Some(stop), ended })
+        Ok(Self { door: Some(door), stop: Some(stop), ended })
     }
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.socket);
-        drop(self.stop.take());
+        drop((self.door.take(), self.stop.take()));
         // Idle connections of Docker's stay open: it is enough that no call is under way.
         let _ = self.ended.recv_timeout(PATIENCE);
     }

@@ -184,8 +184,7 @@ fn describe<S: Store, K: Kernel>(engine: &Engine<S, K>, which: &EndpointOnly) ->
 fn join<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &Join) -> Done {
     let made = expect(engine, &asked.which)?;
     engine.label(made.container.id, &BTreeMap::from([(SANDBOX.to_owned(), asked.sandbox_key.clone())]))?;
-    let joined = network::joined(&made).ok_or_else(|| Refusal::new("the endpoint has no interface"))?;
-    changed(joined)
+    told(network::joined(&made).ok_or_else(|| Refusal::new("the endpoint has no interface"))?)
 }
 
 /// Publishes ports: of those asked for what is not published yet.

@@ -36,6 +36,7 @@ use crate::{output, resolv};
     after_help = "\
 Examples:
   portolan daemon status
+  portolan daemon start --docker     and have networks of driver `portolan` in Docker
   portolan daemon upgrade            go on as the portolan that is installed now; nothing is lost
   portolan daemon                    in the foreground, until a signal ends it"
 )]
@@ -55,9 +56,10 @@ struct RunArgs {
     /// Leave when no container is on any network
     #[arg(long)]
     on_demand: bool,
-    /// Serve Docker's network plugin at SOCKET
+    /// Serve Docker's network plugin at SOCKET, by default /run/docker/plugins/portolan.sock
     ///
-    /// `docker network create -d portolan` looks for it at the default.
+    /// That is where Docker looks for it: `docker network create -d portolan` makes networks then. The daemon stays, also when
+    /// no container is on any network.
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = DOCKER_SOCKET, conflicts_with = "on_demand")]
     docker: Option<PathBuf>,
     /// Tell metrics by TCP as well; always by HTTP on the unix socket `metrics.sock` among the run-time files

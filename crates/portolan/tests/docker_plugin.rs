@@ -1,0 +1,204 @@
+//! Docker's plugin as a socket that anybody may write anything to; with a real Docker it is tried in `docker`.
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use common::*;
+use portolan_kernel::netlink::{Batch, ROUTE, Socket};
+use portolan_kernel::netns::{self, NetnsFd};
+use portolan_kernel::rtnl::link::{self, LinkChange};
+use portolan_kernel::rtnl::{Family, addr, route};
+use portolan_lab::server::TcpServer;
+use portolan_lab::{InNetns, eventually};
+use serde_json::{Value, json};
+
+const NETWORK: &str = "11111111111111111111111111111111111111111111111111111111111111aa";
+const ENDPOINT: &str = "22222222222222222222222222222222222222222222222222222222222222bb";
+
+struct Docker {
+    world: World,
+    socket: PathBuf,
+}
+
+impl Docker {
+    fn or_skip(name: &str) -> Option<Self> {
+        let mut world = World::or_skip(name)?;
+        world.daemon = true;
+        let socket = world.lab.dir().join("docker/portolan.sock");
+        world.portolan_ok(&["daemon", "start", "--docker", socket.to_str().unwrap()]);
+        Some(Self { world, socket })
+    }
+
+    /// Status and body of what is answered to a request.
+    fn http(&self, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        let length = body.len();
+        write!(stream, "{head} HTTP/1.1\r\nHost: plugin\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
+            .unwrap();
+        // It need not be read to the end to be refused.
+        let _ = stream.write_all(body);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    }
+
+    fn call(&self, method: &str, body: &Value) -> Value {
+        let (status, answer) = self.http(&format!("POST /{method}"), body.to_string().as_bytes());
+        assert_eq!(status, 200, "{method}: {answer}");
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    fn create_network(&self) -> Value {
+        let pools = json!([{"AddressSpace": "LocalDefault", "Pool": "10.70.0.0/24", "Gateway": "10.70.0.1/24"}]);
+        let options = json!({"com.docker.network.enable_ipv6": false, "com.docker.network.generic": {}});
+        self.call(
+            "NetworkDriver.CreateNetwork",
+            &json!({"NetworkID": NETWORK, "Options": options, "IPv4Data": pools, "IPv6Data": []}),
+        )
+    }
+
+    /// A call about the endpoint.
+    fn about(&self, method: &str, more: Value) -> Value {
+        let mut body = json!({"NetworkID": NETWORK, "EndpointID": ENDPOINT});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        self.call(&format!("NetworkDriver.{method}"), &body)
+    }
+
+    fn create_endpoint(&self) -> Value {
+        self.about("CreateEndpoint", json!({"Interface": {"Address": "10.70.0.2/24"}, "Options": {}}))
+    }
+
+    fn publish(&self) -> Value {
+        let port = json!([{"Proto": 6, "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080}]);
+        self.about("ProgramExternalConnectivity", json!({"Options": {"com.docker.network.portmap": port}}))
+    }
+}
+
+#[test]
+fn nonsense_is_refused_and_changes_nothing() {
+    let Some(docker) = Docker::or_skip("docker-nonsense") else { return };
+    let mode = std::fs::metadata(&docker.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it is Docker's alone");
+    let before = docker.world.state();
+    let post = |method: &str, body: &[u8]| docker.http(&format!("POST /{method}"), body);
+    assert_eq!(post("NetworkDriver.Fly", b"{}").0, 404);
+    assert_eq!(post("VolumeDriver.Create", b"{}").0, 404);
+    assert_eq!(post("", b"").0, 404);
+    assert_eq!(docker.http("GET /Plugin.Activate", b"").0, 405);
+    assert_eq!(post("NetworkDriver.CreateNetwork", &vec![b' '; 9 << 20]).0, 413);
+    for (method, body, why) in [
+        ("CreateNetwork", "", "NetworkID"),
+        ("CreateNetwork", "{\"NetworkID\":", "read the request"),
+        ("CreateNetwork", "[1, 2]", "read the request"),
+        ("CreateNetwork", r#"{"NetworkID": "../../etc"}"#, "64 hexadecimal digits"),
+        ("CreateNetwork", r#"{"NetworkID": 7}"#, "read the request"),
+        ("CreateEndpoint", r#"{"NetworkID": "x", "EndpointID": "y", "Interface": {}}"#, "64 hexadecimal digits"),
+        ("Join", r#"{"NetworkID": "x"}"#, "EndpointID"),
+    ] {
+        let (status, answer) = post(&format!("NetworkDriver.{method}"), body.as_bytes());
+        assert_eq!(status, 200, "{method} {body}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["Err"].as_str().is_some_and(|said| said.contains(why)), "{method} {body}: {answer}");
+    }
+    // What never was is no failure where it is to go, and one where it is to be there.
+    assert_eq!(docker.about("DeleteEndpoint", json!({})), json!({}));
+    assert_eq!(docker.call("NetworkDriver.DeleteNetwork", &json!({"NetworkID": NETWORK})), json!({}));
+    assert!(docker.about("Join", json!({"SandboxKey": "/x"}))["Err"].as_str().unwrap().contains("is not there"));
+    assert!(docker.create_endpoint()["Err"].as_str().unwrap().contains(NETWORK), "no such network");
+    // Half a request, and nobody there any more.
+    let mut half = UnixStream::connect(&docker.socket).unwrap();
+    half.write_all(b"POST /NetworkDriver.CreateNetwork HTTP/1.1\r\nContent-Length: 100\r\n\r\n{").unwrap();
+    drop(half);
+    before.assert_same(&docker.world.state(), "nonsense");
+    assert_eq!(docker.call("Plugin.Activate", &json!({}))["Implements"], json!(["NetworkDriver"]));
+}
+
+#[test]
+fn every_call_is_the_same_when_it_comes_twice() {
+    let Some(docker) = Docker::or_skip("docker-twice") else { return };
+    let twice = |call: &dyn Fn() -> Value| {
+        let first = call();
+        assert!(first["Err"].is_null(), "{first}");
+        assert_eq!(call(), first);
+        first
+    };
+    twice(&|| docker.create_network());
+    let made = twice(&|| docker.create_endpoint());
+    assert!(made["Interface"]["MacAddress"].is_string() && made["Interface"]["Address"].is_null(), "{made}");
+    let joined = twice(&|| docker.about("Join", json!({"SandboxKey": "/run/x", "Options": {}})));
+    let name = joined["InterfaceName"]["SrcName"].as_str().unwrap().to_owned();
+    assert!(interface(&docker.world.h, &name).is_some(), "{joined}");
+    assert_eq!(joined["Gateway"], "10.70.0.1");
+    twice(&|| docker.publish());
+    twice(&|| docker.about("RevokeExternalConnectivity", json!({})));
+    twice(&|| docker.about("Leave", json!({})));
+    twice(&|| docker.about("DeleteEndpoint", json!({})));
+    assert!(interface(&docker.world.h, &name).is_none());
+    twice(&|| docker.call("NetworkDriver.DeleteNetwork", &json!({"NetworkID": NETWORK})));
+}
+
+/// Nobody tells us: Docker is dead, and so is the container.
+#[test]
+fn an_endpoint_goes_with_its_namespace_and_an_unclaimed_one_with_its_docker() {
+    let Some(docker) = Docker::or_skip("docker-lost") else { return };
+    let world = &docker.world;
+    docker.create_network();
+    docker.create_endpoint();
+    let joined = docker.about("Join", json!({"SandboxKey": "/run/x", "Options": {}}));
+    docker.publish();
+    let name = joined["InterfaceName"]["SrcName"].as_str().unwrap().to_owned();
+    let place = world.lab.dir().join("container");
+    netns::create_pinned(&place).unwrap();
+    let inside = NetnsFd::open(&place).unwrap();
+    // As Docker does.
+    routing(world, |socket, batch| {
+        let index = link::lookup(socket, name.as_str()).unwrap().unwrap().index;
+        link::set(batch, index, &LinkChange { netns: Some(inside.as_fd()), ..LinkChange::default() });
+    });
+    netns::with_netns(&inside, || {
+        let mut socket = Socket::open(ROUTE).unwrap();
+        let index = link::lookup(&mut socket, name.as_str()).unwrap().unwrap().index;
+        let mut batch = Batch::new();
+        addr::replace(&mut batch, &addr::Address::new(index, "10.70.0.2".parse().unwrap(), 24));
+        link::set(&mut batch, index, &LinkChange { up: Some(true), ..LinkChange::default() });
+        let gateway = Some("10.70.0.1".parse().unwrap());
+        route::replace(&mut batch, &route::Route { gateway, ..route::Route::new("0.0.0.0".parse().unwrap(), 0) });
+        socket.transact(&batch).unwrap();
+    })
+    .unwrap();
+    let container = In(inside);
+    let server = TcpServer::start(&container, any(Family::V4, 80), "inside").unwrap();
+    assert_leads(&world.n, at(host_ip(Family::V4), 8080), "inside");
+    world.verify();
+    // Another Docker begins: this one is claimed.
+    docker.call("Plugin.Activate", &json!({}));
+    assert_leads(&world.n, at(host_ip(Family::V4), 8080), "inside");
+    drop((server, container));
+    netns::unpin(&place).unwrap();
+    let is_gone = || world.portolan_ok(&["ps", "-q"]).trim().is_empty();
+    assert!(eventually(LONG, is_gone), "{}", world.portolan_ok(&["ps"]));
+    world.verify();
+    // One that was never claimed goes when the next Docker begins.
+    docker.create_endpoint();
+    docker.call("Plugin.Activate", &json!({}));
+    assert!(is_gone());
+    assert_eq!(docker.about("DeleteEndpoint", json!({})), json!({}));
+    docker.call("NetworkDriver.DeleteNetwork", &json!({"NetworkID": NETWORK}));
+    world.verify();
+}
+
+/// A namespace of the test's own.
+struct In(NetnsFd);
+
+impl InNetns for In {
+    fn netns(&self) -> &NetnsFd {
+        &self.0
+    }
+}
