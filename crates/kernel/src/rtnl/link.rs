@@ -274,6 +274,10 @@ pub struct VethSpec<'a> {
 /// Appends the creation of both ends of a veth pair, the far one right in its namespace, in one
 /// message.
 ///
+/// Each end has one queue: without a word about it the kernel makes as many as the host has processors and then takes
+/// all but one out of use, for which it waits until nobody looks at them any more (`veth_init_queues()`,
+/// drivers/net/veth.c).
+///
 /// Fails with `EEXIST` when either name is taken. Settings of the near end that the kernel does not
 /// take at creation (alias, bridge port, address generation mode) go into a following [`set`] of the
 /// same batch.
@@ -281,7 +285,7 @@ pub fn create_veth(batch: &mut Batch, spec: &VethSpec<'_>) -> usize {
     let echo = if spec.echo { ECHO } else { 0 };
     batch.message(libc::RTM_NEWLINK, CREATE | EXCL | echo, |buf| {
         push_ifinfo(buf, spec.index.unwrap_or(0), spec.up.then_some(true));
-        let mut attrs = PushLinkAttrs::new(&mut *buf).push_ifname_bytes(spec.name.as_bytes());
+        let mut attrs = one_queue(PushLinkAttrs::new(&mut *buf)).push_ifname_bytes(spec.name.as_bytes());
         if let Some(mac) = &spec.mac {
             attrs = attrs.push_address(mac);
         }
@@ -302,7 +306,7 @@ pub fn create_veth(batch: &mut Batch, spec: &VethSpec<'_>) -> usize {
         // The generated bindings lack this attribute: a whole ifinfomsg with attributes.
         let peer = push_nested_header(buf, VETH_INFO_PEER);
         push_ifinfo(buf, spec.peer.index.unwrap_or(0), None);
-        let mut attrs = PushLinkAttrs::new(&mut *buf).push_ifname_bytes(spec.peer.name.as_bytes());
+        let mut attrs = one_queue(PushLinkAttrs::new(&mut *buf)).push_ifname_bytes(spec.peer.name.as_bytes());
         if let Some(mac) = &spec.peer.mac {
             attrs = attrs.push_address(mac);
         }
@@ -320,6 +324,10 @@ pub fn create_veth(batch: &mut Batch, spec: &VethSpec<'_>) -> usize {
         finalize_nested_header(buf, data);
         finalize_nested_header(buf, info);
     })
+}
+
+fn one_queue<P: netlink_bindings::traits::Pusher>(attrs: PushLinkAttrs<P>) -> PushLinkAttrs<P> {
+    attrs.push_num_tx_queues(1).push_num_rx_queues(1)
 }
 
 /// What a child interface is, with what the kernel calls the mode.
