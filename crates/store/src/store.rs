@@ -94,7 +94,7 @@ impl SqliteStore {
         &self.path
     }
 
-    /// Makes what is missing, up to an empty file for SQLite to fill.
+    /// Makes what is missing: the directory, and in it a file of our format without rows.
     fn create(&self) -> Result<(), StoreError> {
         const CREATE: &str = "create state directory";
         let make = || DirBuilder::new().mode(0o700).create(&self.root);
@@ -111,17 +111,51 @@ impl SqliteStore {
             Err(e) => return Err(from_io(CREATE, &self.root, e)),
         }
         let _guard = self.lock()?;
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path) {
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let length = |path| fs::metadata(path).map_or(0, |m| m.len());
-                if length(&self.path) == 0 && length(&self.log) > 0 {
-                    return Err(corrupt(&self.path, Fault::Emptied));
-                }
-                Ok(())
-            }
-            Err(e) => Err(from_io("create state file", &self.path, e)),
+        let length = |path| fs::metadata(path).map_or(0, |m| m.len());
+        if length(&self.path) > 0 {
+            return Ok(());
         }
+        if length(&self.log) > 0 {
+            return Err(corrupt(&self.path, Fault::Emptied));
+        }
+        self.fill()
+    }
+
+    /// Makes the file beside its place and moves it there: who finds it finds all of it.
+    ///
+    /// Two disk flushes and one of the directory above, where SQLite, which cannot know that nobody has the file yet,
+    /// would make ten.
+    fn fill(&self) -> Result<(), StoreError> {
+        const CREATE: &str = "create state file";
+        let new = self.root.join("state.db.new");
+        for left in ["state.db.new", "state.db.new-journal", "state.db.new-wal", "state.db.new-shm"] {
+            match fs::remove_file(self.root.join(left)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(from_io(CREATE, &self.root.join(left), e)),
+                _ => {}
+            }
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        let file = file.map_err(|e| from_io(CREATE, &self.path, e))?;
+        let fail = |e| from_sqlite(CREATE, &self.path, e);
+        let mut connection = Connection::open_with_flags(&new, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(fail)?;
+        connection.pragma_update(None, "synchronous", "off").map_err(fail)?;
+        self.lay_out(&connection)?;
+        migrations::run(&mut connection, 0).map_err(fail)?;
+        checkpoint(&connection).map_err(fail)?;
+        connection.close().map_err(|(_, e)| fail(e))?;
+        file.sync_all().map_err(|e| from_io(SYNC, &self.path, e))?;
+        fs::rename(&new, &self.path).map_err(|e| from_io(CREATE, &self.path, e))?;
+        self.sync_directories()
+    }
+
+    /// Settles how an empty file is written.
+    fn lay_out(&self, connection: &Connection) -> Result<(), StoreError> {
+        let fail = |e| from_sqlite(WRITE, &self.path, e);
+        // Before the first page is written, and before the log mode, which fixes it.
+        connection.pragma_update(None, "page_size", PAGE).map_err(fail)?;
+        let mode: String =
+            connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(fail)?;
+        if mode == "wal" { Ok(()) } else { Err(other(WRITE, &self.path, Misuse::Journal(mode))) }
     }
 
     /// Brings the file to our format, unless another process has by now.
@@ -138,13 +172,7 @@ impl SqliteStore {
             if tables > 0 {
                 return Err(corrupt(&self.path, Fault::Foreign));
             }
-            // Before the first page is written, and before the log mode, which fixes it.
-            connection.pragma_update(None, "page_size", PAGE).map_err(fail)?;
-            let mode: String =
-                connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(fail)?;
-            if mode != "wal" {
-                return Err(other(WRITE, &self.path, Misuse::Journal(mode)));
-            }
+            self.lay_out(connection)?;
         }
         migrations::run(connection, found).map_err(fail)?;
         // Not in the log only: the format is what the next version decides by.
