@@ -256,12 +256,14 @@ pub enum Change {
 }
 
 /// How far [`crate::Engine::follow`] came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Followed {
     /// The number of the last commit that was seen.
     pub revision: u64,
     /// What was shown is all there is: what was not is gone.
     pub is_everything: bool,
+    /// Of the containers that were shown as not there, those that are being made.
+    pub coming: Vec<Id>,
 }
 
 /// What `gc`, `reconcile` and the like did.

@@ -32,11 +32,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         };
         let mut networks = BTreeMap::new();
+        let mut coming = Vec::new();
         for what in touched {
             show(match what {
                 Touched::Network(id) => Change::Network(id, tx.network(id)?.filter(|row| row.phase.is_settled())),
                 Touched::Container(id) => {
-                    let view = match tx.container(id)?.filter(|row| row.phase.is_settled()) {
+                    let row = tx.container(id)?;
+                    coming.extend(row.as_ref().filter(|row| matches!(row.phase, Phase::Pending(_))).map(|_| id));
+                    let view = match row.filter(|row| row.phase.is_settled()) {
                         Some(container) => Some(settled(self.view_among(&tx, container, &mut networks)?)),
                         None => None,
                     };
@@ -44,7 +47,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 }
             });
         }
-        Ok(Followed { revision, is_everything })
+        Ok(Followed { revision, is_everything, coming })
     }
 
     /// The number of the last commit that changed a network or a container.

@@ -156,6 +156,11 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// A commit is dozens of writes to the log. The first one tells of it; what the others tell is read together, after a
+/// millisecond, the shortest that epoll_wait(2) waits: woken by each we would slow down who writes.
+const FILES: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
+const QUIET: Duration = Duration::from_micros(500);
+
 /// What the main thread waits for.
 mod token {
     pub(super) const SIGNALS: u64 = 0;
@@ -197,6 +202,8 @@ struct Daemon {
     started: u64,
     /// Since when nothing has needed us.
     idle_since: Option<Instant>,
+    /// When to look at what happened to files.
+    files_due: Option<Instant>,
     _lock: File,
 }
 
@@ -230,7 +237,7 @@ impl Daemon {
         add(signals.as_fd(), token::SIGNALS)?;
         add(control.as_fd(), token::CONTROL)?;
         let files = Watched::new(&config).context("watch the state and the host's resolver file")?;
-        add(files.inotify.as_fd(), token::FILES)?;
+        epoll::add(&epoll, files.inotify.as_fd(), EventData::new_u64(token::FILES), FILES)?;
 
         let memory = memory.unwrap_or_else(|| Memory { started: now(), ..Memory::default() });
         let mut clients = Vec::new();
@@ -266,6 +273,7 @@ impl Daemon {
             next_token,
             started: memory.started,
             idle_since: None,
+            files_due: None,
             _lock: lock,
         };
         let done = daemon.follow_and_settle()?;
@@ -294,7 +302,10 @@ impl Daemon {
                 let next = match event.data.u64() {
                     token::SIGNALS => self.signalled(),
                     token::CONTROL => self.accept(),
-                    token::FILES => self.file_changed(),
+                    token::FILES => {
+                        self.files_due = Some(Instant::now() + QUIET);
+                        Ok(Next::GoOn)
+                    }
                     token::SERVICES => self.services_woke(),
                     token => self.client_spoke(token),
                 };
@@ -303,6 +314,12 @@ impl Daemon {
                     Ok(Next::Leave) => return self.leave(),
                     Ok(Next::Become(binary, asker)) => self.upgrade(&binary, asker)?,
                     Err(error) => tracing::error!("{error:#}"),
+                }
+            }
+            if self.files_due.is_some_and(|due| due <= Instant::now()) {
+                self.files_due = None;
+                if let Err(error) = self.file_changed() {
+                    tracing::error!("{error:#}");
                 }
             }
             self.answer_waiting()?;
@@ -316,8 +333,9 @@ impl Daemon {
     fn time_left(&self) -> Result<Option<rustix::event::Timespec>> {
         let idle = self.idle_since.map(|since| LINGER.saturating_sub(since.elapsed()));
         let waited = self.waiting.iter().map(|waiting| waiting.until.saturating_duration_since(Instant::now()));
-        let left = waited.chain(idle).min();
-        Ok(left.map(|left| (left + Duration::from_millis(1)).try_into()).transpose()?)
+        let files = self.files_due.map(|due| due.saturating_duration_since(Instant::now()));
+        let left = waited.chain(idle).chain(files).min();
+        Ok(left.map(TryInto::try_into).transpose()?)
     }
 
     fn leave(&mut self) -> Result<i32> {
@@ -339,15 +357,17 @@ impl Daemon {
         }
     }
 
-    fn file_changed(&mut self) -> Result<Next> {
-        let changed = self.files.read()?;
+    fn file_changed(&mut self) -> Result<()> {
+        let changed = self.files.read();
+        epoll::modify(&self.epoll, self.files.inotify.as_fd(), EventData::new_u64(token::FILES), FILES)?;
+        let changed = changed?;
         if changed.state {
             self.follow()?;
         }
         if changed.resolver {
             self.services.resolver_changed();
         }
-        Ok(Next::GoOn)
+        Ok(())
     }
 
     fn services_woke(&mut self) -> Result<Next> {

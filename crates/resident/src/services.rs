@@ -18,13 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::Done;
 use crate::daemon::{Config, Engine};
-use crate::dns::{self, DnsServer, HandOver, HandOverData, ListenerEvent};
+use crate::dns::{self, Barrier, DnsServer, HandOver, HandOverData, ListenerEvent};
 use crate::docker::Plugin;
 use crate::feed::{Event, Feed, Told};
 use crate::leases::{Leases, Missing};
 use crate::notify::Manager;
 use crate::proxy::{self, Place, Proxy};
-use crate::repair::{Repairer, Report};
+use crate::repair::{Answer, Repairer, Report};
 use crate::scrape::{Ask, Scrape};
 use crate::stats::{self, EndpointStats, Everything, Latency};
 
@@ -91,8 +91,11 @@ pub struct Services {
     say_leased: mpsc::Sender<Event>,
     /// What happened to leases.
     leased: mpsc::Receiver<Event>,
-    /// Whether the fence is to stand, and why it does not if it should.
-    fence: (bool, Option<String>),
+    /// Containers that are being made.
+    coming: BTreeSet<Id>,
+    fence: Fence,
+    /// Who was told something since it was last waited for, or had failed by then.
+    unsettled: Unsettled,
     root: PathBuf,
     /// How things stood when last somebody waited for all to be in force.
     last: Done,
@@ -106,6 +109,30 @@ pub struct Services {
     metrics: Option<SocketAddr>,
     /// Where Docker's plugin is served, and who serves it.
     docker: (Option<PathBuf>, Option<Plugin>),
+}
+
+/// Whether the fence is to stand.
+#[derive(Debug, Default)]
+struct Fence {
+    is_needed: bool,
+    /// Who puts it up or takes it down says here how it went.
+    answer: Option<Answer>,
+    /// Why it does not stand if it should.
+    failure: Option<String>,
+}
+
+/// Which threads have to be asked before all is in force.
+#[derive(Debug)]
+struct Unsettled {
+    dns: bool,
+    proxy: bool,
+}
+
+impl Default for Unsettled {
+    fn default() -> Self {
+        // What was inherited is settled by the first barrier.
+        Self { dns: true, proxy: true }
+    }
 }
 
 /// Commands of so many names are told apart.
@@ -131,7 +158,9 @@ impl Services {
             dns: None,
             proxy: None,
             repairer: None,
-            fence: (false, None),
+            coming: BTreeSet::new(),
+            fence: Fence::default(),
+            unsettled: Unsettled::default(),
             root: config.root.clone(),
             last: Done::default(),
             tell,
@@ -203,7 +232,7 @@ impl Services {
         let (tell, wake) = (self.tell.clone(), self.wake.try_clone().context("duplicate a descriptor")?);
         let report = move |report: Report| say(&tell, &wake, &Event::Repaired(report));
         self.repairer = Some(Repairer::start(self.root.clone(), fence, Box::new(keep), Box::new(report))?);
-        self.fence = (false, None);
+        self.fence = Fence::default();
         let (asks, scrapers) = mpsc::channel();
         let wake = self.wake.try_clone().context("duplicate a descriptor")?;
         let ask = move |reply: Ask| {
@@ -275,6 +304,7 @@ impl Services {
     /// # Errors
     /// When the state cannot be read.
     pub fn follow(&mut self, engine: &Engine) -> Result<bool> {
+        let was_empty = self.feed.endpoints() == 0;
         let mut changes = Told::default();
         let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
         let (feed, leases) = (&mut self.feed, &mut self.leases);
@@ -292,6 +322,8 @@ impl Services {
             feed.take(change, &mut changes);
         })?;
         leased?;
+        self.coming.retain(|id| !containers.contains(id));
+        self.coming.extend(followed.coming);
         if followed.is_everything {
             // Nothing of it is news.
             changes.events.clear();
@@ -302,16 +334,22 @@ impl Services {
         self.revision = Some(followed.revision);
         if let Some(dns) = self.dns.as_ref().filter(|_| !changes.dns.is_empty()) {
             dns.update(changes.dns);
+            self.unsettled.dns = true;
         }
         if let Some(proxy) = self.proxy.as_ref().filter(|_| !changes.proxy.is_empty()) {
             proxy.update(changes.proxy);
+            self.unsettled.proxy = true;
         }
         for event in changes.events {
             say(&self.tell, &self.wake, &event);
         }
         let has_endpoints = self.feed.endpoints() > 0;
-        if let Some(repairer) = self.repairer.as_ref().filter(|_| self.fence.0 != has_endpoints) {
-            self.fence = (has_endpoints, repairer.set_needed(has_endpoints)?);
+        // It goes up while the first container is still being made, which then need not wait for it.
+        let is_needed = has_endpoints || !self.coming.is_empty();
+        // Each that comes first may bring another firewall driver, or another name of its rules.
+        let is_first = was_empty && !self.coming.is_empty() && !containers.is_empty();
+        if let Some(repairer) = self.repairer.as_ref().filter(|_| self.fence.is_needed != is_needed || is_first) {
+            self.fence = Fence { is_needed, answer: Some(repairer.set_needed(is_needed)?), failure: None };
         }
         Ok(has_endpoints)
     }
@@ -321,12 +359,19 @@ impl Services {
     /// # Errors
     /// When a thread is gone.
     pub fn settle(&mut self) -> Result<Done> {
-        let mut done = Done { warnings: self.fence.1.iter().cloned().collect(), unanswered: Vec::new() };
-        for failure in self.dns.as_ref().map(DnsServer::barrier).transpose()?.unwrap_or_default() {
+        let dns = self.dns.as_ref().filter(|_| self.unsettled.dns).map(DnsServer::raise_barrier).transpose()?;
+        let proxy = self.proxy.as_ref().filter(|_| self.unsettled.proxy).map(Proxy::barrier).transpose()?;
+        let (dns, proxy) = (dns.map(Barrier::wait).transpose()?.unwrap_or_default(), proxy.unwrap_or_default());
+        self.unsettled = Unsettled { dns: !dns.is_empty(), proxy: !proxy.is_empty() };
+        if let Some(answer) = self.fence.answer.take() {
+            self.fence.failure = answer.wait()?;
+        }
+        let mut done = Done { warnings: self.fence.failure.iter().cloned().collect(), unanswered: Vec::new() };
+        for failure in dns {
             done.warnings.push(format!("names are not answered: {failure}"));
             done.unanswered.push(failure.address);
         }
-        for failure in self.proxy.as_ref().map(Proxy::barrier).transpose()?.unwrap_or_default() {
+        for failure in proxy {
             done.warnings.push(format!("a published port is not passed on: {failure}: {}", failure.source));
         }
         self.last = done.clone();
@@ -347,6 +392,7 @@ impl Services {
     pub fn resolver_changed(&mut self) {
         if let Some(dns) = &self.dns {
             dns.update(vec![dns::Change::HostResolver(self.host_resolver())]);
+            self.unsettled.dns = true;
         }
     }
 

@@ -1,7 +1,6 @@
 //! Steps into messages, in as few batches as their order allows.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 
 use portolan_engine::{About, KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, Sandbox};
@@ -98,6 +97,7 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
         }
         rest = later;
     }
+    kernel.leave_lingering();
     context.failures
 }
 
@@ -268,11 +268,8 @@ impl Context<'_> {
             }
             match socket.transact(&batch) {
                 Ok(_) => {
-                    if unmake.is_some()
-                        && kernel.leaves_waits_to_a_copy()
-                        && let Err(error) = netlink::outlive(socket.as_fd())
-                    {
-                        tracing::debug!(%error, "no copy of this process to be had");
+                    if unmake.is_some() || !deleted.is_empty() {
+                        kernel.lingers.set(true);
                     }
                     Ok(())
                 }

@@ -9,6 +9,8 @@ mod observe;
 mod removal;
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use portolan_engine::{About, Kernel, KernelError, Kind, PortClash};
 use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
@@ -27,6 +29,8 @@ pub struct HostKernel {
     boot: OnceCell<String>,
     process: OnceCell<ProcessId>,
     leaves_waits: Cell<bool>,
+    /// Whether closing the netfilter socket would have to wait for what it removed.
+    lingers: Cell<bool>,
 }
 
 impl HostKernel {
@@ -43,6 +47,24 @@ impl HostKernel {
 
     fn leaves_waits_to_a_copy(&self) -> bool {
         self.leaves_waits.get()
+    }
+
+    /// Runs `hand`, which makes a copy of this process, with the netfilter socket if that is to be kept open by one.
+    fn with_lingering<T>(&self, hand: impl FnOnce(Option<BorrowedFd<'_>>) -> io::Result<T>) -> io::Result<T> {
+        let netfilter = self.netfilter.borrow();
+        let handed = hand(netfilter.as_ref().filter(|_| self.lingers.get()).map(Socket::as_fd))?;
+        self.lingers.set(false);
+        Ok(handed)
+    }
+
+    /// Leaves the netfilter socket to a copy of this process if nobody has it who will close it later than we do.
+    fn leave_lingering(&self) {
+        if !(self.leaves_waits.get() && self.lingers.get()) {
+            return;
+        }
+        if let Err(error) = self.with_lingering(|netfilter| netfilter.map_or(Ok(()), netlink::outlive)) {
+            tracing::debug!(%error, "no copy of this process to be had");
+        }
     }
 
     /// An interface of the host; none if there is no such, or it cannot be asked for.

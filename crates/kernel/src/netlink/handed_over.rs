@@ -14,19 +14,20 @@ pub struct HandedOver(OwnedFd);
 /// Sends the one message of `batch` to rtnetlink(7) of the calling thread's namespace from a copy of this process.
 ///
 /// The copy is no child of this process for long: it leaves nothing to be waited for. It holds none of our descriptors, so
-/// whoever waits for the end of our output does not wait for it.
+/// whoever waits for the end of our output does not wait for it; but it keeps `held` open until it ends.
 ///
 /// # Errors
 /// When there is no descriptor or no process to be had; nothing was sent then.
-pub fn hand_over(batch: &Batch) -> io::Result<HandedOver> {
+pub fn hand_over(batch: &Batch, held: Option<BorrowedFd<'_>>) -> io::Result<HandedOver> {
     assert_eq!(batch.len(), 1, "one message, one answer");
     let socket = Socket::open(ROUTE).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
     let socket: OwnedFd = socket.into();
     let (outcome, tell) = pipe(libc::O_NONBLOCK)?;
     let message = &batch.buf[..];
     let (socket, tell) = (socket.as_raw_fd(), tell.as_raw_fd());
+    let kept: Vec<RawFd> = [socket, tell].into_iter().chain(held.map(|fd| fd.as_raw_fd())).collect();
     // SAFETY: `send` makes calls of signal-safety(7) only, with what was prepared before.
-    unsafe { in_a_copy([socket, tell], || send(socket, tell, message)) }?;
+    unsafe { in_a_copy(kept, || send(socket, tell, message)) }?;
     Ok(HandedOver(outcome))
 }
 
@@ -42,7 +43,7 @@ pub fn outlive(socket: BorrowedFd<'_>) -> io::Result<()> {
     let (socket, end) = (socket.as_raw_fd(), end.as_raw_fd());
     // SAFETY: read(2) into a live byte is all that the copy does.
     unsafe {
-        in_a_copy([socket, end], || {
+        in_a_copy(vec![socket, end], || {
             let mut byte = 0u8;
             // Nobody writes: it returns when the other end is closed.
             libc::read(end, (&raw mut byte).cast(), 1);
@@ -66,7 +67,8 @@ fn pipe(flags: i32) -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Safety
 /// This process may have other threads: `act` makes calls of signal-safety(7) only, with what was prepared before.
-unsafe fn in_a_copy(kept: [RawFd; 2], act: impl FnOnce()) -> io::Result<()> {
+unsafe fn in_a_copy(mut kept: Vec<RawFd>, act: impl FnOnce()) -> io::Result<()> {
+    kept.sort_unstable();
     // SAFETY: fork(2) has no preconditions; what follows in the child are calls of signal-safety(7).
     let child = sys::cvt(unsafe { libc::fork() })?;
     if child == 0 {
@@ -76,12 +78,14 @@ unsafe fn in_a_copy(kept: [RawFd; 2], act: impl FnOnce()) -> io::Result<()> {
             if libc::fork() != 0 {
                 libc::_exit(0);
             }
-            let (low, high) = (kept[0].min(kept[1]), kept[0].max(kept[1]));
-            for (from, to) in [(0, low - 1), (low + 1, high - 1), (high + 1, RawFd::MAX)] {
-                if from <= to {
-                    libc::syscall(libc::SYS_close_range, from, to, 0);
+            let mut from = 0;
+            for &fd in &kept {
+                if from < fd {
+                    libc::syscall(libc::SYS_close_range, from, fd - 1, 0);
                 }
+                from = fd + 1;
             }
+            libc::syscall(libc::SYS_close_range, from, RawFd::MAX, 0);
             // What ends our parent by its terminal or group is not meant for this.
             libc::setsid();
             act();

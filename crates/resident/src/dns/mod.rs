@@ -166,6 +166,20 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// A barrier that was raised ([`DnsServer::raise_barrier`]).
+#[derive(Debug)]
+pub struct Barrier(mpsc::Receiver<Vec<ListenFailure>>);
+
+impl Barrier {
+    /// Waits as [`DnsServer::barrier`].
+    ///
+    /// # Errors
+    /// [`DnsError::Ended`].
+    pub fn wait(self) -> Result<Vec<ListenFailure>, DnsError> {
+        self.0.recv().map_err(|_| DnsError::Ended)
+    }
+}
+
 /// A running server; dropping it ends it and closes its sockets.
 #[derive(Debug)]
 pub struct DnsServer {
@@ -211,7 +225,17 @@ impl DnsServer {
     /// # Errors
     /// [`DnsError::Ended`].
     pub fn barrier(&self) -> Result<Vec<ListenFailure>, DnsError> {
-        self.ask(Command::Barrier)
+        self.raise_barrier()?.wait()
+    }
+
+    /// The same without waiting: what answers it can be waited for later.
+    ///
+    /// # Errors
+    /// [`DnsError::Ended`].
+    pub fn raise_barrier(&self) -> Result<Barrier, DnsError> {
+        let (reply, answer) = mpsc::channel();
+        self.send(Command::Barrier(reply))?;
+        Ok(Barrier(answer))
     }
 
     /// The counters.

@@ -76,6 +76,20 @@ enum Command {
     Stop,
 }
 
+/// How putting up the fence went, or will have gone ([`Repairer::set_needed`]).
+#[derive(Debug)]
+pub struct Answer(mpsc::Receiver<Option<String>>);
+
+impl Answer {
+    /// Waits until it is done; the reason if it cannot be.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub fn wait(self) -> Result<Option<String>> {
+        self.0.recv().context("the repairing thread has ended")
+    }
+}
+
 /// The running thread; dropping it ends it and removes the fence.
 pub struct Repairer {
     commands: mpsc::Sender<Command>,
@@ -138,15 +152,15 @@ impl Repairer {
         Ok(Self { commands, wake, stats, thread: Some(thread) })
     }
 
-    /// Says whether any container is on any network: the fence stands as long as there is one. Returns when it stands,
-    /// with the reason if it cannot.
+    /// Says whether any container is on any network or comes to one: the fence stands as long as there is one. What is
+    /// returned can be waited for until it does.
     ///
     /// # Errors
     /// When the thread has ended.
-    pub fn set_needed(&self, is_needed: bool) -> Result<Option<String>> {
+    pub fn set_needed(&self, is_needed: bool) -> Result<Answer> {
         let (reply, answer) = mpsc::channel();
         self.send(Command::Needed(is_needed, reply))?;
-        answer.recv().context("the repairing thread has ended")
+        Ok(Answer(answer))
     }
 
     /// What was done so far.
@@ -257,13 +271,7 @@ impl Thread {
             other => other?,
         };
         let heard = Instant::now();
-        let events = self.monitor.read().context("hear of changes in the kernel")?;
-        // Until a first network there is no table, and no interface of ours either.
-        let firewall = self.engine.firewall()?;
-        let work = self.sort(&events, &firewall);
-        if work != Work::default() {
-            self.work(work, heard)?;
-        }
+        // Somebody waits for these; what happened in the kernel may keep us at the lock that he holds.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         while let Ok(command) = self.queue.try_recv() {
             match command {
@@ -279,6 +287,13 @@ impl Thread {
                     return Ok(false);
                 }
             }
+        }
+        let events = self.monitor.read().context("hear of changes in the kernel")?;
+        // Until a first network there is no table, and no interface of ours either.
+        let firewall = self.engine.firewall()?;
+        let work = self.sort(&events, &firewall);
+        if work != Work::default() {
+            self.work(work, heard)?;
         }
         Ok(true)
     }

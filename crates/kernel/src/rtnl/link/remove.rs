@@ -20,7 +20,7 @@ pub fn remove(name: &str) -> io::Result<bool> {
     if !sys::has_interface(name) {
         return Ok(false);
     }
-    match wait_until_gone(&[name], &netlink::hand_over(&batch)?) {
+    match wait_until_gone(&[name], &netlink::hand_over(&batch, None)?) {
         Ok(()) => Ok(true),
         Err(errno) => Err(io::Error::from_raw_os_error(errno)),
     }
