@@ -172,9 +172,10 @@ pub(super) fn disconnect<S: Store, K: Kernel>(engine: &Engine<S, K>, host: &impl
         Err(failure) if body.force && failure.kind == Kind::NotFound => {
             return forget(engine, host, &network, &body.container);
         }
-        found => found?.container,
+        found => found?,
     };
-    if network.driver == Driver::Host {
+    let (is_alive, container) = (container.alive, container.container);
+    if network.driver == Driver::Host && container.mode == NetworkMode::Host {
         return Err(Failure::invalid(
             "cannot disconnect container from host network - container was created in host network mode",
         ));
@@ -182,7 +183,7 @@ pub(super) fn disconnect<S: Store, K: Kernel>(engine: &Engine<S, K>, host: &impl
     host.release(container.id, network.id);
     let info = match engine.disconnect(&container.id.to_string(), &network.id.to_string()) {
         Err(Error::NotConnected { .. }) => {
-            let the = if body.force { "the " } else { "" };
+            let the = if is_alive { "" } else { "the " };
             return Err(Failure::new(
                 Kind::System,
                 format!("container {} is not connected to {the}network {}", container.id, network.name),

@@ -127,12 +127,18 @@ fn name(text: &str) -> Result<Name, Failure> {
 
 /// What dockerd has and we have not.
 fn refuse(body: &Body) -> Result<(), Failure> {
-    if body.ingress || matches!(body.scope.as_str(), "swarm" | "global") || body.driver == "overlay" {
-        return Err(Failure::new(
-            Kind::Forbidden,
+    let forbidden = |why: &str| Err(Failure::new(Kind::Forbidden, why));
+    if body.driver == "overlay" {
+        return forbidden(
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
              swarm and try again.",
-        ));
+        );
+    }
+    if body.ingress {
+        return forbidden("Ingress network can only be global scope network");
+    }
+    if body.scope == "swarm" {
+        return forbidden("cannot create a swarm scoped network when swarm is not active");
     }
     if !matches!(body.scope.as_str(), "" | "local") {
         return Err(Failure::invalid(format!("invalid scope: {}", body.scope)));
@@ -330,8 +336,9 @@ mod tests {
             (json!({"Name": " "}), 400, "invalid name: name is empty"),
             (json!({"Name": "a/b"}), 400, "invalid name: "),
             (json!({"Driver": "overlay"}), 403, "This node is not a swarm manager."),
-            (json!({"Scope": "swarm"}), 403, "This node is not a swarm manager."),
-            (json!({"Ingress": true}), 403, "This node is not a swarm manager."),
+            (json!({"Scope": "swarm"}), 403, "cannot create a swarm scoped network when swarm is not active"),
+            (json!({"Scope": "galaxy"}), 400, "invalid scope: galaxy"),
+            (json!({"Ingress": true}), 403, "Ingress network can only be global scope network"),
             (json!({"Driver": "host"}), 403, r#"only one instance of "host" network is allowed"#),
             (json!({"Driver": "null"}), 403, r#"only one instance of "null" network is allowed"#),
             (json!({"Driver": "pigeon"}), 404, r#"plugin "pigeon" not found"#),

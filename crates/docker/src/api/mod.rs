@@ -216,6 +216,11 @@ const DOCKERS: [&str; 19] = [
 impl Route {
     /// What stands for `{id}`, unescaped, if the path is this one's.
     fn fit<'a>(&self, path: &'a str) -> Option<Cow<'a, str>> {
+        // As dockerd has it, the last part may hold more of what divides them.
+        if let Some(start) = self.path.strip_suffix("{id}") {
+            let id = path.strip_prefix(start).filter(|id| !id.is_empty())?;
+            return Some(percent_encoding::percent_decode_str(id).decode_utf8_lossy());
+        }
         let mut id = Cow::Borrowed("");
         let (mut ours, mut asked) = (self.path.split('/'), path.split('/'));
         loop {
@@ -322,6 +327,10 @@ impl Request<'_> {
         if self.body.iter().all(u8::is_ascii_whitespace) {
             return Err(Failure::invalid("invalid JSON: got EOF while reading request body"));
         }
+        // An array would be taken for the fields in their order.
+        if self.body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(Failure::invalid("invalid JSON: it is no object"));
+        }
         serde_json::from_slice(self.body).map_err(|error| Failure::invalid(format!("invalid JSON: {error}")))
     }
 }
@@ -392,6 +401,7 @@ mod tests {
             ("GET", "/v1.41/networks/web", Call::Network, "web"),
             ("GET", "/networks/", Call::Networks, ""),
             ("GET", "/networks/json", Call::Network, "json"),
+            ("DELETE", "/networks/a/b", Call::RemoveNetwork, "a/b"),
             ("POST", "/networks/create", Call::CreateNetwork, ""),
             ("POST", "/networks/create/connect", Call::Connect, "create"),
             ("POST", "/v1.24/networks/a%2Fb/disconnect", Call::Disconnect, "a/b"),
@@ -439,6 +449,8 @@ mod tests {
         let said = |content, body| read(content, body).unwrap_err().message;
         assert_eq!(said(None, " "), "invalid JSON: got EOF while reading request body");
         assert!(said(Some("text/plain"), "{}").contains("must be 'application/json'"));
-        assert!(said(None, "{").starts_with("invalid JSON: ") && said(None, "{} {}").starts_with("invalid JSON: "));
+        for body in ["{", "{} {}", "[]", "null", "7"] {
+            assert!(said(None, body).starts_with("invalid JSON: "), "{body}");
+        }
     }
 }
