@@ -10,7 +10,6 @@ mod differences;
 mod hostile;
 mod lines;
 #[path = "../machine/mod.rs"]
-#[allow(dead_code, reason = "shared with the tests of runtimes")]
 mod machine;
 mod openapi;
 #[path = "../docker/scene.rs"]
