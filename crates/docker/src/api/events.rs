@@ -165,7 +165,7 @@ struct KnownContainer {
     labels: BTreeMap<String, String>,
     /// Not one of Docker's endpoints.
     is_ours: bool,
-    is_running: bool,
+    state: ContainerState,
     /// Its endpoints, with their networks.
     endpoints: BTreeMap<Id, Id>,
 }
@@ -220,7 +220,7 @@ impl Chronicle {
         }
         let before = self.containers.remove(&id);
         let now = known(view);
-        let was_running = before.as_ref().is_some_and(|known| known.is_running);
+        let was = before.as_ref().map_or(ContainerState::Created, |known| known.state);
         let of_container = |action, told: &mut Vec<Message>| {
             if now.is_ours {
                 told.push(Message::container(action, id, &now));
@@ -230,11 +230,13 @@ impl Chronicle {
             of_container("create", told);
         }
         let had = before.map(|known| known.endpoints).unwrap_or_default();
-        if was_running && !now.is_running {
-            let status = match view.container.state {
-                ContainerState::Exited(status) => status,
-                ContainerState::Created | ContainerState::Running => 0,
-            };
+        if let ContainerState::Exited(status) = now.state
+            && !matches!(was, ContainerState::Exited(_))
+        {
+            // It began and ended between two looks.
+            if was == ContainerState::Created {
+                of_container("start", told);
+            }
             if now.is_ours {
                 told.push(Message::container("die", id, &now).with("exitCode", status.to_string()));
             }
@@ -245,7 +247,7 @@ impl Chronicle {
         for (_, network) in now.endpoints.iter().filter(|(endpoint, _)| !had.contains_key(endpoint)) {
             self.on("connect", *network, id, told);
         }
-        if now.is_running && !was_running {
+        if now.state == ContainerState::Running && was != ContainerState::Running {
             of_container("start", told);
         }
         self.containers.insert(id, now);
@@ -253,7 +255,7 @@ impl Chronicle {
 
     fn gone(&mut self, id: Id, told: &mut Vec<Message>) {
         let Some(known) = self.containers.remove(&id) else { return };
-        if known.is_running && known.is_ours {
+        if known.state == ContainerState::Running && known.is_ours {
             told.push(Message::container("die", id, &known));
         }
         for network in known.endpoints.values() {
@@ -277,7 +279,77 @@ fn known(view: &ContainerView) -> KnownContainer {
         name: name.to_string(),
         labels: labels.clone(),
         is_ours: *kind != ContainerKind::Handed,
-        is_running: *state == ContainerState::Running,
+        state: *state,
         endpoints: view.endpoints.iter().map(|(endpoint, network)| (endpoint.id, network.id)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: &'static str, action: &'static str, id: &str, name: &str) -> Message {
+        Message::new(kind, action, id.to_owned()).with("name", name).with("of", "test").at(Duration::from_secs(100))
+    }
+
+    fn follow(query: &str) -> Result<Follow, Failure> {
+        let request = Request { method: "GET", path: "/events", query, content: None, body: b"" };
+        Follow::read(&request, 1000)
+    }
+
+    #[test]
+    fn who_follows_what() {
+        let connect = message("network", "connect", "0123456789ab", "web");
+        let start = message("container", "start", "ba9876543210", "site");
+        for (filters, of_network, of_container) in [
+            ("{}", true, true),
+            (r#"{"type":["network"]}"#, true, false),
+            (r#"{"event":{"start":true}}"#, false, true),
+            (r#"{"event":["start","connect"]}"#, true, true),
+            (r#"{"network":["web"]}"#, true, false),
+            (r#"{"network":["0123"]}"#, true, false),
+            (r#"{"container":["si"]}"#, false, true),
+            (r#"{"label":["of=test"]}"#, true, true),
+            (r#"{"label":["of=other"]}"#, false, false),
+            (r#"{"scope":["swarm"]}"#, false, false),
+            (r#"{"image":["busybox"]}"#, false, false),
+            (r#"{"no-such-key":["x"]}"#, true, true),
+        ] {
+            let query: String =
+                form_urlencoded::Serializer::new(String::new()).append_pair("filters", filters).finish();
+            let follow = follow(&query).unwrap();
+            assert_eq!((follow.wants(&connect), follow.wants(&start)), (of_network, of_container), "{filters}");
+        }
+    }
+
+    #[test]
+    fn from_when_until_when() {
+        let at = message("network", "create", "01", "web");
+        for (query, wanted) in [
+            ("since=100", true),
+            ("since=100.000000001", false),
+            ("until=100", true),
+            ("until=99.9", false),
+            ("since=15m", true),
+            ("since=14m&until=0s", false),
+            ("since=0", true),
+        ] {
+            assert_eq!(follow(query).unwrap().wants(&at), wanted, "{query}");
+        }
+        assert!(follow("since=2&until=1").unwrap_err().message.contains("cannot be after"));
+        assert!(follow("filters=%5B").is_err());
+    }
+
+    /// As Docker 28 writes them.
+    #[test]
+    fn lines() {
+        let at = Duration::new(100, 5);
+        let line = serde_json::to_string(&Message::pruned().at(at)).unwrap();
+        assert_eq!(
+            line,
+            r#"{"Type":"network","Action":"prune","Actor":{"ID":"","Attributes":{"reclaimed":"0"}},"scope":"local","time":100,"timeNano":100000000005}"#
+        );
+        let start = serde_json::to_value(message("container", "start", "ab", "site")).unwrap();
+        assert_eq!((&start["status"], &start["id"]), (&"start".into(), &"ab".into()));
     }
 }

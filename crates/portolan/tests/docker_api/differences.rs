@@ -51,6 +51,7 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
     ),
     differs("create", "Pool overlaps", "Pool overlaps with other one on this address space (", "and says with what"),
     differs("IPAM.Config", "\"Subnet\"", "\"Gateway\"", "and says which gateway was chosen"),
+    differs("println .Subnet", "fd61::/64", "fd61::/64 fd61::1", "and says which gateway was chosen"),
     differs("events", "disconnect", "disconnect", "dockerd tells of each disconnect twice"),
     // What Portolan has not, or has otherwise.
     differs("--config-", "", "configuration-only networks: Portolan does not have this", "Portolan has none"),
