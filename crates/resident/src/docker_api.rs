@@ -22,7 +22,7 @@ use portolan_docker::api::{self, Answer, BODY, Facts, Failure, Kind, Reply, Vers
 use portolan_engine::ContainerInfo;
 use portolan_kernel::door::Door;
 use portolan_kernel::groups;
-use portolan_model::Id;
+use portolan_model::{FirewallDriver, Id};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -50,6 +50,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// The group that may use it, by its name or number; none for `docker` where that is, or else root's.
     pub group: Option<String>,
+    /// Who is to carry out the rules, if the first network is made here; none for the usual one.
+    pub firewall: Option<FirewallDriver>,
     /// How the files of a container are written anew that say where it is.
     pub refresh: Refresh,
 }
@@ -78,7 +80,9 @@ impl Api {
         let served = Arc::new(Served {
             root: root.to_owned(),
             run: run.to_owned(),
-            engines: Mutex::new(vec![daemon::engine(root)?]),
+            // That the state can be opened is better known before anybody asks.
+            engines: Mutex::new(vec![daemon::engine(root)?.with_firewall(config.firewall)]),
+            firewall: config.firewall,
             hub: hub.clone(),
             pruning: Mutex::new(()),
             refresh: config.refresh,
@@ -292,6 +296,7 @@ struct Served {
     run: PathBuf,
     /// Those that no call uses now.
     engines: Mutex<Vec<Engine>>,
+    firewall: Option<FirewallDriver>,
     hub: Arc<Hub>,
     pruning: Mutex<()>,
     refresh: Refresh,
@@ -300,9 +305,11 @@ struct Served {
 impl Served {
     fn answer(&self, request: api::Request<'_>) -> Answer {
         let idle = self.engines().pop();
-        let engine = match idle.map_or_else(|| daemon::engine(&self.root), Ok) {
+        let open = || Ok(daemon::engine(&self.root)?.with_firewall(self.firewall));
+        let engine = match idle.map_or_else(open, Ok) {
             Ok(engine) => engine,
             Err(error) => {
+                let error: anyhow::Error = error;
                 let failure = Failure::new(Kind::System, format!("open the state: {error:#}"));
                 return Answer::Reply(failure.into());
             }

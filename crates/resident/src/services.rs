@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use portolan_dns::ResolvConf;
 use portolan_docker::api::events::Chronicle;
-use portolan_engine::Change;
+use portolan_engine::{Change, Error};
 use portolan_kernel::diag::Transport;
 use portolan_model::Id;
 use rustix::event::{EventfdFlags, eventfd};
@@ -310,8 +310,8 @@ impl Services {
         leased?;
         // A row on its way is shown like one that is gone; it is shown again when it has arrived.
         happened.retain(|change| match change {
-            Change::Network(id, None) => engine.network(&id.to_string()).is_err(),
-            Change::Container(id, None) => engine.container(&id.to_string()).is_err(),
+            Change::Network(id, None) => matches!(engine.network(&id.to_string()), Err(Error::NotFound { .. })),
+            Change::Container(id, None) => matches!(engine.container(&id.to_string()), Err(Error::NotFound { .. })),
             Change::Network(..) | Change::Container(..) => true,
         });
         let mut messages = self.chronicle.take(&happened);

@@ -129,6 +129,7 @@ fn config(context: &Context, run: &RunArgs) -> Config {
     let api = run.api_socket(context).map(|socket| docker_api::Config {
         socket,
         group: run.api_group.clone(),
+        firewall: context.firewall,
         refresh: super::run::refresh_files,
     });
     Config {
@@ -156,6 +157,10 @@ fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
     if let Some(socket) = run.api_socket(context) {
         arguments.push("--api".into());
         arguments.push(socket.into());
+    }
+    if let Some(driver) = context.firewall {
+        arguments.push("--firewall-driver".into());
+        arguments.push(driver.name().into());
     }
     if let Some(group) = &run.api_group {
         arguments.push("--api-group".into());

@@ -10,6 +10,7 @@ use portolan_lab::eventually;
 use portolan_lab::server::TcpServer;
 use serde_json::{Value, json};
 
+use crate::common::dnsmasq::{self, Server};
 use crate::common::*;
 use crate::lines::CLIENTS;
 use crate::served::Served;
@@ -178,4 +179,44 @@ fn followers_keep_nobody() {
         let reply = crate::served::read(stream);
         assert_eq!(reply.status, 200, "{reply:?}");
     }
+}
+
+#[test]
+fn addresses_of_a_dhcp_server() {
+    let name = "docker-api-dhcp";
+    let Some(served) = Served::or_skip(name) else { return };
+    if !dnsmasq::is_there(name) {
+        return;
+    }
+    let world = &served.world;
+    dnsmasq::bridge_on_lan(world, "lan0");
+    served.docker(&["network", "create", "--ipam-driver", "dhcp", "-o", "mode=unmanaged", "-o", "bridge=lan0", "lan"]);
+    let a = world.container("aa", &[]);
+    // Where nobody answers, the container stays where it is.
+    let refused = served.post("/networks/lan/connect", &json!({"Container": "aa"}));
+    assert!(refused.status == 500 && refused.message().contains("DHCP"), "{refused:?}");
+    assert_eq!(served.get("/networks/lan").json()["Containers"], json!({}));
+    world.verify();
+
+    let server = Server::start(world, "dnsmasq", &["--dhcp-range=10.0.1.100,10.0.1.149,120"]);
+    served.docker(&["network", "connect", "lan", "aa"]);
+    let ip = served.on("aa", "lan", "IPAddress");
+    assert!(server.has_leased(ip.parse().unwrap()), "{ip}: {}", server.log());
+    assert!(pings(&a, "10.0.1.2"));
+    served.docker(&["network", "disconnect", "lan", "aa"]);
+    assert!(eventually(LONG, || !server.has_leased(ip.parse().unwrap())), "{}", server.log());
+    world.verify();
+}
+
+/// The first network decides who carries out the rules, also when it is made here.
+#[test]
+fn the_firewall_that_is_asked_for() {
+    let Some(mut served) = Served::or_skip("docker-api-firewall") else { return };
+    served.world.portolan_ok(&["daemon", "stop"]);
+    served.world.environment.push(("PORTOLAN_FIREWALL".into(), "none".into()));
+    served.world.portolan_ok(&["daemon", "start", "--api"]);
+    served.world.environment.clear();
+    served.docker(&["network", "create", "web"]);
+    let tables = served.world.h.command("nft").unwrap().args(["list", "tables"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&tables.stdout).contains("portolan"), "{tables:?}");
 }
