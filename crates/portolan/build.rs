@@ -4,15 +4,15 @@
 //! what strangers send.
 
 // The program's own: both write times in the same form.
-#[allow(dead_code)]
-#[path = "src/clock.rs"]
+#[allow(dead_code, unreachable_pub)]
+#[path = "../model/src/clock.rs"]
 mod clock;
 
 use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/clock.rs");
+    println!("cargo::rerun-if-changed=../model/src/clock.rs");
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
         Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())

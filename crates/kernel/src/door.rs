@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -83,10 +83,25 @@ impl Door {
     /// # Errors
     /// See [`DoorError`].
     pub fn private(path: &Path) -> Result<Self, DoorError> {
+        Self::restricted(path, 0o600, None)
+    }
+
+    /// The same for root and a group, by its number; for root and its own group without.
+    ///
+    /// # Errors
+    /// See [`DoorError`]; also when this process may not give files to the group (`CAP_CHOWN`).
+    pub fn for_group(path: &Path, group: Option<u32>) -> Result<Self, DoorError> {
+        Self::restricted(path, 0o660, group)
+    }
+
+    fn restricted(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, DoorError> {
         let claim = Self::make(path)?;
         if let Some((at, _)) = &claim.door.own {
             let failed = |source| DoorError::Listen { path: path.to_owned(), source };
-            fs::set_permissions(at, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            if group.is_some() {
+                chown(at, None, group).map_err(failed)?;
+            }
+            fs::set_permissions(at, fs::Permissions::from_mode(mode)).map_err(failed)?;
         }
         claim.open()
     }

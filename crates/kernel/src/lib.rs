@@ -11,6 +11,7 @@ pub mod carrier;
 pub mod conntrack;
 pub mod diag;
 pub mod door;
+pub mod groups;
 pub mod host;
 pub mod inherit;
 pub mod iptables;

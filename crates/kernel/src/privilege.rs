@@ -8,6 +8,8 @@ use crate::sys;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Capability {
+    /// Give files to a group.
+    Chown = 0,
     /// Read files of others: the namespaces of containers, the sockets behind a port.
     DacReadSearch = 2,
     /// Listen on ports below 1024.

@@ -1,10 +1,12 @@
 //! The nouns of Portolan as validated values: network, endpoint, sandbox, container, published port.
 //!
 //! Owns what a name, an address range or an option may look like, and the serialised form of every
-//! row of the store. Leaves out all I/O, the clock and the kernel: a value that exists here is
+//! row of the store, and how times are written. Leaves out all I/O, the clock and the kernel: a value that exists here is
 //! well formed, whether it can be applied is decided by `portolan-engine`.
 
 #![forbid(unsafe_code)]
+
+pub mod clock;
 
 mod bandwidth;
 mod container;

@@ -15,6 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
+use portolan_engine::ContainerInfo;
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
 use portolan_kernel::privilege::{self, Capability};
@@ -28,6 +29,7 @@ use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{self, Answer, Done, Request, Status};
+use crate::docker_api;
 use crate::notify::Manager;
 use crate::services::{self, Inherited, Services};
 
@@ -52,6 +54,9 @@ const LINGER: Duration = Duration::from_secs(10);
 /// A command that talks to us sends a line; more than this is not one of ours.
 const LINE: usize = 64 << 10;
 
+/// Writes those files of a container anew that say where it is; whoever makes containers knows how.
+pub type Refresh = fn(run: &Path, engine: &Engine, container: &ContainerInfo) -> Result<()>;
+
 /// How a resident is to run.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -63,6 +68,8 @@ pub struct Config {
     pub on_demand: bool,
     /// Where Docker's plugin is served, if it is.
     pub docker: Option<PathBuf>,
+    /// Where Docker's API is served, if it is.
+    pub api: Option<docker_api::Config>,
     /// Where metrics are told by TCP, beside the unix socket.
     pub metrics: Option<std::net::SocketAddr>,
     /// Where the host's upstream name servers are listed.
@@ -139,7 +146,10 @@ const MEMORY: &str = "portolan-memory";
 /// When it cannot start; once it runs, failures are logged.
 pub fn run(config: Config) -> Result<i32> {
     let fds = inherit::take().context("take inherited descriptors")?;
-    privilege::keep(KEPT).context("give up capabilities")?;
+    // Whom the socket of Docker's API belongs to is set each time it is made.
+    let chown = config.api.as_ref().map(|_| Capability::Chown);
+    let kept: Vec<Capability> = KEPT.iter().copied().chain(chown).collect();
+    privilege::keep(&kept).context("give up capabilities")?;
     raise_descriptor_limit();
     let signals = Signals::take(signals::SERVICE).context("take signals")?;
     let mut daemon = Daemon::start(config, fds, signals)?;
@@ -699,7 +709,8 @@ impl Watched {
     fn new(config: &Config) -> Result<Self> {
         use inotify::{CreateFlags, WatchFlags};
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let written = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO;
+        // What is written is not a commit yet when it is: that it is one by the time that its writer lets go of the lock.
+        let written = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
         let state = inotify::add_watch(&inotify, &config.root, written)?;
         let mut resolver = Vec::new();
         let mut resolver_names = Vec::new();
@@ -730,7 +741,9 @@ impl Watched {
             };
             let lost = event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW);
             let name = event.file_name().map(std::ffi::CStr::to_bytes).unwrap_or_default();
-            changed.state |= lost || (event.wd() == self.state && name.starts_with(b"state.db-wal"));
+            let is_let_go = event.events().contains(inotify::ReadFlags::CLOSE_WRITE);
+            let is_state = if is_let_go { name == b"lock" } else { name.starts_with(b"state.db-wal") };
+            changed.state |= lost || (event.wd() == self.state && is_state);
             changed.resolver |= lost
                 || (self.resolver.contains(&event.wd())
                     && self.resolver_names.iter().any(|resolver| resolver.as_bytes() == name));

@@ -5,8 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -16,26 +15,19 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use portolan_docker::plugin;
 use portolan_kernel::door::Door;
-use tokio::net::UnixListener;
-use tokio::runtime;
-use tokio::sync::oneshot;
 
-use crate::control::{Client, Request};
 use crate::daemon::{self, Engine};
+use crate::http::{self, Service};
 
 /// The longest body: a container with every port published has four megabytes.
 const BODY: usize = 8 << 20;
 /// What Docker expects of a plugin that knows this version of the protocol.
 const CONTENT: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
-/// How long a call may go on when the thread is to end.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The running thread; dropping it ends it and removes the socket.
 #[derive(Debug)]
 pub struct Plugin {
-    door: Option<Door>,
-    stop: Option<oneshot::Sender<()>>,
-    ended: mpsc::Receiver<()>,
+    _service: Service,
 }
 
 /// What a call needs.
@@ -56,33 +48,9 @@ impl Plugin {
             fs::create_dir_all(directory).with_context(doing)?;
         }
         let door = Door::private(socket).context("serve Docker's plugin")?;
-        let listener = door.listener().try_clone()?;
-        listener.set_nonblocking(true)?;
         let served = Arc::new(Served { engine: Mutex::new(daemon::engine(root)?), run: run.to_owned() });
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (end, ended) = mpsc::channel();
-        let runtime = runtime::Builder::new_current_thread().enable_io().max_blocking_threads(1).build()?;
-        let serve = async move {
-            let app = Router::new().fallback(call).layer(DefaultBodyLimit::max(BODY)).with_state(served);
-            let listener = UnixListener::from_std(listener)?;
-            axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) }).await
-        };
-        let work = move || {
-            if let Err(error) = runtime.block_on(serve) {
-                tracing::error!("Docker's plugin: {error}");
-            }
-            drop(end);
-        };
-        std::thread::Builder::new().name("portolan-docker".into()).spawn(work)?;
-        Ok(Self { door: Some(door), stop: Some(stop), ended })
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        drop((self.door.take(), self.stop.take()));
-        // Idle connections of Docker's stay open: it is enough that no call is under way.
-        let _ = self.ended.recv_timeout(PATIENCE);
+        let app = Router::new().fallback(call).layer(DefaultBodyLimit::max(BODY)).with_state(served);
+        Ok(Self { _service: Service::start("portolan-docker", door, 1, app)? })
     }
 }
 
@@ -103,19 +71,9 @@ impl Served {
         // A call that panicked left the engine as it was: it holds nothing but connections.
         let engine = self.engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let answer = plugin::answer(&engine, method, body)?;
-        if answer.changed
-            && let Err(error) = self.settle(method)
-        {
-            tracing::warn!("{method}: names and proxied ports are not served: {error:#}");
+        if answer.changed {
+            http::settle(&self.run, method);
         }
         Some(answer.body)
-    }
-
-    /// Waits until what was committed is in force.
-    fn settle(&self, method: &str) -> Result<()> {
-        let mut client = Client::connect(&self.run)?.context("the control socket is gone")?;
-        let done = client.tell(&Request::Sync { command: None })?.unwrap_or_default();
-        done.warnings.iter().for_each(|warning| tracing::warn!("{method}: {warning}"));
-        Ok(())
     }
 }

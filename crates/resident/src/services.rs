@@ -10,7 +10,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use portolan_dns::ResolvConf;
-use portolan_engine::Change;
+use portolan_docker::api::events::Chronicle;
+use portolan_engine::{Change, Error};
 use portolan_kernel::diag::Transport;
 use portolan_model::Id;
 use rustix::event::{EventfdFlags, eventfd};
@@ -20,6 +21,7 @@ use crate::control::Done;
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, Barrier, DnsServer, HandOver, HandOverData, ListenerEvent};
 use crate::docker::Plugin;
+use crate::docker_api::{self, Api};
 use crate::feed::{Event, Feed, Told};
 use crate::leases::{Leases, Missing};
 use crate::notify::Manager;
@@ -109,6 +111,10 @@ pub struct Services {
     metrics: Option<SocketAddr>,
     /// Where Docker's plugin is served, and who serves it.
     docker: (Option<PathBuf>, Option<Plugin>),
+    /// How Docker's API is served, and who serves it.
+    api: (Option<docker_api::Config>, Option<Api>),
+    /// What those who follow Docker's events were told.
+    chronicle: Chronicle,
 }
 
 /// Whether the fence is to stand.
@@ -170,6 +176,8 @@ impl Services {
             run: config.run.clone(),
             metrics: config.metrics,
             docker: (config.docker.clone(), None),
+            api: (config.api.clone(), None),
+            chronicle: Chronicle::default(),
         };
         services.resume(inherited)?;
         Ok(services)
@@ -244,6 +252,10 @@ impl Services {
         if let Some(socket) = &self.docker.0 {
             self.docker.1 = Some(Plugin::start(&self.root, &self.run, socket)?);
         }
+        self.chronicle = Chronicle::default();
+        if let Some(config) = &self.api.0 {
+            self.api.1 = Some(Api::start(&self.root, &self.run, config)?);
+        }
         Ok(())
     }
 
@@ -309,7 +321,11 @@ impl Services {
         let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
         let (feed, leases) = (&mut self.feed, &mut self.leases);
         let mut leased = Ok(());
+        let (mut happened, is_told) = (Vec::new(), self.api.1.is_some());
         let followed = engine.follow(self.revision, |change| {
+            if is_told {
+                happened.push(change.clone());
+            }
             match &change {
                 Change::Network(id, _) => networks.insert(*id),
                 Change::Container(id, view) => {
@@ -324,7 +340,16 @@ impl Services {
         leased?;
         self.coming.retain(|id| !containers.contains(id));
         self.coming.extend(followed.coming);
+        // A row on its way is shown like one that is gone; it is shown again when it has arrived.
+        happened.retain(|change| match change {
+            Change::Network(id, None) => matches!(engine.network(&id.to_string()), Err(Error::NotFound { .. })),
+            Change::Container(id, None) => matches!(engine.container(&id.to_string()), Err(Error::NotFound { .. })),
+            Change::Network(..) | Change::Container(..) => true,
+        });
+        let mut messages = self.chronicle.take(&happened);
         if followed.is_everything {
+            messages.clear();
+            self.chronicle.keep_only(&networks, &containers);
             // Nothing of it is news.
             changes.events.clear();
             feed.keep_only(&networks, &containers, &mut changes);
@@ -342,6 +367,9 @@ impl Services {
         }
         for event in changes.events {
             say(&self.tell, &self.wake, &event);
+        }
+        if let Some(api) = &self.api.1 {
+            messages.into_iter().for_each(|message| api.tell(message));
         }
         let has_endpoints = self.feed.endpoints() > 0;
         // It goes up while the first container is still being made, which then need not wait for it.
@@ -427,7 +455,7 @@ impl Services {
 
     /// Ends the threads.
     pub fn stop(&mut self) {
-        self.docker.1 = None;
+        (self.docker.1, self.api.1) = (None, None);
         self.dns = None;
         self.proxy = None;
         self.repairer = None;
@@ -441,7 +469,7 @@ impl Services {
     /// # Errors
     /// When one has ended before its time.
     pub fn hand_over(&mut self) -> Result<Inherited> {
-        self.docker.1 = None;
+        (self.docker.1, self.api.1) = (None, None);
         self.scrape = None;
         // Leases are in the rows.
         self.leases.stop();

@@ -16,6 +16,7 @@ use portolan_kernel::session::{self, Side};
 use portolan_model::{Family, Id, Network};
 use portolan_resident::control::{self, Answer, Client, Done, Request};
 use portolan_resident::daemon::{self, Config};
+use portolan_resident::docker_api;
 use portolan_resident::supervise::{self, Service};
 
 use crate::context::{Context, Engine};
@@ -37,6 +38,7 @@ use crate::{output, resolv};
 Examples:
   portolan daemon status
   portolan daemon start --docker     and have networks of driver `portolan` in Docker
+  portolan daemon start --api        and have `docker -H unix:///run/portolan/docker.sock` manage networks
   portolan daemon upgrade            go on as the portolan that is installed now; nothing is lost
   portolan daemon                    in the foreground, until a signal ends it"
 )]
@@ -62,6 +64,19 @@ struct RunArgs {
     /// no container is on any network.
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = DOCKER_SOCKET, conflicts_with = "on_demand")]
     docker: Option<PathBuf>,
+    /// Serve Docker's Engine API at SOCKET, by default `docker.sock` among the run-time files
+    ///
+    /// There the `docker` client, and whatever else speaks to Docker, manages Portolan's own networks, and no Docker is needed:
+    /// `docker -H unix:///run/portolan/docker.sock network ls`. It shows containers, but makes none. Not to be mixed up with
+    /// --docker, by which a Docker that runs uses Portolan for its networks. The daemon stays, also when no container is on any
+    /// network.
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, conflicts_with = "on_demand")]
+    api: Option<Option<PathBuf>>,
+    /// Let members of GROUP, a name or a number, use the API; by default `docker` where there is such a group
+    ///
+    /// Who may use it may change the networks of this host as root can.
+    #[arg(long, value_name = "GROUP", requires = "api")]
+    api_group: Option<String>,
     /// Tell metrics by TCP as well; always by HTTP on the unix socket `metrics.sock` among the run-time files
     #[arg(long, value_name = "IP:PORT")]
     metrics: Option<SocketAddr>,
@@ -102,12 +117,27 @@ impl Args {
     }
 }
 
+impl RunArgs {
+    /// Where Docker's API is to be served, if it is.
+    fn api_socket(&self, context: &Context) -> Option<PathBuf> {
+        let asked = self.api.as_ref()?;
+        Some(asked.clone().unwrap_or_else(|| context.run.join("docker.sock")))
+    }
+}
+
 fn config(context: &Context, run: &RunArgs) -> Config {
+    let api = run.api_socket(context).map(|socket| docker_api::Config {
+        socket,
+        group: run.api_group.clone(),
+        firewall: context.firewall,
+        refresh: super::run::refresh_files,
+    });
     Config {
         root: context.root.clone(),
         run: context.run.clone(),
         on_demand: run.on_demand,
         docker: run.docker.clone(),
+        api,
         metrics: run.metrics,
         resolv_conf: resolv::host_file(),
         arguments: arguments(context, run),
@@ -123,6 +153,18 @@ fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
     if let Some(socket) = &run.docker {
         arguments.push("--docker".into());
         arguments.push(socket.into());
+    }
+    if let Some(socket) = run.api_socket(context) {
+        arguments.push("--api".into());
+        arguments.push(socket.into());
+    }
+    if let Some(driver) = context.firewall {
+        arguments.push("--firewall-driver".into());
+        arguments.push(driver.name().into());
+    }
+    if let Some(group) = &run.api_group {
+        arguments.push("--api-group".into());
+        arguments.push(group.into());
     }
     if let Some(address) = run.metrics {
         arguments.push("--metrics".into());
@@ -142,11 +184,12 @@ fn start(context: &Context, run: &RunArgs) -> Result<i32> {
     if let Some(mut client) = Client::connect(&context.run)?
         && client.ask(&Request::Status {})?.is_some()
     {
-        let is_served = |socket: &PathBuf| UnixStream::connect(socket).is_ok();
-        return match run.docker.as_ref().filter(|socket| !is_served(socket)) {
+        let wanted = [("plugin", run.docker.clone()), ("API", run.api_socket(context))];
+        let mut wanted = wanted.into_iter().filter_map(|(what, socket)| Some((what, socket?)));
+        return match wanted.find(|(_, socket)| UnixStream::connect(socket).is_err()) {
             None => Ok(0),
-            Some(socket) => Err(Refused::new(format!(
-                "a daemon runs already, and does not serve Docker's plugin at `{}`",
+            Some((what, socket)) => Err(Refused::new(format!(
+                "a daemon runs already, and does not serve Docker's {what} at `{}`",
                 socket.display()
             ))
             .hint("end it first: portolan daemon stop; containers go on meanwhile")

@@ -439,7 +439,7 @@ impl ConnectArgs {
         let undo = || Ok(engine.disconnect(&id, &request.network).map(drop)?);
         let new = info.endpoints.last().map(|(_, network)| network.id);
         let info = daemon::acquire_or(context, &engine, info, new, undo)?;
-        run::refresh_files(context, &engine, &info)?;
+        run::refresh_files(&context.run, &engine, &info)?;
         if context.json {
             output::json(&Attached::from(&info))?;
         }
@@ -470,7 +470,7 @@ impl DisconnectArgs {
         }
         match engine.disconnect(&self.container, &self.network) {
             Ok(info) => {
-                run::refresh_files(context, &engine, &info)?;
+                run::refresh_files(&context.run, &engine, &info)?;
                 daemon::settle(context, false);
                 if context.json {
                     output::json(&Attached::from(&info))?;

@@ -438,10 +438,10 @@ fn reach(info: &ContainerInfo) -> Reach {
 }
 
 /// Writes those files of a container of ours anew that say where it is.
-pub(crate) fn refresh_files(context: &Context, engine: &Engine, info: &ContainerInfo) -> Result<()> {
+pub(crate) fn refresh_files(run: &Path, engine: &Engine, info: &ContainerInfo) -> Result<()> {
     let id = info.container.id;
-    runtime::rewrite(&context.run, id, "hosts", &engine.hosts_file(info)?)?;
-    runtime::rewrite(&context.run, id, "resolv.conf", &resolver_file(info))
+    runtime::rewrite(run, id, "hosts", &engine.hosts_file(info)?)?;
+    runtime::rewrite(run, id, "resolv.conf", &resolver_file(info))
 }
 
 /// The host's own hosts file with what `--add-host` adds.
