@@ -12,7 +12,7 @@ use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ipam;
+use crate::ipam::{self, Space};
 use crate::kernel::Kernel;
 use crate::sets;
 use crate::store::{Durability, PublicationRow, Store, Tx};
@@ -306,12 +306,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 .hint("leave it out; with dhcp, a server can reserve one for a --mac-address")
                 .into());
         }
+        // Who brings an address of a pool has asked for it there.
+        let space = match view.container.kind {
+            ContainerKind::Handed => Space::beside_pools(network),
+            ContainerKind::Attached | ContainerKind::Run => Space::of(network),
+        };
         for address in wanted.wanted() {
             if found.iter().any(|(found, _): &(ipam::Found, bool)| found.address.addr() == address) {
                 return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
             }
-            let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
-            found.push((ipam::request(tx, network, address, holder)?, true));
+            let holder = |endpoint| Ok(format!("container `{}`", self.name_of_endpoint(tx, endpoint)?));
+            found.push((ipam::request(tx, &space, address, holder)?, true));
         }
         if !wanted.exact {
             let chosen: Vec<IpAddr> = found.iter().map(|(found, _)| found.address.addr()).collect();

@@ -5,17 +5,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
-use portolan_docker::plugin;
+use axum::serve::IncomingStream;
+use portolan_docker::plugin::{self, Answer};
 use portolan_kernel::door::Door;
+use portolan_kernel::process;
+use portolan_model::ProcessId;
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -44,6 +48,17 @@ struct Served {
     run: PathBuf,
 }
 
+/// Who calls, if that can be told: not if it is in another namespace of process ids.
+#[derive(Debug, Clone, Copy)]
+struct Caller(Option<ProcessId>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let pid = stream.io().peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+        Self(pid.and_then(|pid| Some(ProcessId { pid, started: process::pid_start_time(pid).ok()? })))
+    }
+}
+
 impl Plugin {
     /// Starts the thread (`portolan-docker`) for the state at `root`, served at `socket` to root alone; `run` is where the
     /// resident's control socket is.
@@ -58,14 +73,18 @@ impl Plugin {
         let door = Door::private(socket).context("serve Docker's plugin")?;
         let listener = door.listener().try_clone()?;
         listener.set_nonblocking(true)?;
-        let served = Arc::new(Served { engine: Mutex::new(daemon::engine(root)?), run: run.to_owned() });
+        let engine = daemon::engine(root)?;
+        engine.begin_answering().with_context(doing)?;
+        let served = Arc::new(Served { engine: Mutex::new(engine), run: run.to_owned() });
         let (stop, stopped) = oneshot::channel::<()>();
         let (end, ended) = mpsc::channel();
         let runtime = runtime::Builder::new_current_thread().enable_io().max_blocking_threads(1).build()?;
         let serve = async move {
             let app = Router::new().fallback(call).layer(DefaultBodyLimit::max(BODY)).with_state(served);
             let listener = UnixListener::from_std(listener)?;
-            axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) }).await
+            axum::serve(listener, app.into_make_service_with_connect_info::<Caller>())
+                .with_graceful_shutdown(async { drop(stopped.await) })
+                .await
         };
         let work = move || {
             if let Err(error) = runtime.block_on(serve) {
@@ -86,29 +105,51 @@ impl Drop for Plugin {
     }
 }
 
-async fn call(State(served): State<Arc<Served>>, method: Method, uri: Uri, body: Bytes) -> Response {
+async fn call(
+    State(served): State<Arc<Served>>,
+    ConnectInfo(Caller(caller)): ConnectInfo<Caller>,
+    method: Method,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
     if method != Method::POST {
         return (StatusCode::METHOD_NOT_ALLOWED, "a plugin is called by POST\n").into_response();
     }
-    let done = tokio::task::spawn_blocking(move || served.answer(uri.path().trim_start_matches('/'), &body)).await;
-    match done {
-        Ok(Some(body)) => ([(header::CONTENT_TYPE, CONTENT)], body.to_string()).into_response(),
+    let at_work = Arc::clone(&served);
+    let done = move || at_work.answer(uri.path().trim_start_matches('/'), &body, caller);
+    match tokio::task::spawn_blocking(done).await {
+        Ok(Some(Answer { body, number, .. })) => {
+            if let Some(number) = number {
+                // Its turn comes when this one has been written.
+                tokio::spawn(async move { tokio::task::spawn_blocking(move || served.answered(number)).await });
+            }
+            ([(header::CONTENT_TYPE, CONTENT)], body.to_string()).into_response()
+        }
         Ok(None) => (StatusCode::NOT_FOUND, "no such method\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
 impl Served {
-    fn answer(&self, method: &str, body: &[u8]) -> Option<serde_json::Value> {
+    fn engine(&self) -> MutexGuard<'_, Engine> {
         // A call that panicked left the engine as it was: it holds nothing but connections.
-        let engine = self.engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let answer = plugin::answer(&engine, method, body)?;
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, method: &str, body: &[u8], caller: Option<ProcessId>) -> Option<Answer> {
+        let answer = plugin::answer(&self.engine(), method, body, caller)?;
         if answer.changed
             && let Err(error) = self.settle(method)
         {
             tracing::warn!("{method}: names and proxied ports are not served: {error:#}");
         }
-        Some(answer.body)
+        Some(answer)
+    }
+
+    fn answered(&self, number: u64) {
+        if let Err(error) = self.engine().answered(number) {
+            tracing::warn!("a call that was answered may be taken for a lost one: {error}");
+        }
     }
 
     /// Waits until what was committed is in force.

@@ -2,6 +2,7 @@
 //!
 //! Docker repeats a call that got no answer, so each is the same when it comes twice.
 
+mod ipam;
 pub mod network;
 pub mod wire;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use portolan_engine::{ContainerInfo, Engine, Error, Kernel, Store};
-use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, PublishSpec};
+use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, ProcessId, PublishSpec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -25,28 +26,37 @@ const SANDBOX: &str = "com.docker.network.sandbox";
 pub struct Answer {
     /// The body.
     pub body: Value,
-    /// Whether anything was committed.
+    /// Whether anything was committed that names and ports depend on.
     pub changed: bool,
+    /// What to tell [`Engine::answered`] once it is on its way.
+    pub number: Option<u64>,
 }
 
-/// Does what `method` (`NetworkDriver.Join`) says; none if there is no such method.
-pub fn answer<S: Store, K: Kernel>(engine: &Engine<S, K>, method: &str, body: &[u8]) -> Option<Answer> {
+/// Does what `method` (`NetworkDriver.Join`) says; none if there is no such method. `caller` is Docker's process, if that
+/// can be told.
+pub fn answer<S: Store, K: Kernel>(
+    engine: &Engine<S, K>,
+    method: &str,
+    body: &[u8],
+    caller: Option<ProcessId>,
+) -> Option<Answer> {
     let (kind, verb) = method.split_once('.')?;
-    let done = match kind {
-        "Plugin" => activate(engine, verb)?,
-        "NetworkDriver" => drive(engine, verb, body)?,
+    let (done, error) = match kind {
+        "Plugin" => (activate(engine, verb, caller)?, "Err"),
+        "NetworkDriver" => (drive(engine, verb, body)?, "Err"),
+        "IpamDriver" => (ipam::give(engine, verb, body)?, "Error"),
         _ => return None,
     };
     Some(done.unwrap_or_else(|refusal| {
         tracing::warn!(method, "refused: {refusal}");
-        Answer { body: json!({ "Err": refusal.to_string() }), changed: false }
+        Answer { body: json!({ error: refusal.to_string() }), changed: false, number: None }
     }))
 }
 
 type Done = Result<Answer, Refusal>;
 
 pub(crate) fn told(body: impl Serialize) -> Done {
-    Ok(Answer { body: serde_json::to_value(body).expect("plain values serialise"), changed: false })
+    Ok(Answer { body: serde_json::to_value(body).expect("plain values serialise"), changed: false, number: None })
 }
 
 pub(crate) fn changed(body: impl Serialize) -> Done {
@@ -60,14 +70,17 @@ pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 }
 
 /// Docker begins: what it made and never put into a container belongs to a Docker that is dead.
-fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str) -> Option<Done> {
+fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, caller: Option<ProcessId>) -> Option<Done> {
     if verb != "Activate" {
         return None;
     }
     if let Err(refusal) = reap_unclaimed(engine) {
         tracing::warn!("endpoints that nobody claims stay: {refusal}");
     }
-    Some(changed(json!({ "Implements": ["NetworkDriver"] })))
+    if let Err(error) = engine.begin_claims(caller) {
+        tracing::warn!("what Docker claims is not known: {}", Refusal::from(error));
+    }
+    Some(changed(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })))
 }
 
 fn reap_unclaimed<S: Store, K: Kernel>(engine: &Engine<S, K>) -> Result<(), Refusal> {
@@ -102,6 +115,7 @@ fn drive<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body: &[u8]) ->
 
 fn create_network<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateNetwork) -> Done {
     let request = network::network_request(asked)?;
+    ipam::settle_claims(engine);
     match engine.network(&asked.network) {
         Ok(info) if network::is_same(&info.network, &request) => return told(json!({})),
         Ok(_) => return Err(Refusal::new(format!("network {} is there in another shape", asked.network))),
@@ -157,6 +171,7 @@ fn create_endpoint<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateEnd
     if let Some(made) = find(engine, &asked.which.endpoint)? {
         return told(json!({ "Interface": network::decided(&asked.interface, &made) }));
     }
+    ipam::settle_claims(engine);
     let request = network::attach_request(asked, network::source_name(endpoint)?)?;
     let made = match engine.attach(&request) {
         // Docker gives an address to one endpoint at a time: it has forgotten the one that has it, having been killed, and

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::wire::{
-    CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface, InterfaceName, Joined,
-    NEXT_HOP, Options, PORT_MAP, Pool, PortBinding, StaticRoute,
+    ADDRESS_SPACE, CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface,
+    InterfaceName, Joined, NEXT_HOP, Options, PORT_MAP, Pool, PortBinding, StaticRoute,
 };
 use crate::refusal::Refusal;
 
@@ -65,6 +65,7 @@ pub fn network_request(asked: &CreateNetwork) -> Result<NetworkRequest, Refusal>
     Ok(NetworkRequest {
         id: Some(id),
         exact: true,
+        pooled: pools.iter().any(|pool| pool.address_space == ADDRESS_SPACE),
         driver,
         ipam,
         subnets,
@@ -103,12 +104,12 @@ fn flag(options: &Options, key: &str) -> Option<bool> {
     }
 }
 
-fn subnet(text: &str) -> Result<IpNet, Refusal> {
+pub(super) fn subnet(text: &str) -> Result<IpNet, Refusal> {
     text.parse().map_err(|_| Refusal::new(format!("`{text}` is no subnet")))
 }
 
 /// An address, with or without prefix length.
-fn address(text: &str) -> Result<IpAddr, Refusal> {
+pub(super) fn address(text: &str) -> Result<IpAddr, Refusal> {
     let bare = text.split_once('/').map_or(text, |(address, _)| address);
     bare.parse().map_err(|_| Refusal::new(format!("`{text}` is no IP address")))
 }
