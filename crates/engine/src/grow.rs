@@ -281,13 +281,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if !network.driver.holds_endpoints() {
             return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
         }
-        if view.container.kind == ContainerKind::Handed && network.driver != Driver::Bridge {
-            return Err(Error::Unsupported {
-                what: format!("an interface of driver `{}` for others to take", network.driver),
-                why: "is not possible yet".to_owned(),
-                hint: "use a network of driver `bridge`",
-            });
-        }
         if view.endpoints.iter().any(|(_, other)| other.id == network.id) {
             return Err(Error::AlreadyConnected {
                 container: view.container.name.to_string(),

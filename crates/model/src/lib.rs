@@ -24,7 +24,9 @@ mod sets;
 mod tuning;
 
 pub use bandwidth::{Bandwidth, Burst, Limit, Rate};
-pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
+pub use container::{
+    Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox, TAKEN_TO,
+};
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use firewall::FirewallDriver;
 pub use id::Id;

@@ -55,6 +55,10 @@ impl Docker {
         serde_json::from_str(&answer).unwrap()
     }
 
+    fn ipam(&self, method: &str, body: Value) -> Value {
+        self.call(&format!("IpamDriver.{method}"), &body)
+    }
+
     fn create_network(&self) -> Value {
         let pools = json!([{"AddressSpace": "LocalDefault", "Pool": "10.70.0.0/24", "Gateway": "10.70.0.1/24"}]);
         let options = json!({"com.docker.network.enable_ipv6": false, "com.docker.network.generic": {}});
@@ -117,7 +121,121 @@ fn nonsense_is_refused_and_changes_nothing() {
     half.write_all(b"POST /NetworkDriver.CreateNetwork HTTP/1.1\r\nContent-Length: 100\r\n\r\n{").unwrap();
     drop(half);
     before.assert_same(&docker.world.state(), "nonsense");
-    assert_eq!(docker.call("Plugin.Activate", &json!({}))["Implements"], json!(["NetworkDriver"]));
+    let implements = docker.call("Plugin.Activate", &json!({}))["Implements"].clone();
+    assert_eq!(implements, json!(["NetworkDriver", "IpamDriver"]));
+}
+
+#[test]
+fn nonsense_about_addresses_is_refused_and_changes_nothing() {
+    let Some(docker) = Docker::or_skip("docker-ipam-nonsense") else { return };
+    let before = docker.world.state();
+    for (method, body, why) in [
+        ("RequestPool", "{\"Pool\":", "read the request"),
+        ("RequestPool", "[]", "read the request"),
+        ("RequestPool", r#"{"Pool": 10}"#, "read the request"),
+        ("RequestPool", r#"{"V6": "no"}"#, "read the request"),
+        ("RequestPool", r#"{"Options": {"a": 1}}"#, "read the request"),
+        ("RequestPool", r#"{"Options": {"a": "1"}}"#, "`a` is unknown"),
+        ("RequestPool", r#"{"AddressSpace": "GlobalDefault"}"#, "GlobalDefault"),
+        ("RequestPool", r#"{"Pool": "10.80.0.0/33"}"#, "is no subnet"),
+        ("RequestPool", r#"{"Pool": "10.80.0.1/24"}"#, "host bits"),
+        ("RequestPool", r#"{"Pool": "127.0.0.0/8"}"#, "loopback"),
+        ("RequestPool", r#"{"Pool": "0.0.0.0/0"}"#, "whole address space"),
+        ("RequestPool", r#"{"Pool": "0.0.0.0/31"}"#, "prefix length"),
+        ("RequestPool", r#"{"Pool": "10.80.0.0/24", "V6": true}"#, "IPv6"),
+        ("RequestPool", r#"{"Pool": "10.80.0.0/24", "SubPool": "10.81.0.0/25"}"#, "is not in pool"),
+        ("RequestPool", r#"{"Pool": "10.80.0.0/24", "SubPool": "fd00::/64"}"#, "is not in pool"),
+        ("ReleasePool", "", "PoolID"),
+        ("ReleasePool", r#"{"PoolID": "../x"}"#, "64 hexadecimal digits"),
+        ("RequestAddress", "", "PoolID"),
+        ("RequestAddress", r#"{"PoolID": []}"#, "read the request"),
+        ("RequestAddress", r#"{"PoolID": "LocalDefault/10.0.0.0/8"}"#, "64 hexadecimal digits"),
+        ("ReleaseAddress", r#"{"PoolID": "x"}"#, "Address"),
+    ] {
+        let (status, answer) = docker.http(&format!("POST /IpamDriver.{method}"), body.as_bytes());
+        assert_eq!(status, 200, "{method} {body}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["Error"].as_str().is_some_and(|said| said.contains(why)), "{method} {body}: {answer}");
+    }
+    assert_eq!(docker.http("POST /IpamDriver.Fly", b"{}").0, 404);
+    let never = json!({"PoolID": NETWORK, "Address": "10.0.0.9"});
+    assert_eq!(docker.ipam("ReleasePool", never.clone()), json!({}), "what never was is gone");
+    assert_eq!(docker.ipam("ReleaseAddress", never.clone()), json!({}));
+    assert!(docker.ipam("RequestAddress", never)["Error"].as_str().unwrap().contains("no pool"));
+    before.assert_same(&docker.world.state(), "nonsense");
+}
+
+#[test]
+fn a_pool_gives_each_of_its_addresses_once() {
+    let Some(docker) = Docker::or_skip("docker-pool") else { return };
+    docker.call("Plugin.Activate", &json!({}));
+    assert_eq!(docker.ipam("GetCapabilities", json!({}))["RequiresRequestReplay"], true);
+    let spaces = docker.ipam("GetDefaultAddressSpaces", json!({}));
+    let space = spaces["LocalDefaultAddressSpace"].as_str().unwrap();
+    let asked = json!({"AddressSpace": space, "Pool": "10.80.0.0/29", "SubPool": "", "Options": null, "V6": false});
+    let given = docker.ipam("RequestPool", asked.clone());
+    assert_eq!(given["Pool"], "10.80.0.0/29", "{given}");
+    let pool = given["PoolID"].as_str().unwrap();
+    let refused = |answer: Value, why: &str| {
+        let said = answer["Error"].as_str().unwrap_or_else(|| panic!("{answer}"));
+        assert!(said.contains(why), "{said}");
+    };
+    // Docker has an answer, so it asks for another network.
+    refused(docker.ipam("RequestPool", asked), "overlaps");
+    refused(docker.ipam("RequestPool", json!({"Pool": "10.80.0.0/16"})), "overlaps");
+    refused(docker.ipam("RequestPool", json!({"Pool": "10.80.0.4/30"})), "overlaps");
+    let ask = |address: &str, options: Value| {
+        docker.ipam("RequestAddress", json!({"PoolID": pool, "Address": address, "Options": options}))
+    };
+    let gateway = || json!({"RequestAddressType": "com.docker.network.gateway"});
+    assert_eq!(ask("", gateway())["Address"], "10.80.0.1/29");
+    assert_eq!(ask("", gateway())["Address"], "10.80.0.1/29", "a pool has one gateway");
+    let mac = json!({"com.docker.network.endpoint.macaddress": "02:42:0a:50:00:03"});
+    assert_eq!(ask("10.80.0.3", mac)["Address"], "10.80.0.3/29");
+    refused(ask("10.80.0.3", json!({})), "already in use");
+    refused(ask("10.80.0.1", json!({})), "gateway");
+    refused(ask("10.80.0.7", json!({})), "broadcast");
+    refused(ask("10.80.0.9", json!({})), "in no subnet");
+    refused(ask("fd00::1", json!({})), "in no subnet");
+    refused(ask("three", json!({})), "is no IP address");
+    let mut rest: Vec<String> = (0..4).map(|_| ask("", json!({}))["Address"].as_str().unwrap().to_owned()).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, ["10.80.0.2/29", "10.80.0.4/29", "10.80.0.5/29", "10.80.0.6/29"]);
+    refused(ask("", Value::Null), "no free address");
+    // All of it outlives us.
+    docker.world.portolan_ok(&["daemon", "upgrade"]);
+    refused(ask("10.80.0.3", json!({})), "already in use");
+    docker.world.portolan_ok(&["daemon", "stop"]);
+    docker.world.portolan_ok(&["daemon", "start", "--docker", docker.socket.to_str().unwrap()]);
+    refused(ask("", Value::Null), "no free address");
+    let release = || docker.ipam("ReleaseAddress", json!({"PoolID": pool, "Address": "10.80.0.4"}));
+    assert_eq!((release(), release()), (json!({}), json!({})));
+    assert_eq!(ask("", Value::Null)["Address"], "10.80.0.4/29");
+    let free = docker.ipam("RequestPool", json!({"AddressSpace": space, "V6": true}));
+    assert!(free["Pool"].as_str().unwrap().starts_with("fd"), "{free}");
+    // Another face asks for what is given.
+    let said = docker.world.refused(&["network", "create", "x", "--ipv6=false", "--subnet", "10.80.0.0/24"]);
+    assert!(said.contains("given to Docker"), "{said}");
+    for id in [&free["PoolID"], &given["PoolID"]] {
+        assert_eq!(docker.ipam("ReleasePool", json!({"PoolID": id})), json!({}));
+    }
+    docker.world.portolan_ok(&["network", "create", "x", "--ipv6=false", "--subnet", "10.80.0.0/24"]);
+    docker.world.portolan_ok(&["network", "rm", "x"]);
+}
+
+/// Two networks of Docker's that are made at once, and calls that break off.
+#[test]
+fn calls_at_once_get_different_addresses() {
+    let Some(docker) = Docker::or_skip("docker-pool-race") else { return };
+    let given = docker.ipam("RequestPool", json!({"Pool": "10.80.0.0/24"}));
+    let body = json!({"PoolID": given["PoolID"], "Address": ""}).to_string();
+    let answers: Vec<String> = std::thread::scope(|scope| {
+        let ask = || docker.http("POST /IpamDriver.RequestAddress", body.as_bytes()).1;
+        let threads: Vec<_> = (0..40).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let different: std::collections::BTreeSet<&String> = answers.iter().collect();
+    assert_eq!(different.len(), 40, "{answers:?}");
 }
 
 #[test]

@@ -10,16 +10,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use portolan_engine::{ContainerInfo, Engine, Error, Kernel, Store};
-use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, ProcessId, PublishSpec};
+use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, ProcessId, PublishSpec, TAKEN_TO};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::refusal::Refusal;
 use wire::{CreateEndpoint, CreateNetwork, EndpointOnly, Join, NetworkOnly};
-
-/// The label of an endpoint that Docker has put into a container, with the file of its namespace.
-const SANDBOX: &str = "com.docker.network.sandbox";
 
 /// An answer: what goes back, and whether rows have changed, which whoever serves names and ports is to take in before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +62,12 @@ pub(crate) fn changed(body: impl Serialize) -> Done {
 
 /// Reads a body; Docker sends none where there is nothing to say.
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
+    let body = body.trim_ascii();
+    let body = if body.is_empty() { b"{}" } else { body };
+    // A list would be read as the fields in their order.
+    if !body.starts_with(b"{") {
+        return Err(Refusal::new("read the request: it is no object"));
+    }
     serde_json::from_slice(body).map_err(|error| Refusal::new(format!("read the request: {error}")))
 }
 
@@ -86,7 +88,7 @@ fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, caller: Opti
 fn reap_unclaimed<S: Store, K: Kernel>(engine: &Engine<S, K>) -> Result<(), Refusal> {
     for info in engine.containers()? {
         let container = &info.container;
-        if container.kind == ContainerKind::Handed && !container.labels.contains_key(SANDBOX) {
+        if container.kind == ContainerKind::Handed && !container.labels.contains_key(TAKEN_TO) {
             tracing::info!(container = %container.name, "nobody has claimed it: taking it down");
             engine.detach(&container.id.to_string())?;
         }
@@ -198,7 +200,7 @@ fn describe<S: Store, K: Kernel>(engine: &Engine<S, K>, which: &EndpointOnly) ->
 
 fn join<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &Join) -> Done {
     let made = expect(engine, &asked.which)?;
-    engine.label(made.container.id, &BTreeMap::from([(SANDBOX.to_owned(), asked.sandbox_key.clone())]))?;
+    engine.label(made.container.id, &BTreeMap::from([(TAKEN_TO.to_owned(), asked.sandbox_key.clone())]))?;
     told(network::joined(&made).ok_or_else(|| Refusal::new("the endpoint has no interface"))?)
 }
 
@@ -207,6 +209,11 @@ fn open<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &Join) -> Done {
     let made = expect(engine, &asked.which)?;
     let ports = network::ports(&asked.options)?;
     if ports.is_empty() || !made.publications.is_empty() {
+        return told(json!({}));
+    }
+    // As Docker's own drivers do: on the LAN a container's ports are reached at its own address.
+    if made.endpoints.iter().all(|(_, network)| !network.is_ruled()) {
+        tracing::warn!(container = %made.container.name, "its network publishes no ports: they are not the host's");
         return told(json!({}));
     }
     engine.publish(&made.container.id.to_string(), &ports)?;

@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use portolan_model::{
-    ContainerKind, Driver, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Ipam, Mac, Name, Network, PortRange,
-    Protocol, PublishSpec, RouteAction,
+    ContainerKind, Driver, Endpoint, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Ipam, Mac, Name, Network,
+    PortRange, Protocol, PublishSpec, RouteAction,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::wire::{
-    ADDRESS_SPACE, CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface,
+    ADDRESS_SPACE, CONNECTED, CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface,
     InterfaceName, Joined, NEXT_HOP, Options, PORT_MAP, Pool, PortBinding, StaticRoute,
 };
 use crate::refusal::Refusal;
@@ -172,14 +172,11 @@ pub fn joined(made: &ContainerInfo) -> Option<Joined> {
         of.filter(|_| has).map(|gateway| gateway.to_string()).unwrap_or_default()
     };
     let (gateway, gateway6) = (gateway(Family::V4), gateway(Family::V6));
-    let routes = network.routes.iter().filter_map(|route| match route.action {
-        RouteAction::Via(next_hop) => Some(StaticRoute {
-            destination: route.destination.to_string(),
-            route_type: NEXT_HOP,
-            next_hop: next_hop.to_string(),
-        }),
+    let asked = network.routes.iter().filter_map(|route| match route.action {
+        RouteAction::Via(next_hop) => Some(by(route.destination, next_hop)),
         _ => None,
     });
+    let routes = behind_gateways(endpoint, network).into_iter().chain(asked);
     Some(Joined {
         interface_name: InterfaceName {
             src_name: endpoint.ifname.to_string(),
@@ -191,6 +188,31 @@ pub fn joined(made: &ContainerInfo) -> Option<Joined> {
         gateway,
         gateway6,
     })
+}
+
+fn by(destination: IpNet, next_hop: IpAddr) -> StaticRoute {
+    StaticRoute { destination: destination.to_string(), route_type: NEXT_HOP, next_hop: next_hop.to_string() }
+}
+
+/// What leads a container without a bridge to its own subnets, which are behind their gateways for it.
+///
+/// Docker gives the address its prefix length, and the kernel takes the subnet to be on the link. That route is in the way of
+/// another one to the same subnet, but not of one to each half, which goes before it; and it leads to the gateway no more once
+/// those are there, so that has one of its own.
+fn behind_gateways(endpoint: &Endpoint, network: &Network) -> Vec<StaticRoute> {
+    if network.driver != Driver::Ptp {
+        return Vec::new();
+    }
+    let mut routes = Vec::new();
+    for address in endpoint.addresses.iter().map(|one| one.address) {
+        let Some(gateway) = network.gateway_for(address.addr()) else { continue };
+        let (destination, next_hop) = (IpNet::from(gateway).to_string(), String::new());
+        routes.push(StaticRoute { destination, route_type: CONNECTED, next_hop });
+        // Of two addresses one is the gateway's.
+        let Ok(halves) = address.trunc().subnets(address.prefix_len() + 1) else { continue };
+        routes.extend(halves.filter(|half| half.prefix_len() < half.max_prefix_len()).map(|half| by(half, gateway)));
+    }
+    routes
 }
 
 /// The ports that Docker asks to publish.

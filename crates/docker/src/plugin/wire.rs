@@ -150,15 +150,17 @@ pub struct InterfaceName {
 pub struct StaticRoute {
     /// Where to.
     pub destination: String,
-    /// [`NEXT_HOP`].
+    /// [`NEXT_HOP`] or [`CONNECTED`].
     pub route_type: u8,
     /// By which neighbour.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub next_hop: String,
 }
 
-/// A route by a neighbour.
+/// A route by a neighbour; Docker adds those once the interface is up.
 pub const NEXT_HOP: u8 = 0;
+/// A route to what is on the link; Docker adds those with the interface.
+pub const CONNECTED: u8 = 1;
 
 /// A published port (libnetwork, `types.PortBinding`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -176,6 +176,30 @@ impl Scene {
         Ok(())
     }
 
+    /// The same, with the IPAM driver that goes with it: ours with ours.
+    pub(crate) fn addressed(&self, name: &str, args: &[&str]) -> Result<()> {
+        self.network(name, &[self.ipam(), args].concat())
+    }
+
+    /// What asks for that IPAM driver.
+    pub(crate) fn ipam(&self) -> &'static [&'static str] {
+        match self.driver {
+            Driver::Bridge => &[],
+            Driver::Portolan => &["--ipam-driver", "portolan"],
+        }
+    }
+
+    /// Creates a network of another driver than bridge: Docker's own of that name, or ours.
+    pub(crate) fn network_of(&self, driver: &str, name: &str, args: &[&str]) -> Result<()> {
+        let option = format!("driver={driver}");
+        let which: &[&str] = match self.driver {
+            Driver::Bridge => &["-d", driver],
+            Driver::Portolan => &["-d", "portolan", "-o", &option],
+        };
+        self.docker(&[&["network", "create"], which, args, &[name]].concat())?;
+        Ok(())
+    }
+
     /// Removes what a case left, so that the next one finds an empty machine.
     pub(crate) fn clear(&self) -> Result<()> {
         self.clear_containers()?;
