@@ -321,6 +321,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             return Err(Invalid::new("MAC", mac.to_string(), why).hint("leave it out").into());
         }
         let mac = wanted.mac.unwrap_or_else(|| match found.first() {
+            // On a LAN nobody can announce it from a namespace that we are not shown: whoever has an address, by whichever
+            // network, has its MAC.
+            Some((found, _)) if view.container.kind == ContainerKind::Handed && network.driver == Driver::Macvlan => {
+                mac_of(found.address.addr())
+            }
             Some((found, _)) => generated_mac(network.id, found.address.addr()),
             None => random_mac(self.kernel.random()),
         });
@@ -404,6 +409,15 @@ pub(crate) fn check_bandwidth(network: &Network, wanted: Bandwidth) -> Result<()
         network.name, network.driver
     );
     Err(Invalid::new("bandwidth", wanted.to_string(), why).hint("leave it out, or use a bridge or ptp network").into())
+}
+
+/// The MAC that Docker's own driver gives to whoever has `address` (libnetwork, `netutils.GenerateMACFromIP`).
+fn mac_of(address: IpAddr) -> Mac {
+    let [.., a, b, c, d] = match address {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    Mac::local([0x02, 0x42, a, b, c, d])
 }
 
 /// A MAC for an interface whose addresses nobody knows.

@@ -71,7 +71,8 @@ pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::new(format!("read the request: {error}")))
 }
 
-/// Docker begins: what it made and never put into a container belongs to a Docker that is dead.
+/// Docker begins: what it made and never put into a container belongs to a Docker that is dead. So does what it put into one
+/// that is gone: a Docker that was killed with its containers does not say so of networks whose driver it has not loaded yet.
 fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, caller: Option<ProcessId>) -> Option<Done> {
     if verb != "Activate" {
         return None;
@@ -88,7 +89,8 @@ fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, caller: Opti
 fn reap_unclaimed<S: Store, K: Kernel>(engine: &Engine<S, K>) -> Result<(), Refusal> {
     for info in engine.containers()? {
         let container = &info.container;
-        if container.kind == ContainerKind::Handed && !container.labels.contains_key(TAKEN_TO) {
+        let is_claimed = info.alive && container.labels.contains_key(TAKEN_TO);
+        if container.kind == ContainerKind::Handed && !is_claimed {
             tracing::info!(container = %container.name, "nobody has claimed it: taking it down");
             engine.detach(&container.id.to_string())?;
         }

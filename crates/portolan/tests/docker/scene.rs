@@ -139,9 +139,14 @@ impl Scene {
 
     /// Kills the plugin's daemon; whoever stands behind it starts it again.
     pub(crate) fn kill_daemon(&self) -> Result<()> {
-        let status: Value = serde_json::from_str(&self.portolan(&["daemon", "status", "--json"])?)?;
-        self.machine.run("kill", &["-9", &status["pid"].to_string()])?;
+        self.machine.run("kill", &["-9", &self.daemon()?])?;
         Ok(())
+    }
+
+    /// The process id of the plugin's daemon.
+    pub(crate) fn daemon(&self) -> Result<String> {
+        let status: Value = serde_json::from_str(&self.portolan(&["daemon", "status", "--json"])?)?;
+        Ok(status["pid"].to_string())
     }
 
     /// Runs `docker`.

@@ -97,6 +97,8 @@ fn macvlan_life(scene: &Scene) -> Result<()> {
     says(&scene.neighbour, at("10.0.1.77", 80), "aa")?;
     let pid = scene.look("aa")?.details["State"]["Pid"].to_string();
     scene.kill_docker_with(|| scene.machine.run("kill", &["-9", &pid]).map(drop))?;
+    scene.docker(&["start", "aa"])?;
+    says(&scene.neighbour, at("10.0.1.77", 80), "aa")?;
     nothing_left(scene)
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
+use portolan_lab::eventually;
+use serde_json::Value;
 
 use super::Case;
 use crate::machine::IMAGE;
@@ -22,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("addresses are still taken when Docker was killed", docker_killed),
     ("Docker killed while it creates containers: no address is lost", killed_at_containers),
     ("Docker killed while it creates networks: no subnet is lost", killed_at_networks),
+    ("what is given to a Docker that was killed meanwhile is had again", given_to_nobody),
     ("the plugin's daemon killed while Docker creates: no address is lost", daemon_killed_while_creating),
 ];
 
@@ -70,7 +73,7 @@ fn chosen_apart(scene: &Scene) -> Result<()> {
     nets.push(subnet_of(scene, "three")?);
     if scene.driver == Driver::Portolan {
         scene.portolan(&["network", "create", "--ipv6=false", "ours"])?;
-        let said: serde_json::Value = serde_json::from_str(&scene.portolan(&["network", "inspect", "ours"])?)?;
+        let said: Value = serde_json::from_str(&scene.portolan(&["network", "inspect", "ours"])?)?;
         let net = said.pointer("/0/IPAM/Config/0/Subnet").and_then(|net| net.as_str()).context("it has a subnet")?;
         nets.push(net.parse()?);
         let refused =
@@ -162,7 +165,10 @@ fn dockers_bridge(scene: &Scene) -> Result<()> {
     reaches_by_udp(&b, at(NEIGHBOUR, 5353), "world")?;
     scene.kill_docker()?;
     scene.docker(&["start", "aa", "bb"])?;
-    says(&scene.look("aa")?, at("10.60.0.77", 80), "bb")?;
+    ensure!(scene.look("bb")?.ip("web") == "10.60.0.77", "its address has changed");
+    // Those that were killed still answer for a while: Docker's bridge driver forgets them with their interfaces on.
+    let (c, d) = (scene.run("cc", &["--network", "web"])?, scene.run("dd", &["--network", "web"])?);
+    says(&c, at(&d.ip("web"), 80), "dd")?;
     let refused = scene.machine.refused("docker", &["run", "--network", "web", "--ip", "10.60.0.77", IMAGE, "true"])?;
     ensure!(refused.contains("already in use"), "it is refused with `{refused}`");
     Ok(())
@@ -235,6 +241,50 @@ fn killed_at_networks(scene: &Scene) -> Result<()> {
         let networks = scene.portolan(&["network", "ls", "-q"])?;
         ensure!(networks.lines().count() == 4, "there are {networks}");
     }
+    Ok(())
+}
+
+/// Has Docker ask for something that it does not live to be given; done when we have given it.
+fn ask_and_die(scene: &Scene, args: &[&str], is_given: impl Fn(&Value) -> bool) -> Result<()> {
+    // Whoever holds the lock keeps the daemon from giving anything.
+    let hold = "echo $$ > /run/holder; exec 9<> /var/lib/portolan/lock; flock 9; exec sleep 600";
+    let mut holder = scene.machine.command("sh", &["-c", hold]).spawn().context("start flock")?;
+    let daemon = scene.daemon()?;
+    let is_holding = || scene.machine.run("flock", &["-n", "/var/lib/portolan/lock", "true"]).is_err();
+    ensure!(eventually(LONG, is_holding), "the lock cannot be had");
+    let mut child = scene.machine.command("docker", args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    // It waits for the lock (fs/locks.c, `flock_lock_inode_wait`).
+    let at = format!("cat /proc/{daemon}/task/*/wchan");
+    let is_asked = || scene.machine.run("sh", &["-c", &at]).is_ok_and(|said| said.contains("lock_inode_wait"));
+    let was_asked = eventually(LONG, is_asked);
+    scene.kill_docker_with(|| {
+        scene.machine.run("sh", &["-c", "kill $(cat /run/holder)"])?;
+        holder.wait()?;
+        let pools = || serde_json::from_str(&scene.portolan(&["network", "pools", "--json"])?).context("it is JSON");
+        ensure!(was_asked, "Docker does not ask");
+        ensure!(eventually(LONG, || pools().is_ok_and(|pools: Value| is_given(&pools))), "nobody is given it");
+        Ok(())
+    })?;
+    child.wait()?;
+    Ok(())
+}
+
+fn given_to_nobody(scene: &Scene) -> Result<()> {
+    if scene.driver == Driver::Bridge {
+        return Ok(());
+    }
+    scene.addressed("web", &["--subnet", "10.60.0.0/29"])?;
+    let taken = |count: u64| {
+        move |pools: &Value| pools.as_array().is_some_and(|all| all.iter().any(|pool| pool["Addresses"] == count))
+    };
+    ask_and_die(scene, &["run", "-d", "--network", "web", IMAGE], taken(2))?;
+    fill(scene)?;
+    scene.clear_containers()?;
+    let create = [&["network", "create", "-d", "portolan"], scene.ipam(), &["two"]].concat();
+    ask_and_die(scene, &create, |pools| pools.as_array().is_some_and(|all| all.len() == 2))?;
+    scene.run("cc", &["--network", "web"])?;
+    let pools = scene.portolan(&["network", "pools", "-q"])?;
+    ensure!(pools == "10.60.0.0/29", "given are {pools}");
     Ok(())
 }
 
