@@ -4,8 +4,8 @@
 //! it begins anew it says what it still claims, by asking for exactly that once more, and only then asks for anything new
 //! ([`Engine::begin_claims`]). What it did not say by then is nobody's, provided that it could be heard all the time.
 //!
-//! We may die, too, between a change and its answer. The request then comes a second time, as a rule without its body, so
-//! what was answered is written down with the change, until it is known to have arrived ([`Engine::answered`]).
+//! We may die, too, between a change and its answer. What is asked for is then asked for again, so what was given is written
+//! down with the change, until the answer is sent ([`Engine::answered`]): given to nobody, it is what is given next time.
 
 use std::net::IpAddr;
 
@@ -50,13 +50,13 @@ pub struct AddressRequest {
     pub mac: Option<Mac>,
 }
 
-/// What tells a call that comes again from another one.
+/// What a call that comes again has in common with itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call<'a> {
     /// What it asks for.
     pub method: &'a str,
-    /// How; none of a call that has lost its body, which is a repeated one.
-    pub body: Option<&'a str>,
+    /// How, word for word.
+    pub body: &'a str,
 }
 
 /// What was given.
@@ -64,11 +64,11 @@ pub struct Call<'a> {
 pub struct Given<T> {
     /// The pool or address.
     pub what: T,
-    /// By which the answer is said to have arrived.
+    /// By which the answer is said to be on its way.
     pub number: u64,
 }
 
-/// A call whose answer is not known to have arrived.
+/// A call whose answer was not sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Unanswered {
     number: u64,
@@ -77,7 +77,7 @@ struct Unanswered {
     pool: Id,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     address: Option<IpNet>,
-    /// Whether the process that was to answer is gone: then the call comes again.
+    /// Whether the process that was to answer is gone, and so nobody has what it was given.
     #[serde(default)]
     lost: bool,
 }
@@ -97,23 +97,18 @@ struct Claims {
 }
 
 impl Claims {
-    /// Takes the one lost call that `call` repeats, if it repeats one.
+    /// Takes a lost call that asked for the same.
     fn repeated(&mut self, call: Call<'_>) -> Option<Unanswered> {
-        let is_it = |lost: &Unanswered| {
-            lost.lost && lost.method == call.method && call.body.is_none_or(|body| body == lost.body)
-        };
-        let place = self.calls.iter().position(is_it)?;
-        // Without its body it could be either of two.
-        let is_only = call.body.is_some() || !self.calls[place + 1..].iter().any(is_it);
-        is_only.then(|| self.calls.remove(place))
+        let is_it = |lost: &Unanswered| lost.lost && lost.method == call.method && lost.body == call.body;
+        self.calls.iter().position(is_it).map(|place| self.calls.remove(place))
     }
 
     /// Writes down what `call` is answered with.
     fn record(&mut self, call: Call<'_>, pool: Id, address: Option<IpNet>) -> u64 {
         let number = self.next;
         self.next += 1;
-        let body = call.body.unwrap_or_default().to_owned();
-        self.calls.push(Unanswered { number, method: call.method.to_owned(), body, pool, address, lost: false });
+        let (method, body) = (call.method.to_owned(), call.body.to_owned());
+        self.calls.push(Unanswered { number, method, body, pool, address, lost: false });
         number
     }
 }
@@ -128,46 +123,18 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
         let mut claims = self.claims(&tx)?;
+        let lost = claims.repeated(call).map(|lost| tx.pool(lost.pool)).transpose()?.flatten();
         // It may be one that was given before, whatever became of `0.0.0.0/24`: what is claimed cannot be told any more.
         claims.replaying &= !matches!(request.net, PoolNet::Free(_, Some(_)));
-        let pool = self.plan_pool(&tx, &claims, request)?;
+        let pool = match lost {
+            Some(pool) => pool,
+            None => self.plan_pool(&tx, &claims, request)?,
+        };
         tx.put_pool(&pool)?;
         let number = claims.record(call, pool.id, None);
         self.put_claims(&tx, &claims)?;
         tx.commit(Durability::Disk)?;
         Ok(Given { what: pool, number })
-    }
-
-    /// The pool that was given to a call which got no answer, because the process that was to give it died; none if there is
-    /// none, or more than one that it may have been.
-    ///
-    /// # Errors
-    /// When the store cannot serve.
-    pub fn pool_again(&self, call: Call<'_>) -> Result<Option<Given<Pool>>> {
-        Ok(self.again(call)?.map(|(pool, _, number)| Given { what: pool, number }))
-    }
-
-    /// The same of an address.
-    ///
-    /// # Errors
-    /// When the store cannot serve.
-    pub fn address_again(&self, call: Call<'_>) -> Result<Option<Given<IpNet>>> {
-        Ok(self.again(call)?.and_then(|(_, address, number)| Some(Given { what: address?, number })))
-    }
-
-    fn again(&self, call: Call<'_>) -> Result<Option<(Pool, Option<IpNet>, u64)>> {
-        if !self.read_claims()?.is_some_and(|claims| claims.calls.iter().any(|call| call.lost)) {
-            return Ok(None);
-        }
-        let guard = self.begin()?;
-        let tx = self.store.write(&guard)?;
-        let mut claims = self.claims(&tx)?;
-        let Some(Unanswered { body, pool, address, .. }) = claims.repeated(call) else { return Ok(None) };
-        let Some(pool) = tx.pool(pool)? else { return Ok(None) };
-        let number = claims.record(Call { body: Some(&body), ..call }, pool.id, address);
-        self.put_claims(&tx, &claims)?;
-        tx.commit(Durability::Process)?;
-        Ok(Some((pool, address, number)))
     }
 
     fn plan_pool(&self, tx: &S::Tx<'_>, claims: &Claims, request: &PoolRequest) -> Result<Pool> {
@@ -249,7 +216,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let mut claims = self.claims(&tx)?;
         let mut pool = tx.pool(id)?.ok_or_else(|| Error::NotFound { what: "pool", name: id.to_string() })?;
-        let address = self.plan_address(&tx, &claims, &pool, request)?;
+        let address = match claims.repeated(call).and_then(|lost| lost.address) {
+            Some(address) => address,
+            None => self.plan_address(&tx, &claims, &pool, request)?,
+        };
         let ip = address.addr();
         if tx.lease(id, ip)?.is_some_and(|lease| lease.endpoint.is_some_and(|holder| holder != claims.holder)) {
             tx.rest_lease(id, address)?;
@@ -406,7 +376,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.take_down_network(guard, network).map(|()| true)
     }
 
-    /// Takes note that this process is the one that answers now: calls that got no answer come again.
+    /// Takes note that this process is the one that answers now: what another had given and not said is nobody's.
     ///
     /// What began to claim while nobody heard it may have said only half of it: nothing is taken back then.
     ///
@@ -425,7 +395,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(tx.commit(Durability::Process)?)
     }
 
-    /// Takes note that the answer with this number is on its way.
+    /// Takes note that the answer with this number is being sent: from now on somebody may have what was given. Said before,
+    /// for what somebody has is not to be given again.
     ///
     /// # Errors
     /// When the store cannot serve.

@@ -21,7 +21,7 @@ use portolan_store::SqliteStore;
 const STEPS: u64 = 3000;
 /// Addresses of a /26 but for network, broadcast and gateway.
 const ROOM: usize = 61;
-const ANY: Call<'static> = Call { method: "RequestAddress", body: Some("any") };
+const ANY: Call<'static> = Call { method: "RequestAddress", body: "any" };
 
 struct World {
     kernel: FakeKernel,
@@ -86,7 +86,7 @@ impl World {
     }
 
     fn pool(&self, request: &PoolRequest) -> Result<Pool, Error> {
-        let given = self.engine.request_pool(Call { method: "RequestPool", body: Some("x") }, request)?;
+        let given = self.engine.request_pool(Call { method: "RequestPool", body: "x" }, request)?;
         self.engine.answered(given.number).unwrap();
         Ok(given.what)
     }
@@ -241,29 +241,37 @@ fn gateways_and_ranges() {
 }
 
 #[test]
-fn a_call_that_got_no_answer_is_answered_the_same() {
+fn what_was_given_and_not_said_is_given_next_time() {
     let mut world = World::new("lost");
-    let first = world.engine.request_pool(Call { method: "RequestPool", body: Some("a") }, &exactly("10.9.0.0/26"));
-    let (first, lost) = (first.unwrap(), Call { method: "RequestPool", body: None });
-    assert_eq!(world.engine.pool_again(lost).unwrap(), None, "it may still be answered");
+    let call = |body| Call { method: "RequestPool", body };
+    let first = world.engine.request_pool(call("a"), &exactly("10.9.0.0/26")).unwrap();
+    let again = world.engine.request_pool(call("a"), &exactly("10.9.0.0/26"));
+    assert!(matches!(again, Err(Error::Overlap { .. })), "it may still be said");
+    for _ in 0..2 {
+        world.restart();
+        let other = world.engine.request_pool(call("b"), &exactly("10.9.0.0/26"));
+        assert!(matches!(other, Err(Error::Overlap { .. })), "somebody else asks");
+        let again = world.engine.request_pool(call("a"), &exactly("10.9.0.0/26")).unwrap();
+        assert_eq!(again.what, first.what);
+        if again.number == first.number + 2 {
+            world.engine.answered(again.number).unwrap();
+        }
+    }
     world.restart();
-    assert_eq!(world.engine.address_again(Call { method: "RequestAddress", body: None }).unwrap(), None);
-    let again = world.engine.pool_again(lost).unwrap().unwrap();
-    assert_eq!(again.what, first.what);
+    assert!(world.engine.request_pool(call("a"), &exactly("10.9.0.0/26")).is_err(), "somebody has it");
+    let ask = |world: &World, body| {
+        let call = Call { body, ..ANY };
+        world.engine.request_address(call, first.what.id, &AddressRequest::default()).unwrap().what
+    };
+    let (a, b) = (ask(&world, "a"), ask(&world, "b"));
     world.restart();
-    let again = world.engine.pool_again(Call { body: Some("a"), ..lost }).unwrap().unwrap();
-    assert_eq!(again.what, first.what, "that answer was lost as well");
-    world.engine.answered(again.number).unwrap();
+    assert_eq!((ask(&world, "b"), ask(&world, "a")), (b, a));
+    assert!(![a, b].contains(&ask(&world, "a")), "once");
+    // With its Docker goes whoever could ask again.
     world.restart();
-    assert_eq!(world.engine.pool_again(lost).unwrap(), None);
-    // Two that were lost cannot be told apart without their bodies.
-    let pool = first.what.id;
-    let ask = |body| world.engine.request_address(Call { body: Some(body), ..ANY }, pool, &AddressRequest::default());
-    let (a, b) = (ask("a").unwrap().what, ask("b").unwrap().what);
-    world.restart();
-    assert_eq!(world.engine.address_again(Call { body: None, ..ANY }).unwrap(), None);
-    assert_eq!(world.engine.address_again(Call { body: Some("b"), ..ANY }).unwrap().unwrap().what, b);
-    assert_eq!(world.engine.address_again(Call { body: None, ..ANY }).unwrap().unwrap().what, a);
+    world.restart_docker();
+    assert!(world.engine.pools().unwrap()[0].1 >= 3);
+    assert!(![a, b].contains(&ask(&world, "a")));
 }
 
 #[test]
@@ -365,11 +373,11 @@ fn no_address_of_a_pool_is_lost_or_given_twice() {
             0..40 => match world.engine.request_address(ANY, pool, &AddressRequest::default()) {
                 Ok(given) => {
                     let mut told = given;
-                    // Sometimes nobody hears the answer, and the call comes again.
+                    // Sometimes nobody is told, and it is asked for again.
                     while world.below(4) == 0 {
                         world.restart();
                         lost += 1;
-                        let again = world.engine.address_again(Call { body: None, ..ANY }).unwrap().unwrap();
+                        let again = world.engine.request_address(ANY, pool, &AddressRequest::default()).unwrap();
                         assert_eq!(again.what, told.what, "step {step}");
                         told = again;
                     }

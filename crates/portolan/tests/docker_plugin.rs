@@ -49,6 +49,17 @@ impl Docker {
         (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
     }
 
+    /// What is answered to a call, unless nobody is there to the end.
+    fn try_call(&self, method: &str, body: &str) -> Option<Value> {
+        let mut stream = UnixStream::connect(&self.socket).ok()?;
+        stream.set_read_timeout(Some(LONG)).ok()?;
+        let head = format!("POST /{method} HTTP/1.1\r\nHost: plugin\r\nConnection: close\r\n");
+        write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+    }
+
     fn call(&self, method: &str, body: &Value) -> Value {
         let (status, answer) = self.http(&format!("POST /{method}"), body.to_string().as_bytes());
         assert_eq!(status, 200, "{method}: {answer}");
@@ -147,7 +158,8 @@ fn nonsense_about_addresses_is_refused_and_changes_nothing() {
         ("RequestPool", r#"{"Pool": "10.80.0.0/24", "SubPool": "fd00::/64"}"#, "is not in pool"),
         ("ReleasePool", "", "PoolID"),
         ("ReleasePool", r#"{"PoolID": "../x"}"#, "64 hexadecimal digits"),
-        ("RequestAddress", "", "PoolID"),
+        ("RequestPool", "", "without saying what"),
+        ("RequestAddress", "", "without saying what"),
         ("RequestAddress", r#"{"PoolID": []}"#, "read the request"),
         ("RequestAddress", r#"{"PoolID": "LocalDefault/10.0.0.0/8"}"#, "64 hexadecimal digits"),
         ("ReleaseAddress", r#"{"PoolID": "x"}"#, "Address"),
@@ -221,6 +233,47 @@ fn a_pool_gives_each_of_its_addresses_once() {
     }
     docker.world.portolan_ok(&["network", "create", "x", "--ipv6=false", "--subnet", "10.80.0.0/24"]);
     docker.world.portolan_ok(&["network", "rm", "x"]);
+}
+
+/// Docker repeats a call whose answer it did not get, without its body; whoever is told so asks again.
+#[test]
+fn the_daemon_dies_over_calls() {
+    let Some(docker) = Docker::or_skip("docker-pool-killed") else { return };
+    let given = docker.ipam("RequestPool", json!({"Pool": "10.80.0.0/24"}));
+    let body = json!({"PoolID": given["PoolID"], "Address": ""}).to_string();
+    let taken = || {
+        let pools: Value = serde_json::from_str(&docker.world.portolan_ok(&["network", "pools", "--json"])).unwrap();
+        usize::try_from(pools[0]["Addresses"].as_u64().unwrap()).unwrap()
+    };
+    let mut had = std::collections::BTreeSet::new();
+    let mut unanswered = 0;
+    for round in 0..60 {
+        let status: Value = serde_json::from_str(&docker.world.portolan_ok(&["daemon", "status", "--json"])).unwrap();
+        let daemon = status["pid"].to_string();
+        let answer = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| docker.try_call("IpamDriver.RequestAddress", &body));
+            // Not to wait for anything: to be somewhere else each time.
+            std::thread::sleep(std::time::Duration::from_micros(200 + 40 * round));
+            assert!(std::process::Command::new("kill").args(["-9", &daemon]).status().unwrap().success());
+            asking.join().unwrap()
+        });
+        let is_there = || docker.try_call("IpamDriver.GetCapabilities", "").is_some();
+        assert!(eventually(LONG, is_there), "nobody starts it again");
+        let answer = answer.unwrap_or_else(|| {
+            let before = taken();
+            unanswered += 1;
+            let refused = docker.try_call("IpamDriver.RequestAddress", "").unwrap();
+            assert!(refused["Error"].as_str().unwrap().contains("try again"), "{refused}");
+            assert_eq!(taken(), before, "{refused}");
+            docker.try_call("IpamDriver.RequestAddress", &body).unwrap()
+        });
+        let address = answer["Address"].as_str().unwrap_or_else(|| panic!("round {round}: {answer}"));
+        assert!(had.insert(address.to_owned()), "round {round}: {address} twice");
+    }
+    // What was on its way when the daemon died may or may not have come: nobody else gets it.
+    let kept = taken() - had.len();
+    eprintln!("60 deaths: {unanswered} calls without an answer, {kept} addresses kept");
+    assert!(unanswered > 0 && kept <= unanswered);
 }
 
 /// Two networks of Docker's that are made at once, and calls that break off.

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -16,10 +16,11 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::serve::IncomingStream;
-use portolan_docker::plugin::{self, Answer};
+use portolan_docker::plugin;
 use portolan_kernel::door::Door;
 use portolan_kernel::process;
 use portolan_model::ProcessId;
+use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -115,41 +116,30 @@ async fn call(
     if method != Method::POST {
         return (StatusCode::METHOD_NOT_ALLOWED, "a plugin is called by POST\n").into_response();
     }
-    let at_work = Arc::clone(&served);
-    let done = move || at_work.answer(uri.path().trim_start_matches('/'), &body, caller);
+    let done = move || served.answer(uri.path().trim_start_matches('/'), &body, caller);
     match tokio::task::spawn_blocking(done).await {
-        Ok(Some(Answer { body, number, .. })) => {
-            if let Some(number) = number {
-                // Its turn comes when this one has been written.
-                tokio::spawn(async move { tokio::task::spawn_blocking(move || served.answered(number)).await });
-            }
-            ([(header::CONTENT_TYPE, CONTENT)], body.to_string()).into_response()
-        }
+        Ok(Some(body)) => ([(header::CONTENT_TYPE, CONTENT)], body.to_string()).into_response(),
         Ok(None) => (StatusCode::NOT_FOUND, "no such method\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
 impl Served {
-    fn engine(&self) -> MutexGuard<'_, Engine> {
+    fn answer(&self, method: &str, body: &[u8], caller: Option<ProcessId>) -> Option<Value> {
         // A call that panicked left the engine as it was: it holds nothing but connections.
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn answer(&self, method: &str, body: &[u8], caller: Option<ProcessId>) -> Option<Answer> {
-        let answer = plugin::answer(&self.engine(), method, body, caller)?;
+        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = plugin::answer(&engine, method, body, caller)?;
         if answer.changed
             && let Err(error) = self.settle(method)
         {
             tracing::warn!("{method}: names and proxied ports are not served: {error:#}");
         }
-        Some(answer)
-    }
-
-    fn answered(&self, number: u64) {
-        if let Err(error) = self.engine().answered(number) {
-            tracing::warn!("a call that was answered may be taken for a lost one: {error}");
+        if let Some(number) = answer.number
+            && let Err(error) = engine.answered(number)
+        {
+            tracing::warn!("{method}: what is given now may be given again: {error}");
         }
+        Some(answer.body)
     }
 
     /// Waits until what was committed is in force.

@@ -5,10 +5,9 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-use portolan_engine::{AddressRequest, Call, Engine, Given, Kernel, PoolNet, PoolRequest, Store};
+use portolan_engine::{AddressRequest, Call, Engine, Kernel, PoolNet, PoolRequest, Store};
 use portolan_model::{Family, Id, Mac, Pool};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::network::{self, address};
 use super::wire::{
@@ -42,36 +41,43 @@ pub(super) fn give<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body:
     })
 }
 
-/// What a body says, unless Docker lost it: it sends a call again with what is left of the body, which is nothing.
-fn call<'a>(method: &'a str, body: &'a [u8]) -> Call<'a> {
-    let body = std::str::from_utf8(body).map(str::trim).unwrap_or_default();
-    Call { method, body: (!body.is_empty()).then_some(body) }
+/// A call with its body. Docker sends one again that got no answer, but with what is left of the body, which is nothing; of
+/// several that are under way nobody can tell which one it is.
+fn call<'a>(method: &'a str, body: &'a [u8]) -> Result<Call<'a>, Refusal> {
+    match std::str::from_utf8(body).map(str::trim) {
+        Ok("") => Err(Refusal::new(
+            "the call got no answer, and came again without saying what it asks for (hint: try again)",
+        )),
+        Ok(body) => Ok(Call { method, body }),
+        Err(_) => Err(Refusal::new("read the request: it is not UTF-8")),
+    }
 }
 
 fn request_pool<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body: &[u8]) -> Done {
-    let call = call(verb, body);
-    if let Some(given) = engine.pool_again(call)? {
-        return pool_given(&given);
-    }
+    let call = call(verb, body)?;
     let request = pool_request(&read(body)?)?;
-    if request.net == PoolNet::Free(Family::V4, None) || request.net == PoolNet::Free(Family::V6, None) {
+    if matches!(request.net, PoolNet::Free(_, None)) {
         // What Docker has it asks for by name.
         settle_claims(engine);
     }
-    pool_given(&engine.request_pool(call, &request)?)
+    let given = engine.request_pool(call, &request)?;
+    let Pool { id, subnet, .. } = given.what;
+    numbered(json!({ "PoolID": id.to_string(), "Pool": subnet.net.to_string(), "Data": {} }), given.number)
 }
 
 fn request_address<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body: &[u8]) -> Done {
-    let call = call(verb, body);
-    if let Some(given) = engine.address_again(call)? {
-        return address_given(&given);
-    }
+    let call = call(verb, body)?;
     let asked: RequestAddress = read(body)?;
     let (pool, request) = (pool_id(&asked.pool)?, address_request(&asked)?);
     if request.address.is_none() && !request.gateway {
         settle_claims(engine);
     }
-    address_given(&engine.request_address(call, pool, &request)?)
+    let given = engine.request_address(call, pool, &request)?;
+    numbered(json!({ "Address": given.what.to_string(), "Data": {} }), given.number)
+}
+
+fn numbered(body: Value, number: u64) -> Done {
+    told(body).map(|answer| Answer { number: Some(number), ..answer })
 }
 
 /// Docker asks for something new, so it has asked for all that it has.
@@ -79,17 +85,6 @@ pub(super) fn settle_claims<S: Store, K: Kernel>(engine: &Engine<S, K>) {
     if let Err(error) = engine.end_claims() {
         tracing::warn!("pools and addresses that nobody claims stay: {}", Refusal::from(error));
     }
-}
-
-fn pool_given(given: &Given<Pool>) -> Done {
-    let Pool { id, subnet, .. } = &given.what;
-    let body = json!({ "PoolID": id.to_string(), "Pool": subnet.net.to_string(), "Data": {} });
-    told(body).map(|answer| Answer { number: Some(given.number), ..answer })
-}
-
-fn address_given(given: &Given<IpNet>) -> Done {
-    let body = json!({ "Address": given.what.to_string(), "Data": {} });
-    told(body).map(|answer| Answer { number: Some(given.number), ..answer })
 }
 
 fn pool_id(text: &str) -> Result<Id, Refusal> {
@@ -192,8 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn a_call_without_its_body_is_a_repeated_one() {
-        assert_eq!(call("RequestPool", b" \n").body, None);
-        assert_eq!(call("RequestPool", b"{}\n").body, Some("{}"));
+    fn a_call_without_its_body_says_nothing() {
+        assert!(call("RequestPool", b" \n").unwrap_err().to_string().contains("try again"));
+        assert_eq!(call("RequestPool", b"{}\n").unwrap().body, "{}");
+        assert!(call("RequestPool", b"\xff").is_err());
     }
 }

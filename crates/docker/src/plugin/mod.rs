@@ -25,7 +25,7 @@ pub struct Answer {
     pub body: Value,
     /// Whether anything was committed that names and ports depend on.
     pub changed: bool,
-    /// What to tell [`Engine::answered`] once it is on its way.
+    /// What to tell [`Engine::answered`] before it is sent.
     pub number: Option<u64>,
 }
 
