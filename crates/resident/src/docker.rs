@@ -20,7 +20,7 @@ use portolan_docker::plugin;
 use portolan_kernel::door::Door;
 use portolan_kernel::process;
 use portolan_model::ProcessId;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -137,7 +137,9 @@ impl Served {
         if let Some(number) = answer.number
             && let Err(error) = engine.answered(number)
         {
-            tracing::warn!("{method}: what is given now may be given again: {error}");
+            // It would be given again.
+            tracing::warn!("{method}: not given after all: {error}");
+            return Some(json!({ "Error": error.to_string() }));
         }
         Some(answer.body)
     }
