@@ -31,6 +31,9 @@ pub(crate) mod meta {
     pub(crate) const ULA: &str = "ula";
 }
 
+/// No such file or directory (errno(3)).
+const ENOENT: i32 = 2;
+
 /// The table's name, unless another root has taken it in this namespace.
 pub(crate) const TABLE_NAME: &str = "portolan";
 
@@ -387,8 +390,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 return is_there(&endpoint.host_end);
             }
             let taken_to = container.labels.get(TAKEN_TO).map(|path| self.kernel.sandbox(Path::new(path)));
-            let is_gone = matches!(&taken_to, Some(Err(error)) if error.kind == crate::Kind::NotFound);
-            (taken_to.is_some() && !is_gone) || is_there(&endpoint.ifname)
+            let is_taken = taken_to.is_some_and(|found| !found.is_err_and(|error| error.errno == ENOENT));
+            is_taken || is_there(&endpoint.ifname)
         })
     }
 

@@ -365,6 +365,48 @@ fn an_endpoint_goes_with_its_namespace_and_an_unclaimed_one_with_its_docker() {
     world.verify();
 }
 
+/// An interface without an end on the host is there as long as the namespace that Docker took it to.
+#[test]
+fn a_macvlan_endpoint_goes_with_the_file_of_its_namespace() {
+    let Some(docker) = Docker::or_skip("docker-macvlan") else { return };
+    let world = &docker.world;
+    let pools = json!([{"AddressSpace": "LocalDefault", "Pool": "10.0.1.0/24", "Gateway": "10.0.1.2/24"}]);
+    let generic = |driver: Value| json!({"com.docker.network.generic": driver});
+    let create = |options: Value| {
+        let body = json!({"NetworkID": NETWORK, "Options": generic(options), "IPv4Data": pools, "IPv6Data": []});
+        docker.call("NetworkDriver.CreateNetwork", &body)
+    };
+    let refused = create(json!({"driver": "macvlan", "parent": "eth0", "metric": "7"}));
+    assert!(refused["Err"].as_str().unwrap().contains("metric"), "{refused}");
+    assert_eq!(create(json!({"driver": "macvlan", "parent": "eth0"})), json!({}));
+    let made = || docker.about("CreateEndpoint", json!({"Interface": {"Address": "10.0.1.77/24"}, "Options": {}}));
+    assert_eq!(made()["Interface"]["MacAddress"], "02:42:0a:00:01:4d");
+    let place = world.lab.dir().join("container");
+    netns::create_pinned(&place).unwrap();
+    let inside = NetnsFd::open(&place).unwrap();
+    let joined = docker.about("Join", json!({"SandboxKey": place, "Options": {}}));
+    let name = joined["InterfaceName"]["SrcName"].as_str().unwrap().to_owned();
+    routing(world, |socket, batch| {
+        let index = link::lookup(socket, name.as_str()).unwrap().unwrap().index;
+        link::set(batch, index, &LinkChange { netns: Some(inside.as_fd()), ..LinkChange::default() });
+    });
+    assert!(interface(&world.h, &name).is_none());
+    world.portolan_ok(&["gc"]);
+    world.verify();
+    assert_eq!(world.portolan_ok(&["ps", "-q"]).lines().count(), 1, "it is where Docker took it");
+    drop(inside);
+    netns::unpin(&place).unwrap();
+    world.portolan_ok(&["gc"]);
+    assert!(world.portolan_ok(&["ps", "-q"]).is_empty());
+    // One that came back goes with its endpoint.
+    made();
+    assert!(interface(&world.h, &name).is_some());
+    assert_eq!(docker.about("DeleteEndpoint", json!({})), json!({}));
+    assert!(interface(&world.h, &name).is_none());
+    assert_eq!(docker.call("NetworkDriver.DeleteNetwork", &json!({"NetworkID": NETWORK})), json!({}));
+    world.verify();
+}
+
 /// A namespace of the test's own.
 struct In(NetnsFd);
 
