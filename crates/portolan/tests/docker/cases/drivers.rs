@@ -11,10 +11,10 @@ pub(crate) const CASES: &[Case] = &[
     ("macvlan: `-o macvlan_mode=private`", private),
     ("macvlan: `restart`, `network disconnect`, Docker killed; nothing is left", macvlan_life),
     ("macvlan: a parent that is not there", no_parent),
-    ("ipvlan: containers are on the LAN", ipvlan),
-    ("ptp: containers reach each other and the world, in both families", ptp),
-    ("ptp: published ports, `--internal`, apart from other networks", ptp_rules),
-    ("ptp: `restart`, Docker and the daemon killed; nothing is left", ptp_life),
+    ("ipvlan: containers are on the LAN; a kernel without it is told of", ipvlan),
+    ("ptp, which Docker itself has not: containers reach each other and the world, in both families", ptp),
+    ("ptp, which Docker itself has not: published ports, `--internal`, apart from other networks", ptp_rules),
+    ("ptp, which Docker itself has not: `restart`, Docker and the daemon killed; nothing is left", ptp_life),
 ];
 
 /// A part of the LAN, whose gateway is the neighbour.
