@@ -48,6 +48,8 @@ pub struct NetworkRequest {
     /// The subnets and gateways are all there are to be: none is taken from the pool, no gateway is chosen, and routes
     /// of the host are not looked at. For faces whose callers decide about addresses.
     pub exact: bool,
+    /// The subnets are pools that were given out before ([`crate::Engine::request_pool`]), and that no other network is on.
+    pub pooled: bool,
     /// Routes that every container gets.
     pub routes: Vec<StaticRoute>,
     /// Whether names are answered on its gateway addresses.
@@ -62,6 +64,7 @@ impl NetworkRequest {
         Self {
             id: None,
             exact: false,
+            pooled: false,
             routes: Vec::new(),
             names: true,
             names_port: None,

@@ -1,8 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Family, FirewallDriver, Id, IfName, Mtu, Network, NetworkMode,
-    Phase, Publication,
+    Phase, Publication, TAKEN_TO,
 };
 use portolan_plan::{
     ContainerView, Firewall, Objects, Setting, Step, base_objects, container_objects, network_objects,
@@ -24,9 +25,14 @@ pub(crate) mod meta {
     pub(crate) const SETTINGS: &str = "settings";
     /// Interfaces between which the host did not forward before us.
     pub(crate) const CLOSED: &str = "closed";
+    /// Who claims pools, and which of its calls got no answer.
+    pub(crate) const CLAIMS: &str = "claims";
     /// Ten hexadecimal digits: the global id of our unique local addresses (RFC 4193 §3.2.1).
     pub(crate) const ULA: &str = "ula";
 }
+
+/// No such file or directory (errno(3)).
+const ENOENT: i32 = 2;
 
 /// The table's name, unless another root has taken it in this namespace.
 pub(crate) const TABLE_NAME: &str = "portolan";
@@ -372,12 +378,21 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
     }
 
-    /// Whether the host's ends of a container's interfaces are there, of those that have one. What cannot be found out is
-    /// no reason to take it down.
-    fn has_host_ends(&self, container: &Container) -> bool {
+    /// Whether interfaces that were handed over are where they can be found. What cannot be found out is no reason to take the
+    /// container down.
+    fn has_handed(&self, container: &Container) -> bool {
         let is_there = |name: &IfName| !matches!(self.kernel.find_interface(name.as_str()), Ok(None));
-        let endpoints = self.store.read().and_then(|tx| tx.endpoints_of(container.id));
-        endpoints.map_or(true, |endpoints| endpoints.iter().all(|endpoint| is_there(&endpoint.host_end)))
+        let Ok(tx) = self.store.read() else { return true };
+        let Ok(view) = self.view(&tx, container.clone()) else { return true };
+        view.endpoints.iter().all(|(endpoint, network)| {
+            // Both ends of a pair go when the namespace does that either of them is in.
+            if matches!(network.driver, Driver::Bridge | Driver::Ptp) {
+                return is_there(&endpoint.host_end);
+            }
+            let taken_to = container.labels.get(TAKEN_TO).map(|path| self.kernel.sandbox(Path::new(path)));
+            let is_taken = taken_to.is_some_and(|found| !found.is_err_and(|error| error.errno == ENOENT));
+            is_taken || is_there(&endpoint.ifname)
+        })
     }
 
     /// Whether the container's namespace, or for a mode without one its process, is there.
@@ -392,8 +407,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let sandbox = || container.sandbox.as_ref().is_some_and(|sandbox| self.kernel.sandbox_alive(sandbox));
         match (container.kind, &container.mode) {
             (ContainerKind::Attached, _) => sandbox(),
-            // Both ends of a pair go when the namespace does that either of them is in.
-            (ContainerKind::Handed, _) => self.has_host_ends(container),
+            (ContainerKind::Handed, _) => self.has_handed(container),
             // The supervisor reports the end of the process; without one there is nobody to wait for.
             (ContainerKind::Run, NetworkMode::Own | NetworkMode::None) => sandbox(),
             (ContainerKind::Run, NetworkMode::Host | NetworkMode::Container(_)) => process(),

@@ -100,30 +100,30 @@ pub enum Error {
         other: String,
     },
     /// The subnet has no free address.
-    #[error("network `{network}` has no free address left in {ranges}")]
+    #[error("{of} has no free address left in {ranges}")]
     AddressesExhausted {
-        /// The network.
-        network: String,
+        /// The network or pool.
+        of: String,
         /// Where addresses come from.
         ranges: String,
     },
     /// The address is leased, or set aside.
-    #[error("address {address} on network `{network}` is taken by {holder}")]
+    #[error("address {address} of {of} is taken by {holder}")]
     AddressTaken {
         /// The address.
         address: IpAddr,
-        /// The network.
-        network: String,
+        /// The network or pool.
+        of: String,
         /// A container, the gateway, or an auxiliary address.
         holder: String,
     },
     /// The address is in none of the network's subnets.
-    #[error("address {address} is in no subnet of network `{network}` ({subnets})")]
+    #[error("address {address} is in no subnet of {of} ({subnets})")]
     AddressOutside {
         /// The address.
         address: IpAddr,
-        /// The network.
-        network: String,
+        /// The network or pool.
+        of: String,
         /// Its subnets.
         subnets: String,
     },

@@ -12,7 +12,7 @@ use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ipam;
+use crate::ipam::{self, Space};
 use crate::kernel::Kernel;
 use crate::sets;
 use crate::store::{Durability, PublicationRow, Store, Tx};
@@ -281,13 +281,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if !network.driver.holds_endpoints() {
             return Err(Error::Predefined { name: network.name.to_string(), verb: "connected" });
         }
-        if view.container.kind == ContainerKind::Handed && network.driver != Driver::Bridge {
-            return Err(Error::Unsupported {
-                what: format!("an interface of driver `{}` for others to take", network.driver),
-                why: "is not possible yet".to_owned(),
-                hint: "use a network of driver `bridge`",
-            });
-        }
         if view.endpoints.iter().any(|(_, other)| other.id == network.id) {
             return Err(Error::AlreadyConnected {
                 container: view.container.name.to_string(),
@@ -306,12 +299,17 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 .hint("leave it out; with dhcp, a server can reserve one for a --mac-address")
                 .into());
         }
+        // Who brings an address of a pool has asked for it there.
+        let space = match view.container.kind {
+            ContainerKind::Handed => Space::beside_pools(network),
+            ContainerKind::Attached | ContainerKind::Run => Space::of(network),
+        };
         for address in wanted.wanted() {
             if found.iter().any(|(found, _): &(ipam::Found, bool)| found.address.addr() == address) {
                 return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
             }
-            let holder = |endpoint| self.name_of_endpoint(tx, endpoint);
-            found.push((ipam::request(tx, network, address, holder)?, true));
+            let holder = |endpoint| Ok(format!("container `{}`", self.name_of_endpoint(tx, endpoint)?));
+            found.push((ipam::request(tx, &space, address, holder)?, true));
         }
         if !wanted.exact {
             let chosen: Vec<IpAddr> = found.iter().map(|(found, _)| found.address.addr()).collect();
@@ -323,6 +321,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             return Err(Invalid::new("MAC", mac.to_string(), why).hint("leave it out").into());
         }
         let mac = wanted.mac.unwrap_or_else(|| match found.first() {
+            // On a LAN nobody can announce it from a namespace that we are not shown: whoever has an address, by whichever
+            // network, has its MAC.
+            Some((found, _)) if view.container.kind == ContainerKind::Handed && network.driver == Driver::Macvlan => {
+                mac_of(found.address.addr())
+            }
             Some((found, _)) => generated_mac(network.id, found.address.addr()),
             None => random_mac(self.kernel.random()),
         });
@@ -406,6 +409,15 @@ pub(crate) fn check_bandwidth(network: &Network, wanted: Bandwidth) -> Result<()
         network.name, network.driver
     );
     Err(Invalid::new("bandwidth", wanted.to_string(), why).hint("leave it out, or use a bridge or ptp network").into())
+}
+
+/// The MAC that Docker's own driver gives to whoever has `address` (libnetwork, `netutils.GenerateMACFromIP`).
+fn mac_of(address: IpAddr) -> Mac {
+    let [.., a, b, c, d] = match address {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    Mac::local([0x02, 0x42, a, b, c, d])
 }
 
 /// A MAC for an interface whose addresses nobody knows.

@@ -1,23 +1,26 @@
 //! Addresses: which subnet a network gets, and which address an endpoint gets.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portolan_model::{Family, Id, Mac, Name, Network, Subnet};
+use portolan_model::{Family, Id, Mac, Name, Network, Pool, Subnet};
 
 use crate::error::{Error, Result};
 use crate::kernel::HostRoute;
 use crate::store::Tx;
 
-/// The prefix length of subnets from the IPv4 pool: 253 containers.
-const POOL_PREFIX: u8 = 24;
+/// The prefix length of subnets from the IPv4 pool, unless another is asked for: 253 containers.
+pub(crate) const POOL_PREFIX: u8 = 24;
+/// That of subnets of our unique local addresses.
+pub(crate) const POOL_PREFIX6: u8 = 64;
 
 /// Private space (RFC 1918) that IPv4 subnets are taken from, in order: what people expect of a container network,
 /// then the rest. Room for 68,000 networks.
 const POOLS: [&str; 4] = ["172.17.0.0/16", "172.18.0.0/15", "172.20.0.0/14", "172.24.0.0/13"];
 const MORE_POOLS: [&str; 2] = ["10.0.0.0/8", "192.168.0.0/16"];
 
-/// What else has addresses: networks of ours and routes of the host.
+/// What else has addresses: networks of ours, pools that were given to others, and routes of the host.
 pub(crate) struct Occupied<'a> {
     nets: Vec<(IpNet, Holder)>,
     /// The name of the interface with an index. Asked only where something is in the way.
@@ -26,6 +29,7 @@ pub(crate) struct Occupied<'a> {
 
 enum Holder {
     Network(Name),
+    Pool,
     Route { device: Option<u32>, table: u32 },
 }
 
@@ -48,6 +52,12 @@ impl<'a> Occupied<'a> {
         self.nets.push((net, Holder::Network(name.clone())));
     }
 
+    /// Takes pools out of what is free.
+    pub(crate) fn with_pools(mut self, pools: &[Pool]) -> Self {
+        self.nets.extend(pools.iter().map(|pool| (pool.subnet.net, Holder::Pool)));
+        self
+    }
+
     /// What `net` overlaps.
     pub(crate) fn collision(&self, net: IpNet) -> Option<String> {
         self.find(net).map(|(net, holder)| self.tell(*net, holder))
@@ -60,6 +70,7 @@ impl<'a> Occupied<'a> {
     fn tell(&self, net: IpNet, holder: &Holder) -> String {
         match holder {
             Holder::Network(name) => as_network(name, net),
+            Holder::Pool => as_pool(net),
             Holder::Route { device, table } => {
                 let device =
                     device.and_then(self.interface_name).map_or_else(String::new, |device| format!(" dev {device}"));
@@ -70,46 +81,41 @@ impl<'a> Occupied<'a> {
         }
     }
 
-    /// The first free IPv4 subnet of the pools.
-    pub(crate) fn free_v4(&self) -> Result<Ipv4Net> {
-        let mut taken: Vec<(u32, u32)> = self
+    /// The first free IPv4 subnet of this prefix length in the pools.
+    pub(crate) fn free_v4(&self, prefix: u8) -> Result<Ipv4Net> {
+        let mut taken: Vec<(u64, u64)> = self
             .nets
             .iter()
             .filter_map(|(net, _)| match net {
-                IpNet::V4(net) => Some((u32::from(net.network()), u32::from(net.broadcast()))),
+                IpNet::V4(net) => Some((u32::from(net.network()).into(), u32::from(net.broadcast()).into())),
                 IpNet::V6(_) => None,
             })
             .collect();
         taken.sort_unstable();
-        let size = 1u32 << (32 - POOL_PREFIX);
+        let net = |at: u64| {
+            let first = u32::try_from(at).expect("pools end before the address space does");
+            Ipv4Net::new(Ipv4Addr::from(first), prefix).expect("a valid prefix length")
+        };
+        let size = 1u64 << (32 - prefix);
         let mut last = None;
         for pool in POOLS.iter().chain(&MORE_POOLS) {
             let pool: Ipv4Net = pool.parse().expect("a valid pool");
-            let end = u32::from(pool.broadcast());
-            let mut at = u32::from(pool.network());
+            let end = u64::from(u32::from(pool.broadcast()));
+            let mut at = u64::from(u32::from(pool.network())).next_multiple_of(size);
             // Walks the pool and what is taken of it side by side.
-            while at < end {
-                let top = at + (size - 1);
-                match taken.iter().find(|(first, last)| *first <= top && at <= *last) {
-                    None => return Ok(Ipv4Net::new(Ipv4Addr::from(at), POOL_PREFIX).expect("a valid prefix length")),
+            while at + (size - 1) <= end {
+                match taken.iter().find(|(first, last)| *first < at + size && at <= *last) {
+                    None => return Ok(net(at)),
                     Some((_, taken_to)) => {
                         last = Some(at);
-                        match taken_to.checked_add(1).and_then(|next| next.checked_next_multiple_of(size)) {
-                            Some(next) if next <= end => at = next,
-                            _ => break,
-                        }
+                        at = (taken_to + 1).next_multiple_of(size);
                     }
                 }
             }
         }
-        let last = IpNet::V4(
-            Ipv4Net::new(Ipv4Addr::from(last.unwrap_or_default()), POOL_PREFIX).expect("a valid prefix length"),
-        );
-        Err(Error::PoolExhausted {
-            prefix: POOL_PREFIX,
-            last,
-            other: self.collision(last).unwrap_or_else(|| "another network".to_owned()),
-        })
+        let last = IpNet::V4(net(last.unwrap_or_default()));
+        let other = self.collision(last).unwrap_or_else(|| "another network".to_owned());
+        Err(Error::PoolExhausted { prefix, last, other })
     }
 
     /// A free /64 of this host's unique local addresses, the same for the same network name as long as it is free.
@@ -123,7 +129,7 @@ impl<'a> Occupied<'a> {
         for step in 0..=u16::MAX {
             let subnet = (start as u16).wrapping_add(step);
             let bits = (0xfd_u128 << 120) | (u128::from(global) << 80) | (u128::from(subnet) << 64);
-            let net = Ipv6Net::new(Ipv6Addr::from(bits), 64).expect("a valid prefix length");
+            let net = Ipv6Net::new(Ipv6Addr::from(bits), POOL_PREFIX6).expect("a valid prefix length");
             match self.find(IpNet::V6(net)) {
                 None => return Ok(net),
                 Some(taken) => last = Some((net, taken)),
@@ -132,6 +138,11 @@ impl<'a> Occupied<'a> {
         let (net, (other, holder)) = last.expect("65536 candidates were tried");
         Err(Error::PoolExhausted { prefix: 64, last: IpNet::V6(net), other: self.tell(*other, holder) })
     }
+}
+
+/// How a pool is called.
+pub(crate) fn as_pool(net: IpNet) -> String {
+    format!("{net}, which was given to Docker")
 }
 
 fn as_network(name: &Name, net: IpNet) -> String {
@@ -182,25 +193,69 @@ fn next(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Who holds an address that is no lease.
-fn set_aside(network: &Network, address: IpAddr) -> Option<String> {
-    network.subnets.iter().find_map(|subnet| {
-        if subnet.gateway == Some(address) {
-            return Some("the network's gateway".to_owned());
-        }
-        subnet.aux.iter().find(|(_, ip)| **ip == address).map(|(name, _)| format!("auxiliary address `{name}`"))
-    })
+/// Where addresses are given out: under which id they are leased, and of which subnets.
+pub(crate) struct Space<'a> {
+    id: Id,
+    name: String,
+    subnets: Vec<&'a Subnet>,
+    /// Others that give out the same addresses: of a network the pools that it is on, of a pool its network.
+    beside: Vec<Id>,
 }
 
-/// What the cursor of a subnet is kept under: the subnet, but for further ranges of the same one, whose first address
-/// is.
-fn cursor_of(network: &Network, subnet: &Subnet) -> IpNet {
-    let first = network.subnets.iter().find(|other| other.net == subnet.net);
-    match subnet.range {
-        Some(range) if first.is_some_and(|first| first.range != subnet.range) => {
-            IpNet::new(range.first(), subnet.net.prefix_len()).expect("the prefix of a subnet fits its family")
+impl<'a> Space<'a> {
+    /// That of a network's endpoints, all but those whose addresses come from a pool.
+    pub(crate) fn of(network: &'a Network) -> Self {
+        let beside = network.subnets.iter().filter_map(|subnet| subnet.pool).collect();
+        Self { beside, ..Self::beside_pools(network) }
+    }
+
+    /// That of endpoints whose addresses come from the pools that the network is on.
+    pub(crate) fn beside_pools(network: &'a Network) -> Self {
+        let subnets = network.subnets.iter().collect();
+        Self { id: network.id, name: format!("network `{}`", network.name), subnets, beside: Vec::new() }
+    }
+
+    /// That of a pool.
+    pub(crate) fn of_pool(pool: &'a Pool) -> Self {
+        let name = format!("pool {}", pool.subnet.net);
+        Self { id: pool.id, name, subnets: vec![&pool.subnet], beside: pool.network.into_iter().collect() }
+    }
+
+    /// The subnet that `address` is of.
+    fn subnet_of(&self, address: IpAddr) -> Option<&'a Subnet> {
+        Subnet::among(self.subnets.iter().copied(), address)
+    }
+
+    /// Who holds an address that is no lease.
+    fn set_aside(&self, address: IpAddr) -> Option<String> {
+        self.subnets.iter().find_map(|subnet| {
+            if subnet.gateway == Some(address) {
+                return Some("the network's gateway".to_owned());
+            }
+            subnet.aux.iter().find(|(_, ip)| **ip == address).map(|(name, _)| format!("auxiliary address `{name}`"))
+        })
+    }
+
+    /// Whether others have given `address` out.
+    fn is_held_beside<T: Tx>(&self, tx: &T, address: IpAddr) -> Result<bool> {
+        for id in &self.beside {
+            if tx.lease(*id, address)?.is_some_and(|lease| lease.endpoint.is_some()) {
+                return Ok(true);
+            }
         }
-        _ => subnet.net,
+        Ok(false)
+    }
+
+    /// What the cursor of a subnet is kept under: the subnet, but for further ranges of the same one, whose first address
+    /// is.
+    fn cursor_of(&self, subnet: &Subnet) -> IpNet {
+        let first = self.subnets.iter().find(|other| other.net == subnet.net);
+        match subnet.range {
+            Some(range) if first.is_some_and(|first| first.range != subnet.range) => {
+                IpNet::new(range.first(), subnet.net.prefix_len()).expect("the prefix of a subnet fits its family")
+            }
+            _ => subnet.net,
+        }
     }
 }
 
@@ -219,6 +274,7 @@ pub(crate) struct Found {
 /// # Errors
 /// [`Error::AddressesExhausted`].
 pub(crate) fn complete<T: Tx>(tx: &T, network: &Network, chosen: &[IpAddr]) -> Result<Vec<Found>> {
+    let space = Space::of(network);
     let mut found = Vec::new();
     for family in Family::ALL {
         let sets = network.sets().filter(|set| set.first().is_some_and(|subnet| subnet.family() == family));
@@ -227,7 +283,7 @@ pub(crate) fn complete<T: Tx>(tx: &T, network: &Network, chosen: &[IpAddr]) -> R
                 network.subnet_of(address).is_some_and(|subnet| set.iter().any(|other| std::ptr::eq(other, subnet)))
             };
             for set in sets.filter(|set| !chosen.iter().any(|address| is_of(set, *address))) {
-                found.push(allocate_of(tx, network, set)?);
+                found.push(allocate_of(tx, &space, set)?);
             }
             continue;
         }
@@ -237,7 +293,7 @@ pub(crate) fn complete<T: Tx>(tx: &T, network: &Network, chosen: &[IpAddr]) -> R
         let before = found.len();
         let mut exhausted = None;
         for set in sets {
-            match allocate_of(tx, network, set) {
+            match allocate_of(tx, &space, set) {
                 Ok(address) => found.push(address),
                 Err(error @ Error::AddressesExhausted { .. }) => exhausted = Some(error),
                 Err(error) => return Err(error),
@@ -254,34 +310,53 @@ pub(crate) fn complete<T: Tx>(tx: &T, network: &Network, chosen: &[IpAddr]) -> R
 ///
 /// # Errors
 /// [`Error::AddressesExhausted`] names them all.
-pub(crate) fn allocate_of<T: Tx>(tx: &T, network: &Network, set: &[Subnet]) -> Result<Found> {
+pub(crate) fn allocate_of<T: Tx>(tx: &T, space: &Space<'_>, set: &[Subnet]) -> Result<Found> {
     for subnet in set {
-        if let Some(found) = allocate(tx, network, subnet)? {
+        if let Some(found) = allocate(tx, space, subnet)? {
             return Ok(found);
         }
     }
     let ranges: Vec<String> = set.iter().map(|subnet| subnet.range.unwrap_or(subnet.net.into()).to_string()).collect();
-    Err(Error::AddressesExhausted { network: network.name.to_string(), ranges: ranges.join(", ") })
+    Err(Error::AddressesExhausted { of: space.name.clone(), ranges: ranges.join(", ") })
+}
+
+/// The lowest free address of `subnet`, for a gateway.
+///
+/// # Errors
+/// [`Error::AddressesExhausted`].
+pub(crate) fn lowest<T: Tx>(tx: &T, space: &Space<'_>, subnet: &Subnet) -> Result<IpNet> {
+    let (first, last) = usable(subnet.net);
+    let mut candidate = Some(first);
+    while let Some(address) = candidate.filter(|address| *address <= last) {
+        match request(tx, space, address, |_| Ok(String::new())) {
+            Ok(found) => return Ok(found.address),
+            Err(Error::AddressTaken { .. }) => candidate = next(address),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::AddressesExhausted { of: space.name.clone(), ranges: subnet.net.to_string() })
 }
 
 /// Finds a free address of `subnet`: the next never used one, else the one that has rested longest.
 ///
 /// So a freed address comes back as late as can be, and the cost does not depend on how many are leased, but for
 /// runs of addresses that people chose.
-fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Result<Option<Found>> {
+fn allocate<T: Tx>(tx: &T, space: &Space<'_>, subnet: &Subnet) -> Result<Option<Found>> {
     let (first, last) = lease_range(subnet);
     let with_prefix = |ip| IpNet::new(ip, subnet.net.prefix_len()).expect("the prefix of a subnet fits its family");
-    let cursor = cursor_of(network, subnet);
-    let mut candidate = match tx.lease_cursor(network.id, cursor)? {
+    let cursor = space.cursor_of(subnet);
+    let mut candidate = match tx.lease_cursor(space.id, cursor)? {
         Some(cursor) => next(cursor),
         None => Some(first),
     };
     while let Some(address) = candidate.filter(|address| *address <= last && *address >= first) {
-        if set_aside(network, address).is_none() {
-            match tx.lease(network.id, address)? {
+        if space.set_aside(address).is_none() {
+            match tx.lease(space.id, address)? {
                 Some(lease) if lease.endpoint.is_some() => {}
+                // The cursor does not come by again: it is found among those that rest.
+                _ if space.is_held_beside(tx, address)? => tx.rest_lease(space.id, with_prefix(address))?,
                 lease => {
-                    tx.put_lease_cursor(network.id, cursor, address)?;
+                    tx.put_lease_cursor(space.id, cursor, address)?;
                     let previous = lease.and_then(|lease| lease.mac);
                     return Ok(Some(Found { address: with_prefix(address), previous }));
                 }
@@ -289,40 +364,56 @@ fn allocate<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Result<Option<
         }
         candidate = next(address);
     }
-    let resting = tx.oldest_resting(network.id, first, last)?;
-    let resting = resting.filter(|resting| set_aside(network, resting.address).is_none());
-    Ok(resting.map(|resting| Found { address: with_prefix(resting.address), previous: resting.mac }))
+    let mut passed = BTreeSet::new();
+    while let Some(resting) = tx.oldest_resting(space.id, first, last)? {
+        let address = resting.address;
+        if space.set_aside(address).is_none() && !space.is_held_beside(tx, address)? {
+            return Ok(Some(Found { address: with_prefix(address), previous: resting.mac }));
+        }
+        if !passed.insert(address) {
+            return Ok(None);
+        }
+        tx.rest_lease(space.id, with_prefix(address))?;
+    }
+    Ok(None)
 }
 
-/// Checks that `address` can be had on `network`.
+/// Checks that `address` can be had of `space`.
 ///
 /// # Errors
-/// [`Error::AddressOutside`]; [`Error::AddressTaken`] names the holder, whose endpoint id is given to `holder_name`.
+/// [`Error::AddressOutside`]; [`Error::AddressTaken`] names the holder, whose id is given to `holder_name`.
 pub(crate) fn request<T: Tx>(
     tx: &T,
-    network: &Network,
+    space: &Space<'_>,
     address: IpAddr,
     holder_name: impl FnOnce(Id) -> Result<String>,
 ) -> Result<Found> {
     let outside = || {
-        let nets = network.nets().into_iter().filter(|net| Family::of(net.addr()) == Family::of(address));
-        let subnets: Vec<String> = nets.map(|net| net.to_string()).collect();
-        let subnets =
-            if subnets.is_empty() { format!("it has no {}", Family::of(address)) } else { subnets.join(", ") };
-        Error::AddressOutside { address, network: network.name.to_string(), subnets }
+        let mut nets: Vec<String> = space
+            .subnets
+            .iter()
+            .filter(|subnet| subnet.family() == Family::of(address))
+            .map(|subnet| subnet.net.to_string())
+            .collect();
+        nets.dedup();
+        let subnets = if nets.is_empty() { format!("it has no {}", Family::of(address)) } else { nets.join(", ") };
+        Error::AddressOutside { address, of: space.name.clone(), subnets }
     };
-    let subnet = network.subnet_of(address).ok_or_else(outside)?;
+    let subnet = space.subnet_of(address).ok_or_else(outside)?;
     let (first, last) = usable(subnet.net);
-    let taken = |holder: String| Error::AddressTaken { address, network: network.name.to_string(), holder };
+    let taken = |holder: String| Error::AddressTaken { address, of: space.name.clone(), holder };
     if address < first || address > last {
         return Err(taken("the subnet itself (network or broadcast address)".to_owned()));
     }
-    if let Some(holder) = set_aside(network, address) {
+    if let Some(holder) = space.set_aside(address) {
         return Err(taken(holder));
     }
-    let lease = tx.lease(network.id, address)?;
+    let lease = tx.lease(space.id, address)?;
     if let Some(holder) = lease.and_then(|lease| lease.endpoint) {
-        return Err(taken(format!("container `{}`", holder_name(holder)?)));
+        return Err(taken(holder_name(holder)?));
+    }
+    if space.is_held_beside(tx, address)? {
+        return Err(taken("whoever else gives out its addresses".to_owned()));
     }
     let address = IpNet::new(address, subnet.net.prefix_len()).expect("the prefix of a subnet fits its family");
     Ok(Found { address, previous: lease.and_then(|lease| lease.mac) })
@@ -342,7 +433,7 @@ mod tests {
         let mut taken = occupied(&["172.17.0.0/16", "172.18.4.0/22", "10.0.0.0/8"]);
         for i in 0..1000 {
             let name: Name = format!("network{i}").parse().unwrap();
-            let net = IpNet::V4(taken.free_v4().unwrap());
+            let net = IpNet::V4(taken.free_v4(POOL_PREFIX).unwrap());
             assert!(taken.collision(net).is_none(), "{i}: {net}");
             taken.add(net, &name);
             let net = IpNet::V6(taken.free_v6("0123456789", &name).unwrap());
@@ -353,10 +444,10 @@ mod tests {
     #[test]
     fn an_exhausted_pool_names_what_it_collides_with() {
         let taken = occupied(&["172.16.0.0/12", "10.0.0.0/8", "192.168.0.0/16"]);
-        let error = taken.free_v4().unwrap_err();
+        let error = taken.free_v4(POOL_PREFIX).unwrap_err();
         assert!(error.to_string().contains("192.168.0.0/16") || error.to_string().contains("route"), "{error}");
         let everything = occupied(&["0.0.0.0/1", "128.0.0.0/1"]);
-        assert!(everything.free_v4().is_err());
+        assert!(everything.free_v4(POOL_PREFIX).is_err());
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Networks: create, remove, list.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Driver, Family, GatewayMode, Id, IfName, Invalid, Ipam, Mtu, Network, NetworkOptions, PerFamily, Phase,
+    Driver, Family, GatewayMode, Id, IfName, Invalid, Ipam, Mtu, Network, NetworkOptions, PerFamily, Phase, Pool,
     Subinterface, Subnet,
 };
 use portolan_plan::diff;
@@ -47,6 +46,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let network = self.plan_network(&tx, request, None)?;
         let before = self.base(&tx)?;
         tx.put_network(&network)?;
+        for id in network.subnets.iter().filter_map(|subnet| subnet.pool) {
+            if let Some(pool) = tx.pool(id)? {
+                tx.put_pool(&Pool { network: Some(network.id), ..pool })?;
+            }
+        }
         let mut after = self.base(&tx)?;
         after.extend(self.network_objects(&network));
         let table = self.table(&tx)?;
@@ -220,7 +224,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             return self.plan_sets(tx, request, is_ours);
         }
         let interface_name = |index| self.kernel.interface_name(index);
-        let mut occupied = Occupied::new(&networks, &routes, &interface_name);
+        let pools = if request.exact { Vec::new() } else { tx.pools()? };
+        let mut occupied = Occupied::new(&networks, &routes, &interface_name).with_pools(&pools);
         let mut subnets: Vec<Subnet> = Vec::new();
         for net in &request.subnets {
             let family = Family::of(net.addr());
@@ -236,34 +241,25 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             if let Some(other) = occupied.collision(*net) {
                 return Err(Error::Overlap { subnet: *net, other });
             }
+            let pool = if request.pooled { Some(self.pool_for_network(tx, *net)?) } else { None };
             if is_ours && request.exact {
-                check_claims(tx, *net)?;
+                check_claims(tx, *net, pool.as_ref())?;
             }
             occupied.add(*net, &request.name);
             subnets.push(Subnet {
-                net: *net,
-                range: None,
-                gateway: None,
-                aux: BTreeMap::new(),
-                configured: true,
-                fallback: false,
+                range: pool.as_ref().and_then(|pool| pool.subnet.range),
+                pool: pool.map(|pool| pool.id),
+                ..Subnet::new(*net, true)
             });
         }
         for family in Family::ALL {
             if !request.exact && enabled(request, family) && !subnets.iter().any(|subnet| subnet.family() == family) {
                 let net = match family {
-                    Family::V4 => IpNet::V4(occupied.free_v4()?),
+                    Family::V4 => IpNet::V4(occupied.free_v4(ipam::POOL_PREFIX)?),
                     Family::V6 => IpNet::V6(occupied.free_v6(&tx.meta(meta::ULA)?.unwrap_or_default(), &request.name)?),
                 };
                 occupied.add(net, &request.name);
-                subnets.push(Subnet {
-                    net,
-                    range: None,
-                    gateway: None,
-                    aux: BTreeMap::new(),
-                    configured: false,
-                    fallback: false,
-                });
+                subnets.push(Subnet::new(net, false));
             }
         }
         for range in &request.ranges {

@@ -1,15 +1,14 @@
 //! Sets of ranges: which subnets a network has whose callers say where addresses come from, alternatives included.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{AddressRange, Family, Invalid, Network, Subnet};
+use portolan_model::{AddressRange, Family, Invalid, Network, Pool, Subnet};
 
 use crate::api::{NetworkRequest, RangeRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ipam::{self, network_in_the_way};
+use crate::ipam::{self, as_pool, network_in_the_way};
 use crate::kernel::Kernel;
 use crate::networks::check::check_subnet;
 use crate::store::{Store, Tx};
@@ -41,10 +40,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     check_gateway(net, gateway)?;
                 }
                 if is_ours {
-                    check_claims(tx, net)?;
+                    check_claims(tx, net, None)?;
                 }
-                let subnet =
-                    Subnet { net, range, gateway, aux: BTreeMap::new(), configured: true, fallback: position > 0 };
+                let subnet = Subnet { range, gateway, fallback: position > 0, ..Subnet::new(net, true) };
                 subnets.iter().try_for_each(|other| check_apart(&subnet, other))?;
                 subnets.push(subnet);
             }
@@ -63,12 +61,15 @@ pub(crate) fn check_gateway(net: IpNet, gateway: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a subnet that another network's bridge has.
-pub(crate) fn check_claims<T: Tx>(tx: &T, net: IpNet) -> Result<()> {
+/// Refuses a subnet that another network's bridge has, or a pool but `own`.
+pub(crate) fn check_claims<T: Tx>(tx: &T, net: IpNet, own: Option<&Pool>) -> Result<()> {
     if let Some(id) = tx.claimant(net)?
         && let Some(network) = tx.network(id)?
     {
         return Err(Error::Overlap { subnet: net, other: network_in_the_way(&network, net) });
+    }
+    if let Some(pool) = tx.pool_overlapping(net)?.filter(|pool| own.is_none_or(|own| own.id != pool.id)) {
+        return Err(Error::Overlap { subnet: net, other: as_pool(pool.subnet.net) });
     }
     Ok(())
 }

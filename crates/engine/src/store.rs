@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, PortRange, Protocol, Publication};
+use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Pool, PortRange, Protocol, Publication};
 
 /// A row of the published ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct RestingLease {
 /// Who holds an address of a network, or held it last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseRow {
-    /// The endpoint; none while the address rests.
+    /// The endpoint, or of a pool whoever claims the address; none while it rests.
     pub endpoint: Option<Id>,
     /// The MAC that holds or last held it.
     pub mac: Option<Mac>,
@@ -236,6 +236,22 @@ pub trait Tx {
     fn lease(&self, network: Id, address: IpAddr) -> Result<Option<LeaseRow>, StoreError>;
     /// Gives an address to an endpoint.
     fn take_lease(&self, network: Id, address: IpAddr, endpoint: Id, mac: Mac) -> Result<(), StoreError>;
+    /// Has an address rest, whoever had it, if anybody; its prefix length is its subnet's.
+    fn rest_lease(&self, network: Id, address: IpNet) -> Result<(), StoreError>;
+    /// All addresses of a network or pool that are taken, with who has them (a list).
+    fn leases(&self, network: Id) -> Result<Vec<(IpAddr, Id)>, StoreError>;
+
+    /// A pool by its id. Its addresses are leases under its id, whose endpoint is its holder.
+    fn pool(&self, id: Id) -> Result<Option<Pool>, StoreError>;
+    /// All pools, by subnet.
+    fn pools(&self) -> Result<Vec<Pool>, StoreError>;
+    /// A pool that has addresses in common with `net`.
+    fn pool_overlapping(&self, net: IpNet) -> Result<Option<Pool>, StoreError>;
+    /// Adds a pool or replaces the one with its id, whose subnet stays.
+    fn put_pool(&self, pool: &Pool) -> Result<(), StoreError>;
+    /// Removes a pool and all its leases.
+    fn delete_pool(&self, id: Id) -> Result<(), StoreError>;
+
     /// The highest address of `subnet` ever handed out in sequence. Host bits tell ranges of one subnet apart.
     fn lease_cursor(&self, network: Id, subnet: IpNet) -> Result<Option<IpAddr>, StoreError>;
     /// Moves the cursor.

@@ -48,6 +48,10 @@ pub enum ContainerKind {
     Handed,
 }
 
+/// The label of a container whose interfaces were handed over: the file of the namespace that they were taken to (Docker's
+/// word for it).
+pub const TAKEN_TO: &str = "com.docker.network.sandbox";
+
 /// Whose network stack a container uses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

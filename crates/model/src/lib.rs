@@ -19,13 +19,16 @@ mod mac;
 mod name;
 mod network;
 mod options;
+mod pool;
 mod port;
 mod range;
 mod sets;
 mod tuning;
 
 pub use bandwidth::{Bandwidth, Burst, Limit, Rate};
-pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
+pub use container::{
+    Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox, TAKEN_TO,
+};
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use firewall::FirewallDriver;
 pub use id::Id;
@@ -35,6 +38,7 @@ pub use mac::Mac;
 pub use name::{HostName, IfName, Name};
 pub use network::{Driver, Family, Ipam, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
 pub use options::{GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
+pub use pool::Pool;
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};
 pub use range::AddressRange;
 pub use tuning::{LinkAttributes, Sysctl, SysctlKey, Tuning};

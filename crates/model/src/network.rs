@@ -218,9 +218,17 @@ pub struct Subnet {
     /// Gives an address only where the ones before it, of the same set, have none free.
     #[serde(default, skip_serializing_if = "is_no")]
     pub fallback: bool,
+    /// The pool that it is, whose addresses others give out as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Id>,
 }
 
 impl Subnet {
+    /// All of `net`, without a gateway; `configured` if a person chose it.
+    pub const fn new(net: IpNet, configured: bool) -> Self {
+        Self { net, range: None, gateway: None, aux: BTreeMap::new(), configured, fallback: false, pool: None }
+    }
+
     /// The family of the subnet's addresses.
     pub const fn family(&self) -> Family {
         match self.net {
@@ -415,6 +423,7 @@ pub(crate) mod tests {
             aux: BTreeMap::new(),
             configured: true,
             fallback: false,
+            pool: None,
         };
         Network {
             id: Id::from_bytes([1; 32]),

@@ -9,6 +9,12 @@ impl Subnet {
     fn leases(&self, address: IpAddr) -> bool {
         self.net.contains(&address) && self.range.is_none_or(|range| range.contains(address))
     }
+
+    /// That of `subnets` which `address` is of: of those with the same net, the one whose range it is in.
+    pub fn among<'a>(subnets: impl Iterator<Item = &'a Self> + Clone, address: IpAddr) -> Option<&'a Self> {
+        let of_range = subnets.clone().find(|subnet| subnet.leases(address));
+        of_range.or_else(|| subnets.clone().find(|subnet| subnet.net.contains(&address)))
+    }
 }
 
 impl Network {
@@ -19,8 +25,7 @@ impl Network {
 
     /// The subnet that `address` is of: of those with the same net, the one whose range it is in.
     pub fn subnet_of(&self, address: IpAddr) -> Option<&Subnet> {
-        let of_range = self.subnets.iter().find(|subnet| subnet.leases(address));
-        of_range.or_else(|| self.subnets.iter().find(|subnet| subnet.net.contains(&address)))
+        Subnet::among(self.subnets.iter(), address)
     }
 
     /// The gateway of the subnet that `address` is of.

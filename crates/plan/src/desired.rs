@@ -281,7 +281,7 @@ pub fn container_objects(root: &str, view: &ContainerView) -> Objects {
         Object::SandboxSetting(SandboxSetting { sandbox: sandbox.clone(), key, value, before })
     }));
     if view.container.kind == ContainerKind::Handed {
-        objects.retain(|object| object.sandbox_path().is_none());
+        objects.retain(|object| object.sandbox_path().is_none() || matches!(object, Object::Child(_)));
     }
     // No route leads from ::1 to a container: the proxy passes it on.
     for publication in view.publications.iter().filter(|publication| publication.host_ip != Some(LOOPBACK6)) {
@@ -365,6 +365,7 @@ fn endpoint_objects(
             kind,
             mac,
             mtu: network.mtu,
+            handed: view.container.kind == ContainerKind::Handed,
         }));
         return;
     }

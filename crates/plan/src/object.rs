@@ -432,6 +432,8 @@ pub struct Child {
     pub mac: Option<Mac>,
     /// Its MTU.
     pub mtu: Mtu,
+    /// It is left in the host's namespace for somebody to take from there: where it is then nobody looks.
+    pub handed: bool,
 }
 
 /// What a sandbox's interface believes of routers that advertise themselves (RFC 4861 §6.3).

@@ -5,19 +5,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use portolan_docker::plugin;
 use portolan_kernel::door::Door;
+use portolan_model::ProcessId;
+use serde_json::{Value, json};
 
 use crate::daemon::{self, Engine};
-use crate::http::{self, Service};
+use crate::http::{self, Caller, Service};
 
 /// The longest body: a container with every port published has four megabytes.
 const BODY: usize = 8 << 20;
@@ -48,18 +50,26 @@ impl Plugin {
             fs::create_dir_all(directory).with_context(doing)?;
         }
         let door = Door::private(socket).context("serve Docker's plugin")?;
-        let served = Arc::new(Served { engine: Mutex::new(daemon::engine(root)?), run: run.to_owned() });
+        let engine = daemon::engine(root)?;
+        engine.begin_answering().with_context(doing)?;
+        let served = Arc::new(Served { engine: Mutex::new(engine), run: run.to_owned() });
         let app = Router::new().fallback(call).layer(DefaultBodyLimit::max(BODY)).with_state(served);
         Ok(Self { _service: Service::start("portolan-docker", door, 1, app)? })
     }
 }
 
-async fn call(State(served): State<Arc<Served>>, method: Method, uri: Uri, body: Bytes) -> Response {
+async fn call(
+    State(served): State<Arc<Served>>,
+    ConnectInfo(Caller(caller)): ConnectInfo<Caller>,
+    method: Method,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
     if method != Method::POST {
         return (StatusCode::METHOD_NOT_ALLOWED, "a plugin is called by POST\n").into_response();
     }
-    let done = tokio::task::spawn_blocking(move || served.answer(uri.path().trim_start_matches('/'), &body)).await;
-    match done {
+    let done = move || served.answer(uri.path().trim_start_matches('/'), &body, caller);
+    match tokio::task::spawn_blocking(done).await {
         Ok(Some(body)) => ([(header::CONTENT_TYPE, CONTENT)], body.to_string()).into_response(),
         Ok(None) => (StatusCode::NOT_FOUND, "no such method\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -67,12 +77,19 @@ async fn call(State(served): State<Arc<Served>>, method: Method, uri: Uri, body:
 }
 
 impl Served {
-    fn answer(&self, method: &str, body: &[u8]) -> Option<serde_json::Value> {
+    fn answer(&self, method: &str, body: &[u8], caller: Option<ProcessId>) -> Option<Value> {
         // A call that panicked left the engine as it was: it holds nothing but connections.
-        let engine = self.engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let answer = plugin::answer(&engine, method, body)?;
+        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = plugin::answer(&engine, method, body, caller)?;
         if answer.changed {
             http::settle(&self.run, method);
+        }
+        if let Some(number) = answer.number
+            && let Err(error) = engine.answered(number)
+        {
+            // It would be given again.
+            tracing::warn!("{method}: not given after all: {error}");
+            return Some(json!({ "Error": error.to_string() }));
         }
         Some(answer.body)
     }

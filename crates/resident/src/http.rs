@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use portolan_kernel::door::Door;
+use portolan_kernel::process;
+use portolan_model::ProcessId;
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -15,6 +19,17 @@ use crate::control::{Client, Request};
 
 /// How long a call may go on when the thread is to end.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who calls, if that can be told: not if it is in another namespace of process ids.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller(pub Option<ProcessId>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let pid = stream.io().peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+        Self(pid.and_then(|pid| Some(ProcessId { pid, started: process::pid_start_time(pid).ok()? })))
+    }
+}
 
 /// The running thread; dropping it ends it and removes the socket.
 #[derive(Debug)]
@@ -37,7 +52,9 @@ impl Service {
         let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(calls).build()?;
         let serve = async move {
             let listener = UnixListener::from_std(listener)?;
-            axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) }).await
+            axum::serve(listener, app.into_make_service_with_connect_info::<Caller>())
+                .with_graceful_shutdown(async { drop(stopped.await) })
+                .await
         };
         let work = move || {
             if let Err(error) = runtime.block_on(serve) {

@@ -12,8 +12,12 @@ use crate::tx::ends;
 pub(crate) const FORMAT: i64 = STEPS.len() as i64;
 
 /// What leads from format `n` to `n + 1`, at index `n`.
-const STEPS: &[&str] =
-    &[include_str!("migrations/v1.sql"), include_str!("migrations/v2.sql"), include_str!("migrations/v3.sql")];
+const STEPS: &[&str] = &[
+    include_str!("migrations/v1.sql"),
+    include_str!("migrations/v2.sql"),
+    include_str!("migrations/v3.sql"),
+    include_str!("migrations/v4.sql"),
+];
 
 /// Brings the file from format `found` to [`FORMAT`], all or nothing.
 pub(crate) fn run(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {

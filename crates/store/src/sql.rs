@@ -105,6 +105,22 @@ statements! {
         WHERE network = ?1 AND family = ?2 AND freed > 0 AND address BETWEEN ?3 AND ?4 ORDER BY freed LIMIT 1";
     Point LEASE_COUNT = "SELECT count(endpoint) FROM lease WHERE network = ?1 AND family = ?2";
 
+    Point REST_LEASE = "INSERT INTO lease (network, family, address, freed) SELECT ?1, ?2, ?3, (
+            SELECT coalesce(max(r.freed), 0) + 1 FROM lease AS r WHERE r.network = ?1 AND r.family = ?2 AND r.freed > 0)
+        WHERE true ON CONFLICT (network, family, address) DO UPDATE SET endpoint = NULL, freed = excluded.freed";
+    List LEASES = "SELECT address, endpoint FROM lease WHERE network = ?1 AND endpoint IS NOT NULL
+        ORDER BY family, address";
+    List DELETE_LEASES = "DELETE FROM lease WHERE network = ?1";
+
+    Point POOL = "SELECT body FROM pool WHERE id = ?1";
+    List POOLS = "SELECT body FROM pool ORDER BY family, first";
+    // Pools never overlap each other either.
+    Point POOL_OVERLAPPING = "SELECT iif(last >= ?2, body, NULL) FROM pool WHERE family = ?1 AND first <= ?3
+        ORDER BY first DESC LIMIT 1";
+    Point PUT_POOL = "INSERT INTO pool (id, family, first, last, body) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT (id) DO UPDATE SET body = ?5";
+    Point DELETE_POOL = "DELETE FROM pool WHERE id = ?1";
+
     Point PUBLICATIONS_OF = "SELECT container, body FROM publication WHERE container = ?1 ORDER BY seq";
     Point PUBLICATIONS_OVERLAPPING = "SELECT container, body, seq FROM publication
         WHERE protocol = ?1 AND span = ?2 AND host_first BETWEEN ?3 AND ?5 AND host_last >= ?4";
@@ -141,7 +157,7 @@ mod tests {
     use rusqlite::{Connection, StatementStatus};
 
     use super::*;
-    use crate::common::{Scratch, container, endpoint, id, leaving, mac, network, parse, publication};
+    use crate::common::{Scratch, container, endpoint, id, leaving, mac, network, parse, pool, publication};
     use crate::{SqliteStore, SqliteTx};
 
     fn plan(connection: &Connection, sql: &str) -> Vec<String> {
@@ -191,6 +207,8 @@ mod tests {
             let mut child = network(1 << 20 | number, &format!("a{number}"));
             child.driver = portolan_model::Driver::Macvlan;
             tx.put_network(&child).unwrap();
+            let subnet = std::net::Ipv4Addr::from(0x0c00_0000 + (number << 8));
+            tx.put_pool(&pool(number, &format!("{subnet}/24"))).unwrap();
         }
         for number in 0..endpoints {
             tx.put_container(&container(number)).unwrap();
@@ -240,6 +258,9 @@ mod tests {
         assert_eq!(tx.mac_holder(web, mac(4))?, Some(id(3, 4)));
         assert!(tx.lease(web, parse("10.0.0.6"))?.is_some());
         assert!(tx.lease_cursor(web, parse("10.0.0.0/8"))?.is_none());
+        assert!(tx.pool(id(4, 7))?.is_some());
+        assert_eq!(tx.pool_overlapping(parse("12.0.6.0/23"))?.map(|pool| pool.id), Some(id(4, 7)));
+        assert_eq!(tx.pool_overlapping(parse("9.0.0.0/8"))?, None);
         let resting = tx.oldest_resting(web, parse("10.0.0.2"), parse("10.255.255.254"))?;
         assert_eq!(resting.map(|r| r.address), Some(parse("10.0.0.3")));
         let overlapping = tx.publications_overlapping(parse("tcp"), parse("12"))?;
@@ -260,6 +281,8 @@ mod tests {
         tx.put_publication(&port)?;
         tx.delete_publication(somebody, &port.publication)?;
         tx.delete_container(somebody)?;
+        tx.rest_lease(web, parse("10.0.0.6/8"))?;
+        tx.put_pool(&pool(1 << 20, "13.0.0.0/8"))?;
         let revision = tx.revision()?;
         assert!(tx.touched_since(revision)?.is_some());
         Ok(())

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, StoreError, Touched, Transition, Tx};
-use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, PortRange, Protocol, Publication};
+use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Pool, PortRange, Protocol, Publication};
 use rusqlite::types::{FromSql, FromSqlError, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use serde::de::DeserializeOwned;
@@ -192,6 +192,17 @@ impl<'a> SqliteTx<'a> {
         let revision = self.connection().last_insert_rowid();
         if revision % FORGET_EVERY == 0 {
             self.change(sql::FORGET_CHANGES, [revision - CHANGES_KEPT])?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the addresses that have rested longest beside `held`, in a subnet that has more than enough.
+    fn forget_resting(&self, network: Id, held: IpNet) -> Result<(), StoreError> {
+        let IpNet::V6(held) = held else { return Ok(()) };
+        if held.prefix_len() < ENDLESS_PREFIX {
+            let (first, last) = (held.network().octets(), held.broadcast().octets());
+            let params = params![network.as_bytes(), number(Family::V6), first, last, RESTING_KEPT];
+            self.change(sql::FORGET_RESTING, params)?;
         }
         Ok(())
     }
@@ -399,17 +410,7 @@ impl Tx for SqliteTx<'_> {
         self.touch(Touched::Container(endpoint.container));
         self.change(sql::DELETE_ENDPOINT, [id.as_bytes()])?;
         self.change(sql::REST_LEASES, [id.as_bytes()])?;
-        for held in endpoint.addresses.iter().map(|a| a.address) {
-            if let IpNet::V6(held) = held
-                && held.prefix_len() < ENDLESS_PREFIX
-            {
-                let (first, last) = (held.network().octets(), held.broadcast().octets());
-                let network = endpoint.network;
-                let params = params![network.as_bytes(), number(Family::V6), first, last, RESTING_KEPT];
-                self.change(sql::FORGET_RESTING, params)?;
-            }
-        }
-        Ok(())
+        endpoint.addresses.iter().try_for_each(|held| self.forget_resting(endpoint.network, held.address))
     }
 
     fn endpoint_at(&self, host_end: &str) -> Result<Option<Endpoint>, StoreError> {
@@ -441,6 +442,49 @@ impl Tx for SqliteTx<'_> {
             0 => Err(other(WRITE, self.path(), Misuse::Leased(address))),
             _ => Ok(()),
         }
+    }
+
+    fn rest_lease(&self, network: Id, address: IpNet) -> Result<(), StoreError> {
+        let (ip, family) = (address.addr(), number(Family::of(address.addr())));
+        self.change(sql::REST_LEASE, params![network.as_bytes(), family, Octets::of(ip)])?;
+        self.forget_resting(network, address)
+    }
+
+    fn leases(&self, network: Id) -> Result<Vec<(IpAddr, Id)>, StoreError> {
+        self.rows(sql::LEASES, [network.as_bytes()], |row| {
+            let read = || Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, [u8; 32]>(1)?));
+            let (address, holder) = read().map_err(|e| self.read_error(e))?;
+            Ok((self.address(&address)?, Id::from_bytes(holder)))
+        })
+    }
+
+    fn pool(&self, id: Id) -> Result<Option<Pool>, StoreError> {
+        self.maybe_body(sql::POOL, [id.as_bytes()])
+    }
+
+    fn pools(&self) -> Result<Vec<Pool>, StoreError> {
+        self.bodies(sql::POOLS, [])
+    }
+
+    fn pool_overlapping(&self, net: IpNet) -> Result<Option<Pool>, StoreError> {
+        let (family, first, last) = ends(net);
+        let found =
+            self.maybe(sql::POOL_OVERLAPPING, params![family, first, last], |row| row.get::<_, Option<String>>(0))?;
+        found.flatten().map(|body| self.parse(&body)).transpose()
+    }
+
+    fn put_pool(&self, pool: &Pool) -> Result<(), StoreError> {
+        let (family, first, last) = ends(pool.subnet.net);
+        let body = self.render(pool)?;
+        self.change(sql::PUT_POOL, params![pool.id.as_bytes(), family, first, last, body])?;
+        Ok(())
+    }
+
+    fn delete_pool(&self, id: Id) -> Result<(), StoreError> {
+        self.change(sql::DELETE_POOL, [id.as_bytes()])?;
+        self.change(sql::DELETE_LEASES, [id.as_bytes()])?;
+        self.change(sql::DELETE_CURSORS, [id.as_bytes()])?;
+        Ok(())
     }
 
     fn lease_cursor(&self, network: Id, subnet: IpNet) -> Result<Option<IpAddr>, StoreError> {

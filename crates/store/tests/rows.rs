@@ -303,6 +303,63 @@ fn endless_subnets_forget_all_but_1024_resting_addresses() {
 }
 
 #[test]
+fn a_lease_that_rests_is_the_last_to_be_had_again() {
+    in_transaction(|tx| {
+        let web = id(1, 1);
+        let oldest = || {
+            let resting = tx.oldest_resting(web, parse("10.0.0.1"), parse("10.0.0.9")).unwrap();
+            resting.map(|resting| resting.address.to_string())
+        };
+        tx.take_lease(web, parse("10.0.0.2"), id(5, 1), mac(2)).unwrap();
+        tx.take_lease(web, parse("10.0.0.3"), id(5, 1), mac(3)).unwrap();
+        assert_eq!(tx.leases(web).unwrap(), [(parse("10.0.0.2"), id(5, 1)), (parse("10.0.0.3"), id(5, 1))]);
+        tx.rest_lease(web, parse("10.0.0.2/24")).unwrap();
+        assert_eq!(tx.leases(web).unwrap(), [(parse("10.0.0.3"), id(5, 1))]);
+        assert_eq!(tx.lease(web, parse("10.0.0.2")).unwrap().unwrap().mac, Some(mac(2)), "its MAC is remembered");
+        // One that nobody had can rest as well.
+        tx.rest_lease(web, parse("10.0.0.7/24")).unwrap();
+        assert_eq!(oldest().as_deref(), Some("10.0.0.2"));
+        tx.rest_lease(web, parse("10.0.0.2/24")).unwrap();
+        assert_eq!(oldest().as_deref(), Some("10.0.0.7"));
+        assert_eq!(tx.leases(id(1, 2)).unwrap(), []);
+    });
+}
+
+#[test]
+fn pools_and_their_leases() {
+    in_transaction(|tx| {
+        let (one, mut two) = (pool(1, "10.8.0.0/16"), pool(2, "10.9.0.0/24"));
+        tx.put_pool(&two).unwrap();
+        tx.put_pool(&one).unwrap();
+        tx.put_pool(&pool(3, "fd00:9::/64")).unwrap();
+        two.subnet.gateway = Some(parse("10.9.0.1"));
+        tx.put_pool(&two).unwrap();
+        assert_eq!(tx.pool(two.id).unwrap(), Some(two.clone()));
+        let nets: Vec<String> = tx.pools().unwrap().iter().map(|pool| pool.subnet.net.to_string()).collect();
+        assert_eq!(nets, ["10.8.0.0/16", "10.9.0.0/24", "fd00:9::/64"]);
+        let over = |net: &str| tx.pool_overlapping(parse(net)).unwrap().map(|pool| pool.id);
+        for (net, whose) in [
+            ("10.8.0.0/16", Some(one.id)),
+            ("10.8.255.0/24", Some(one.id)),
+            ("10.0.0.0/8", Some(two.id)),
+            ("10.9.0.128/25", Some(two.id)),
+            ("10.9.1.0/24", None),
+            ("10.7.0.0/16", None),
+            ("fd00:9::/80", Some(id(4, 3))),
+            ("fd00:a::/64", None),
+        ] {
+            assert_eq!(over(net), whose, "{net}");
+        }
+        tx.take_lease(two.id, parse("10.9.0.2"), two.holder, mac(2)).unwrap();
+        tx.put_lease_cursor(two.id, parse("10.9.0.0/24"), parse("10.9.0.2")).unwrap();
+        tx.delete_pool(two.id).unwrap();
+        assert_eq!((tx.pool(two.id).unwrap(), over("10.9.0.0/24")), (None, None));
+        assert_eq!(tx.lease(two.id, parse("10.9.0.2")).unwrap(), None);
+        assert_eq!(tx.lease_cursor(two.id, parse("10.9.0.0/24")).unwrap(), None);
+    });
+}
+
+#[test]
 fn cursors_per_subnet() {
     in_transaction(|tx| {
         let (web, v4, v6): (_, IpNet, IpNet) = (id(1, 1), parse("10.0.0.0/24"), parse("fd00::/64"));

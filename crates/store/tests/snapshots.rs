@@ -29,6 +29,7 @@ fn filled(scratch: &Scratch) -> Connection {
     tx.take_lease(row.network, parse("10.0.0.2"), row.id, row.mac).unwrap();
     tx.put_lease_cursor(row.network, parse("10.0.0.0/8"), parse("10.0.0.2")).unwrap();
     tx.put_publication(&publication(one.id, "tcp", Some("127.0.0.1"), "8080-8081")).unwrap();
+    tx.put_pool(&pool(1, "10.9.0.0/24")).unwrap();
     tx.commit(Durability::Process).unwrap();
     Connection::open(store.path()).unwrap()
 }
@@ -54,7 +55,7 @@ fn schema() {
         text.push_str(&sql.unwrap());
         text.push_str(";\n");
     }
-    compare("schema-v3.sql", &text);
+    compare("schema-v4.sql", &text);
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn rows() {
     let scratch = Scratch::new();
     let connection = filled(&scratch);
     let mut text = String::new();
-    for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication", "change"] {
+    for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication", "pool", "change"] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
         let names: Vec<_> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).unwrap();
@@ -83,13 +84,13 @@ fn rows() {
             }
         }
     }
-    compare("rows-v3.txt", &text);
+    compare("rows-v4.txt", &text);
 }
 
 /// A file of every earlier format becomes the same as a new one.
 #[test]
 fn earlier_formats_are_brought_up_to_date() {
-    for format in [1, 2] {
+    for format in [1, 2, 3] {
         bring_up_to_date(format);
     }
 }
@@ -110,6 +111,12 @@ fn bring_up_to_date(format: i64) {
         let body = serde_json::to_string(row).unwrap();
         let columns = params![row.id.as_bytes(), row.name.as_str(), body];
         connection.execute("INSERT INTO network (id, name, body) VALUES (?1, ?2, ?3)", columns).unwrap();
+        if format == 3 && row.driver == Driver::Bridge {
+            let device = params![row.id.as_bytes(), row.bridge.as_str()];
+            connection.execute("UPDATE network SET device = ?2, ruled = 1 WHERE id = ?1", device).unwrap();
+            let claim = params![[10u8, 0, 0, 0], [10u8, 255, 255, 255], row.id.as_bytes()];
+            connection.execute("INSERT INTO claim VALUES (4, ?1, ?2, ?3)", claim).unwrap();
+        }
     }
     connection.pragma_update(None, "user_version", format).unwrap();
     drop(connection);
@@ -122,11 +129,12 @@ fn bring_up_to_date(format: i64) {
     assert_eq!(tx.network_of_device(lan.bridge.as_str()).unwrap(), None, "its parent is the host's");
     assert_eq!(tx.claimant(parse("10.9.0.0/16")).unwrap(), Some(web.id));
     assert!(tx.has_user_bridges().unwrap());
+    assert_eq!(tx.pools().unwrap(), []);
     drop(tx);
     let connection = Connection::open(store.path()).unwrap();
     let mut statement =
         connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid").unwrap();
     let now: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    let reviewed = std::fs::read_to_string(snapshots.join("schema-v3.sql")).unwrap();
+    let reviewed = std::fs::read_to_string(snapshots.join("schema-v4.sql")).unwrap();
     assert_eq!(now.join(";\n") + ";\n", reviewed.split_once('\n').unwrap().1);
 }

@@ -2,6 +2,7 @@
 //!
 //! Docker repeats a call that got no answer, so each is the same when it comes twice.
 
+mod ipam;
 pub mod network;
 pub mod wire;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use portolan_engine::{ContainerInfo, Engine, Error, Kernel, Store};
-use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, PublishSpec};
+use portolan_model::{ContainerKind, Endpoint, HostPorts, Id, ProcessId, PublishSpec, TAKEN_TO};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -17,36 +18,42 @@ use serde_json::{Value, json};
 use crate::refusal::Refusal;
 use wire::{CreateEndpoint, CreateNetwork, EndpointOnly, Join, NetworkOnly};
 
-/// The label of an endpoint that Docker has put into a container, with the file of its namespace.
-const SANDBOX: &str = "com.docker.network.sandbox";
-
 /// An answer: what goes back, and whether rows have changed, which whoever serves names and ports is to take in before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The body.
     pub body: Value,
-    /// Whether anything was committed.
+    /// Whether anything was committed that names and ports depend on.
     pub changed: bool,
+    /// What to tell [`Engine::answered`] before it is sent.
+    pub number: Option<u64>,
 }
 
-/// Does what `method` (`NetworkDriver.Join`) says; none if there is no such method.
-pub fn answer<S: Store, K: Kernel>(engine: &Engine<S, K>, method: &str, body: &[u8]) -> Option<Answer> {
+/// Does what `method` (`NetworkDriver.Join`) says; none if there is no such method. `caller` is Docker's process, if that
+/// can be told.
+pub fn answer<S: Store, K: Kernel>(
+    engine: &Engine<S, K>,
+    method: &str,
+    body: &[u8],
+    caller: Option<ProcessId>,
+) -> Option<Answer> {
     let (kind, verb) = method.split_once('.')?;
-    let done = match kind {
-        "Plugin" => activate(engine, verb)?,
-        "NetworkDriver" => drive(engine, verb, body)?,
+    let (done, error) = match kind {
+        "Plugin" => (activate(engine, verb, caller)?, "Err"),
+        "NetworkDriver" => (drive(engine, verb, body)?, "Err"),
+        "IpamDriver" => (ipam::give(engine, verb, body)?, "Error"),
         _ => return None,
     };
     Some(done.unwrap_or_else(|refusal| {
         tracing::warn!(method, "refused: {refusal}");
-        Answer { body: json!({ "Err": refusal.to_string() }), changed: false }
+        Answer { body: json!({ error: refusal.to_string() }), changed: false, number: None }
     }))
 }
 
 type Done = Result<Answer, Refusal>;
 
 pub(crate) fn told(body: impl Serialize) -> Done {
-    Ok(Answer { body: serde_json::to_value(body).expect("plain values serialise"), changed: false })
+    Ok(Answer { body: serde_json::to_value(body).expect("plain values serialise"), changed: false, number: None })
 }
 
 pub(crate) fn changed(body: impl Serialize) -> Done {
@@ -55,25 +62,35 @@ pub(crate) fn changed(body: impl Serialize) -> Done {
 
 /// Reads a body; Docker sends none where there is nothing to say.
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
+    let body = body.trim_ascii();
+    let body = if body.is_empty() { b"{}" } else { body };
+    // A list would be read as the fields in their order.
+    if !body.starts_with(b"{") {
+        return Err(Refusal::new("read the request: it is no object"));
+    }
     serde_json::from_slice(body).map_err(|error| Refusal::new(format!("read the request: {error}")))
 }
 
-/// Docker begins: what it made and never put into a container belongs to a Docker that is dead.
-fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str) -> Option<Done> {
+/// Docker begins: what it made and never put into a container belongs to a Docker that is dead. So does what it put into one
+/// that is gone: a Docker that was killed with its containers does not say so of networks whose driver it has not loaded yet.
+fn activate<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, caller: Option<ProcessId>) -> Option<Done> {
     if verb != "Activate" {
         return None;
     }
     if let Err(refusal) = reap_unclaimed(engine) {
         tracing::warn!("endpoints that nobody claims stay: {refusal}");
     }
-    Some(changed(json!({ "Implements": ["NetworkDriver"] })))
+    if let Err(error) = engine.begin_claims(caller) {
+        tracing::warn!("what Docker claims is not known: {}", Refusal::from(error));
+    }
+    Some(changed(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })))
 }
 
 fn reap_unclaimed<S: Store, K: Kernel>(engine: &Engine<S, K>) -> Result<(), Refusal> {
     for info in engine.containers()? {
         let container = &info.container;
-        if container.kind == ContainerKind::Handed && !container.labels.contains_key(SANDBOX) {
+        let is_claimed = info.alive && container.labels.contains_key(TAKEN_TO);
+        if container.kind == ContainerKind::Handed && !is_claimed {
             tracing::info!(container = %container.name, "nobody has claimed it: taking it down");
             engine.detach(&container.id.to_string())?;
         }
@@ -102,6 +119,7 @@ fn drive<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body: &[u8]) ->
 
 fn create_network<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateNetwork) -> Done {
     let request = network::network_request(asked)?;
+    ipam::settle_claims(engine);
     match engine.network(&asked.network) {
         Ok(info) if network::is_same(&info.network, &request) => return told(json!({})),
         Ok(_) => return Err(Refusal::new(format!("network {} is there in another shape", asked.network))),
@@ -157,6 +175,7 @@ fn create_endpoint<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateEnd
     if let Some(made) = find(engine, &asked.which.endpoint)? {
         return told(json!({ "Interface": network::decided(&asked.interface, &made) }));
     }
+    ipam::settle_claims(engine);
     let request = network::attach_request(asked, network::source_name(endpoint)?)?;
     let made = match engine.attach(&request) {
         // Docker gives an address to one endpoint at a time: it has forgotten the one that has it, having been killed, and
@@ -183,7 +202,7 @@ fn describe<S: Store, K: Kernel>(engine: &Engine<S, K>, which: &EndpointOnly) ->
 
 fn join<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &Join) -> Done {
     let made = expect(engine, &asked.which)?;
-    engine.label(made.container.id, &BTreeMap::from([(SANDBOX.to_owned(), asked.sandbox_key.clone())]))?;
+    engine.label(made.container.id, &BTreeMap::from([(TAKEN_TO.to_owned(), asked.sandbox_key.clone())]))?;
     told(network::joined(&made).ok_or_else(|| Refusal::new("the endpoint has no interface"))?)
 }
 
@@ -192,6 +211,11 @@ fn open<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &Join) -> Done {
     let made = expect(engine, &asked.which)?;
     let ports = network::ports(&asked.options)?;
     if ports.is_empty() || !made.publications.is_empty() {
+        return told(json!({}));
+    }
+    // As Docker's own drivers do: on the LAN a container's ports are reached at its own address.
+    if made.endpoints.iter().all(|(_, network)| !network.is_ruled()) {
+        tracing::warn!(container = %made.container.name, "its network publishes no ports: they are not the host's");
         return told(json!({}));
     }
     engine.publish(&made.container.id.to_string(), &ports)?;

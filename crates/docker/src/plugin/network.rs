@@ -6,15 +6,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use portolan_model::{
-    ContainerKind, Driver, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Ipam, Mac, Name, Network, PortRange,
-    Protocol, PublishSpec, RouteAction,
+    ContainerKind, Driver, Endpoint, ExposedPort, Family, HostPorts, Id, IfName, Invalid, Ipam, Mac, Name, Network,
+    NetworkOptions, PortRange, Protocol, PublishSpec, RouteAction,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::wire::{
-    CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface, InterfaceName, Joined,
-    NEXT_HOP, Options, PORT_MAP, Pool, PortBinding, StaticRoute,
+    ADDRESS_SPACE, CONNECTED, CreateEndpoint, CreateNetwork, ENABLE_IPV4, ENABLE_IPV6, GENERIC, INTERNAL, Interface,
+    InterfaceName, Joined, NEXT_HOP, Options, PORT_MAP, Pool, PortBinding, StaticRoute,
 };
 use crate::refusal::Refusal;
 
@@ -49,6 +49,11 @@ pub fn network_request(asked: &CreateNetwork) -> Result<NetworkRequest, Refusal>
         Some(driver) => driver.parse::<Driver>()?,
         None => Driver::Bridge,
     };
+    // It adds routes without one (libnetwork, `programGateway`), and the protocol has no field for it.
+    if NetworkOptions::from_pairs(driver, &options)?.metric.is_some() {
+        let reason = "Docker sets the routes of its containers, and none with a priority";
+        return Err(Refusal::new(format!("option `metric`: {reason} (hint: leave it out)")));
+    }
     let is_empty = |pool: &&Pool| !pool.pool.is_empty() && !NO_POOL.contains(&pool.pool.as_str());
     let pools: Vec<&Pool> = asked.ipv4.iter().chain(&asked.ipv6).filter(is_empty).collect();
     let (mut subnets, mut gateways, mut aux) = (Vec::new(), Vec::new(), BTreeMap::new());
@@ -65,6 +70,7 @@ pub fn network_request(asked: &CreateNetwork) -> Result<NetworkRequest, Refusal>
     Ok(NetworkRequest {
         id: Some(id),
         exact: true,
+        pooled: pools.iter().any(|pool| pool.address_space == ADDRESS_SPACE),
         driver,
         ipam,
         subnets,
@@ -103,12 +109,12 @@ fn flag(options: &Options, key: &str) -> Option<bool> {
     }
 }
 
-fn subnet(text: &str) -> Result<IpNet, Refusal> {
+pub(super) fn subnet(text: &str) -> Result<IpNet, Refusal> {
     text.parse().map_err(|_| Refusal::new(format!("`{text}` is no subnet")))
 }
 
 /// An address, with or without prefix length.
-fn address(text: &str) -> Result<IpAddr, Refusal> {
+pub(super) fn address(text: &str) -> Result<IpAddr, Refusal> {
     let bare = text.split_once('/').map_or(text, |(address, _)| address);
     bare.parse().map_err(|_| Refusal::new(format!("`{text}` is no IP address")))
 }
@@ -166,19 +172,16 @@ pub fn decided(asked: &Interface, made: &ContainerInfo) -> Option<Interface> {
 pub fn joined(made: &ContainerInfo) -> Option<Joined> {
     let (endpoint, network) = made.endpoints.first()?;
     let gateway = |family| {
-        let has = endpoint.address(family).is_some() && network.routes_out(family);
+        let has = endpoint.address(family).is_some() && network.routes_out(family) && network.options.default_route;
         let of = network.subnets_of(family).find_map(|subnet| subnet.gateway);
         of.filter(|_| has).map(|gateway| gateway.to_string()).unwrap_or_default()
     };
     let (gateway, gateway6) = (gateway(Family::V4), gateway(Family::V6));
-    let routes = network.routes.iter().filter_map(|route| match route.action {
-        RouteAction::Via(next_hop) => Some(StaticRoute {
-            destination: route.destination.to_string(),
-            route_type: NEXT_HOP,
-            next_hop: next_hop.to_string(),
-        }),
+    let asked = network.routes.iter().filter_map(|route| match route.action {
+        RouteAction::Via(next_hop) => Some(by(route.destination, next_hop)),
         _ => None,
     });
+    let routes = behind_gateways(endpoint, network).into_iter().chain(asked);
     Some(Joined {
         interface_name: InterfaceName {
             src_name: endpoint.ifname.to_string(),
@@ -190,6 +193,34 @@ pub fn joined(made: &ContainerInfo) -> Option<Joined> {
         gateway,
         gateway6,
     })
+}
+
+fn by(destination: IpNet, next_hop: IpAddr) -> StaticRoute {
+    StaticRoute { destination: destination.to_string(), route_type: NEXT_HOP, next_hop: next_hop.to_string() }
+}
+
+/// What leads containers without a bridge to their own subnets.
+fn behind_gateways(endpoint: &Endpoint, network: &Network) -> Vec<StaticRoute> {
+    if network.driver != Driver::Ptp {
+        return Vec::new();
+    }
+    let addresses = endpoint.addresses.iter().map(|one| one.address);
+    let routes = addresses.filter_map(|address| Some(behind(address, network.gateway_for(address.addr())?)));
+    routes.flatten().collect()
+}
+
+/// What leads whoever has `address` to its subnet, all of which is behind `gateway`.
+///
+/// Docker gives the address its prefix length, and the kernel takes the subnet to be on the link. That route is in the way of
+/// another one to the same subnet, but not of one to each half, which goes before it; and it leads to the gateway no more once
+/// those are there, so that has one of its own.
+fn behind(address: IpNet, gateway: IpAddr) -> Vec<StaticRoute> {
+    let to_gateway =
+        StaticRoute { destination: IpNet::from(gateway).to_string(), route_type: CONNECTED, next_hop: String::new() };
+    let halves = address.trunc().subnets(address.prefix_len() + 1).into_iter().flatten();
+    // Of two addresses the other one is the gateway's.
+    let halves = halves.filter(|half| half.prefix_len() < half.max_prefix_len());
+    std::iter::once(to_gateway).chain(halves.map(|half| by(half, gateway))).collect()
 }
 
 /// The ports that Docker asks to publish.
@@ -284,6 +315,7 @@ mod tests {
             (CREATE.replace("172.20.0.1/16", "gate"), "is no IP address"),
             (CREATE.replace(r#""driver":"bridge""#, r#""driver":"carrier-pigeon""#), "carrier-pigeon"),
             (CREATE.replace(r#""1400""#, "[1400]"), "is no text"),
+            (CREATE.replace("com.docker.network.driver.mtu", "metric"), "none with a priority"),
         ] {
             let refusal = network_request(&serde_json::from_str(&text).unwrap()).unwrap_err();
             assert!(refusal.to_string().contains(why), "{refusal}");
@@ -296,6 +328,31 @@ mod tests {
             "IPv4Data":[{"AddressSpace":"null","Pool":"0.0.0.0/0"}],"IPv6Data":null}"#;
         let request = network_request(&serde_json::from_str(null).unwrap()).unwrap();
         assert_eq!((request.ipam, request.subnets), (Ipam::None, vec![]));
+    }
+
+    #[test]
+    fn a_subnet_without_a_bridge_is_behind_its_gateway() {
+        let routes = |address: &str, gateway: &str| {
+            let routes = behind(address.parse().unwrap(), gateway.parse().unwrap());
+            let text = |route: &StaticRoute| format!("{} {} {}", route.route_type, route.destination, route.next_hop);
+            routes.iter().map(|route| text(route).trim_end().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            routes("10.1.0.77/24", "10.1.0.1"),
+            ["1 10.1.0.1/32", "0 10.1.0.0/25 10.1.0.1", "0 10.1.0.128/25 10.1.0.1"]
+        );
+        assert_eq!(
+            routes("fd01::9/64", "fd01::1"),
+            ["1 fd01::1/128", "0 fd01::/65 fd01::1", "0 fd01::8000:0:0:0/65 fd01::1"]
+        );
+        assert_eq!(routes("10.1.0.1/31", "10.1.0.0"), ["1 10.1.0.0/32"]);
+    }
+
+    #[test]
+    fn a_pool_of_ours_is_known_by_its_address_space() {
+        let request = |text: &str| network_request(&serde_json::from_str(text).unwrap()).unwrap();
+        assert!(!request(CREATE).pooled);
+        assert!(request(&CREATE.replace("LocalDefault", ADDRESS_SPACE)).pooled);
     }
 
     #[test]

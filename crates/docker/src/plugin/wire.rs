@@ -37,6 +37,9 @@ pub struct CreateNetwork {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Pool {
+    /// Of whose pools it is: [`ADDRESS_SPACE`] of ours.
+    #[serde(default)]
+    pub address_space: String,
     /// The subnet; `0.0.0.0/0` of IPAM driver `null`.
     #[serde(default)]
     pub pool: String,
@@ -147,15 +150,17 @@ pub struct InterfaceName {
 pub struct StaticRoute {
     /// Where to.
     pub destination: String,
-    /// [`NEXT_HOP`].
+    /// [`NEXT_HOP`] or [`CONNECTED`].
     pub route_type: u8,
     /// By which neighbour.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub next_hop: String,
 }
 
-/// A route by a neighbour.
+/// A route by a neighbour; Docker adds those once the interface is up.
 pub const NEXT_HOP: u8 = 0;
+/// A route to what is on the link; Docker adds those with the interface.
+pub const CONNECTED: u8 = 1;
 
 /// A published port (libnetwork, `types.PortBinding`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -187,6 +192,70 @@ pub struct TransportPort {
     /// In the container.
     pub port: u16,
 }
+
+/// `IpamDriver.RequestPool`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RequestPool {
+    /// [`ADDRESS_SPACE`].
+    #[serde(default)]
+    pub address_space: String,
+    /// The subnet; empty for any, `0.0.0.0/N` for any of that prefix length.
+    #[serde(default)]
+    pub pool: String,
+    /// The part of it that free addresses come from; empty for all.
+    #[serde(default)]
+    pub sub_pool: String,
+    /// What `docker network create --ipam-opt` was given.
+    #[serde(default, deserialize_with = "or_default")]
+    pub options: BTreeMap<String, String>,
+    /// Whether the subnet is to be one of IPv6.
+    #[serde(default)]
+    pub v6: bool,
+}
+
+/// `IpamDriver.ReleasePool`
+#[derive(Debug, Clone, Deserialize)]
+pub struct PoolOnly {
+    /// 64 hexadecimal digits.
+    #[serde(rename = "PoolID")]
+    pub pool: String,
+}
+
+/// `IpamDriver.RequestAddress`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RequestAddress {
+    /// 64 hexadecimal digits.
+    #[serde(rename = "PoolID")]
+    pub pool: String,
+    /// Which one; empty for a free one.
+    #[serde(default)]
+    pub address: String,
+    /// [`REQUEST_TYPE`], [`MAC_ADDRESS`] and others.
+    #[serde(default, deserialize_with = "or_default")]
+    pub options: BTreeMap<String, String>,
+}
+
+/// `IpamDriver.ReleaseAddress`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ReleaseAddress {
+    /// 64 hexadecimal digits.
+    #[serde(rename = "PoolID")]
+    pub pool: String,
+    /// Which one.
+    pub address: String,
+}
+
+/// What our pools are called together: those of one host.
+pub const ADDRESS_SPACE: &str = "portolan";
+/// What an address is for.
+pub const REQUEST_TYPE: &str = "RequestAddressType";
+/// It is for a gateway.
+pub const GATEWAY: &str = "com.docker.network.gateway";
+/// The MAC that will have an address.
+pub const MAC_ADDRESS: &str = "com.docker.network.endpoint.macaddress";
 
 /// Options of a network, in its [`CreateNetwork::options`].
 pub const GENERIC: &str = "com.docker.network.generic";

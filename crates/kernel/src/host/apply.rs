@@ -42,7 +42,7 @@ enum Place {
 fn place(step: &Step) -> Place {
     match step.object() {
         // It is made from the host's side, where the parent is, and removed where it is.
-        Object::Child(_) if matches!(step, Step::Delete(_)) => Place::Sandbox,
+        Object::Child(child) if matches!(step, Step::Delete(_)) && !child.handed => Place::Sandbox,
         Object::Setting(_) => Place::Sysctl,
         Object::Ruleset(_) | Object::Element(_) => Place::Rules,
         Object::Bridge(_)

@@ -38,6 +38,11 @@ pub(super) fn observe(
         {
             found.insert(Object::Setting(Setting { value, ..setting.clone() }));
         }
+        if let Object::Child(child) = object
+            && child.handed
+        {
+            found.insert(object.clone());
+        }
     }
     found.extend(rules(kernel, firewall, desired)?);
     kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;

@@ -616,3 +616,25 @@ fn a_bucket_holds_a_frame_and_fits_the_kernels_numbers() {
         assert_eq!((shaper.burst, shaper.queue), wanted, "{rate} {burst:?}");
     }
 }
+
+/// Whoever takes interfaces away sets them up as well.
+#[test]
+fn what_is_handed_over_is_made_on_the_host_and_not_looked_for() {
+    let lan = Network { driver: Driver::Macvlan, ..network("lan", 1, &["10.0.1.0/24"], &[]) };
+    let routed = sample::ptp("routed", 2, &["10.1.0.0/24"], &[]);
+    let mut view = view(&[&lan, &routed], &[]);
+    let child = |objects: &Objects| {
+        let mut all = objects.iter().filter_map(|(_, object)| match object {
+            Object::Child(child) => Some(child.handed),
+            _ => None,
+        });
+        (all.next(), all.next())
+    };
+    assert_eq!(child(&container_objects("/r", &view)), (Some(false), None));
+    view.container.kind = ContainerKind::Handed;
+    let objects = container_objects("/r", &view);
+    assert_eq!(child(&objects), (Some(true), None));
+    let inside = objects.iter().filter(|(_, object)| object.sandbox_path().is_some()).count();
+    assert_eq!(inside, 1, "the interface alone, and nothing in it: {objects:?}");
+    assert!(objects.iter().any(|(_, object)| matches!(object, Object::Port(_))), "the routed one has its pair");
+}

@@ -67,7 +67,7 @@ pub(crate) fn internal(name: &str, number: u16, subnets: &[&str], options: &[(&s
 fn subnet(text: &str) -> Subnet {
     let net: IpNet = text.trim_end_matches('-').parse().unwrap();
     let gateway = (!text.ends_with('-')).then(|| net.hosts().find(|ip| *ip != net.network()).unwrap());
-    Subnet { net, range: None, gateway, aux: BTreeMap::new(), configured: true, fallback: false }
+    Subnet { net, range: None, gateway, aux: BTreeMap::new(), configured: true, fallback: false, pool: None }
 }
 
 /// A running container with its own namespace, whose inode is `number`.

@@ -14,6 +14,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod netavark;
 pub(crate) mod network;
+pub(crate) mod pools;
 pub(crate) mod port;
 pub(crate) mod ps;
 pub(crate) mod publish;

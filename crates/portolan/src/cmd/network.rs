@@ -11,6 +11,7 @@ use portolan_engine::{EndpointRequest, Error, NetworkRequest};
 use portolan_model::{AddressRange, Bandwidth, Driver, Ipam, Link, Mac, Name, Network, StaticRoute};
 
 use crate::cmd::endpoint::BandwidthArgs;
+use crate::cmd::pools::PoolsArgs;
 use crate::cmd::{daemon, each, list, run};
 use crate::context::Context;
 use crate::failure::Refused;
@@ -23,6 +24,7 @@ use crate::{spec, table};
 pub(crate) enum Command {
     Create(Box<CreateArgs>),
     Ls(LsArgs),
+    Pools(PoolsArgs),
     Inspect(InspectArgs),
     Rm(RmArgs),
     Prune(PruneArgs),
@@ -35,6 +37,7 @@ impl Command {
         match self {
             Self::Create(args) => args.run(context),
             Self::Ls(args) => args.run(context),
+            Self::Pools(args) => args.run(context),
             Self::Inspect(args) => args.run(context),
             Self::Rm(args) => args.run(context),
             Self::Prune(args) => args.run(context),

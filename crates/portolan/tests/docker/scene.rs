@@ -139,9 +139,14 @@ impl Scene {
 
     /// Kills the plugin's daemon; whoever stands behind it starts it again.
     pub(crate) fn kill_daemon(&self) -> Result<()> {
-        let status: Value = serde_json::from_str(&self.portolan(&["daemon", "status", "--json"])?)?;
-        self.machine.run("kill", &["-9", &status["pid"].to_string()])?;
+        self.machine.run("kill", &["-9", &self.daemon()?])?;
         Ok(())
+    }
+
+    /// The process id of the plugin's daemon.
+    pub(crate) fn daemon(&self) -> Result<String> {
+        let status: Value = serde_json::from_str(&self.portolan(&["daemon", "status", "--json"])?)?;
+        Ok(status["pid"].to_string())
     }
 
     /// Runs `docker`.
@@ -173,6 +178,30 @@ impl Scene {
     /// Creates a network of the driver that is tried.
     pub(crate) fn network(&self, name: &str, args: &[&str]) -> Result<()> {
         self.docker(&[&["network", "create", "-d", self.driver.name()], args, &[name]].concat())?;
+        Ok(())
+    }
+
+    /// The same, with the IPAM driver that goes with it: ours with ours.
+    pub(crate) fn addressed(&self, name: &str, args: &[&str]) -> Result<()> {
+        self.network(name, &[self.ipam(), args].concat())
+    }
+
+    /// What asks for that IPAM driver.
+    pub(crate) fn ipam(&self) -> &'static [&'static str] {
+        match self.driver {
+            Driver::Bridge => &[],
+            Driver::Portolan => &["--ipam-driver", "portolan"],
+        }
+    }
+
+    /// Creates a network of another driver than bridge: Docker's own of that name, or ours.
+    pub(crate) fn network_of(&self, driver: &str, name: &str, args: &[&str]) -> Result<()> {
+        let option = format!("driver={driver}");
+        let which: &[&str] = match self.driver {
+            Driver::Bridge => &["-d", driver],
+            Driver::Portolan => &["-d", "portolan", "-o", &option],
+        };
+        self.docker(&[&["network", "create"], which, args, &[name]].concat())?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use portolan_engine::PublicationRow;
 use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Id, Mac, Mtu, Network, NetworkMode,
-    NetworkOptions, Phase, ProcessId, Publication, Sandbox, Subnet,
+    NetworkOptions, Phase, Pool, ProcessId, Publication, Sandbox, Subnet,
 };
 
 /// A directory of one test, gone when it ends.
@@ -80,6 +80,7 @@ pub fn network(number: u32, name: &str) -> Network {
             aux: Default::default(),
             configured: false,
             fallback: false,
+            pool: None,
         }],
         options: NetworkOptions::default(),
         dns: Vec::new(),
@@ -162,6 +163,16 @@ pub fn publication(container: Id, protocol: &str, host_ip: Option<&str>, host: &
         container: parse(host),
     };
     PublicationRow { container, publication, phase: Phase::Settled }
+}
+
+pub fn pool(number: u32, net: &str) -> Pool {
+    Pool {
+        id: id(4, number),
+        holder: id(5, 1),
+        subnet: Subnet::new(parse(net), true),
+        network: None,
+        created: 1_800_000_000,
+    }
 }
 
 /// A command that runs the test named `role` of this very binary, which must be an ignored one, in `directory`.

@@ -8,6 +8,7 @@ use portolan_model::{IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Sandbox};
 use portolan_plan::{Bridge, Child, ChildKind, HostRoute, Object, Step, Vlan};
 
 use super::super::{failure, refusal, removal, unset};
+use super::sandbox::is_child;
 use super::{Context, Labelled, Mode, is_link_local, is_read_only, open_sandbox};
 use crate::netlink::{NetlinkError, Socket};
 use crate::netns::NetnsFd;
@@ -142,6 +143,9 @@ impl Context<'_> {
                 Step::Delete(Object::Vlan(vlan)) if !self.is_ours(socket, &vlan.name, None, &vlan.alias) => {}
                 Step::Delete(Object::Vlan(vlan)) => doomed.push(vlan.name.as_str()),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
+                // Whoever took it has brought it back, or it went with the namespace that it was taken to.
+                Step::Delete(Object::Child(child)) if !is_there(socket, child) => {}
+                Step::Delete(Object::Child(child)) => doomed.push(child.name.as_str()),
                 // Its bridge goes too, and takes it along.
                 Step::Delete(Object::Port(port)) if self.is_bridge_going(port.bridge()) => {}
                 Step::Delete(Object::Port(port)) if !self.is_our_port(socket, port) => {}
@@ -387,6 +391,12 @@ impl Context<'_> {
             }
         }
     }
+}
+
+/// Whether an interface that was handed over is in the host's namespace.
+fn is_there(socket: &mut Socket, child: &Child) -> bool {
+    let found = link::lookup(socket, child.name.as_str());
+    found.is_ok_and(|found| found.is_some_and(|found| is_child(&found, child)))
 }
 
 /// The route to its subnet that the kernel makes with an address.

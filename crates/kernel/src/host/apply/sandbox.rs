@@ -350,7 +350,7 @@ fn lookup(socket: &mut Socket, name: &str) -> Result<Option<u32>, KernelError> {
 }
 
 /// Whether an interface in a sandbox is the one that we made, not what was there under its name.
-fn is_child(found: &link::Link, child: &Child) -> bool {
+pub(super) fn is_child(found: &link::Link, child: &Child) -> bool {
     let kind = match child.kind {
         ChildKind::Macvlan { .. } => "macvlan",
         ChildKind::Ipvlan { .. } => "ipvlan",

@@ -2,6 +2,8 @@
 //!
 //! A case starts on a machine without containers and with no network but the predefined ones.
 
+mod drivers;
+mod ipam;
 mod life;
 mod networks;
 mod ports;
@@ -14,5 +16,10 @@ use crate::scene::Scene;
 pub(crate) type Case = (&'static str, fn(&Scene) -> Result<()>);
 
 /// All of them, by subject.
-pub(crate) const SUBJECTS: [(&str, &[Case]); 3] =
-    [("Networks", networks::CASES), ("Published ports", ports::CASES), ("The life of containers", life::CASES)];
+pub(crate) const SUBJECTS: [(&str, &[Case]); 5] = [
+    ("Networks", networks::CASES),
+    ("Addresses of an IPAM driver", ipam::CASES),
+    ("Other drivers", drivers::CASES),
+    ("Published ports", ports::CASES),
+    ("The life of containers", life::CASES),
+];
