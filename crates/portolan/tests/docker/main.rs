@@ -5,6 +5,7 @@
 //! name has it, `PORTOLAN_DOCKER_DRIVER=bridge` with Docker's own driver alone.
 
 mod cases;
+mod default_network;
 #[path = "../machine/mod.rs"]
 mod machine;
 mod managed;
