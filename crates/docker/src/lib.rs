@@ -1,10 +1,11 @@
 //! The face to Docker.
 //!
 //! Owns Docker's formats and texts, translated to the engine's verbs and back: [`plugin`], what dockerd asks its network
-//! driver. Sockets are the resident's.
+//! driver, and [`names`], what its API says of the names of containers. Sockets are the resident's.
 
 #![forbid(unsafe_code)]
 
+pub mod names;
 pub mod plugin;
 mod refusal;
 

@@ -23,7 +23,10 @@ mod sets;
 mod tuning;
 
 pub use bandwidth::{Bandwidth, Burst, Limit, Rate};
-pub use container::{Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId, Sandbox};
+pub use container::{
+    ALSO_CALLED, CALLED, Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId,
+    Sandbox,
+};
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use firewall::FirewallDriver;
 pub use id::Id;

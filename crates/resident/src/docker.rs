@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::control::{Client, Request};
 use crate::daemon::{self, Engine};
+use crate::docker_names::Names;
 
 /// The longest body: a container with every port published has four megabytes.
 const BODY: usize = 8 << 20;
@@ -42,6 +43,7 @@ pub struct Plugin {
 struct Served {
     engine: Mutex<Engine>,
     run: PathBuf,
+    names: Names,
 }
 
 impl Plugin {
@@ -58,7 +60,11 @@ impl Plugin {
         let door = Door::private(socket).context("serve Docker's plugin")?;
         let listener = door.listener().try_clone()?;
         listener.set_nonblocking(true)?;
-        let served = Arc::new(Served { engine: Mutex::new(daemon::engine(root)?), run: run.to_owned() });
+        let served = Arc::new(Served {
+            engine: Mutex::new(daemon::engine(root)?),
+            run: run.to_owned(),
+            names: Names::start(root, run)?,
+        });
         let (stop, stopped) = oneshot::channel::<()>();
         let (end, ended) = mpsc::channel();
         let runtime = runtime::Builder::new_current_thread().enable_io().max_blocking_threads(1).build()?;
@@ -104,18 +110,22 @@ impl Served {
         let engine = self.engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let answer = plugin::answer(&engine, method, body)?;
         if answer.changed
-            && let Err(error) = self.settle(method)
+            && let Err(error) = settle(&self.run, method)
         {
             tracing::warn!("{method}: names and proxied ports are not served: {error:#}");
         }
+        // Docker is there.
+        if matches!(method, "Plugin.Activate" | "NetworkDriver.Join") {
+            self.names.wake();
+        }
         Some(answer.body)
     }
+}
 
-    /// Waits until what was committed is in force.
-    fn settle(&self, method: &str) -> Result<()> {
-        let mut client = Client::connect(&self.run)?.context("the control socket is gone")?;
-        let done = client.tell(&Request::Sync { command: None })?.unwrap_or_default();
-        done.warnings.iter().for_each(|warning| tracing::warn!("{method}: {warning}"));
-        Ok(())
-    }
+/// Waits until what was committed is in force; `run` is where the resident's control socket is.
+pub(crate) fn settle(run: &Path, method: &str) -> Result<()> {
+    let mut client = Client::connect(run)?.context("the control socket is gone")?;
+    let done = client.tell(&Request::Sync { command: None })?.unwrap_or_default();
+    done.warnings.iter().for_each(|warning| tracing::warn!("{method}: {warning}"));
+    Ok(())
 }

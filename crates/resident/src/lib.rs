@@ -9,6 +9,7 @@ pub mod control;
 pub mod daemon;
 pub mod dns;
 pub mod docker;
+mod docker_names;
 pub mod feed;
 pub mod firewall;
 pub mod leases;

@@ -10,6 +10,9 @@ mod default_network;
 mod machine;
 mod managed;
 mod scene;
+#[path = "../common/upstream.rs"]
+#[allow(dead_code, reason = "each test crate uses its part")]
+mod upstream;
 
 use std::env;
 use std::fmt::Write as _;

@@ -41,6 +41,8 @@ fn managed() -> Result<()> {
     scene.network("web", &[])?;
     scene.run("site", &["--network", "web", "-p", "8080:80"])?;
     says(&scene.neighbour, at_host(), "site")?;
+    // State, daemon and Docker's API are those of the host.
+    cases::names::portolan_says(&scene, &["port", "site"], &["80/tcp -> 0.0.0.0:8080"])?;
     docker(&["plugin", "disable", "--force", "portolan"])?;
     says(&scene.neighbour, at_host(), "site")?;
     docker(&["plugin", "enable", "portolan"])?;

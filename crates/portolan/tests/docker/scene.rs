@@ -33,6 +33,9 @@ pub(crate) const PROGRAMS: [(&str, &str); 6] = [
 /// What Docker, containerd and we write to.
 const PLACES: [&str; 4] = ["/var/lib/docker", "/var/lib/containerd", "/var/lib/portolan", "/var/tmp"];
 
+/// Another address of the neighbour.
+pub(crate) const NEIGHBOUR_SECOND: &str = "10.0.1.12";
+
 /// What carries Docker's networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driver {
@@ -116,7 +119,7 @@ impl Scene {
         let lab = Lab::new(name)?;
         let (host, neighbour) = (lab.host("h")?, lab.host("n")?);
         let (at_host, at_neighbour) =
-            (["10.0.1.1/24", "10.0.1.11/24", "fd00:1::1/64"], ["10.0.1.2/24", "fd00:1::2/64"]);
+            (["10.0.1.1/24", "10.0.1.11/24", "fd00:1::1/64"], ["10.0.1.2/24", "10.0.1.12/24", "fd00:1::2/64"]);
         let lan = lab.lan("lan", &[(&host, "eth0", &at_host), (&neighbour, "eth0", &at_neighbour)])?;
         for gateway in [NEIGHBOUR, NEIGHBOUR6] {
             host.add_default_route(gateway)?;

@@ -3,6 +3,7 @@
 //! A case starts on a machine without containers and with no network but the predefined ones.
 
 mod life;
+pub(crate) mod names;
 mod networks;
 mod ports;
 
@@ -14,5 +15,9 @@ use crate::scene::Scene;
 pub(crate) type Case = (&'static str, fn(&Scene) -> Result<()>);
 
 /// All of them, by subject.
-pub(crate) const SUBJECTS: [(&str, &[Case]); 3] =
-    [("Networks", networks::CASES), ("Published ports", ports::CASES), ("The life of containers", life::CASES)];
+pub(crate) const SUBJECTS: [(&str, &[Case]); 4] = [
+    ("Networks", networks::CASES),
+    ("Names", names::CASES),
+    ("Published ports", ports::CASES),
+    ("The life of containers", life::CASES),
+];
