@@ -24,10 +24,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.containers()?.into_iter().map(|container| self.info(&tx, container)).collect()
     }
 
-    /// One container.
+    /// One container, by its name, its id or the start of it, or what its runtime calls it ([`Container::called`]).
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Ambiguous`].
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::CalledAlike`].
     pub fn container(&self, name: &str) -> Result<ContainerInfo> {
         self.ensure_readable()?;
         let tx = self.store.read()?;
@@ -45,6 +45,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.find_places(&tx, name)?.into_iter().map(|container| self.info(&tx, container)).collect()
     }
 
+    /// The rows of [`Self::places`].
     pub(crate) fn find_places(&self, tx: &S::Tx<'_>, name: &str) -> Result<Vec<Container>> {
         match self.find_container(tx, name) {
             Err(Error::CalledAlike { .. }) => called(tx, name),

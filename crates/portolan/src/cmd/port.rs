@@ -17,7 +17,7 @@ Examples:
   portolan port site 80          0.0.0.0:8080
   portolan port site 53/udp")]
 pub(crate) struct Args {
-    /// The container's name or id
+    /// The container's name or id; of one of Docker's, that of Docker
     container: String,
     /// Only this port of the container: PORT[/tcp|udp|sctp]
     port: Option<ExposedPort>,
