@@ -8,7 +8,7 @@ use portolan_model::{Container, ContainerState, Family, Id, ProcessId};
 use portolan_plan::{ContainerView, default_route};
 
 use crate::api::ContainerInfo;
-use crate::engine::Engine;
+use crate::engine::{Engine, called};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::store::{Durability, Store, Tx};
@@ -24,15 +24,33 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.containers()?.into_iter().map(|container| self.info(&tx, container)).collect()
     }
 
-    /// One container.
+    /// One container, by its name, its id or the start of it, or what its runtime calls it ([`Container::called`]).
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Ambiguous`].
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::CalledAlike`].
     pub fn container(&self, name: &str) -> Result<ContainerInfo> {
         self.ensure_readable()?;
         let tx = self.store.read()?;
         let container = self.find_container(&tx, name)?;
         self.info(&tx, container)
+    }
+
+    /// The same, and where a runtime calls several so, which are its places on networks, all of them.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Ambiguous`].
+    pub fn places(&self, name: &str) -> Result<Vec<ContainerInfo>> {
+        self.ensure_readable()?;
+        let tx = self.store.read()?;
+        self.find_places(&tx, name)?.into_iter().map(|container| self.info(&tx, container)).collect()
+    }
+
+    /// The rows of [`Self::places`].
+    pub(crate) fn find_places(&self, tx: &S::Tx<'_>, name: &str) -> Result<Vec<Container>> {
+        match self.find_container(tx, name) {
+            Err(Error::CalledAlike { .. }) => called(tx, name),
+            found => Ok(vec![found?]),
+        }
     }
 
     fn info(&self, tx: &S::Tx<'_>, container: Container) -> Result<ContainerInfo> {

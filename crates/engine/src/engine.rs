@@ -155,10 +155,21 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         one_of("network", name, is_hex(name).then(|| tx.networks_with_prefix(name)).transpose()?)
     }
 
-    /// A container by name, id or the unique start of its id.
+    /// A container by name, id, what its runtime calls it, or the unique start of its id.
     pub(crate) fn find_container(&self, tx: &S::Tx<'_>, name: &str) -> Result<Container> {
         if let Some(container) = tx.container_named(name)? {
             return Ok(container);
+        }
+        if name.parse::<Id>().is_err() {
+            let mut called = called(tx, name)?;
+            match called.len() {
+                0 => {}
+                1 => return Ok(called.remove(0)),
+                _ => {
+                    let containers = called.into_iter().map(|container| container.name).collect();
+                    return Err(Error::CalledAlike { name: name.to_owned(), containers });
+                }
+            }
         }
         one_of("container", name, is_hex(name).then(|| tx.containers_with_prefix(name)).transpose()?)
     }
@@ -417,6 +428,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
 fn is_hex(text: &str) -> bool {
     !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The containers that their runtime calls `name`: its places on networks, as a rule.
+pub(crate) fn called<T: Tx>(tx: &T, name: &str) -> Result<Vec<Container>> {
+    let mut containers = tx.containers()?;
+    containers.retain(|container| container.name.as_str() != name && container.called() == name);
+    Ok(containers)
 }
 
 fn one_of<T>(what: &'static str, name: &str, found: Option<Vec<T>>) -> Result<T> {

@@ -51,6 +51,14 @@ pub enum Error {
         /// As given.
         prefix: String,
     },
+    /// A runtime's container has a place on more than one network, each of which is a container here.
+    #[error("`{name}` is on more than one network")]
+    CalledAlike {
+        /// As given.
+        name: String,
+        /// What the places are called here.
+        containers: Vec<portolan_model::Name>,
+    },
     /// The name is taken.
     #[error("{what} `{name}` exists already")]
     NameTaken {
@@ -251,7 +259,8 @@ impl Error {
             | Self::AddressOutside { .. }
             | Self::NotLocal { .. }
             | Self::WrongMode { .. }
-            | Self::Ambiguous { .. } => Kind::Invalid,
+            | Self::Ambiguous { .. }
+            | Self::CalledAlike { .. } => Kind::Invalid,
             Self::NotFound { .. } | Self::NotConnected { .. } => Kind::NotFound,
             Self::Predefined { .. } => Kind::Denied,
             Self::PoolExhausted { .. }
@@ -276,6 +285,10 @@ impl Error {
             Self::NotFound { what: "container", .. } => "`portolan ps -a` lists the containers".to_owned(),
             Self::NotFound { .. } => return None,
             Self::Ambiguous { .. } => "give more digits of the id, or the name".to_owned(),
+            Self::CalledAlike { containers, .. } => {
+                let names: Vec<String> = containers.iter().map(|name| format!("`{name}`")).collect();
+                format!("say which place: {}", names.join(" or "))
+            }
             Self::NameTaken { what: "container", name } => format!("choose another name, or remove it first: portolan rm {name}"),
             Self::NameTaken { name, .. } => format!("choose another name, or remove it first: portolan network rm {name}"),
             Self::Predefined { .. } => "`bridge`, `host` and `none` are always there".to_owned(),

@@ -326,10 +326,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             RulesOf::Everything => None,
             RulesOf::Named(name) => Some(match self.find_network(&tx, name) {
                 Ok(network) => vec![format!("network {}", network.name), format!(" on {}", network.name)],
-                Err(Error::NotFound { .. }) => vec![format!(
-                    "container {}",
-                    self.find_container(&tx, name).map_err(|error| either(error, name))?.name
-                )],
+                Err(Error::NotFound { .. }) => {
+                    let places = self.find_places(&tx, name).map_err(|error| either(error, name))?;
+                    places.into_iter().map(|container| format!("container {}", container.name)).collect()
+                }
                 Err(error) => return Err(error),
             }),
         };

@@ -98,6 +98,12 @@ pub struct HostEntry {
     pub address: Option<IpAddr>,
 }
 
+/// The label with what a runtime calls a container that it did not name beforehand. No key: each of a runtime's places on
+/// networks may be a container here, and all of them are called alike.
+pub const CALLED: &str = "portolan.called";
+/// The label with the other names that such a container has on its network, with commas between.
+pub const ALSO_CALLED: &str = "portolan.also-called";
+
 /// A container as Portolan sees it: a sandbox and the names and ports that go with it. One row of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
@@ -145,4 +151,21 @@ pub struct Container {
     pub created: u64,
     /// Where it stands.
     pub phase: Phase,
+}
+
+impl Container {
+    /// What people call it: its runtime's name for it where that is known ([`CALLED`]), else its own.
+    pub fn called(&self) -> &str {
+        self.told(CALLED).unwrap_or(self.name.as_str())
+    }
+
+    /// What else its runtime calls it on its network ([`ALSO_CALLED`]).
+    pub fn also_called(&self) -> impl Iterator<Item = &str> {
+        self.told(ALSO_CALLED).into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty())
+    }
+
+    /// A label that a runtime's face gave it; people's labels of that key do not count.
+    fn told(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).filter(|_| self.kind == ContainerKind::Handed).map(String::as_str)
+    }
 }

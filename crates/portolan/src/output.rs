@@ -260,7 +260,7 @@ impl From<&ContainerInfo> for ContainerRow {
         let container = &info.container;
         Self {
             id: container.id.to_string(),
-            names: container.name.to_string(),
+            names: container.called().to_owned(),
             command: container.command.clone(),
             created_at: clock::rfc3339(container.created),
             state: state(info),

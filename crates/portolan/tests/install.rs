@@ -1,7 +1,7 @@
 //! `portolan install`: what it writes, keeps and takes away, in directories of the test's own.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -244,4 +244,207 @@ fn cni_network() {
     assert!(cni.refused(&install).contains("was not written by this command"));
     assert!(cni.refused(&["--uninstall", "--config", config]).contains("was not written by this command"));
     assert_eq!(fs::read_to_string(&file).unwrap(), "{}");
+}
+
+/// Units and Docker's configuration.
+struct Docker {
+    place: Place,
+}
+
+impl Docker {
+    fn new(name: &str) -> Self {
+        let place = Place::new(&format!("docker-{name}"));
+        fs::create_dir(place.dir.join("docker")).unwrap();
+        Self { place }
+    }
+
+    fn unit(&self) -> PathBuf {
+        self.place.dir.join("units/portolan-docker.service")
+    }
+
+    fn spec(&self) -> PathBuf {
+        self.place.dir.join("docker/plugins/portolan.spec")
+    }
+
+    fn daemon_json(&self) -> PathBuf {
+        self.place.dir.join("docker/daemon.json")
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+        command.args(["install", "docker", "--units"]).arg(self.place.dir.join("units"));
+        command.arg("--config").arg(self.place.dir.join("docker")).args(args).env_remove("PORTOLAN_ROOT");
+        command.output().unwrap()
+    }
+
+    #[track_caller]
+    fn done(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// All files, with their texts.
+    fn files(&self) -> Vec<(PathBuf, String)> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.place.dir.join("units"), self.place.dir.join("docker")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_type().unwrap().is_dir() {
+                    directories.push(entry.path());
+                } else {
+                    found.push((entry.path(), fs::read_to_string(entry.path()).unwrap()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn docker_and_back() {
+    let docker = Docker::new("back");
+    for _ in 0..2 {
+        let said = docker.done(&[]);
+        assert!(said.contains("systemctl enable --now portolan-docker.service"), "{said}");
+        assert_eq!(docker.files().len(), 1, "{:?}", docker.files());
+    }
+    let text = fs::read_to_string(docker.unit()).unwrap();
+    let command = format!("\nExecStart={} daemon --docker\n", env!("CARGO_BIN_EXE_portolan"));
+    assert!(text.contains(&command) && text.contains("\nBefore=network.target docker.service\n"), "{text}");
+
+    // As `systemctl enable` links it.
+    let link = docker.place.dir.join("units/docker.service.wants/portolan-docker.service");
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    symlink(docker.unit(), &link).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&docker.done(&["--uninstall", "--json"])).unwrap();
+    assert_eq!((&said["Installed"], &said["Unit"]), (&false.into(), &docker.unit().to_str().unwrap().into()), "{said}");
+    assert!(docker.files().is_empty() && fs::symlink_metadata(&link).is_err(), "{:?}", docker.files());
+    docker.done(&["--uninstall"]);
+}
+
+#[test]
+fn dockers_unit_is_one_that_systemd_takes() {
+    let docker = Docker::new("verify");
+    let root = docker.place.dir.join("100% mine");
+    docker.done(&["--root", root.to_str().unwrap(), "--socket", "/run/portolan/docker plugin.sock"]);
+    let text = fs::read_to_string(docker.unit()).unwrap();
+    assert!(text.contains("100%% mine\" --docker \"/run/portolan/docker plugin.sock\"\n"), "{text}");
+    if !Path::new("/usr/bin/systemd-analyze").exists() {
+        eprintln!("SKIP: no systemd-analyze");
+        return;
+    }
+    let verify = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(docker.unit()).output().unwrap();
+    let said = String::from_utf8_lossy(&verify.stderr).into_owned();
+    assert!(verify.status.success() && !said.contains("portolan-docker"), "{said}");
+}
+
+#[test]
+fn dockers_spec_follows_the_socket() {
+    let docker = Docker::new("spec");
+    docker.done(&["--socket", "/run/portolan/plugin.sock"]);
+    assert_eq!(fs::read_to_string(docker.spec()).unwrap(), "unix:///run/portolan/plugin.sock\n");
+    docker.done(&["--socket", "/run/portolan/other.sock"]);
+    assert_eq!(fs::read_to_string(docker.spec()).unwrap(), "unix:///run/portolan/other.sock\n");
+    docker.done(&[]);
+    assert!(!docker.spec().exists(), "Docker finds the usual place by itself");
+    docker.done(&["--socket", "/run/portolan/plugin.sock"]);
+    docker.done(&["--uninstall"]);
+    assert!(docker.files().is_empty(), "{:?}", docker.files());
+}
+
+#[test]
+fn what_others_wrote_for_docker_stays() {
+    let docker = Docker::new("others");
+    fs::create_dir_all(docker.spec().parent().unwrap()).unwrap();
+    fs::write(docker.spec(), "tcp://10.0.0.1:9000\n").unwrap();
+    let said = docker.refused(&["--socket", "/run/portolan/plugin.sock", "--default-network"]);
+    assert!(said.contains("portolan.spec` is there and was not written by this command\nhint: "), "{said}");
+    assert_eq!(docker.files().len(), 1, "all or nothing: {:?}", docker.files());
+    docker.done(&[]);
+    docker.done(&["--uninstall"]);
+    assert_eq!(fs::read_to_string(docker.spec()).unwrap(), "tcp://10.0.0.1:9000\n");
+
+    fs::write(docker.unit(), "[Unit]\n").unwrap();
+    for args in [&[][..], &["--uninstall"]] {
+        let said = docker.refused(args);
+        assert!(said.contains("portolan-docker.service` is there and was not written by this command"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(docker.unit()).unwrap(), "[Unit]\n");
+}
+
+#[test]
+fn dockers_default_network_and_back_to_the_letter() {
+    const OWN: &str = "{\n\t\"debug\" : true,   \"log-opts\": {\"max-size\":\"1m\"},\n\t\"mtu\": 1.4e3}\n\n";
+    let docker = Docker::new("default");
+    let file = docker.daemon_json();
+    let bridge =
+        || serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&file).unwrap()).unwrap()["bridge"].clone();
+    // Where there was none.
+    for _ in 0..2 {
+        docker.done(&["--default-network"]);
+        assert_eq!(bridge(), "none");
+    }
+    docker.done(&[]);
+    assert_eq!(bridge(), "none", "it is not said to go");
+    docker.done(&["--uninstall"]);
+    assert!(docker.files().is_empty(), "{:?}", docker.files());
+
+    // Where there was one, for root alone.
+    fs::write(&file, OWN).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    docker.done(&["--default-network"]);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("{\n\t\"bridge\": \"none\",\n\t\"debug\" : true,"), "{text}");
+    for (path, _) in docker.files().iter().filter(|(path, _)| path.starts_with(file.parent().unwrap())) {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
+    }
+    docker.done(&["--uninstall"]);
+    assert_eq!(docker.files(), [(file.clone(), OWN.to_owned())]);
+
+    // Where somebody went on editing.
+    docker.done(&["--default-network"]);
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("1m", "5m")).unwrap();
+    docker.done(&["--uninstall"]);
+    assert_eq!(docker.files(), [(file.clone(), OWN.replace("1m", "5m"))]);
+    docker.done(&["--default-network"]);
+    fs::write(&file, r#"{"mtu": 1400, "bridge": "none"}"#).unwrap();
+    docker.done(&["--uninstall"]);
+    assert_eq!(docker.files(), [(file.clone(), r#"{"mtu": 1400}"#.to_owned())]);
+    docker.done(&["--default-network"]);
+    fs::write(&file, r#"{"bridge": "br0"}"#).unwrap();
+    docker.done(&["--uninstall"]);
+    assert_eq!(docker.files(), [(file.clone(), r#"{"bridge": "br0"}"#.to_owned())]);
+}
+
+#[test]
+fn dockers_settings_that_do_not_go_with_it_are_refused() {
+    let docker = Docker::new("refused");
+    let file = docker.daemon_json();
+    for (text, why) in [
+        ("{\"debug\": true,}", "cannot be read: trailing comma"),
+        ("", "cannot be read: EOF"),
+        ("[]", "cannot be read: invalid type"),
+        (r#"{"bridge": "br0"}"#, "has `bridge` already: \"br0\""),
+        (r#"{"bip": "10.9.0.1/24"}"#, "has `bip`, which Docker refuses beside `bridge`"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let said = docker.refused(&["--default-network"]);
+        assert!(said.contains(why) && said.contains("\nhint: "), "{said}");
+        assert_eq!(docker.files(), [(file.clone(), text.to_owned())], "all or nothing");
+    }
+    // Somebody's own is not ours to take away.
+    let own = r#"{"bridge": "none"}"#;
+    fs::write(&file, own).unwrap();
+    docker.done(&["--default-network"]);
+    docker.done(&["--uninstall"]);
+    assert_eq!(docker.files(), [(file, own.to_owned())]);
 }

@@ -19,6 +19,7 @@ use portolan_model::ProcessId;
 use serde_json::{Value, json};
 
 use crate::daemon::{self, Engine};
+use crate::docker_names::Names;
 use crate::http::{self, Caller, Service};
 
 /// The longest body: a container with every port published has four megabytes.
@@ -36,6 +37,7 @@ pub struct Plugin {
 struct Served {
     engine: Mutex<Engine>,
     run: PathBuf,
+    names: Names,
 }
 
 impl Plugin {
@@ -52,7 +54,8 @@ impl Plugin {
         let door = Door::private(socket).context("serve Docker's plugin")?;
         let engine = daemon::engine(root)?;
         engine.begin_answering().with_context(doing)?;
-        let served = Arc::new(Served { engine: Mutex::new(engine), run: run.to_owned() });
+        let names = Names::start(root, run)?;
+        let served = Arc::new(Served { engine: Mutex::new(engine), run: run.to_owned(), names });
         let app = Router::new().fallback(call).layer(DefaultBodyLimit::max(BODY)).with_state(served);
         Ok(Self { _service: Service::start("portolan-docker", door, 1, app)? })
     }
@@ -90,6 +93,10 @@ impl Served {
             // It would be given again.
             tracing::warn!("{method}: not given after all: {error}");
             return Some(json!({ "Error": error.to_string() }));
+        }
+        // Docker is there.
+        if matches!(method, "Plugin.Activate" | "NetworkDriver.Join") {
+            self.names.wake();
         }
         Some(answer.body)
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use portolan_dns::{Endpoint as DnsEndpoint, Network as DnsNetwork, Service, Transport};
 use portolan_engine::Change;
 use portolan_kernel::diag;
-use portolan_model::{Id, IfName, Name, Network, NetworkMode, Protocol};
+use portolan_model::{Id, IfName, Network, NetworkMode, Protocol};
 use portolan_plan::{ContainerView, Proxied, proxied};
 
 use serde::Serialize;
@@ -34,8 +34,8 @@ pub struct KnownEndpoint {
 /// A container, as far as the resident remembers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownContainer {
-    /// Its name.
-    pub name: Name,
+    /// What it is called.
+    pub name: String,
     /// Its endpoints.
     pub endpoints: Vec<KnownEndpoint>,
     /// What of its ports the proxy passes on.
@@ -179,7 +179,7 @@ impl Feed {
             let is_new = before.as_ref().is_none_or(|known| known.endpoints.iter().all(|e| e.id != endpoint.id));
             if is_new {
                 tell.events.push(Event::Connect {
-                    container: now.as_ref().map_or_else(String::new, |view| view.container.name.to_string()),
+                    container: now.as_ref().map_or_else(String::new, |view| view.container.called().to_owned()),
                     network: network.name.to_string(),
                     addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
                 });
@@ -193,7 +193,7 @@ impl Feed {
         }
         for endpoint in before.iter().flat_map(|known| &known.endpoints).filter(|endpoint| !stays(endpoint)) {
             tell.events.push(Event::Disconnect {
-                container: before.as_ref().map_or_else(String::new, |known| known.name.to_string()),
+                container: before.as_ref().map_or_else(String::new, |known| known.name.clone()),
                 network: self.networks.get(&endpoint.network).map_or_else(String::new, |n| n.name.to_string()),
             });
             let Some(members) = self.members.get_mut(&endpoint.network) else { continue };
@@ -222,7 +222,7 @@ impl Feed {
             addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
         });
         let known =
-            KnownContainer { name: view.container.name.clone(), endpoints: endpoints.collect(), proxied: rules };
+            KnownContainer { name: view.container.called().to_owned(), endpoints: endpoints.collect(), proxied: rules };
         self.containers.insert(id, known);
     }
 }
@@ -269,11 +269,15 @@ fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
         let mut names: Vec<String> = endpoint.aliases.iter().map(ToString::to_string).collect();
         names.push(container.id.short());
         names.extend(container.hostname.as_ref().map(ToString::to_string));
+        if container.called() != container.name.as_str() {
+            names.push(container.name.to_string());
+        }
+        names.extend(container.also_called().map(str::to_owned));
         DnsEndpoint {
             id: endpoint.id,
             network: network.id,
             container: container.id,
-            name: container.name.to_string(),
+            name: container.called().to_owned(),
             names,
             addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
             links: endpoint.links.iter().map(|link| (link.alias.to_string(), link.container.to_string())).collect(),

@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod dns;
 pub mod docker;
 pub mod docker_api;
+mod docker_names;
 pub mod feed;
 pub mod firewall;
 pub mod http;

@@ -74,7 +74,7 @@ pub fn endpoints(feed: &Feed, dns: &dns::Stats) -> Result<Vec<EndpointStats>, Ne
             let Counters { rx_packets, tx_packets, rx_bytes, tx_bytes, rx_dropped, tx_dropped } =
                 counters.get(endpoint.host_end.as_str()).copied().unwrap_or_default();
             all.push(EndpointStats {
-                container: container.name.to_string(),
+                container: container.name.clone(),
                 network: feed.networks().get(&endpoint.network).map_or_else(String::new, |n| n.name.to_string()),
                 rx_bytes: tx_bytes,
                 tx_bytes: rx_bytes,

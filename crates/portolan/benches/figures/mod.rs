@@ -20,3 +20,11 @@ pub(crate) fn ratio(theirs: &[Duration], ours: &[Duration]) -> f64 {
     ratios.sort_by(f64::total_cmp);
     ratios[ratios.len() / 2]
 }
+
+/// The first and the third quartile.
+#[allow(dead_code, reason = "not every benchmark has pairs enough")]
+pub(crate) fn quarters(times: &[Duration]) -> (Duration, Duration) {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    (sorted[sorted.len() / 4], sorted[sorted.len() * 3 / 4])
+}

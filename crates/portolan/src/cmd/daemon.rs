@@ -50,7 +50,7 @@ pub(crate) struct Args {
 }
 
 /// Where Docker looks for a plugin of our name.
-const DOCKER_SOCKET: &str = "/run/docker/plugins/portolan.sock";
+pub(crate) const DOCKER_SOCKET: &str = "/run/docker/plugins/portolan.sock";
 
 /// How the daemon runs.
 #[derive(Debug, Default, clap::Args)]

@@ -1,6 +1,7 @@
 //! `portolan install`: have other programs use Portolan
 
 mod cni;
+mod docker;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,11 +16,12 @@ use crate::context::Context;
 use crate::failure::Refused;
 use crate::output;
 
-/// Have Podman or container runtimes with CNI use Portolan, and go back
+/// Have Podman, Docker or container runtimes with CNI use Portolan, and go back
 #[derive(Debug, clap::Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub(crate) enum Command {
     Podman(PodmanArgs),
+    Docker(docker::Args),
     Cni(cni::Args),
 }
 
@@ -27,6 +29,7 @@ impl Command {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         match self {
             Self::Podman(args) => args.run(context),
+            Self::Docker(args) => args.run(context),
             Self::Cni(args) => args.run(context),
         }
     }

@@ -67,7 +67,7 @@ impl Args {
             output::status(info),
             output::ports_in_short(info).join(", "),
             output::networks(info).join(","),
-            container.name.to_string(),
+            container.called().to_owned(),
         ]
     }
 
@@ -79,7 +79,7 @@ impl Args {
 
 fn is_wanted(info: &ContainerInfo, filters: &Filters<'_>) -> bool {
     let container = &info.container;
-    filters.any("name", |name| container.name.as_str().contains(name))
+    filters.any("name", |name| container.called().contains(name) || container.name.as_str().contains(name))
         && filters.any("id", |start| container.id.to_string().starts_with(start))
         && filters.any("network", |network| output::networks(info).iter().any(|name| name == network))
         && filters.any("status", |status| output::state(info) == status)

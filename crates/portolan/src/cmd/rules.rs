@@ -1,8 +1,10 @@
 //! `portolan rules`
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::ValueEnum;
-use portolan_engine::RulesOf;
+use portolan_engine::{ContainerInfo, RulesOf};
 use portolan_model::{Family, FirewallDriver};
 use portolan_plan::{explain, iptables, ruleset};
 
@@ -39,10 +41,12 @@ enum Form {
 impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let of = self.name.map_or(RulesOf::Everything, RulesOf::Named);
-        let rules = context.engine_for("rules")?.rules(&of)?;
+        let engine = context.engine_for("rules")?;
+        let rules = engine.rules(&of)?;
         let text = match self.form {
             Form::Words => {
-                let sentences = explain::words(&rules.elements);
+                let mut sentences = explain::words(&rules.elements);
+                name_owners(&mut sentences, &engine.containers()?);
                 if context.json {
                     let sentences = sentences
                         .into_iter()
@@ -64,6 +68,19 @@ impl Args {
             output::print(&text)?;
         }
         Ok(0)
+    }
+}
+
+/// Adds to the names of containers what their runtime calls them; elements have the name that never changes.
+fn name_owners(sentences: &mut [explain::Sentence], containers: &[ContainerInfo]) {
+    let called: BTreeMap<&str, &str> =
+        containers.iter().map(|info| (info.container.name.as_str(), info.container.called())).collect();
+    for sentence in sentences {
+        let Some(rest) = sentence.owner.strip_prefix("container ") else { continue };
+        let (name, rest) = rest.split_once(' ').map_or((rest, ""), |(name, rest)| (name, rest));
+        if let Some(called) = called.get(name).filter(|called| **called != name) {
+            sentence.owner = format!("container {called} ({name}) {rest}").trim_end().to_owned();
+        }
     }
 }
 

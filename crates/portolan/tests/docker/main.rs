@@ -5,9 +5,14 @@
 //! name has it, `PORTOLAN_DOCKER_DRIVER=bridge` with Docker's own driver alone.
 
 mod cases;
+mod default_network;
 #[path = "../machine/mod.rs"]
 mod machine;
+mod managed;
 mod scene;
+#[path = "../common/upstream.rs"]
+#[allow(dead_code, reason = "each test crate uses its part")]
+mod upstream;
 
 use std::env;
 use std::fmt::Write as _;
@@ -30,12 +35,7 @@ fn wanted() -> impl Iterator<Item = Case> {
 
 #[test]
 fn docker_does_with_us_all_that_it_does_with_its_own_driver() {
-    if Lab::or_skip("docker").is_none() {
-        return;
-    }
-    if let Some(missing) = machine::missing_of(&PROGRAMS) {
-        assert!(env::var_os("CI").is_none(), "CI must have Docker: {missing}");
-        eprintln!("SKIP: `docker`: {missing}");
+    if !has_docker("docker") {
         return;
     }
     let one = env::var("PORTOLAN_DOCKER_DRIVER").unwrap_or_default();
@@ -56,6 +56,19 @@ fn docker_does_with_us_all_that_it_does_with_its_own_driver() {
     let failed: Vec<_> =
         wanted().zip(&ours).filter_map(|((name, _), outcome)| Some((name, outcome.as_ref().err()?))).collect();
     assert!(failed.is_empty(), "with us Docker fails at: {failed:#?}");
+}
+
+/// Whether a lab and a Docker can be had here; says so if not.
+fn has_docker(test: &str) -> bool {
+    if Lab::or_skip(test).is_none() {
+        return false;
+    }
+    let missing = machine::missing_of(&PROGRAMS);
+    if let Some(missing) = &missing {
+        assert!(env::var_os("CI").is_none(), "CI must have Docker: {missing}");
+        eprintln!("SKIP: `{test}`: {missing}");
+    }
+    missing.is_none()
 }
 
 fn play(driver: Driver) -> Result<Vec<Outcome>> {

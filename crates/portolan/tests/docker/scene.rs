@@ -33,6 +33,9 @@ pub(crate) const PROGRAMS: [(&str, &str); 6] = [
 /// What Docker, containerd and we write to.
 const PLACES: [&str; 4] = ["/var/lib/docker", "/var/lib/containerd", "/var/lib/portolan", "/var/tmp"];
 
+/// Another address of the neighbour.
+pub(crate) const NEIGHBOUR_SECOND: &str = "10.0.1.12";
+
 /// What carries Docker's networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driver {
@@ -40,6 +43,8 @@ pub(crate) enum Driver {
     Bridge,
     /// Ours.
     Portolan,
+    /// Ours, as a plugin that Docker manages: a driver is called by the whole name of it then.
+    Managed,
 }
 
 impl Driver {
@@ -47,6 +52,7 @@ impl Driver {
         match self {
             Self::Bridge => "bridge",
             Self::Portolan => "portolan",
+            Self::Managed => "portolan:latest",
         }
     }
 }
@@ -56,7 +62,7 @@ impl Driver {
 pub(crate) struct Scene {
     pub(crate) machine: Machine,
     pub(crate) driver: Driver,
-    dockerd: Mutex<Child>,
+    dockerd: Mutex<Option<Child>>,
     pub(crate) host: Host,
     pub(crate) neighbour: Host,
     /// What the host held when Docker had just begun.
@@ -95,29 +101,62 @@ impl Container {
 impl Scene {
     /// Makes one.
     pub(crate) fn new(name: &str, driver: Driver) -> Result<Self> {
+        let mut scene = Self::without_docker(name, driver)?;
+        if driver == Driver::Portolan {
+            scene.portolan(&["daemon", "start", "--docker"])?;
+        }
+        scene.start_docker()?;
+        if driver == Driver::Portolan {
+            scene.open_filter()?;
+        }
+        scene.before = settled(&scene.host, LONG)?;
+        scene.load_image()?;
+        Ok(scene)
+    }
+
+    /// Makes the host, on which neither Docker nor our daemon runs.
+    pub(crate) fn without_docker(name: &str, driver: Driver) -> Result<Self> {
         let lab = Lab::new(name)?;
         let (host, neighbour) = (lab.host("h")?, lab.host("n")?);
         let (at_host, at_neighbour) =
-            (["10.0.1.1/24", "10.0.1.11/24", "fd00:1::1/64"], ["10.0.1.2/24", "fd00:1::2/64"]);
+            (["10.0.1.1/24", "10.0.1.11/24", "fd00:1::1/64"], ["10.0.1.2/24", "10.0.1.12/24", "fd00:1::2/64"]);
         let lan = lab.lan("lan", &[(&host, "eth0", &at_host), (&neighbour, "eth0", &at_neighbour)])?;
         for gateway in [NEIGHBOUR, NEIGHBOUR6] {
             host.add_default_route(gateway)?;
         }
         let machine = Machine::start(&lab, &host, name, &PLACES, |_| Ok(()))?;
-        if driver == Driver::Portolan {
-            machine.run(PORTOLAN, &["daemon", "start", "--docker"])?;
-        }
-        let dockerd = Mutex::new(start_dockerd(&machine)?);
-        if driver == Driver::Portolan {
-            // What is to be opened for whom is known with the first network.
-            machine.run("docker", &["network", "create", "-d", "portolan", "first"])?;
-            machine.run(PORTOLAN, &["doctor", "--open"])?;
-            machine.run("docker", &["network", "rm", "first"])?;
-        }
         let before = settled(&host, LONG)?;
-        let scene = Self { machine, driver, dockerd, host, neighbour, before, _lan: lan, _lab: lab };
-        scene.docker(&["load", "-i", &scene.machine.make_image()?])?;
-        Ok(scene)
+        Ok(Self { machine, driver, dockerd: Mutex::new(None), host, neighbour, before, _lan: lan, _lab: lab })
+    }
+
+    /// Starts Docker, which does not run.
+    pub(crate) fn start_docker(&self) -> Result<()> {
+        *self.dockerd.lock().expect("no case panics") = Some(start_dockerd(&self.machine)?);
+        Ok(())
+    }
+
+    /// Ends Docker as a service manager does.
+    pub(crate) fn stop_docker(&self) -> Result<()> {
+        let mut dockerd = self.dockerd.lock().expect("no case panics").take().context("Docker runs")?;
+        let pid = fs::read_to_string(self.machine.outside("/run/docker.pid"))?;
+        self.machine.run("kill", &[pid.trim()])?;
+        dockerd.wait()?;
+        Ok(())
+    }
+
+    /// Lets packets of our networks through the host's own filter, which Docker has closed.
+    pub(crate) fn open_filter(&self) -> Result<()> {
+        // What is to be opened for whom is known with the first network.
+        self.docker(&["network", "create", "-d", self.driver.name(), "first"])?;
+        self.portolan(&["doctor", "--open"])?;
+        self.docker(&["network", "rm", "first"])?;
+        Ok(())
+    }
+
+    /// Gives Docker the image of the cases.
+    pub(crate) fn load_image(&self) -> Result<()> {
+        self.docker(&["load", "-i", &self.machine.make_image()?])?;
+        Ok(())
     }
 
     /// Kills Docker as no signal handler can hear, and starts another.
@@ -131,9 +170,9 @@ impl Scene {
         // Our child only stands before it.
         let pid = fs::read_to_string(self.machine.outside("/run/docker.pid"))?;
         self.machine.run("kill", &["-9", pid.trim()])?;
-        dockerd.wait()?;
+        dockerd.take().context("Docker runs")?.wait()?;
         meanwhile()?;
-        *dockerd = start_dockerd(&self.machine)?;
+        *dockerd = Some(start_dockerd(&self.machine)?);
         Ok(())
     }
 
@@ -191,6 +230,7 @@ impl Scene {
         match self.driver {
             Driver::Bridge => &[],
             Driver::Portolan => &["--ipam-driver", "portolan"],
+            Driver::Managed => &["--ipam-driver", "portolan:latest"],
         }
     }
 
@@ -199,7 +239,7 @@ impl Scene {
         let option = format!("driver={driver}");
         let which: &[&str] = match self.driver {
             Driver::Bridge => &["-d", driver],
-            Driver::Portolan => &["-d", "portolan", "-o", &option],
+            Driver::Portolan | Driver::Managed => &["-d", self.driver.name(), "-o", &option],
         };
         self.docker(&[&["network", "create"], which, args, &[name]].concat())?;
         Ok(())
@@ -241,7 +281,7 @@ impl Drop for Scene {
         if self.driver == Driver::Portolan {
             let _ = self.machine.command(PORTOLAN, &["daemon", "stop"]).output();
         }
-        if let Ok(mut dockerd) = self.dockerd.lock() {
+        if let Ok(Some(dockerd)) = self.dockerd.get_mut() {
             let _ = dockerd.kill();
             let _ = dockerd.wait();
         }

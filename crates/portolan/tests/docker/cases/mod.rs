@@ -5,6 +5,7 @@
 mod drivers;
 mod ipam;
 mod life;
+pub(crate) mod names;
 mod networks;
 mod ports;
 
@@ -16,8 +17,9 @@ use crate::scene::Scene;
 pub(crate) type Case = (&'static str, fn(&Scene) -> Result<()>);
 
 /// All of them, by subject.
-pub(crate) const SUBJECTS: [(&str, &[Case]); 5] = [
+pub(crate) const SUBJECTS: [(&str, &[Case]); 6] = [
     ("Networks", networks::CASES),
+    ("Names", names::CASES),
     ("Addresses of an IPAM driver", ipam::CASES),
     ("Other drivers", drivers::CASES),
     ("Published ports", ports::CASES),

@@ -25,7 +25,7 @@ fn tcp(scene: &Scene) -> Result<()> {
         says(&scene.host, at(address, 8080), "site")?;
     }
     says(&site, at(HOST, 8080), "site")?;
-    if scene.driver == Driver::Portolan {
+    if scene.driver != Driver::Bridge {
         let ports = scene.portolan(&["ps"])?;
         ensure!(ports.contains("8080"), "`portolan` does not show it: {ports}");
     }
