@@ -98,7 +98,7 @@ fn both_families(scene: &Scene) -> Result<()> {
     // Docker's own has no subnets of IPv6 to choose from.
     let subnets: &[&str] = match scene.driver {
         Driver::Bridge => &["--subnet", "10.60.0.0/24", "--subnet", "fd60::/64"],
-        Driver::Portolan => &[],
+        Driver::Portolan | Driver::Managed => &[],
     };
     scene.addressed("web", &[&["--ipv6"], subnets].concat())?;
     let a = scene.run("aa", &["--network", "web"])?;
