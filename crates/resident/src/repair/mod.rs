@@ -210,6 +210,12 @@ fn transact(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) -> Result<(), Ne
     socket.transact(&batch).map(drop)
 }
 
+/// Whether a task of this name is one of ours, a command or a thread of the daemon: the kernel tells the name and the id of
+/// the thread that changed rules, not of its process (`nf_tables_fill_gen_info()`, net/netfilter/nf_tables_api.c).
+fn is_of_us(task: &str) -> bool {
+    task.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
 /// Whether rules of ours are in the nftables table of this name. iptables-nft(8) keeps its tables there under their own
 /// names; what iptables-legacy(8) does is not told.
 fn holds_our_rules(driver: FirewallDriver, table: &str) -> bool {
@@ -326,8 +332,7 @@ impl Thread {
         for event in events {
             match event {
                 Event::Rules { tables, by: (pid, name) } => {
-                    let is_ours = *pid == std::process::id() || name == OURS;
-                    if !is_ours && tables.iter().any(|table| holds_our_rules(firewall.driver, table)) {
+                    if !is_of_us(name) && tables.iter().any(|table| holds_our_rules(firewall.driver, table)) {
                         work.rules = true;
                         work.because.insert(format!("`{name}`, process {pid}, changed our rules"));
                     }
@@ -491,5 +496,20 @@ impl Thread {
             micros,
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_us;
+
+    #[test]
+    fn commands_and_threads_are_of_us() {
+        for task in ["portolan", "portolan-repair", "portolan-docker", "portolan-api"] {
+            assert!(is_of_us(task), "{task}");
+        }
+        for task in ["nft", "firewalld", "portolano", "my-portolan", ""] {
+            assert!(!is_of_us(task), "{task}");
+        }
     }
 }
