@@ -391,7 +391,10 @@ impl Services {
         let proxy = self.proxy.as_ref().filter(|_| self.unsettled.proxy).map(Proxy::barrier).transpose()?;
         let (dns, proxy) = (dns.map(Barrier::wait).transpose()?.unwrap_or_default(), proxy.unwrap_or_default());
         self.unsettled = Unsettled { dns: !dns.is_empty(), proxy: !proxy.is_empty() };
-        if let Some(answer) = self.fence.answer.take() {
+        // Nobody needs it to be gone.
+        if self.fence.is_needed
+            && let Some(answer) = self.fence.answer.take()
+        {
             self.fence.failure = answer.wait()?;
         }
         let mut done = Done { warnings: self.fence.failure.iter().cloned().collect(), unanswered: Vec::new() };
