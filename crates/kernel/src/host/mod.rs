@@ -31,6 +31,8 @@ pub struct HostKernel {
     leaves_waits: Cell<bool>,
     /// Whether closing the netfilter socket would have to wait for what it removed.
     lingers: Cell<bool>,
+    /// Whether a copy of this process has it open too, and will close it later than this one does.
+    is_kept: Cell<bool>,
 }
 
 impl HostKernel {
@@ -49,20 +51,21 @@ impl HostKernel {
         self.leaves_waits.get()
     }
 
-    /// Runs `hand`, which makes a copy of this process, with the netfilter socket if that is to be kept open by one.
-    fn with_lingering<T>(&self, hand: impl FnOnce(Option<BorrowedFd<'_>>) -> io::Result<T>) -> io::Result<T> {
+    /// Runs `hand`, which makes a copy of this process, with the netfilter socket, if there is one, for the copy to keep.
+    fn with_netfilter_kept<T>(&self, hand: impl FnOnce(Option<BorrowedFd<'_>>) -> io::Result<T>) -> io::Result<T> {
         let netfilter = self.netfilter.borrow();
-        let handed = hand(netfilter.as_ref().filter(|_| self.lingers.get()).map(Socket::as_fd))?;
-        self.lingers.set(false);
+        let netfilter = netfilter.as_ref().map(Socket::as_fd);
+        let handed = hand(netfilter)?;
+        self.is_kept.set(netfilter.is_some());
         Ok(handed)
     }
 
-    /// Leaves the netfilter socket to a copy of this process if nobody has it who will close it later than we do.
+    /// Leaves the netfilter socket to a copy of this process if closing it would take long and none has it.
     fn leave_lingering(&self) {
-        if !(self.leaves_waits.get() && self.lingers.get()) {
+        if !(self.leaves_waits.get() && self.lingers.get()) || self.is_kept.get() {
             return;
         }
-        if let Err(error) = self.with_lingering(|netfilter| netfilter.map_or(Ok(()), netlink::outlive)) {
+        if let Err(error) = self.with_netfilter_kept(|netfilter| netfilter.map_or(Ok(()), netlink::outlive)) {
             tracing::debug!(%error, "no copy of this process to be had");
         }
     }

@@ -45,7 +45,7 @@ pub(super) fn remove(
     link::delete_group(&mut batch, doomed);
     let doing = || format!("remove interfaces `{}`", left.join("`, `"));
     if kernel.leaves_waits_to_a_copy() {
-        let handed_over = kernel.with_lingering(|netfilter| netlink::hand_over(&batch, netfilter));
+        let handed_over = kernel.with_netfilter_kept(|netfilter| netlink::hand_over(&batch, netfilter));
         match handed_over {
             Ok(handed_over) => {
                 failures.extend(
