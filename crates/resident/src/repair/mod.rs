@@ -21,7 +21,7 @@ use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
 use portolan_model::{Driver, FirewallDriver, Mtu, Network};
 use portolan_plan::{Firewall, Groups};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::daemon::{self, Engine};
@@ -37,6 +37,10 @@ const VETH: &str = "veth";
 
 /// The interface that IPv6 says routes lead to which lead nowhere.
 const LOOPBACK: u32 = 1;
+
+/// What happens to the kernel happens in bursts, a verb's among them: woken by each event of one, we would take turns with its
+/// maker.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
 /// What was done so far.
 #[derive(Debug, Default)]
@@ -272,11 +276,18 @@ impl Thread {
     fn wait(&mut self) -> Result<bool> {
         let [rules, routing] = self.monitor.fds();
         let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        match poll(&mut [entry(self.wake.as_fd()), entry(rules), entry(routing)], None) {
+        let mut entries = [entry(self.wake.as_fd()), entry(rules), entry(routing)];
+        match poll(&mut entries, None) {
             Err(Errno::INTR) => return Ok(true),
             other => other?,
         };
         let heard = Instant::now();
+        if entries[0].revents().is_empty() {
+            match poll(&mut [entry(self.wake.as_fd())], Some(&GATHER)) {
+                Err(Errno::INTR) => {}
+                other => drop(other?),
+            }
+        }
         // Somebody waits for these; what happened in the kernel may keep us at the lock that he holds.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         while let Ok(command) = self.queue.try_recv() {
