@@ -5,6 +5,20 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// What a run that succeeded said.
+#[track_caller]
+fn done(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Why a run was refused.
+#[track_caller]
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// A configuration of Podman's and a directory for links.
 struct Place {
     dir: PathBuf,
@@ -42,15 +56,12 @@ impl Place {
 
     #[track_caller]
     fn done(&self, flags: &[&str]) {
-        let output = self.run(flags);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        done(&self.run(flags));
     }
 
     #[track_caller]
     fn refused(&self, flags: &[&str]) -> String {
-        let output = self.run(flags);
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        refused(&self.run(flags))
     }
 
     /// The line of the drop-in with the list, without the first directory, which is ours.
@@ -156,16 +167,12 @@ impl Cni {
 
     #[track_caller]
     fn done(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        done(&self.run(args))
     }
 
     #[track_caller]
     fn refused(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        refused(&self.run(args))
     }
 
     /// What is in the directory of plugins.
@@ -279,16 +286,12 @@ impl Docker {
 
     #[track_caller]
     fn done(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        done(&self.run(args))
     }
 
     #[track_caller]
     fn refused(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        refused(&self.run(args))
     }
 
     /// All files, with their texts.

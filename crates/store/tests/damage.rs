@@ -53,6 +53,20 @@ fn permissions_of_what_is_made() {
 }
 
 #[test]
+fn what_a_killed_creation_left_is_made_anew() {
+    let scratch = Scratch::new();
+    let root = scratch.root();
+    fs::create_dir(&root).unwrap();
+    for left in ["state.db.new", "state.db.new-wal", "state.db.new-shm"] {
+        fs::write(root.join(left), "half of it").unwrap();
+    }
+    make(&root);
+    let names: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().contains(".new")), "{names:?}");
+    SqliteStore::open(&root).unwrap();
+}
+
+#[test]
 fn closing_leaves_the_log_alone() {
     let scratch = Scratch::new();
     let store = SqliteStore::open(&scratch.root()).unwrap();
