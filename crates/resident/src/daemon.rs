@@ -20,7 +20,7 @@ use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
 use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::signals::{self, Event as Received, Signals};
-use portolan_model::Id;
+use portolan_model::{FirewallDriver, Id};
 use portolan_store::SqliteStore;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::inotify;
@@ -66,6 +66,8 @@ pub struct Config {
     pub run: PathBuf,
     /// Leave when no container is on any network.
     pub on_demand: bool,
+    /// Who is to carry out the rules, if the first network is made for Docker or its clients; none for the usual one.
+    pub firewall: Option<FirewallDriver>,
     /// Where Docker's plugin is served, if it is.
     pub docker: Option<PathBuf>,
     /// Where Docker's API is served, if it is.

@@ -15,7 +15,7 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use portolan_docker::plugin;
 use portolan_kernel::door::Door;
-use portolan_model::ProcessId;
+use portolan_model::{FirewallDriver, ProcessId};
 use serde_json::{Value, json};
 
 use crate::daemon::{self, Engine};
@@ -42,17 +42,17 @@ struct Served {
 
 impl Plugin {
     /// Starts the thread (`portolan-docker`) for the state at `root`, served at `socket` to root alone; `run` is where the
-    /// resident's control socket is.
+    /// resident's control socket is, `firewall` who carries out the rules if the first network is made here.
     ///
     /// # Errors
     /// When somebody else serves there, or the socket cannot be made.
-    pub fn start(root: &Path, run: &Path, socket: &Path) -> Result<Self> {
+    pub fn start(root: &Path, run: &Path, firewall: Option<FirewallDriver>, socket: &Path) -> Result<Self> {
         let doing = || format!("serve Docker's plugin at `{}`", socket.display());
         if let Some(directory) = socket.parent() {
             fs::create_dir_all(directory).with_context(doing)?;
         }
         let door = Door::private(socket).context("serve Docker's plugin")?;
-        let engine = daemon::engine(root)?;
+        let engine = daemon::engine(root)?.with_firewall(firewall);
         engine.begin_answering().with_context(doing)?;
         let names = Names::start(root, run)?;
         let served = Arc::new(Served { engine: Mutex::new(engine), run: run.to_owned(), names });

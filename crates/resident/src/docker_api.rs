@@ -50,8 +50,6 @@ pub struct Config {
     pub socket: PathBuf,
     /// The group that may use it, by its name or number; none for `docker` where that is, or else root's.
     pub group: Option<String>,
-    /// Who is to carry out the rules, if the first network is made here; none for the usual one.
-    pub firewall: Option<FirewallDriver>,
     /// How the files of a container are written anew that say where it is.
     pub refresh: Refresh,
 }
@@ -69,7 +67,7 @@ impl Api {
     ///
     /// # Errors
     /// When somebody else serves there, the group is not there, or the socket cannot be made.
-    pub fn start(root: &Path, run: &Path, config: &Config) -> Result<Self> {
+    pub fn start(root: &Path, run: &Path, firewall: Option<FirewallDriver>, config: &Config) -> Result<Self> {
         let doing = || format!("serve Docker's API at `{}`", config.socket.display());
         if let Some(directory) = config.socket.parent() {
             fs::create_dir_all(directory).with_context(doing)?;
@@ -81,8 +79,8 @@ impl Api {
             root: root.to_owned(),
             run: run.to_owned(),
             // That the state can be opened is better known before anybody asks.
-            engines: Mutex::new(vec![daemon::engine(root)?.with_firewall(config.firewall)]),
-            firewall: config.firewall,
+            engines: Mutex::new(vec![daemon::engine(root)?.with_firewall(firewall)]),
+            firewall,
             hub: hub.clone(),
             pruning: Mutex::new(()),
             refresh: config.refresh,

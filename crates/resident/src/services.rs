@@ -13,7 +13,7 @@ use portolan_dns::ResolvConf;
 use portolan_docker::api::events::Chronicle;
 use portolan_engine::{Change, Error};
 use portolan_kernel::diag::Transport;
-use portolan_model::Id;
+use portolan_model::{FirewallDriver, Id};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +109,8 @@ pub struct Services {
     scrapers: Option<mpsc::Receiver<Ask>>,
     run: PathBuf,
     metrics: Option<SocketAddr>,
+    /// Who is to carry out the rules, if the first network is made for Docker or its clients.
+    firewall: Option<FirewallDriver>,
     /// Where Docker's plugin is served, and who serves it.
     docker: (Option<PathBuf>, Option<Plugin>),
     /// How Docker's API is served, and who serves it.
@@ -175,6 +177,7 @@ impl Services {
             scrapers: None,
             run: config.run.clone(),
             metrics: config.metrics,
+            firewall: config.firewall,
             docker: (config.docker.clone(), None),
             api: (config.api.clone(), None),
             chronicle: Chronicle::default(),
@@ -250,11 +253,11 @@ impl Services {
         self.scrape = Some(Scrape::start(&self.run.join("metrics.sock"), self.metrics, ask)?);
         self.scrapers = Some(scrapers);
         if let Some(socket) = &self.docker.0 {
-            self.docker.1 = Some(Plugin::start(&self.root, &self.run, socket)?);
+            self.docker.1 = Some(Plugin::start(&self.root, &self.run, self.firewall, socket)?);
         }
         self.chronicle = Chronicle::default();
         if let Some(config) = &self.api.0 {
-            self.api.1 = Some(Api::start(&self.root, &self.run, config)?);
+            self.api.1 = Some(Api::start(&self.root, &self.run, self.firewall, config)?);
         }
         Ok(())
     }

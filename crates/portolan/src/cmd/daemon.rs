@@ -129,13 +129,13 @@ fn config(context: &Context, run: &RunArgs) -> Config {
     let api = run.api_socket(context).map(|socket| docker_api::Config {
         socket,
         group: run.api_group.clone(),
-        firewall: context.firewall,
         refresh: super::run::refresh_files,
     });
     Config {
         root: context.root.clone(),
         run: context.run.clone(),
         on_demand: run.on_demand,
+        firewall: context.firewall,
         docker: run.docker.clone(),
         api,
         metrics: run.metrics,
