@@ -5,7 +5,8 @@
 //! - `run`: `docker run -d -p 8080:80` until a neighbour's first reply through the published port.
 //! - `ports`: the same with 206 published ports, until the reply through the last one.
 //! - `networks`: a hundred networks, made by Docker's API, and by `docker network create`, which takes longer to start than either
-//!   driver to make one.
+//!   driver to make one. Beside them a driver that does nothing, which shows what Docker itself takes, and ours under a Docker
+//!   with `"iptables": false`, which has nothing to run iptables(8) for.
 //!
 //! Either driver has a host and a Docker of its own, as Debian has it: its userland proxies are on. They take turns, and each goes
 //! first as often.
@@ -17,14 +18,14 @@ mod machine;
 #[allow(dead_code, reason = "it is that of the tests")]
 mod scene;
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use figures::{median, ms, quarters, ratio};
-use machine::IMAGE;
+use machine::{IMAGE, Machine};
 use portolan_lab::probe::http_get;
 use scene::{Driver, HOST, PROGRAMS, SHORT, Scene, at};
 use serde_json::json;
@@ -43,37 +44,106 @@ fn main() -> Result<()> {
         scene.network("web", &["--subnet", "10.60.0.0/24"])?;
         scene.run("stays", &["--network", "web"])?;
     }
+    let [ours, theirs] = &scenes;
+    let both = [Side::new("portolan", ours), Side::new("bridge", theirs)];
     if is_wanted("run") {
-        run(&scenes).context("benchmark `run`")?;
+        run(&both).context("benchmark `run`")?;
     }
-    let mut sums = Vec::new();
     if is_wanted("ports") {
-        sums.push(ports(&scenes).context("benchmark `ports`")?);
+        ports(&both).context("benchmark `ports`")?;
     }
     if is_wanted("networks") {
-        sums.push(networks(&scenes).context("benchmark `networks`")?);
-    }
-    if sums.len() == 2 {
-        let sum = |side: usize| sums.iter().map(|times| times[side]).sum::<Duration>();
-        println!("\nBoth together: {} and {}, {:.1} times.", ms(sum(0)), ms(sum(1)), times(sum(1), sum(0)));
+        let nothing = Nothing::serve(&ours.machine)?;
+        let alone = Scene::without_iptables("portolan-alone", Driver::Portolan)?;
+        let [ours, theirs] = both;
+        let alone = Side::new("portolan, Docker with `\"iptables\": false`", &alone);
+        networks(&[ours, theirs, alone, nothing.side(&scenes[0])]).context("benchmark `networks`")?;
     }
     Ok(())
+}
+
+/// What is measured beside others: a driver of a Docker.
+struct Side<'a> {
+    title: &'static str,
+    scene: &'a Scene,
+    driver: &'static str,
+}
+
+impl<'a> Side<'a> {
+    fn new(title: &'static str, scene: &'a Scene) -> Self {
+        Self { title, scene, driver: scene.driver.name() }
+    }
+}
+
+/// A network driver that says yes to everything and does nothing: what a network takes with it is Docker's own.
+struct Nothing;
+
+impl Nothing {
+    /// Serves it to a machine's Docker for as long as the benchmark runs.
+    fn serve(machine: &Machine) -> Result<Self> {
+        let dir = machine.outside("/run/docker/plugins");
+        std::fs::create_dir_all(&dir)?;
+        let listener = UnixListener::bind(dir.join("nothing.sock"))?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || Self::answer(stream));
+            }
+        });
+        Ok(Self)
+    }
+
+    fn side<'a>(&self, scene: &'a Scene) -> Side<'a> {
+        Side { title: "a driver that does nothing", scene, driver: "nothing" }
+    }
+
+    /// Answers the requests of a connection until it ends.
+    fn answer(stream: UnixStream) -> Option<()> {
+        let mut reader = BufReader::new(stream.try_clone().ok()?);
+        let mut writer = stream;
+        loop {
+            let (mut path, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).ok()? == 0 {
+                    return None;
+                }
+                let line = line.trim_end().to_ascii_lowercase();
+                if let Some(value) = line.strip_prefix("content-length:") {
+                    length = value.trim().parse().ok()?;
+                } else if line.is_empty() {
+                    break;
+                } else if path.is_empty() {
+                    path = line.split(' ').nth(1)?.to_owned();
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).ok()?;
+            let body = match &*path {
+                "/plugin.activate" => r#"{"Implements":["NetworkDriver"]}"#,
+                "/networkdriver.getcapabilities" => r#"{"Scope":"local","ConnectivityScope":"local"}"#,
+                _ => "{}",
+            };
+            let kind = "application/vnd.docker.plugins.v1.1+json";
+            write!(writer, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+                .ok()?;
+        }
+    }
 }
 
 fn times(theirs: Duration, ours: Duration) -> f64 {
     theirs.as_secs_f64() / ours.as_secs_f64()
 }
 
-/// Measures `work` on either side, `count` times; the first is not counted.
+/// Measures `work` on each side, `count` times; the first is not counted.
 fn in_turn(
-    scenes: &[Scene; 2],
+    sides: &[Side<'_>],
     count: usize,
-    work: impl Fn(&Scene, usize) -> Result<Duration>,
-) -> Result<[Vec<Duration>; 2]> {
-    let mut measured = [Vec::new(), Vec::new()];
+    work: impl Fn(&Side<'_>, usize) -> Result<Duration>,
+) -> Result<Vec<Vec<Duration>>> {
+    let mut measured = vec![Vec::new(); sides.len()];
     for turn in 0..=count {
-        for side in if turn % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let time = work(&scenes[side], turn)?;
+        for place in 0..sides.len() {
+            let side = (place + turn) % sides.len();
+            let time = work(&sides[side], turn)?;
             if turn > 0 {
                 measured[side].push(time);
             }
@@ -82,13 +152,15 @@ fn in_turn(
     Ok(measured)
 }
 
-fn print(title: &str, measured: &[Vec<Duration>; 2]) {
-    let [ours, theirs] = measured;
-    println!("\n### {title} ({} pairs)\n", ours.len());
-    println!("| driver | median | middle half | times ours |\n|---|---|---|---|");
-    for (name, side) in [("portolan", ours), ("bridge", theirs)] {
-        let (low, high) = quarters(side);
-        println!("| {name} | {} | {} to {} | {:.2} |", ms(median(side)), ms(low), ms(high), ratio(side, ours));
+fn print(title: &str, sides: &[Side<'_>], measured: &[Vec<Duration>]) {
+    println!("\n### {title} ({} of each, in turn)\n", measured[0].len());
+    println!("| driver | median | middle half | times ours | all of them | times ours |\n|---|---|---|---|---|---|");
+    let sum = |times: &[Duration]| times.iter().sum::<Duration>();
+    for (side, found) in sides.iter().zip(measured) {
+        let (low, high) = quarters(found);
+        let (title, median, ratio) = (side.title, ms(median(found)), ratio(found, &measured[0]));
+        let (all, times) = (ms(sum(found)), times(sum(found), sum(&measured[0])));
+        println!("| {title} | {median} | {} to {} | {ratio:.2} | {all} | {times:.2} |", ms(low), ms(high));
     }
 }
 
@@ -112,37 +184,37 @@ fn until_reply(scene: &Scene, to: SocketAddr, start: Instant) -> Result<Duration
     }
 }
 
-fn run(scenes: &[Scene; 2]) -> Result<()> {
+fn run(sides: &[Side<'_>]) -> Result<()> {
     const PAIRS: usize = 30;
     let command = "echo here >/www/index.html; exec httpd -f -p 80 -h /www";
-    let measured = in_turn(scenes, PAIRS, |scene, _| first_reply(scene, "8080:80", command, 8080))?;
-    print("`docker run -d -p 8080:80` to the first reply", &measured);
+    let measured = in_turn(sides, PAIRS, |side, _| first_reply(side.scene, "8080:80", command, 8080))?;
+    print("`docker run -d -p 8080:80` to the first reply", sides, &measured);
     Ok(())
 }
 
-/// The medians, ours and theirs.
-fn ports(scenes: &[Scene; 2]) -> Result<[Duration; 2]> {
+fn ports(sides: &[Side<'_>]) -> Result<()> {
     const PAIRS: usize = 6;
     let command = "echo here >/www/index.html; exec httpd -f -p 285 -h /www";
-    let measured = in_turn(scenes, PAIRS, |scene, _| first_reply(scene, "9000-9205:80-285", command, 9205))?;
-    print("`docker run -d` with 206 published ports to the reply through the last", &measured);
-    Ok([median(&measured[0]), median(&measured[1])])
+    let measured = in_turn(sides, PAIRS, |side, _| first_reply(side.scene, "9000-9205:80-285", command, 9205))?;
+    print("`docker run -d` with 206 published ports to the reply through the last", sides, &measured);
+    Ok(())
 }
 
-/// All of them by the API, ours and theirs.
-fn networks(scenes: &[Scene; 2]) -> Result<[Duration; 2]> {
-    let by_command = in_turn(scenes, NETWORKS, |scene, n| {
+fn networks(sides: &[Side<'_>]) -> Result<()> {
+    let by_command = in_turn(sides, NETWORKS, |side, n| {
+        let (name, subnet) = (format!("c{n}-{}", side.driver.len()), subnet(side, n));
         let start = Instant::now();
-        scene.network(&format!("c{n}"), &["--subnet", &format!("10.70.{n}.0/24")])?;
+        side.scene.docker(&["network", "create", "-d", side.driver, "--subnet", &subnet, &name])?;
         Ok(start.elapsed())
     })?;
-    report("`docker network create`", scenes, &by_command)?;
-    let by_api = in_turn(scenes, NETWORKS, |scene, n| {
-        let pool = json!([{"Subnet": format!("10.70.{n}.0/24")}]);
-        let asked =
-            json!({"Name": format!("a{n}"), "Driver": scene.driver.name(), "IPAM": {"Config": pool}}).to_string();
+    print("`docker network create`", sides, &by_command);
+    prune(sides)?;
+    let by_api = in_turn(sides, NETWORKS, |side, n| {
+        let pool = json!([{"Subnet": subnet(side, n)}]);
+        let name = format!("a{n}-{}", side.driver.len());
+        let asked = json!({"Name": name, "Driver": side.driver, "IPAM": {"Config": pool}}).to_string();
         let start = Instant::now();
-        let mut docker = UnixStream::connect(scene.machine.outside("/run/docker.sock"))?;
+        let mut docker = UnixStream::connect(side.scene.machine.outside("/run/docker.sock"))?;
         let length = asked.len();
         write!(
             docker,
@@ -153,18 +225,17 @@ fn networks(scenes: &[Scene; 2]) -> Result<[Duration; 2]> {
         ensure!(answer.contains(" 201 Created"), "Docker says {answer}");
         Ok(start.elapsed())
     })?;
-    report("`POST /networks/create`", scenes, &by_api)
+    print("`POST /networks/create`", sides, &by_api);
+    prune(sides)
 }
 
-/// Prints what was measured, and takes the networks away; the sums.
-fn report(title: &str, scenes: &[Scene; 2], measured: &[Vec<Duration>; 2]) -> Result<[Duration; 2]> {
-    print(title, measured);
-    let sums = [measured[0].iter().sum(), measured[1].iter().sum()];
-    println!("\nA hundred: {} and {}, {:.1} times.", ms(sums[0]), ms(sums[1]), times(sums[1], sums[0]));
-    for scene in scenes {
-        scene.docker(&["network", "prune", "--force"])?;
-    }
-    Ok(sums)
+/// A subnet that no other network of that Docker has.
+fn subnet(side: &Side<'_>, n: usize) -> String {
+    format!("10.{}.{n}.0/24", if side.driver == "nothing" { 71 } else { 70 })
+}
+
+fn prune(sides: &[Side<'_>]) -> Result<()> {
+    sides.iter().try_for_each(|side| side.scene.docker(&["network", "prune", "--force"]).map(drop))
 }
 
 const NETWORKS: usize = 100;

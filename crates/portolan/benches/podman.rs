@@ -44,7 +44,7 @@ fn main() -> Result<()> {
 }
 
 /// How many containers a host has when it is measured; netavark is measured up to the second figure.
-const FILLS: [usize; 3] = [0, 200, 1000];
+const FILLS: [usize; 4] = [0, 1, 200, 1000];
 const PEER_UP_TO: usize = 200;
 /// How often each is measured at each fill.
 const ROUNDS: usize = 21;

@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use portolan_lab::eventually;
+use portolan_lab::probe::http_get;
 
 use crate::has_docker;
 use crate::machine::IMAGE;
@@ -23,6 +24,30 @@ fn dockers_default_network_is_taken_away_and_brought_back() {
             walk(own).expect("the page is right");
         }
     }
+}
+
+#[test]
+fn a_docker_without_iptables_leaves_the_firewall_to_us() {
+    if has_docker("docker-alone") {
+        alone().expect("our networks need nothing of Docker's rules");
+    }
+}
+
+fn alone() -> Result<()> {
+    let scene = Scene::without_iptables("docker-alone", Driver::Portolan)?;
+    scene.network("web", &[])?;
+    scene.network("other", &[])?;
+    let site = scene.run("site", &["--network", "web", "-p", "8080:80"])?;
+    let client = scene.run("client", &["--network", "web"])?;
+    let stranger = scene.run("stranger", &["--network", "other"])?;
+    let inside = at(&site.ip("web"), 80);
+    says(&scene.neighbour, at(HOST, 8080), "site")?;
+    says(&client, inside, "site")?;
+    ensure!(scene.docker(&["exec", "client", "wget", "-qO-", "http://site/"])? == "site", "no name");
+    ensure!(http_get(&stranger, inside, "/", SHORT).is_err(), "networks are not kept apart");
+    let rules = scene.machine.run("iptables-save", &[])?;
+    ensure!(!rules.contains("DOCKER"), "Docker has made rules: {rules}");
+    scene.clear()
 }
 
 /// A host with systemd, as far as the page needs one.

@@ -114,6 +114,19 @@ impl Scene {
         Ok(scene)
     }
 
+    /// Makes one whose Docker leaves the host's firewall alone.
+    pub(crate) fn without_iptables(name: &str, driver: Driver) -> Result<Self> {
+        let mut scene = Self::without_docker(name, driver)?;
+        let daemon_json = scene.machine.outside("/etc/docker/daemon.json");
+        fs::create_dir_all(daemon_json.parent().context("it has a directory")?)?;
+        fs::write(daemon_json, r#"{"bridge": "none", "iptables": false}"#)?;
+        scene.portolan(&["daemon", "start", "--docker"])?;
+        scene.start_docker()?;
+        scene.before = settled(&scene.host, LONG)?;
+        scene.load_image()?;
+        Ok(scene)
+    }
+
     /// Makes the host, on which neither Docker nor our daemon runs.
     pub(crate) fn without_docker(name: &str, driver: Driver) -> Result<Self> {
         let lab = Lab::new(name)?;
