@@ -21,11 +21,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use cases::{Case, SUBJECTS};
+use machine::lanes::in_lanes;
 use portolan_lab::Lab;
 use scene::{Driver, PROGRAMS, Scene, timed};
 
 /// What came of a case: nothing wrong, or why not.
 type Outcome = std::result::Result<(), String>;
+
+/// How many machines share the cases.
+const LANES: usize = 2;
 
 fn wanted() -> impl Iterator<Item = Case> {
     let word = env::var("PORTOLAN_DOCKER").unwrap_or_default();
@@ -73,16 +77,14 @@ fn has_docker(test: &str) -> bool {
 
 fn play(driver: Driver) -> Result<Vec<Outcome>> {
     let name = driver.name();
-    let scene = Scene::new(name, driver)?;
-    let mut outcomes = Vec::new();
-    for (case, run) in wanted() {
-        let (time, result) = timed(|| run(&scene));
+    let start = |lane| Scene::new(&format!("{name}-{lane}"), driver);
+    in_lanes(LANES, &wanted().collect::<Vec<_>>(), start, |scene, (case, run)| {
+        let (time, result) = timed(|| run(scene));
         // What cannot be cleared away is the fault of the case before.
         let outcome = result.and(scene.clear()).map_err(|error| format!("{error:#}"));
         eprintln!("{name}: {case}: {outcome:?} ({:.1} s)", time.as_secs_f64());
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
+        outcome
+    })
 }
 
 /// Both outcomes of every case, as Markdown.

@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each runtime's tests and benchmarks use a part of it")]
 
+pub(crate) mod lanes;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "the benchmark uses a part of it, the test another")]
 
 #[path = "../machine/mod.rs"]
-mod any;
+pub(crate) mod any;
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::cases::{Case, SUBJECTS};
 use crate::machine::Backend;
+use crate::machine::any::lanes::in_lanes;
 use crate::scene::{Lack, Scene, timed};
 
 /// What came of a case: nothing wrong, or why not.
@@ -27,12 +28,16 @@ pub(crate) fn wanted() -> impl Iterator<Item = Case> {
     all.filter(move |(name, _)| name.contains(&word))
 }
 
-/// Runs cases on a machine with one backend.
-pub(crate) fn play(name: &str, backend: Backend, cases: impl Iterator<Item = Case>) -> Result<Vec<Outcome>> {
-    let scene = Scene::new(name, backend)?;
-    let mut outcomes = Vec::new();
-    for (case, run) in cases {
-        let (time, result) = timed(|| run(&scene));
+/// Runs cases on as many machines as there are to be lanes, with one backend.
+pub(crate) fn play(
+    name: &str,
+    backend: Backend,
+    lanes: usize,
+    cases: impl Iterator<Item = Case>,
+) -> Result<Vec<Outcome>> {
+    let start = |lane| Scene::new(&format!("{name}-{lane}"), backend);
+    in_lanes(lanes, &cases.collect::<Vec<_>>(), start, |scene, (case, run)| {
+        let (time, result) = timed(|| run(scene));
         let cleared = scene.clear();
         // What cannot be cleared away is the fault of the case before.
         let outcome = result.and(cleared).map_err(|error| match error.downcast_ref::<Lack>() {
@@ -40,9 +45,8 @@ pub(crate) fn play(name: &str, backend: Backend, cases: impl Iterator<Item = Cas
             None => Why::Fails(reason(&format!("{error:#}"))),
         });
         eprintln!("{name}: {case}: {outcome:?} ({:.1} s)", time.as_secs_f64());
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
+        outcome
+    })
 }
 
 /// A reason without what differs from run to run: ids, times, several lines.

@@ -56,7 +56,7 @@ fn podman_does_with_our_plugins_what_it_does_with_the_originals() {
     let one = env::var("PORTOLAN_PODMAN_BACKEND").unwrap_or_default();
     let side = |name: &'static str, backend| {
         let is_wanted = one.is_empty() || one == name;
-        std::thread::spawn(move || if is_wanted { play(name, backend, cases()) } else { Ok(Vec::new()) })
+        std::thread::spawn(move || if is_wanted { play(name, backend, 1, cases()) } else { Ok(Vec::new()) })
     };
     let sides = [side("plugins", Backend::Plugins), side("ours", Backend::PortolanPlugins)];
     let [theirs, ours] = sides.map(|side| side.join().expect("a case does not panic").expect("a machine can be had"));
