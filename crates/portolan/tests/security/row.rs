@@ -51,8 +51,8 @@ it for `bridge`, `ptp` and mixtures of both, over TCP, UDP, SCTP and ICMP, with 
 forged source is in `crates/portolan/tests/ptp.rs`. The guard, and so most of what is said above of frames, is for `nftables`
 alone: [firewall.md](firewall.md).
 
-What one container may take of the kernel's table of connections (`nf_conntrack_max`) is not limited. A scan that nobody answers
-does others no harm, since the kernel gives up such entries first; connections that are answered stay.
+What one container may take of the kernel's table of connections (`nf_conntrack_max`) is not limited. With the table full of what
+one container began and nobody answered, the others' connections come about: the kernel gives up such entries first.
 
 The holes of encrypted overlays (CVE-2023-28840 to 28842, CVE-2024-28860, CVE-2024-25630 and their like) have no counterpart:
 there is no overlay.
