@@ -434,6 +434,7 @@ fn condition_words(part: &Part) -> String {
         Part::Ether(EtherType::Ipv4) => "is IPv4".to_owned(),
         Part::Ether(EtherType::Arp) => "is ARP".to_owned(),
         Part::Ether(EtherType::Ipv6) => "is IPv6".to_owned(),
+        Part::HasL4Proto => "tells what it carries".to_owned(),
         Part::UdpSource(port) => format!("is from udp port {port}"),
         Part::TcpSource(port) => format!("is from tcp port {port}"),
         Part::UdpDestination(port) => format!("is for udp port {port}"),
@@ -466,6 +467,7 @@ fn list(loads: &[Load]) -> String {
             Load::EtherSource => "source MAC",
             Load::ArpSenderMac => "ARP sender's MAC",
             Load::ArpSenderAddress => "ARP sender's address",
+            Load::NeighbourTarget => "neighbour asked about",
         })
         .collect();
     match names.split_last() {

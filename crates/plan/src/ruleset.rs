@@ -64,6 +64,8 @@ pub enum Load {
     ArpSenderMac,
     /// `arp saddr ip`.
     ArpSenderAddress,
+    /// `icmpv6 taddr`, what a neighbour advertisement or solicitation is about. nft(8) before 1.0.8 knows no name for it.
+    NeighbourTarget,
 }
 
 /// A link layer protocol, for the guard.
@@ -111,8 +113,15 @@ pub enum Part {
     Ether(EtherType),
     /// `ip protocol icmp`, whichever family: `meta l4proto`.
     L4Proto(u8),
+    /// The header of the transport is in the packet, or was in the first fragment of it: `meta l4proto != 255`, which is
+    /// reserved, and not decided without one.
+    HasL4Proto,
     /// `icmpv6 type`.
     Icmp6Type(u8),
+    /// It is ICMPv6 and shows that it is of another type.
+    NotIcmp6Type(u8),
+    /// `ip6 hoplimit`.
+    HopLimit6(u8),
     /// `udp sport`.
     UdpSource(u16),
     /// `tcp sport`.
@@ -162,6 +171,7 @@ pub struct Rule {
     pub comment: &'static str,
 }
 
+const LISTENER_QUERY: u8 = 130;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
@@ -238,12 +248,12 @@ pub fn chains(table: Table) -> impl Iterator<Item = Chain> {
 pub fn rules(chain: Chain) -> Vec<Rule> {
     use Family::{V4, V6};
     use Load::{
-        ArpSenderAddress, ArpSenderMac, Destination, DestinationPort, EtherSource, IifName, NfProto, OifName, Protocol,
-        Source,
+        ArpSenderAddress, ArpSenderMac, Destination, DestinationPort, EtherSource, IifName, NeighbourTarget, NfProto,
+        OifName, Protocol, Source,
     };
     use Part::{
-        Count, Dnat, Do, Ether, FromLoopback4, Icmp6Type, IifGroup, In, L4Proto, Masquerade, NoWayBack, OifGroup, Snat,
-        ToLocal, ToLoopback4, ToMulticast, Translated, Verdict,
+        Count, Dnat, Do, Ether, FromLoopback4, HasL4Proto, Icmp6Type, IifGroup, In, L4Proto, Masquerade, NoWayBack,
+        OifGroup, Snat, ToLocal, ToLoopback4, ToMulticast, Translated, Verdict,
     };
 
     let rule = |comment: &'static str, parts: &[Part]| Rule { parts: parts.to_vec(), comment };
@@ -292,6 +302,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Allow => vec![rule("a mark for the fence", &[Part::SetPriority(ALLOWED), Do(Data::Accept)])],
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
+            drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
             drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
             drop("a container sent to a loopback address", &[IifGroup(true, Group::Bridges), ToLoopback4]),
             drop(
@@ -460,6 +471,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             drop("an internal network reaches the host at its gateway only", &[]),
         ],
         Chain::FenceEarly => vec![
+            drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
             drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
             drop("a container sent to a loopback address", &[IifGroup(true, Group::Bridges), ToLoopback4]),
         ],
@@ -521,6 +533,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 &[Ether(EtherType::Ipv4), L4Proto(IGMP), Do(Data::Drop)],
             ),
             drop("a container answers as DHCP server", &[Ether(EtherType::Ipv4), Part::UdpSource(67)]),
+            // Clients look at their own port, many at no other.
+            drop("a container answers as DHCP server", &[Ether(EtherType::Ipv4), Part::UdpDestination(68)]),
             rule(
                 "",
                 &[
@@ -539,18 +553,53 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             ),
             drop("a container advertises itself as router", &[Ether(EtherType::Ipv6), Icmp6Type(ROUTER_ADVERTISEMENT)]),
             drop("a container redirects others", &[Ether(EtherType::Ipv6), Icmp6Type(REDIRECT)]),
+            drop("a container asks as router who listens", &[Ether(EtherType::Ipv6), Icmp6Type(LISTENER_QUERY)]),
             drop("a container answers as DHCPv6 server", &[Ether(EtherType::Ipv6), Part::UdpSource(547)]),
+            drop("a container answers as DHCPv6 server", &[Ether(EtherType::Ipv6), Part::UdpDestination(546)]),
             rule(
                 "",
                 &[
                     Ether(EtherType::Ipv6),
+                    Icmp6Type(NEIGHBOUR_ADVERTISEMENT),
+                    In(true, vec![IifName, EtherSource, NeighbourTarget], Set::Source(V6)),
+                    In(true, vec![IifName, EtherSource, Source(V6)], Set::Source(V6)),
+                    Do(Data::Accept),
+                ],
+            ),
+            drop(
+                "a container answers for another's address",
+                &[Ether(EtherType::Ipv6), Icmp6Type(NEIGHBOUR_ADVERTISEMENT)],
+            ),
+            // Any of the above could be in fragments of which the first ends before it says so. Neighbour discovery counts
+            // with the highest hop limit alone (RFC 4861 §3.1), and in fragments not at all (RFC 6980).
+            rule(
+                "",
+                &[
+                    Ether(EtherType::Ipv6),
+                    Part::NotIcmp6Type(ROUTER_ADVERTISEMENT),
+                    In(true, vec![IifName, EtherSource, Source(V6)], Set::Source(V6)),
+                    Do(Data::Accept),
+                ],
+            ),
+            drop("neighbour discovery in fragments", &[Ether(EtherType::Ipv6), Part::HopLimit6(255), L4Proto(ICMP6)]),
+            rule(
+                "",
+                &[
+                    Ether(EtherType::Ipv6),
+                    HasL4Proto,
                     In(true, vec![IifName, EtherSource, Source(V6)], Set::Source(V6)),
                     Do(Data::Accept),
                 ],
             ),
             rule(
                 "duplicate address detection",
-                &[Ether(EtherType::Ipv6), Part::FromUnspecified6, Icmp6Type(NEIGHBOUR_SOLICITATION), Do(Data::Accept)],
+                &[
+                    Ether(EtherType::Ipv6),
+                    Part::FromUnspecified6,
+                    Icmp6Type(NEIGHBOUR_SOLICITATION),
+                    In(true, vec![IifName, EtherSource, NeighbourTarget], Set::Source(V6)),
+                    Do(Data::Accept),
+                ],
             ),
             drop("not this container's MAC or address", &[]),
         ],
@@ -572,6 +621,7 @@ impl fmt::Display for Load {
             Self::EtherSource => "ether saddr",
             Self::ArpSenderMac => "arp saddr ether",
             Self::ArpSenderAddress => "arp saddr ip",
+            Self::NeighbourTarget => "icmpv6 taddr",
         })
     }
 }
@@ -616,6 +666,11 @@ impl fmt::Display for Rendered<'_> {
             Part::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
             Part::L4Proto(IGMP) => write!(f, "meta l4proto igmp"),
             Part::L4Proto(number) => write!(f, "meta l4proto {number}"),
+            Part::NotIcmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type != nd-router-advert"),
+            Part::NotIcmp6Type(number) => write!(f, "icmpv6 type != {number}"),
+            Part::HopLimit6(hops) => write!(f, "ip6 hoplimit {hops}"),
+            Part::HasL4Proto => write!(f, "meta l4proto != 255"),
+            Part::Icmp6Type(LISTENER_QUERY) => write!(f, "icmpv6 type mld-listener-query"),
             Part::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
             Part::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),
             Part::Icmp6Type(NEIGHBOUR_ADVERTISEMENT) => write!(f, "icmpv6 type nd-neighbor-advert"),

@@ -487,6 +487,10 @@ impl Expressions<'_> {
                     self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 14, 4, register);
                     4
                 }
+                Load::NeighbourTarget => {
+                    self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16, register);
+                    16
+                }
             };
             register += u32::div_ceil(len, 4);
         }
@@ -572,11 +576,18 @@ impl Expressions<'_> {
                 self.compare(true, &kind.number().to_be_bytes());
                 self.ether_known = true;
             }
+            // Without a transport header the kernel has nothing to compare, and the rule does not apply.
+            Part::HasL4Proto => self.meta_is(libc::NFT_META_L4PROTO, false, &[libc::IPPROTO_RAW as u8]),
             Part::L4Proto(number) => self.meta_is(libc::NFT_META_L4PROTO, true, &[*number]),
-            Part::Icmp6Type(kind) => {
+            Part::Icmp6Type(kind) | Part::NotIcmp6Type(kind) => {
                 self.meta_is(libc::NFT_META_L4PROTO, true, &[libc::IPPROTO_ICMPV6 as u8]);
                 self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, REGISTER);
-                self.compare(true, &[*kind]);
+                self.compare(matches!(part, Part::Icmp6Type(_)), &[*kind]);
+            }
+            Part::HopLimit6(hops) => {
+                self.only_family(Family::V6);
+                self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 7, 1, REGISTER);
+                self.compare(true, &[*hops]);
             }
             Part::UdpSource(port) => self.port(libc::IPPROTO_UDP, 0, *port),
             Part::TcpSource(port) => self.port(libc::IPPROTO_TCP, 0, *port),

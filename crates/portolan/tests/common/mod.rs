@@ -153,6 +153,15 @@ impl World {
         self.h.adopt(command).unwrap()
     }
 
+    /// Runs nft(8) on host `h`, as others do: another process with another socket.
+    #[track_caller]
+    pub(crate) fn nft(&self, line: &str) {
+        let mut command = Command::new("nft");
+        command.args(line.split(' '));
+        let output = self.h.adopt(command).unwrap().output().unwrap();
+        assert!(output.status.success(), "nft {line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Runs the binary on host `h`.
     pub(crate) fn portolan(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
@@ -446,7 +455,7 @@ pub(crate) fn routing<T: Send>(world: &World, build: impl FnOnce(&mut Socket, &m
     .unwrap();
 }
 
-fn route_socket(place: &impl InNetns) -> Socket {
+pub(crate) fn route_socket(place: &impl InNetns) -> Socket {
     with_netns(place.netns(), || Socket::open(ROUTE)).unwrap().unwrap()
 }
 
@@ -555,7 +564,8 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+/// RFC 1071.
+pub(crate) fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
     let pair = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
     let mut sum: u32 = bytes.chunks(2).map(pair).sum();
     while sum > 0xffff {

@@ -8,7 +8,7 @@ use portolan_plan::{BridgePort, HostEnd, Object, Port, Routed, Step};
 use super::links::Router;
 use super::{Context, Labelled, Mode};
 use crate::netlink::Socket;
-use crate::rtnl::link::{self, BrPort, LinkChange, VethPeer, VethSpec};
+use crate::rtnl::link::{self, BrPort, Ipv4Conf, LinkChange, VethPeer, VethSpec};
 use crate::rtnl::neigh;
 use crate::sysctl;
 
@@ -173,6 +173,9 @@ fn port_change<'a>(port: &'a Port, on_bridge: &BridgePort) -> LinkChange<'a> {
     LinkChange {
         up: Some(true),
         alias: Some(&port.alias),
+        // Frames that no bridge forwards (01:80:c2:00:00:0x) come in by the port itself, past what guards the bridge. No
+        // route leads back that way.
+        ipv4_conf: &[(Ipv4Conf::RpFilter, 1)],
         brport: Some(BrPort {
             isolated: Some(on_bridge.isolated),
             // The bridge knows its endpoints: it answers for them, and floods nothing that it knows.
