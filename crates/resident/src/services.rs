@@ -61,6 +61,13 @@ struct Part<T> {
     data: T,
 }
 
+impl Memory {
+    /// For [`crate::foreign`]: what the name server and the proxy remember.
+    pub(crate) fn into_data(self) -> (Option<HandOverData>, Option<proxy::HandOverData>) {
+        (self.dns.map(|part| part.data), self.proxy.map(|part| part.data))
+    }
+}
+
 impl Inherited {
     /// Takes the descriptors of a part out, in its order.
     fn claim<T>(&mut self, part: &Part<T>) -> Vec<OwnedFd> {
