@@ -103,11 +103,15 @@ async fn read(body: &mut RecvStream) -> Result<Bytes> {
         }
         frame.extend_from_slice(&chunk);
     }
-    let Some((&[0, a, b, c, d], message)) = frame.split_first_chunk::<5>() else { bail!("no message") };
-    if message.len() != u32::from_be_bytes([a, b, c, d]) as usize {
-        bail!("a message of another length");
-    }
-    Ok(frame.freeze().slice(5..))
+    let Some(message) = message(&frame) else { bail!("no message, or one of another length") };
+    let start = frame.len() - message.len();
+    Ok(frame.freeze().slice(start..))
+}
+
+/// The message of a frame that has one, not compressed.
+pub(crate) fn message(frame: &[u8]) -> Option<&[u8]> {
+    let (&[0, a, b, c, d], message) = frame.split_first_chunk::<5>()? else { return None };
+    (message.len() == u32::from_be_bytes([a, b, c, d]) as usize).then_some(message)
 }
 
 async fn call(path: &str, body: &[u8], service: &Service) -> Result<Vec<u8>, Status> {
@@ -125,7 +129,7 @@ async fn call(path: &str, body: &[u8], service: &Service) -> Result<Vec<u8>, Sta
 }
 
 /// Text as a header can carry it: all but printable ASCII, and `%`, as `%XX`.
-fn percent(text: &str) -> String {
+pub(crate) fn percent(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+#[doc(hidden)]
+pub mod foreign;
 mod grpc;
 mod service;
 pub mod wire;

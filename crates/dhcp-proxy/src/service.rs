@@ -264,7 +264,7 @@ fn id(mac: Mac) -> Id {
     Id::from_bytes(bytes)
 }
 
-fn place(config: &NetworkConfig) -> Result<Place, Status> {
+pub(crate) fn place(config: &NetworkConfig) -> Result<Place, Status> {
     let mac = mac(config)?;
     let name = |text: &str| text.parse::<IfName>().map_err(refuse);
     let found = fs::metadata(&config.ns_path)

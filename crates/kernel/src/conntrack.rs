@@ -193,7 +193,7 @@ pub fn delete_matching(
     failure.map_or(Ok(deleted), Err)
 }
 
-fn parse(payload: &[u8]) -> Option<Entry> {
+pub(crate) fn parse(payload: &[u8]) -> Option<Entry> {
     let (_, attrs) = OpGetDump::decode_request(payload);
     let (mut original, mut reply) = (None, None);
     let (mut id, mut status, mut zone, mut mark, mut timeout) = (None, 0, 0, 0, None);

@@ -11,7 +11,7 @@ use netlink_bindings::utils::find_attr;
 
 use crate::netlink::{NetlinkError, SOCK_DIAG, Socket};
 use crate::rtnl::Family;
-use crate::sys;
+use crate::{process, sys};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_SKV6ONLY: u16 = 11;
@@ -111,24 +111,25 @@ pub fn listeners_of(socket: &mut Socket, transport: Transport, family: Family) -
             request.states = if transport == Transport::Udp { ALL_STATES } else { TCP_LISTEN };
             buf.extend_from_slice(request.as_slice());
         },
-        |_, payload| {
-            let message = Msg::new_from_slice(payload.get(..Msg::len())?)?;
-            let peer_port = u16::from_be(message.sockid._dport_be);
-            let port = u16::from_be(message.sockid._sport_be);
-            if port == 0 || (transport == Transport::Udp && peer_port != 0) {
-                return None;
-            }
-            let src = message.sockid.src;
-            let addr = match family {
-                Family::V4 => Ipv4Addr::from([src[0], src[1], src[2], src[3]]).into(),
-                Family::V6 => Ipv6Addr::from(src).into(),
-            };
-            // The generated decoder takes this byte for a flag without a value.
-            let v6only =
-                find_attr(&payload[Msg::len()..], INET_DIAG_SKV6ONLY).is_some_and(|value| value.first() == Some(&1));
-            Some(Listener { transport, addr, port, inode: message.inode, v6only, ifindex: message.sockid.r#if })
-        },
+        |_, payload| parse(payload, transport, family),
     )
+}
+
+pub(crate) fn parse(payload: &[u8], transport: Transport, family: Family) -> Option<Listener> {
+    let message = Msg::new_from_slice(payload.get(..Msg::len())?)?;
+    let peer_port = u16::from_be(message.sockid._dport_be);
+    let port = u16::from_be(message.sockid._sport_be);
+    if port == 0 || (transport == Transport::Udp && peer_port != 0) {
+        return None;
+    }
+    let src = message.sockid.src;
+    let addr = match family {
+        Family::V4 => Ipv4Addr::from([src[0], src[1], src[2], src[3]]).into(),
+        Family::V6 => Ipv6Addr::from(src).into(),
+    };
+    // The generated decoder takes this byte for a flag without a value.
+    let v6only = find_attr(&payload[Msg::len()..], INET_DIAG_SKV6ONLY).is_some_and(|value| value.first() == Some(&1));
+    Some(Listener { transport, addr, port, inode: message.inode, v6only, ifindex: message.sockid.r#if })
 }
 
 /// A process.
@@ -154,8 +155,8 @@ pub fn holder_of(inode: u32) -> Option<Holder> {
         for fd in fds.flatten() {
             let is_it = fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str().as_bytes() == wanted.as_bytes());
             if is_it {
-                let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                return Some(Holder { pid, comm: comm.trim_end().into() });
+                let comm = fs::read(process.path().join("comm")).unwrap_or_default();
+                return Some(Holder { pid, comm: process::shown(&comm) });
             }
         }
     }

@@ -7,8 +7,9 @@ use std::{fs, io};
 /// # Errors
 /// When the file cannot be read.
 pub fn id_of(name: &str) -> io::Result<Option<u32>> {
-    match fs::read_to_string("/etc/group") {
-        Ok(text) => Ok(find(&text, name)),
+    match fs::read("/etc/group") {
+        // Of other groups, names may be in any encoding.
+        Ok(text) => Ok(find(&String::from_utf8_lossy(&text), name)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -11,6 +11,8 @@ pub mod carrier;
 pub mod conntrack;
 pub mod diag;
 pub mod door;
+#[doc(hidden)]
+pub mod foreign;
 pub mod groups;
 pub mod host;
 pub mod inherit;

@@ -421,3 +421,23 @@ fn a_waiting_child_holds_no_descriptors_of_ours() {
         child.wait().unwrap();
     });
 }
+
+/// The kernel cuts a name off after 15 bytes, in the middle of a letter too.
+#[test]
+fn a_process_is_there_whatever_it_calls_itself() {
+    use portolan_engine::Kernel as _;
+    for name in [r"donn\303\251es-\303\251\303\251\303", r"\377) S 1 (", r"\033[2J\n"] {
+        let script = format!("printf '{name}' > /proc/$$/comm; echo; read _");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = child.id().cast_signed();
+        let started = process::pid_start_time(pid);
+        let kernel = portolan_kernel::host::HostKernel::new();
+        let found = started.is_ok_and(|started| kernel.process_alive(portolan_model::ProcessId { pid, started }));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(found, "{name}");
+    }
+}

@@ -2,7 +2,8 @@ use std::borrow::Cow;
 
 /// A value that is not well formed: what it was meant to be, the text given, and why it is refused.
 ///
-/// `Display` is one sentence naming the thing; advice is kept apart in [`Invalid::hint`].
+/// `Display` is one sentence naming the thing; advice is kept apart in [`Invalid::hint`]. All of it goes to terminals and
+/// logs and may repeat what somebody else wrote, so it has no control characters and an end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} `{value}`: {reason}")]
 pub struct Invalid {
@@ -19,18 +20,36 @@ pub struct Invalid {
 impl Invalid {
     /// Refuses `value` as a `what`, because of `reason`.
     pub fn new(what: &'static str, value: impl Into<String>, reason: impl Into<Cow<'static, str>>) -> Self {
-        let mut value: String = value.into().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        if value.chars().count() > 80 {
-            value = value.chars().take(77).chain("...".chars()).collect();
-        }
-        Self { what, value, reason: reason.into(), hint: None }
+        Self { what, value: shown(&value.into(), LONGEST_VALUE), reason: sentence(reason.into()), hint: None }
     }
 
     /// Adds advice, shown on a line of its own.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(sentence(hint.into()));
         self
+    }
+}
+
+/// As many characters of the text that was given are shown.
+const LONGEST_VALUE: usize = 80;
+/// As many of a sentence that may have some of it inside.
+const LONGEST_SENTENCE: usize = 600;
+
+/// A sentence of ours as it is; of one that was made, what can be shown.
+fn sentence(text: Cow<'static, str>) -> Cow<'static, str> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text),
+        Cow::Owned(text) => Cow::Owned(shown(&text, LONGEST_SENTENCE)),
+    }
+}
+
+/// The text without control characters, and shortened when it is longer.
+fn shown(text: &str, longest: usize) -> String {
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    match text.chars().nth(longest) {
+        None => text.chars().map(plain).collect(),
+        Some(_) => text.chars().map(plain).take(longest - 3).chain("...".chars()).collect(),
     }
 }
 

@@ -280,6 +280,7 @@ impl fmt::Display for ExposedPort {
 ///
 /// `host` and `container` have the same length; the n-th host port leads to the n-th container port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Row")]
 pub struct Publication {
     /// The protocol.
     pub protocol: Protocol,
@@ -289,6 +290,27 @@ pub struct Publication {
     pub host: PortRange,
     /// The ports in the container.
     pub container: PortRange,
+}
+
+/// A [`Publication`] as somebody may have written it into the store.
+#[derive(Deserialize)]
+struct Row {
+    protocol: Protocol,
+    host_ip: Option<IpAddr>,
+    host: PortRange,
+    container: PortRange,
+}
+
+impl TryFrom<Row> for Publication {
+    type Error = Invalid;
+
+    fn try_from(Row { protocol, host_ip, host, container }: Row) -> Result<Self, Invalid> {
+        if host.count() != container.count() {
+            let reason = format!("maps {} host ports to {} container ports", host.count(), container.count());
+            return Err(Invalid::new("published port", format!("{host}:{container}/{protocol}"), reason));
+        }
+        Ok(Self { protocol, host_ip, host, container })
+    }
 }
 
 impl Publication {
@@ -398,6 +420,26 @@ mod tests {
         assert!(!p(Some("0.0.0.0"), 80, 80).clashes(&p(Some("::"), 80, 80)));
         assert!(!p(Some("127.0.0.1"), 80, 80).clashes(&p(Some("127.0.0.2"), 80, 80)));
         assert!(!p(None, 80, 80).clashes(&Publication { protocol: Protocol::Udp, ..p(None, 80, 80) }));
+    }
+
+    #[test]
+    fn a_row_has_as_many_ports_on_either_side() {
+        let row = |host: &str, container: &str| {
+            let (host, container) = (host.parse().unwrap(), container.parse().unwrap());
+            Publication::try_from(Row { protocol: Protocol::Tcp, host_ip: None, host, container })
+        };
+        assert!(row("80-81", "8080-8081").is_ok());
+        assert!(row("80", "80-81").unwrap_err().to_string().contains("maps 1 host ports to 2 container ports"));
+    }
+
+    #[test]
+    fn a_refusal_repeats_nothing_that_a_terminal_obeys() {
+        let long = format!("\u{1b}[2J{}:80:80", "x".repeat(5000));
+        for text in ["1.2.3\u{1b}[2J:80:80", "\u{9b}2J\n:80", long.as_str()] {
+            let refused = text.parse::<PublishSpec>().unwrap_err();
+            let said = format!("{refused} {}", refused.hint.as_deref().unwrap_or_default());
+            assert!(!said.chars().any(char::is_control) && said.len() < 1000, "{said:?}");
+        }
     }
 
     fn published(text: &str) -> Publication {

@@ -27,6 +27,9 @@ impl SysctlKey {
             return Err(refuse("does not belong to the network namespace")
                 .hint("only sysctls that start with `net.` can be set"));
         }
+        if text.contains(char::is_control) {
+            return Err(refuse("has a control character in its name"));
+        }
         let is_part = |part: &String| !matches!(part.as_str(), "" | "." | "..") && !part.contains(['/', '\0']);
         match parts.iter().all(is_part) {
             true => Ok(Self(parts.join("/"))),

@@ -159,9 +159,12 @@ fn complete_bridge(
             let why = if is_vlan { ": VLANs share a bridge only where all of them have mode=unmanaged" } else { "" };
             return Err(Failure::new(format!("bridge name {name} already in use{why}")));
         }
-        Some(name) if !is_name(name) => return Err(Failure::new(format!("bridge name {name} is invalid"))),
         Some(_) => {}
         None => network.network_interface = Some(free_device(options, used, host)?),
+    }
+    // Also one that was chosen: what it begins with is the caller's.
+    if let Some(name) = network.network_interface.as_ref().filter(|name| !is_name(name)) {
+        return Err(Failure::new(format!("bridge name {} is invalid", shortened(name))));
     }
     let is_checked = is_managed && !is_vlan && options.check_used_subnets;
     if matches!(network.ipam(), "" | "host-local") {

@@ -43,6 +43,16 @@ fn subnets(network: &Network) -> Vec<(String, String)> {
 }
 
 #[test]
+fn a_device_whose_prefix_is_no_name_is_refused() {
+    let (id, prefix) = ("ab".repeat(32), "podman::");
+    let text = format!(
+        r#"{{"network":{{"name":"n","id":"{id}","driver":"bridge"}},"options":{{"default_interface_name":"{prefix}"}}}}"#
+    );
+    let refused = new_network(parse_create(text.as_bytes()).unwrap(), &Fake(vec!["lo"])).unwrap_err();
+    assert_eq!(refused.to_string(), "bridge name podman::1 is invalid");
+}
+
+#[test]
 fn what_is_left_open_is_chosen() {
     let network = bridge("").unwrap();
     assert_eq!(network.network_interface.as_deref(), Some("podman2"), "podman1 is there");

@@ -22,6 +22,8 @@ mod configure;
 pub mod delegate;
 pub mod dhcp;
 mod firewall;
+#[doc(hidden)]
+pub mod foreign;
 mod forward;
 mod host_device;
 mod host_end;

@@ -81,10 +81,10 @@ fn read(file: &Path) -> Result<Option<Vec<String>>, Unknown> {
 
 /// The list is there, and none of plain strings.
 #[derive(Debug)]
-struct AnotherForm;
+pub(crate) struct AnotherForm;
 
 /// The list in a file's text.
-fn directories(text: &str) -> Result<Option<Vec<String>>, AnotherForm> {
+pub(crate) fn directories(text: &str) -> Result<Option<Vec<String>>, AnotherForm> {
     let (mut table, mut rest) = ("", text);
     while !rest.is_empty() {
         let (line, next) = rest.split_once('\n').unwrap_or((rest, ""));

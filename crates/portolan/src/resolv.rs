@@ -35,9 +35,11 @@ pub(crate) enum Reach {
 
 /// The content for a container, out of the host's files.
 pub(crate) fn content(dns: &DnsConfig, reach: &Reach) -> String {
-    let mut host = fs::read_to_string(host_file()).unwrap_or_default();
+    // A comment may be in any encoding, and is no reason to ask others than the host's servers.
+    let read = |path: PathBuf| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let mut host = read(host_file()).unwrap_or_default();
     if *reach != Reach::Host && servers(&host).eq([STUB]) {
-        host = fs::read_to_string(BEHIND_STUB).unwrap_or(host);
+        host = read(BEHIND_STUB.into()).unwrap_or(host);
     }
     render(&host, dns, reach)
 }
@@ -53,7 +55,7 @@ fn servers(text: &str) -> impl Iterator<Item = &str> {
     words(text, "nameserver").filter_map(|words| words.into_iter().next())
 }
 
-fn render(host: &str, dns: &DnsConfig, reach: &Reach) -> String {
+pub(crate) fn render(host: &str, dns: &DnsConfig, reach: &Reach) -> String {
     let mut chosen: Vec<String> = match reach {
         Reach::Gateways(gateways) => gateways.iter().map(ToString::to_string).collect(),
         Reach::Host | Reach::Network { .. } => dns.servers.iter().map(ToString::to_string).collect(),

@@ -162,7 +162,8 @@ impl Hub {
         let recent = if follow.since.is_some() { told.recent.clone() } else { VecDeque::new() };
         let left = follow.until.map(|until| until.saturating_sub(now()));
         let live = told.live.as_ref().map(broadcast::Sender::subscribe);
-        Following { follow, recent, live, end: left.map(|left| Instant::now() + left) }
+        // An end that no clock has is none.
+        Following { follow, recent, live, end: left.and_then(|left| Instant::now().checked_add(left)) }
     }
 }
 

@@ -13,6 +13,8 @@ pub mod docker_api;
 mod docker_names;
 pub mod feed;
 pub mod firewall;
+#[doc(hidden)]
+pub mod foreign;
 pub mod http;
 pub mod leases;
 pub mod notify;

@@ -105,7 +105,7 @@ fn wait(stop: &OwnedFd, local: &UnixListener, tcp: Option<&TcpListener>) -> Opti
 }
 
 /// Answers one request (RFC 9112): `GET /metrics`, and nothing else.
-fn serve<T>(stream: &T, ask: &impl Fn(Ask)) -> io::Result<()>
+pub(crate) fn serve<T>(stream: &T, ask: &impl Fn(Ask)) -> io::Result<()>
 where
     for<'a> &'a T: Read + Write,
 {

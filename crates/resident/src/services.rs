@@ -61,6 +61,13 @@ struct Part<T> {
     data: T,
 }
 
+impl Memory {
+    /// For [`crate::foreign`]: what the name server and the proxy remember.
+    pub(crate) fn into_data(self) -> (Option<HandOverData>, Option<proxy::HandOverData>) {
+        (self.dns.map(|part| part.data), self.proxy.map(|part| part.data))
+    }
+}
+
 impl Inherited {
     /// Takes the descriptors of a part out, in its order.
     fn claim<T>(&mut self, part: &Part<T>) -> Vec<OwnedFd> {
@@ -310,7 +317,8 @@ impl Services {
         if self.commands.len() < COMMANDS || self.commands.contains_key(&name) {
             let latency = self.commands.entry(name).or_default();
             latency.count += 1;
-            latency.micros += u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            // Whoever asks says how long it took.
+            latency.micros = latency.micros.saturating_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         }
     }
 
@@ -432,7 +440,9 @@ impl Services {
 
     fn host_resolver(&self) -> ResolvConf {
         let read = |path: &std::path::Path| {
-            fs::read_to_string(path).map(|text| ResolvConf::parse(&text, interface_index)).map_err(|error| {
+            // A comment may be in any encoding.
+            let parse = |text: Vec<u8>| ResolvConf::parse(&String::from_utf8_lossy(&text), interface_index);
+            fs::read(path).map(parse).map_err(|error| {
                 tracing::warn!(%error, path = %path.display(), "the host's name servers cannot be read");
             })
         };

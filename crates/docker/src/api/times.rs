@@ -40,7 +40,7 @@ fn date(text: &str) -> Option<Duration> {
 /// The seconds that `+01:00` is before UTC.
 fn offset(text: &str) -> Option<i64> {
     let (hours, minutes) = text.get(1..)?.split_once(':')?;
-    let seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+    let seconds = i64::from(hours.parse::<u8>().ok()?) * 3600 + i64::from(minutes.parse::<u8>().ok()?) * 60;
     Some(if text.starts_with('-') { -seconds } else { seconds })
 }
 
@@ -51,6 +51,13 @@ fn ago(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zones_that_no_place_has() {
+        for text in ["2026-02-03T04:05:06+9223372036854775807:00", "2026-02-03T04:05:06+-9223372036854775808:00"] {
+            assert!(read(text, Duration::ZERO).is_err(), "{text}");
+        }
+    }
 
     const NOW: Duration = Duration::from_secs(1_772_323_200);
 

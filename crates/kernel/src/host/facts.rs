@@ -14,7 +14,7 @@ use super::{HostKernel, failure, refusal};
 use crate::diag::{self, Transport};
 use crate::netns::NetnsFd;
 use crate::rtnl::{link, route};
-use crate::{conntrack, rtnl, sys};
+use crate::{conntrack, process, rtnl, sys};
 
 /// From this many ports on, one listing of all listeners is cheaper than trying each port.
 const PROBE_AT_MOST: u32 = 64;
@@ -109,10 +109,8 @@ pub(super) fn interfaces(kernel: &HostKernel) -> Result<Vec<(IfName, Option<Stri
 
 /// The start time of a process that is no zombie, in clock ticks since boot.
 pub(super) fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name is in parentheses and may hold anything (proc_pid_stat(5)).
-    let rest = stat.rsplit_once(')')?.1;
-    let mut fields = rest.split_ascii_whitespace();
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = process::fields_of(&stat)?;
     let state = fields.next()?;
     if matches!(state, "Z" | "X") {
         return None;

@@ -3,6 +3,7 @@
 use netlink_bindings::utils::IterableChunks;
 
 use super::NetlinkError;
+use crate::process;
 
 const NLMSG_HDRLEN: usize = 16;
 pub(super) const NLMSG_NOOP: u16 = libc::NLMSG_NOOP as u16;
@@ -61,7 +62,7 @@ pub(super) fn acknowledgement(message: &Incoming<'_>) -> Result<(), NetlinkError
     if code >= 0 {
         return Ok(());
     }
-    let mut error = NetlinkError::from_errno(-code);
+    let mut error = NetlinkError::from_errno(code.saturating_neg());
     if message.flags & NLM_F_ACK_TLVS != 0 {
         // struct nlmsgerr: the code, then the header of the failed message, then (unless capped)
         // its payload, then the attributes.
@@ -81,7 +82,7 @@ pub(super) fn acknowledgement(message: &Incoming<'_>) -> Result<(), NetlinkError
             match header.r#type {
                 NLMSGERR_ATTR_MSG => {
                     let text = value.split(|byte| *byte == 0).next().unwrap_or(&[]);
-                    error.extack = Some(String::from_utf8_lossy(text).into_owned());
+                    error.extack = Some(process::shown(text));
                 }
                 NLMSGERR_ATTR_OFFS => {
                     error.offset = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));

@@ -17,8 +17,20 @@ mod socket;
 pub use batch::{Batch, push_nfgenmsg};
 pub use error::{Errno, NetlinkError, errno_name};
 pub use handed_over::{HandedOver, hand_over, outlive};
+pub(crate) use monitor::notifications;
 pub use monitor::{Event, Monitor};
 pub use socket::{Outcome, Reply, Socket};
+
+/// The messages of a datagram, without a socket: kind, and payload or what an acknowledgement says.
+pub(crate) fn messages(datagram: &[u8]) -> Vec<(u16, Result<Vec<u8>, NetlinkError>)> {
+    let taken = |message: answer::Incoming<'_>| match message.kind {
+        answer::NLMSG_ERROR | answer::NLMSG_DONE => {
+            (message.kind, answer::acknowledgement(&message).map(|()| Vec::new()))
+        }
+        kind => (kind, Ok(message.payload.to_vec())),
+    };
+    answer::Messages::new(datagram).map(taken).collect()
+}
 
 /// rtnetlink(7): links, addresses, routes, rules, neighbours.
 pub const ROUTE: i32 = libc::NETLINK_ROUTE;

@@ -8,7 +8,7 @@ use netlink_bindings::utils::IterableChunks;
 use super::answer::{Messages, NLMSG_OVERRUN};
 use super::{NETFILTER, NetlinkError, ROUTE, Socket};
 use crate::rtnl::link::{self, Link};
-use crate::sys;
+use crate::{process, sys};
 
 /// Something that happened in the namespace that the monitor was opened in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,20 +132,30 @@ fn drain(
 ) -> Result<(), NetlinkError> {
     loop {
         match socket.receive_now() {
-            Ok(Some(datagram)) => {
-                for message in Messages::new(datagram) {
-                    match message.kind {
-                        NLMSG_OVERRUN => events.push(Event::Lost),
-                        kind => events.extend(event(kind, message.payload)),
-                    }
-                }
-            }
+            Ok(Some(datagram)) => take(datagram, events, &mut event),
             Ok(None) => return Ok(()),
             // The next datagram is whole again.
             Err(error) if matches!(error.errno(), libc::ENOBUFS | libc::EMSGSIZE) => events.push(Event::Lost),
             Err(error) => return Err(error),
         }
     }
+}
+
+fn take(datagram: &[u8], events: &mut Vec<Event>, mut event: impl FnMut(u16, &[u8]) -> Option<Event>) {
+    for message in Messages::new(datagram) {
+        match message.kind {
+            NLMSG_OVERRUN => events.push(Event::Lost),
+            kind => events.extend(event(kind, message.payload)),
+        }
+    }
+}
+
+/// What a datagram tells, taken for one of nfnetlink, and for one of rtnetlink.
+pub(crate) fn notifications(datagram: &[u8]) -> Vec<Event> {
+    let (mut events, mut tables) = (Vec::new(), Vec::new());
+    take(datagram, &mut events, |kind, payload| rule_event(kind, payload, &mut tables));
+    take(datagram, &mut events, routing_event);
+    events
 }
 
 /// The notifications of a transaction precede that of its generation (`nft_commit_notify()` and `nf_tables_gen_notify()`,
@@ -175,7 +185,7 @@ fn rule_event(kind: u16, payload: &[u8], tables: &mut Vec<String>) -> Option<Eve
     for (kind, value) in attributes() {
         match kind {
             NFTA_GEN_PROC_PID => by.0 = value.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)),
-            NFTA_GEN_PROC_NAME => by.1 = text(value),
+            NFTA_GEN_PROC_NAME => by.1 = process::shown(value.split(|byte| *byte == 0).next().unwrap_or_default()),
             _ => {}
         }
     }

@@ -115,7 +115,7 @@ pub fn elements(socket: &mut Socket, table: &str, set: Set) -> Result<(Vec<Eleme
 }
 
 /// The elements in a message; none for those that are not of our making.
-fn listed(set: Set, attrs: &[u8]) -> Vec<Option<Element>> {
+pub(crate) fn listed(set: Set, attrs: &[u8]) -> Vec<Option<Element>> {
     let mut found = Vec::new();
     for attr in SetelemListAttrs::new(attrs) {
         let Ok(SetelemListAttrs::Elements(list)) = attr else { continue };
@@ -262,7 +262,7 @@ pub fn rules(socket: &mut Socket, table: Table, name: &str) -> Result<BTreeMap<S
     Ok(chains)
 }
 
-fn rule(payload: &[u8]) -> Option<(String, RuleShape)> {
+pub(crate) fn rule(payload: &[u8]) -> Option<(String, RuleShape)> {
     let text = |name: &CStr| name.to_string_lossy().into_owned();
     let mut chain = None;
     let mut shape = RuleShape { comment: String::new(), expressions: Vec::new() };

@@ -7,7 +7,8 @@
 pub mod decode;
 pub mod encode;
 
-use portolan_plan::Table;
+pub(crate) use decode::{listed, rule};
+use portolan_plan::{Element, Set, Table};
 
 use crate::netlink::NetlinkError;
 
@@ -38,6 +39,13 @@ pub fn is_outrun(error: &NetlinkError) -> bool {
 
 /// The longest comment, in bytes: user data ends at 256 (`NFT_USERDATA_MAXLEN`), and this has a byte for its length.
 pub const COMMENT_MAX: usize = 253;
+
+/// The request that adds elements to a set, with its header (`struct nfgenmsg`).
+pub(crate) fn request(table: &str, set: Set, elements: &[&Element]) -> Vec<u8> {
+    let mut buf = Vec::new();
+    encode::push_elements(&mut buf, table, set, elements, true);
+    buf
+}
 
 /// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`: type, length, text with a final NUL.
 fn comment_userdata(text: &str) -> Vec<u8> {

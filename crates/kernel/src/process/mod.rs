@@ -34,12 +34,25 @@ fn never_executed(pid: i32) -> bool {
 
 /// Field `number` of proc_pid_stat(5), counted from 1 as there; 3 is the first after the name.
 fn stat_field(pid: i32, number: usize) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name in parentheses, which may hold spaces and parentheses itself.
-    stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(number - 3))
-        .and_then(|field| field.parse().ok())
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    fields_of(&stat)
+        .and_then(|mut fields| fields.nth(number - 3)?.parse().ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed /proc/<pid>/stat"))
+}
+
+/// The fields of proc_pid_stat(5) from the third on.
+///
+/// The second is the process's name in parentheses, which may hold spaces and parentheses itself, and bytes that are no
+/// text: the process chooses it (`PR_SET_NAME`, prctl(2)), and the kernel cuts it off after 15 bytes.
+pub(crate) fn fields_of(stat: &[u8]) -> Option<impl Iterator<Item = &str>> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    Some(std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace())
+}
+
+/// What the kernel says as text, such as the name of a process, as a message can show it: others may have chosen it.
+pub(crate) fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text.trim_ascii_end());
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Makes `command` run in `ns`.

@@ -11,6 +11,7 @@ use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_h
 use super::{AF_INET, AF_INET6, Mac, push_string};
 use crate::netlink::{Batch, CREATE, ECHO, EXCL};
 
+pub(crate) use read::parse_counters;
 pub use read::{BridgeState, Counters, Link, counters, dump, dump_ports, lookup, parse};
 pub use remove::remove;
 pub(crate) use remove::wait_until_gone;

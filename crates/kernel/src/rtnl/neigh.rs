@@ -65,15 +65,7 @@ pub fn dump(socket: &mut Socket, ifindex: Option<u32>) -> Result<Vec<Neighbour>,
             if kind != libc::RTM_NEWNEIGH {
                 return None;
             }
-            let (header, attrs) = OpGetneighDump::decode_request(payload);
-            Family::from_number(header.ndm_family)?;
-            Some(Neighbour {
-                ifindex: header.ndm_ifindex as u32,
-                addr: attrs.get_dst().ok()?,
-                mac: attrs.get_lladdr().ok().and_then(|mac| mac.try_into().ok()),
-                state: header.ndm_state,
-                flags: header.ndm_flags,
-            })
+            parse(payload)
         },
     )?;
     neighbours.retain(|neighbour| ifindex.is_none_or(|index| index == neighbour.ifindex));
@@ -139,31 +131,49 @@ pub fn fdb_dump(socket: &mut Socket, bridge: u32) -> Result<Vec<FdbEntry>, Netli
             if kind != libc::RTM_NEWNEIGH {
                 return None;
             }
-            let (header, attrs) = OpGetneighDump::decode_request(payload);
-            let mut entry = FdbEntry {
-                port: header.ndm_ifindex as u32,
-                mac: [0; 6],
-                bridge: None,
-                state: header.ndm_state,
-                flags: header.ndm_flags,
-                vlan: None,
-            };
-            let mut mac = None;
-            for attr in attrs.flatten() {
-                match attr {
-                    NeighbourAttrs::Lladdr(bytes) => mac = bytes.try_into().ok(),
-                    NeighbourAttrs::Master(index) => entry.bridge = Some(index),
-                    NeighbourAttrs::Vlan(vlan) => entry.vlan = Some(vlan),
-                    _ => {}
-                }
-            }
-            entry.mac = mac?;
-            Some(entry)
+            parse_forwarding(payload)
         },
     )?;
     // The dump also lists what the ports' own filters hold (NTF_SELF).
     entries.retain(|entry| entry.bridge == Some(bridge));
     Ok(entries)
+}
+
+/// Decodes the payload of an `RTM_NEWNEIGH` message; none for families other than IP.
+pub(crate) fn parse(payload: &[u8]) -> Option<Neighbour> {
+    let (header, attrs) = OpGetneighDump::decode_request(payload);
+    Family::from_number(header.ndm_family)?;
+    Some(Neighbour {
+        ifindex: header.ndm_ifindex as u32,
+        addr: attrs.get_dst().ok()?,
+        mac: attrs.get_lladdr().ok().and_then(|mac| mac.try_into().ok()),
+        state: header.ndm_state,
+        flags: header.ndm_flags,
+    })
+}
+
+/// Decodes the payload of an `RTM_NEWNEIGH` message of a bridge; none of one without a MAC.
+pub(crate) fn parse_forwarding(payload: &[u8]) -> Option<FdbEntry> {
+    let (header, attrs) = OpGetneighDump::decode_request(payload);
+    let mut entry = FdbEntry {
+        port: header.ndm_ifindex as u32,
+        mac: [0; 6],
+        bridge: None,
+        state: header.ndm_state,
+        flags: header.ndm_flags,
+        vlan: None,
+    };
+    let mut mac = None;
+    for attr in attrs.flatten() {
+        match attr {
+            NeighbourAttrs::Lladdr(bytes) => mac = bytes.try_into().ok(),
+            NeighbourAttrs::Master(index) => entry.bridge = Some(index),
+            NeighbourAttrs::Vlan(vlan) => entry.vlan = Some(vlan),
+            _ => {}
+        }
+    }
+    entry.mac = mac?;
+    Some(entry)
 }
 
 fn push_header(buf: &mut Vec<u8>, family: u8, ifindex: u32, state: u16, flags: u8) {

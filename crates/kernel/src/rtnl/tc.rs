@@ -96,7 +96,7 @@ pub fn bucket(socket: &mut Socket, index: u32) -> Result<Option<Bucket>, Netlink
 }
 
 /// Decodes an `RTM_NEWQDISC` message; nothing of what is no bucket of ours.
-fn parse_bucket(payload: &[u8]) -> Option<Bucket> {
+pub(crate) fn parse_bucket(payload: &[u8]) -> Option<Bucket> {
     let (kind, options) = (attribute(payload.get(HEADER..)?, TCA_KIND)?, attribute(&payload[HEADER..], TCA_OPTIONS)?);
     if number(payload, 8)? != u32::from(OURS) << 16 || !kind.starts_with(b"tbf\0") {
         return None;
@@ -198,7 +198,7 @@ pub fn ingress(socket: &mut Socket, index: u32) -> Result<Ingress, NetlinkError>
 }
 
 /// Whether a filter is ours, and where it leads everything, if it does.
-fn parse_filter(payload: &[u8]) -> (bool, Option<u32>) {
+pub(crate) fn parse_filter(payload: &[u8]) -> (bool, Option<u32>) {
     let is_ours = number(payload, 16).is_some_and(|info| info >> 16 == u32::from(OURS));
     let to = || {
         let attributes = payload.get(HEADER..)?;

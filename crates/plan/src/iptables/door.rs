@@ -5,6 +5,7 @@
 //! `DOCKER-USER`, whose content dockerd leaves alone, or from `FORWARD`. Its calls and rules carry a comment that names the
 //! root they are of, by which they are found whatever else has changed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Batch;
@@ -109,7 +110,7 @@ impl Door {
 
     /// What `FORWARD` does to packets of our networks.
     pub fn state(&self, saved: &Saved) -> State {
-        match self.walk(saved, FORWARD, 0) {
+        match self.walk(saved, FORWARD, 0, &mut BTreeMap::new()) {
             End::Accepted => State::Clear,
             End::Opened(at) => State::Opened { at },
             End::Dropped(by) => State::Closed(Closed { by, at: self.place(saved) }),
@@ -122,8 +123,14 @@ impl Door {
         }
     }
 
-    /// Follows a packet that no condition speaks of through `chain`.
-    fn walk(&self, saved: &Saved, chain: &str, depth: usize) -> End {
+    /// Follows a packet that no condition speaks of through `chain`. `back` has the chains that it came back from, each with
+    /// the fewest calls before it: they do not change their minds, and each may be called from everywhere.
+    fn walk(&self, saved: &Saved, chain: &str, depth: usize, back: &mut BTreeMap<String, usize>) -> End {
+        match back.get_mut(chain) {
+            Some(before) if *before <= depth => return End::Back,
+            Some(before) => *before = depth,
+            None => drop(back.insert(chain.to_owned(), depth)),
+        }
         for (rule, _) in saved.rules(Table::Filter, chain).unwrap_or_default() {
             let Some((option, target)) = unconditional(rule) else { continue };
             if target == self.forward {
@@ -139,7 +146,7 @@ impl Door {
                 "ACCEPT" => End::Accepted,
                 "RETURN" => return End::Back,
                 "DROP" | "REJECT" => End::Dropped(Obstacle::Rule { chain: chain.to_owned(), rule: rule.clone() }),
-                _ if depth < DEPTH => self.walk(saved, &target, depth + 1),
+                _ if depth < DEPTH => self.walk(saved, &target, depth + 1, back),
                 _ => End::Back,
             };
             match end {
@@ -164,7 +171,9 @@ impl Door {
             if target == DOCKER_USER {
                 return DOCKER_USER;
             }
-            if !matches!(self.walk(saved, &target, 1), End::Back) || matches!(target.as_str(), "DROP" | "REJECT") {
+            if !matches!(self.walk(saved, &target, 1, &mut BTreeMap::new()), End::Back)
+                || matches!(target.as_str(), "DROP" | "REJECT")
+            {
                 break;
             }
         }
@@ -256,6 +265,19 @@ mod tests {
     use super::*;
 
     const ROOT: &str = "/var/lib/portolan";
+
+    /// Chains that all call the next one twenty times, as deep as they are followed and deeper.
+    #[test]
+    fn many_ways_to_one_chain() {
+        let mut text = String::from("*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j C0\n");
+        for at in 0..40 {
+            text += &format!(":C{at} - [0:0]\n");
+            (0..20).for_each(|_| text += &format!("-A C{at} -j C{}\n", at + 1));
+        }
+        let start = std::time::Instant::now();
+        assert!(matches!(state(&text), State::Closed(Closed { by: Obstacle::Policy(_), .. })));
+        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+    }
 
     fn door() -> Door {
         Door::new(&Firewall::nftables("portolan"), ROOT)

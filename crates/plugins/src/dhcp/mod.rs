@@ -3,6 +3,7 @@
 //! Plugin and daemon speak Go's `net/rpc`, as the originals do, so that either may be one of those.
 
 pub mod daemon;
+pub(crate) mod foreign;
 mod gob;
 mod options;
 mod rpc;

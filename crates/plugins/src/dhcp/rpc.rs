@@ -150,7 +150,7 @@ fn result(success: &Success) -> Value {
     ])
 }
 
-fn success(value: &Value) -> Result<Success, Malformed> {
+pub(super) fn success(value: &Value) -> Result<Success, Malformed> {
     let empty = Value::of([]);
     let net = |of: &Value, name| {
         let net = of.field(name).unwrap_or(&empty);

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
+use ipnet::IpNet;
 use portolan_cni::{Attachment, Call, Code, Config, Dns, Error, Ip, Success, Verb};
 
 use self::config::{Wanted, directory, wanted};
@@ -45,6 +46,29 @@ pub(crate) fn run(call: &Call, config: &Config, text: &[u8]) -> Answer {
         }
         Verb::Version => Ok(None),
     }
+}
+
+/// For [`crate::foreign`]: the first addresses of each set.
+pub(crate) fn first(
+    call: &Call,
+    config: &Config,
+    text: &[u8],
+    last: Option<IpAddr>,
+) -> Result<Vec<Vec<(IpNet, IpAddr)>>, Error> {
+    const COUNT: usize = 4;
+    let of = |set: &RangeSet| set.candidates(last).take(COUNT).map(|one| (one.address, one.gateway)).collect();
+    Ok(wanted(call, config, text)?.sets.iter().map(of).collect())
+}
+
+/// For [`crate::foreign`].
+pub(crate) fn resolv_conf(text: &str) -> Dns {
+    resolv::parse(text)
+}
+
+/// For [`crate::foreign`]: all leases, with their texts.
+pub(crate) fn listed(dir: &Path) -> Result<Vec<(IpAddr, String)>, Error> {
+    let leases = store::leases(dir, |_| true)?;
+    Ok(leases.into_iter().map(|lease| (lease.address, lease.text)).collect())
 }
 
 fn add(wanted: &Wanted, dir: &Path, holder: Holder<'_>) -> Result<Success, Error> {

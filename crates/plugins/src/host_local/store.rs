@@ -208,7 +208,7 @@ fn open_lock(dir: &Path) -> Result<Option<OwnedFd>, Error> {
 }
 
 /// The leases of a directory; whoever wants to change it holds its lock.
-fn leases(dir: &Path, read: impl Fn(u64) -> bool) -> Result<Vec<Lease>, Error> {
+pub(crate) fn leases(dir: &Path, read: impl Fn(u64) -> bool) -> Result<Vec<Lease>, Error> {
     let cannot = |error| failed("read", dir, &error);
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(cannot)? {

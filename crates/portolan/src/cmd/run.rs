@@ -446,7 +446,8 @@ pub(crate) fn refresh_files(run: &Path, engine: &Engine, info: &ContainerInfo) -
 
 /// The host's own hosts file with what `--add-host` adds.
 fn hosts_of_the_host(added: &[HostEntry]) -> String {
-    let mut text = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+    // A comment may be in any encoding.
+    let mut text = String::from_utf8_lossy(&std::fs::read("/etc/hosts").unwrap_or_default()).into_owned();
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }

@@ -81,6 +81,13 @@ fn malformed_requests() {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         assert!([0, 400, 404, 505].contains(&read(&mut stream).status), "{nonsense:?}");
     }
+    // No clock has that time: it listens for good, and the answer has begun.
+    let mut stream = served.connect();
+    stream.write_all(b"GET /events?until=18446744073709551615 HTTP/1.1\r\nHost: d\r\n\r\n").unwrap();
+    let mut begun = [0; 12];
+    std::io::Read::read_exact(&mut stream, &mut begun).unwrap();
+    assert_eq!(&begun, b"HTTP/1.1 200");
+    drop(stream);
     assert_eq!(served.world.json(&["network", "ls"]), untouched);
     served.world.verify();
 }

@@ -123,38 +123,39 @@ pub fn counters(socket: &mut Socket) -> Result<BTreeMap<String, Counters>, Netli
         libc::RTM_GETLINK,
         0,
         |buf| buf.extend([0; HEADER]),
-        |kind, payload| {
-            if kind != libc::RTM_NEWLINK {
-                return None;
-            }
-            let (mut name, mut counters) = (None, None);
-            for (header, value) in IterableChunks::new(payload.get(HEADER..)?) {
-                match header.r#type {
-                    libc::IFLA_IFNAME => {
-                        let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
-                        name = Some(String::from_utf8_lossy(text).into_owned());
-                    }
-                    libc::IFLA_STATS64 => {
-                        let field = |number: usize| {
-                            let bytes = value.get(number * 8..).and_then(|rest| rest.first_chunk());
-                            bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-                        };
-                        counters = Some(Counters {
-                            rx_packets: field(0),
-                            tx_packets: field(1),
-                            rx_bytes: field(2),
-                            tx_bytes: field(3),
-                            rx_dropped: field(6),
-                            tx_dropped: field(7),
-                        });
-                    }
-                    _ => {}
-                }
-            }
-            Some((name?, counters?))
-        },
+        |kind, payload| if kind == libc::RTM_NEWLINK { parse_counters(payload) } else { None },
     )?;
     Ok(all.into_iter().collect())
+}
+
+/// Decodes the name and the counters of an `RTM_NEWLINK` message.
+pub(crate) fn parse_counters(payload: &[u8]) -> Option<(String, Counters)> {
+    const HEADER: usize = 16;
+    let (mut name, mut counters) = (None, None);
+    for (header, value) in IterableChunks::new(payload.get(HEADER..)?) {
+        match header.r#type {
+            libc::IFLA_IFNAME => {
+                let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+                name = Some(String::from_utf8_lossy(text).into_owned());
+            }
+            libc::IFLA_STATS64 => {
+                let field = |number: usize| {
+                    let bytes = value.get(number * 8..).and_then(|rest| rest.first_chunk());
+                    bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+                };
+                counters = Some(Counters {
+                    rx_packets: field(0),
+                    tx_packets: field(1),
+                    rx_bytes: field(2),
+                    tx_bytes: field(3),
+                    rx_dropped: field(6),
+                    tx_dropped: field(7),
+                });
+            }
+            _ => {}
+        }
+    }
+    Some((name?, counters?))
 }
 
 /// The interfaces whose master has index `master`.
