@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use portolan_engine::ContainerInfo;
+use portolan_kernel::door;
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
 use portolan_kernel::privilege::{self, Capability};
@@ -108,7 +109,7 @@ fn mark_of(root: &Path) -> String {
 pub fn lock(run: &Path) -> Result<Option<File>> {
     let path = run.join("daemon.lock");
     let doing = || format!("lock `{}`", path.display());
-    fs::create_dir_all(run).with_context(doing)?;
+    door::directory(run).with_context(doing)?;
     let mut options = OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(doing)?;
     match file.try_lock() {
@@ -641,8 +642,7 @@ fn listen(path: &Path) -> Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(doing),
         _ => {}
     }
-    let listener = UnixListener::bind(&fresh).with_context(doing)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).with_context(doing)?;
+    let listener = door::listen_alone(&fresh).with_context(doing)?;
     fs::rename(&fresh, path).with_context(doing)?;
     Ok(listener)
 }

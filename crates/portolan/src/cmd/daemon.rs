@@ -12,6 +12,7 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
+use portolan_kernel::door;
 use portolan_kernel::session::{self, Side};
 use portolan_model::{Family, Id, Network};
 use portolan_resident::control::{self, Answer, Client, Done, Request};
@@ -174,7 +175,7 @@ fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
 }
 
 fn start(context: &Context, run: &RunArgs) -> Result<i32> {
-    fs::create_dir_all(&context.run).with_context(|| format!("create `{}`", context.run.display()))?;
+    door::directory(&context.run).with_context(|| format!("create `{}`", context.run.display()))?;
     // Others who want one wait here until it answers.
     let path = context.run.join("daemon.start");
     let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
