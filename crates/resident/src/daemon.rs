@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use portolan_engine::ContainerInfo;
+use portolan_kernel::confine;
 use portolan_kernel::door;
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
@@ -153,10 +154,22 @@ pub fn run(config: Config) -> Result<i32> {
     let chown = config.api.as_ref().map(|_| Capability::Chown);
     let kept: Vec<Capability> = KEPT.iter().copied().chain(chown).collect();
     privilege::keep(&kept).context("give up capabilities")?;
+    let confined = confine();
     raise_descriptor_limit();
     let signals = Signals::take(signals::SERVICE).context("take signals")?;
-    let mut daemon = Daemon::start(config, fds, signals)?;
+    let mut daemon = Daemon::start(config, fds, signals, confined)?;
     daemon.serve()
+}
+
+/// Leaves this process the system calls that a resident makes; what is to be passed on of that over an execve(2).
+fn confine() -> Option<String> {
+    match confine::process(std::env::var(confine::MARK).ok().as_deref()) {
+        Ok(filters) => Some(filters),
+        Err(error) => {
+            tracing::warn!(%error, "this kernel filters no system calls: the daemon goes on with all of them");
+            None
+        }
+    }
 }
 
 /// A listener for each gateway, family and protocol takes more than the usual 1024.
@@ -217,6 +230,8 @@ struct Daemon {
     idle_since: Option<Instant>,
     /// When to look at what happened to files.
     files_due: Option<Instant>,
+    /// Which filters of system calls this process is under.
+    confined: Option<String>,
     _lock: File,
 }
 
@@ -228,7 +243,7 @@ enum Next {
 }
 
 impl Daemon {
-    fn start(config: Config, fds: Vec<OwnedFd>, signals: Signals) -> Result<Self> {
+    fn start(config: Config, fds: Vec<OwnedFd>, signals: Signals, confined: Option<String>) -> Result<Self> {
         let manager = Manager::from_environment().context("find the service manager")?;
         let mut found = Found::sort(fds, &config.run)?;
         let lock = match found.lock.take() {
@@ -287,6 +302,7 @@ impl Daemon {
             started: memory.started,
             idle_since: None,
             files_due: None,
+            confined,
             _lock: lock,
         };
         let done = daemon.follow_and_settle()?;
@@ -602,6 +618,7 @@ impl Daemon {
             numbers.push(fd.as_raw_fd().to_string());
         }
         let error = Command::new(&binary)
+            .envs(self.confined.as_ref().map(|filters| (confine::MARK, filters)))
             .arg0("portolan")
             .args(&self.config.arguments)
             .env(inherit::NUMBERS, numbers.join(","))

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use portolan_kernel::door;
+use portolan_kernel::privilege;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 /// How long a client may take for its request, and as long again for taking the answer.
@@ -50,6 +51,7 @@ impl Scrape {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().name("portolan-metrics".into()).spawn(move || {
+            privilege::serve_only();
             while let Some(ready) = wait(&stopped, &local, tcp.as_ref()) {
                 // A client that goes away is nobody's loss.
                 let _ = match (ready, &tcp) {
