@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -102,6 +102,19 @@ fn mark_of(root: &Path) -> String {
     }
 }
 
+/// Makes the directory for run-time files; that of the state first where it is in there, which is root's alone.
+///
+/// # Errors
+/// When they cannot be made.
+pub fn directories(root: &Path, run: &Path) -> Result<()> {
+    if run.starts_with(root) && !root.exists() {
+        let made = root.parent().map_or(Ok(()), door::directory);
+        let made = made.and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(root));
+        made.with_context(|| format!("create `{}`", root.display()))?;
+    }
+    door::directory(run).with_context(|| format!("create `{}`", run.display()))
+}
+
 /// The lock that at most one resident of a run-time directory has, and its supervisor with it. None when another one has
 /// it and is not about to leave.
 ///
@@ -110,7 +123,6 @@ fn mark_of(root: &Path) -> String {
 pub fn lock(run: &Path) -> Result<Option<File>> {
     let path = run.join("daemon.lock");
     let doing = || format!("lock `{}`", path.display());
-    door::directory(run).with_context(doing)?;
     let mut options = OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(doing)?;
     match file.try_lock() {
@@ -245,6 +257,7 @@ enum Next {
 impl Daemon {
     fn start(config: Config, fds: Vec<OwnedFd>, signals: Signals, confined: Option<String>) -> Result<Self> {
         let manager = Manager::from_environment().context("find the service manager")?;
+        directories(&config.root, &config.run)?;
         let mut found = Found::sort(fds, &config.run)?;
         let lock = match found.lock.take() {
             Some(lock) => lock,

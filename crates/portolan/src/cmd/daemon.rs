@@ -12,7 +12,6 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
-use portolan_kernel::door;
 use portolan_kernel::session::{self, Side};
 use portolan_model::{Family, Id, Network};
 use portolan_resident::control::{self, Answer, Client, Done, Request};
@@ -175,7 +174,7 @@ fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
 }
 
 fn start(context: &Context, run: &RunArgs) -> Result<i32> {
-    door::directory(&context.run).with_context(|| format!("create `{}`", context.run.display()))?;
+    daemon::directories(&context.root, &context.run)?;
     // Others who want one wait here until it answers.
     let path = context.run.join("daemon.start");
     let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);

@@ -26,6 +26,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_CONNECTIONS_EACH: usize = 32;
 /// Connections accepted before others have their turn.
 const MAX_ACCEPTED: usize = 16;
+/// Questions of one connection answered before others have their turn.
+const MAX_ANSWERED: usize = 16;
 /// Descriptors looked at between two looks at the clock.
 const MAX_EVENTS: usize = 256;
 
@@ -595,10 +597,13 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let client = Client::Tcp { connection: number };
         let mut fate = Fate::Stays;
+        let mut answered = 0;
         while fate == Fate::Stays {
-            match connection.next_question(now) {
+            let question = if answered < MAX_ANSWERED { connection.next_question(now) } else { Ok(None) };
+            match question {
                 Ok(Some(question)) => {
                     self.core.tcp += 1;
+                    answered += 1;
                     let (gateway, peer) = (connection.gateway, connection.peer.ip());
                     let limit = Some(wire::MAX_TCP);
                     let answer = &mut self.answer;
@@ -613,7 +618,7 @@ impl Server {
                 Ok(None) => {
                     fate = connection.flush(now);
                     // Writing may have made room for what was read before.
-                    if !connection.has_question() {
+                    if answered >= MAX_ANSWERED || !connection.has_question() {
                         break;
                     }
                 }
