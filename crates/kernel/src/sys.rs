@@ -274,6 +274,17 @@ pub(crate) fn is_read_only(path: &CStr) -> io::Result<bool> {
     Ok(state.f_flag & libc::ST_RDONLY != 0)
 }
 
+/// Whether this is a directory of a proc file system (fstatfs(2)).
+pub(crate) fn is_proc(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: both are plain data for which all zeroes is valid.
+    let (mut system, mut file): (libc::statfs, libc::stat) = unsafe { std::mem::zeroed() };
+    // SAFETY: the structures are live.
+    let found = unsafe {
+        libc::fstatfs(fd.as_raw_fd(), &raw mut system) == 0 && libc::fstat(fd.as_raw_fd(), &raw mut file) == 0
+    };
+    found && system.f_type as i64 == libc::PROC_SUPER_MAGIC as i64 && file.st_mode & libc::S_IFMT == libc::S_IFDIR
+}
+
 /// A new instance of a file system, attached to no directory and gone with its last descriptor (fsopen(2), Linux 5.2).
 pub(crate) fn mount_detached(kind: &CStr) -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_long = 1;

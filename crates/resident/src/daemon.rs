@@ -22,6 +22,7 @@ use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
 use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::signals::{self, Event as Received, Signals};
+use portolan_kernel::sysctl;
 use portolan_model::{FirewallDriver, Id};
 use portolan_store::SqliteStore;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -161,7 +162,10 @@ const MEMORY: &str = "portolan-memory";
 /// # Errors
 /// When it cannot start; once it runs, failures are logged.
 pub fn run(config: Config) -> Result<i32> {
-    let fds = inherit::take().context("take inherited descriptors")?;
+    let mut fds = inherit::take().context("take inherited descriptors")?;
+    // Mounting is among what is given up.
+    sysctl::adopt_own_proc(&mut fds);
+    sysctl::own_proc();
     // Whom the socket of Docker's API belongs to is set each time it is made.
     let chown = config.api.as_ref().map(|_| Capability::Chown);
     let kept: Vec<Capability> = KEPT.iter().copied().chain(chown).collect();
@@ -625,6 +629,7 @@ impl Daemon {
         let mut passed: Vec<BorrowedFd<'_>> = vec![file.as_fd(), self.control.as_fd(), self._lock.as_fd()];
         passed.extend(handed.fds.iter().map(|(_, fd)| fd.as_fd()));
         passed.extend(self.clients.iter().map(|client| client.stream.as_fd()));
+        passed.extend(sysctl::own_proc());
         let mut numbers = Vec::new();
         for fd in &passed {
             fcntl_setfd(fd, FdFlags::empty())?;

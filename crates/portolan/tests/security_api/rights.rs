@@ -119,11 +119,19 @@ pub(crate) fn case() -> Option<Vec<Row>> {
         ));
     }
 
+    // What it can no longer make it has made before, and keeps: a proc file system of its own, to write settings by.
+    let own_procs = || {
+        let open = fs::read_dir(format!("/proc/{}/fd", pid())).unwrap().flatten();
+        open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == std::path::Path::new("/"))).count()
+    };
+    assert_eq!(own_procs(), 1);
+
     // It stays so over upgrades and deaths, and nothing piles up.
     for _ in 0..3 {
         world.portolan_ok(&["daemon", "upgrade"]);
     }
     let settled = |now: BTreeMap<String, Rights>| first.iter().all(|(name, rights)| now.get(name) == Some(rights));
+    assert_eq!(own_procs(), 1);
     assert!(settled(threads(pid())), "after upgrades: {:#?} was {first:#?}", threads(pid()));
     let process = PidFd::open(pid()).unwrap();
     process.signal(signals::KILL).unwrap();
@@ -132,4 +140,26 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     rows.push(row("more rights by an upgrade, or by being killed", "–", "the same rights, and no filter twice"));
     world.verify();
     Some(rows)
+}
+
+/// One crate has what the compiler cannot check, and each block of it says why it is sound: the workspace's lints see to that.
+#[test]
+fn unsafe_code_is_in_one_crate() {
+    let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut seen = 0;
+    for entry in fs::read_dir(crates).unwrap().flatten() {
+        let manifest = fs::read_to_string(entry.path().join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{}", entry.path().display());
+        let roots = ["src/lib.rs", "src/main.rs"].map(|root| fs::read_to_string(entry.path().join(root)).ok());
+        for root in roots.into_iter().flatten() {
+            let forbids = root.contains("#![forbid(unsafe_code)]");
+            assert_eq!(forbids, entry.file_name() != "kernel", "{}", entry.path().display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen}");
+    let lints = fs::read_to_string(crates.join("../Cargo.toml")).unwrap();
+    assert!(
+        lints.contains("undocumented_unsafe_blocks = \"deny\"") && lints.contains("unsafe_op_in_unsafe_fn = \"deny\"")
+    );
 }

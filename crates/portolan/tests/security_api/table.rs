@@ -24,6 +24,9 @@ pub(crate) fn row(attack: impl Display, elsewhere: impl Display, here: impl Disp
     Row { attack: attack.to_string(), elsewhere: elsewhere.to_string(), here: here.to_string() }
 }
 
+/// The rows of a case, none if it was skipped; or why it failed.
+type Outcome = Result<Option<Vec<Row>>, String>;
+
 struct Case {
     name: &'static str,
     title: &'static str,
@@ -87,7 +90,7 @@ fn attacks_fail() {
 }
 
 /// The page; none unless every case was carried out.
-fn table(outcomes: &[(&str, Result<Option<Vec<Row>>, String>)]) -> Option<String> {
+fn table(outcomes: &[(&str, Outcome)]) -> Option<String> {
     let mut text = String::from(
         "# Attacks on Portolan's services, names and privileges\n\n\
          Carried out by `crates/portolan/tests/security_api` with every run of the tests, each where nothing keeps it off and \
