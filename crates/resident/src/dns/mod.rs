@@ -225,7 +225,8 @@ impl DnsServer {
 
     /// Returns when all updates before it are answered from, with the gateways that could not be listened on.
     ///
-    /// Inherited sockets that no network wants by now are closed.
+    /// Inherited sockets that no network wants by now are closed. The process in the way of a socket is looked for here, by
+    /// the calling thread, which has to be in the server's network namespace for that.
     ///
     /// # Errors
     /// [`DnsError::Ended`].

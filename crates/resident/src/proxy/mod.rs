@@ -144,7 +144,7 @@ impl Proxy {
     }
 
     /// Returns when all updates before it are in force, with the places that could not be listened on. These are tried
-    /// again with every barrier.
+    /// again with every barrier. The process in the way is looked for by the calling thread, in its network namespace.
     ///
     /// # Errors
     /// [`ProxyError::Ended`].
