@@ -282,7 +282,7 @@ pub(crate) fn is_proc(fd: BorrowedFd<'_>) -> bool {
     let found = unsafe {
         libc::fstatfs(fd.as_raw_fd(), &raw mut system) == 0 && libc::fstat(fd.as_raw_fd(), &raw mut file) == 0
     };
-    found && system.f_type as i64 == libc::PROC_SUPER_MAGIC as i64 && file.st_mode & libc::S_IFMT == libc::S_IFDIR
+    found && system.f_type == libc::PROC_SUPER_MAGIC && file.st_mode & libc::S_IFMT == libc::S_IFDIR
 }
 
 /// A new instance of a file system, attached to no directory and gone with its last descriptor (fsopen(2), Linux 5.2).

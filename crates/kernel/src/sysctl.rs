@@ -121,7 +121,7 @@ pub fn write(components: &[&str], value: &str) -> Result<Written, SysctlError> {
 /// an attach does. A `/proc/sys` that is mounted read-only is respected all the same.
 ///
 /// # Errors
-/// As for [`write`]; settings before the failing one have been written.
+/// As for [`write()`]; settings before the failing one have been written.
 pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), SysctlError> {
     let place = path(directory)?;
     let read = |path: PathBuf, error: &io::Error| SysctlError::Read { path, source: errno(error) };
