@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use portolan_dhcp::Callers;
-use portolan_kernel::door::Door;
+use portolan_kernel::door::{self, Door};
 use tokio::runtime;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
@@ -61,7 +61,7 @@ impl Args {
 pub fn run(args: &Args) -> Result<()> {
     let socket = args.socket();
     if let Some(parent) = socket.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("listen at `{}`", socket.display()))?;
+        door::directory(parent).with_context(|| format!("listen at `{}`", socket.display()))?;
     }
     let door = Door::open(&socket)?;
     fs::create_dir_all(&args.dir).with_context(|| format!("create `{}`", args.dir.display()))?;

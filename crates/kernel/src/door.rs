@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::inherit;
+use crate::{inherit, sys};
 
 /// Why nobody can be let in.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,43 @@ pub enum DoorError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Listens at `path` for who runs this process alone, from the first moment and whatever the umask.
+///
+/// # Errors
+/// What bind(2) says: `AddrInUse` where something is.
+pub fn listen_alone(path: &Path) -> io::Result<UnixListener> {
+    let socket = bind_alone(libc::SOCK_STREAM, path)?;
+    // As many wait as the kernel lets.
+    // SAFETY: listen(2) takes no pointers.
+    sys::cvt(unsafe { libc::listen(socket.as_raw_fd(), -1) })?;
+    Ok(UnixListener::from(socket))
+}
+
+/// The same for datagrams.
+///
+/// # Errors
+/// As there.
+pub fn receive_alone(path: &Path) -> io::Result<UnixDatagram> {
+    bind_alone(libc::SOCK_DGRAM, path).map(UnixDatagram::from)
+}
+
+/// Set after bind(2), a mode leaves a moment in which others may connect. The file gets what the socket itself has by then,
+/// less the umask (`unix_bind_bsd()`, net/unix/af_unix.c).
+fn bind_alone(kind: i32, path: &Path) -> io::Result<OwnedFd> {
+    let socket = File::from(sys::socket(libc::AF_UNIX, kind, 0)?);
+    socket.set_permissions(fs::Permissions::from_mode(0o600))?;
+    sys::bind_path(socket.as_fd(), path)?;
+    Ok(socket.into())
+}
+
+/// Makes a directory for sockets, and those above it: whatever the umask, nobody else puts another socket in the place of one.
+///
+/// # Errors
+/// What mkdir(2) says; that it is there is none.
+pub fn directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
 /// Where callers come in. A socket of its own goes when this is dropped.
@@ -67,7 +105,8 @@ impl Claim {
 }
 
 impl Door {
-    /// The socket that a service manager passes (sd_listen_fds(3)), or a new one at `path`, whose directory is there. One
+    /// The socket that a service manager passes (sd_listen_fds(3)), or a new one at `path`, for root alone, whose directory is
+    /// there. One
     /// that nobody answers at, left by a process that was killed, is replaced.
     ///
     /// To be called before anything else in the process opens descriptors ([`inherit::take`]).
@@ -137,7 +176,7 @@ impl Door {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        let listener = listen_alone(&fresh).map_err(failed)?;
         let identity = identity(&fresh).map_err(failed)?;
         Ok(Claim { door: Self { listener, own: Some((fresh, identity)) }, to: Some((path.to_owned(), directory)) })
     }

@@ -8,6 +8,7 @@
 
 pub mod announce;
 pub mod carrier;
+pub mod confine;
 pub mod conntrack;
 pub mod diag;
 pub mod door;

@@ -2,7 +2,11 @@
 
 use std::io;
 
-use crate::sys;
+use crate::{confine, sys};
+
+/// What a thread does with its rights that serves sockets: ports below 1024, and room for what waits in them. With no other
+/// sockets than those of IP, the latter changes nothing else.
+const SERVING: &[Capability] = &[Capability::NetBindService, Capability::NetAdmin];
 
 /// A capability, by its number in linux/capability.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,12 +56,15 @@ pub fn keep(kept: &[Capability]) -> io::Result<()> {
     restrict(mask)
 }
 
-/// Leaves the calling thread only these capabilities; execve(2) would give root the others back.
+/// Leaves the calling thread, which talks to strangers, what it takes to serve sockets of IP and nothing else.
 ///
-/// # Errors
-/// What capset(2) says.
-pub fn keep_in_thread(kept: &[Capability]) -> io::Result<()> {
-    restrict(kept.iter().fold(0u64, |mask, capability| mask | 1 << *capability as u32))
+/// Where that cannot be, it is logged: a service that is less well fenced is better than none.
+pub fn serve_only() {
+    let kept = SERVING.iter().fold(0u64, |mask, capability| mask | 1 << *capability as u32);
+    // The filter keeps execve(2) away, by which root would have the others back.
+    if let Err(error) = restrict(kept).and_then(|()| confine::server_thread()) {
+        tracing::warn!(%error, "a thread goes on with more rights than it needs");
+    }
 }
 
 fn restrict(mask: u64) -> io::Result<()> {

@@ -209,6 +209,28 @@ pub(crate) fn bind(fd: BorrowedFd<'_>, addr: std::net::SocketAddr) -> io::Result
     Ok(())
 }
 
+/// bind(2) to a path (unix(7)).
+pub(crate) fn bind_path(fd: BorrowedFd<'_>, path: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = path.as_os_str().as_bytes();
+    // SAFETY: sockaddr_un is plain data for which all zeroes is valid.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if path.is_empty() || path.contains(&0) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // One byte stays zero.
+    if path.len() >= address.sun_path.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
+        *to = from.cast_signed() as libc::c_char;
+    }
+    let length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the address is live and its length is given.
+    cvt(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
+}
+
 /// poll(2) for one event on one fd; `false` on timeout.
 pub(crate) fn poll(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> io::Result<bool> {
     let deadline = std::time::Instant::now() + timeout;
@@ -250,6 +272,17 @@ pub(crate) fn is_read_only(path: &CStr) -> io::Result<bool> {
     // SAFETY: the path is NUL-terminated and the structure live.
     cvt(unsafe { libc::statvfs(path.as_ptr(), &raw mut state) })?;
     Ok(state.f_flag & libc::ST_RDONLY != 0)
+}
+
+/// Whether this is a directory of a proc file system (fstatfs(2)).
+pub(crate) fn is_proc(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: both are plain data for which all zeroes is valid.
+    let (mut system, mut file): (libc::statfs, libc::stat) = unsafe { std::mem::zeroed() };
+    // SAFETY: the structures are live.
+    let found = unsafe {
+        libc::fstatfs(fd.as_raw_fd(), &raw mut system) == 0 && libc::fstat(fd.as_raw_fd(), &raw mut file) == 0
+    };
+    found && system.f_type == libc::PROC_SUPER_MAGIC && file.st_mode & libc::S_IFMT == libc::S_IFDIR
 }
 
 /// A new instance of a file system, attached to no directory and gone with its last descriptor (fsopen(2), Linux 5.2).

@@ -121,7 +121,7 @@ pub fn write(components: &[&str], value: &str) -> Result<Written, SysctlError> {
 /// an attach does. A `/proc/sys` that is mounted read-only is respected all the same.
 ///
 /// # Errors
-/// As for [`write`]; settings before the failing one have been written.
+/// As for [`write()`]; settings before the failing one have been written.
 pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), SysctlError> {
     let place = path(directory)?;
     let read = |path: PathBuf, error: &io::Error| SysctlError::Read { path, source: errno(error) };
@@ -158,10 +158,22 @@ pub fn write_in(directory: &[&str], values: &[(&str, &str)]) -> Result<(), Sysct
     Ok(())
 }
 
+static OWN: OnceLock<Option<OwnedFd>> = OnceLock::new();
+
+/// Takes what [`own_proc`] was to the program before in this process from among inherited descriptors.
+pub fn adopt_own_proc(inherited: &mut Vec<OwnedFd>) {
+    if let Some(at) = inherited.iter().position(|fd| crate::sys::is_proc(fd.as_fd())) {
+        // One that is there already is as good.
+        let _ = OWN.set(Some(inherited.swap_remove(at)));
+    }
+}
+
 /// A proc file system that only this process sees, mounted nowhere; none where `/proc/sys` is read-only, or without
 /// the right to mount (Linux 5.8 gives every mount of proc its own caches).
-fn own_proc() -> Option<BorrowedFd<'static>> {
-    static OWN: OnceLock<Option<OwnedFd>> = OnceLock::new();
+///
+/// A process that is about to give up the calls that this takes has it made before; it is there for good. Over an execve(2)
+/// it is passed on, and taken by [`adopt_own_proc`].
+pub fn own_proc() -> Option<BorrowedFd<'static>> {
     let own = OWN.get_or_init(|| {
         if crate::sys::is_read_only(c"/proc/sys").unwrap_or(true) {
             return None;

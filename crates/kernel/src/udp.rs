@@ -31,11 +31,34 @@ pub struct ListenError {
     pub address: SocketAddr,
     /// The protocol.
     pub transport: Transport,
-    /// The process in the way, if the address is in use and the process can be seen from here.
+    /// The process in the way, if [`ListenError::find_holder`] has found it.
     pub holder: Option<Holder>,
     /// What the kernel said.
     #[source]
     pub source: io::Error,
+}
+
+impl ListenError {
+    /// The same once more.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let source = match self.source.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(self.source.kind(), self.source.to_string()),
+        };
+        Self { address: self.address, transport: self.transport, holder: self.holder.clone(), source }
+    }
+
+    /// Looks for the process in the way, if the address is in use and the process can be seen from here.
+    ///
+    /// That takes the right to look into other processes, which who listens need not have.
+    #[must_use]
+    pub fn find_holder(mut self) -> Self {
+        if self.source.raw_os_error() == Some(libc::EADDRINUSE) {
+            self.holder = holder_of(self.transport, self.address);
+        }
+        self
+    }
 }
 
 fn name_of(transport: Transport) -> &'static str {
@@ -56,7 +79,7 @@ fn held_by(holder: Option<&Holder>) -> String {
 /// The address need not be there (`IP_FREEBIND`, ip(7)): a bridge may come later, or be away for a moment.
 ///
 /// # Errors
-/// [`ListenError`] with the holder of the port if there is one.
+/// [`ListenError`].
 pub fn listen_udp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     open(Transport::Udp, address)
 }
@@ -70,11 +93,7 @@ pub fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
 }
 
 fn open(transport: Transport, address: SocketAddr) -> Result<OwnedFd, ListenError> {
-    try_open(transport, address).map_err(|source| {
-        let in_use = source.raw_os_error() == Some(libc::EADDRINUSE);
-        let holder = in_use.then(|| holder_of(transport, address)).flatten();
-        ListenError { address, transport, holder, source }
-    })
+    try_open(transport, address).map_err(|source| ListenError { address, transport, holder: None, source })
 }
 
 fn try_open(transport: Transport, address: SocketAddr) -> io::Result<OwnedFd> {
@@ -479,7 +498,7 @@ mod tests {
     #[test]
     fn the_holder_of_a_port_is_named() {
         let (_socket, address) = reserve("127.0.0.1");
-        let error = listen_udp(address).unwrap_err();
+        let error = listen_udp(address).unwrap_err().find_holder();
         assert_eq!(error.source.raw_os_error(), Some(libc::EADDRINUSE));
         let holder = error.holder.as_ref().expect("our own process can be seen");
         assert_eq!(holder.pid, std::process::id() as i32);

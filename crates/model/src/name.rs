@@ -92,6 +92,10 @@ fn check_ifname(text: &str) -> Result<(), Invalid> {
     if text.is_empty() || text == "." || text == ".." {
         return Err(Invalid::new(WHAT, text, "is empty or a directory"));
     }
+    // What programs take for an option or for "all but", and what iptables(8) and firewalld take for all that begin so.
+    if text.starts_with(['-', '!']) || text.ends_with('+') {
+        return Err(Invalid::new(WHAT, text, "starts with `-` or `!`, or ends in `+`"));
+    }
     if text.len() > 15 {
         return Err(Invalid::new(WHAT, text, "is longer than 15 characters"));
     }
@@ -138,7 +142,7 @@ mod tests {
     #[test]
     fn interface_names_as_the_kernel_takes_them() {
         assert!("eth0".parse::<IfName>().is_ok());
-        for bad in ["", ".", "..", "a/b", "a:1", "a b", "0123456789abcdef", "x%d", "ü"] {
+        for bad in ["", ".", "..", "a/b", "a:1", "a b", "0123456789abcdef", "x%d", "ü", "-x", "!x", "e+"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
     }

@@ -4,6 +4,10 @@
 //! every decision about networks: the engine takes them, `portolan-kernel` makes the system calls.
 
 #![forbid(unsafe_code)]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "comments of arguments are their help: brackets say what may be left out"
+)]
 
 mod cli;
 mod clock;

@@ -312,6 +312,36 @@ impl Docker {
     }
 }
 
+/// What is asked of a unit's exposure, in tenths: systemd-analyze(1) counts from 0 to 100, the fewer the better.
+const EXPOSURE: &str = "40";
+
+/// Both units are read by systemd without complaint, and leave the daemon little more than it needs.
+#[test]
+fn units_are_sound_and_fenced() {
+    let docker = Docker::new("fenced");
+    docker.done(&[]);
+    let plain = docker.place.dir.join("portolan.service");
+    let text = include_str!("../../../packaging/systemd/portolan.service");
+    fs::write(&plain, text.replace("/usr/local/bin/portolan", env!("CARGO_BIN_EXE_portolan"))).unwrap();
+    let bare = docker.place.dir.join("bare.service");
+    fs::write(&bare, "[Service]\nExecStart=/bin/true\n").unwrap();
+    let analyze = |args: &[&str], unit: &std::path::Path| {
+        let output = Command::new("systemd-analyze").args(args).arg(unit).output();
+        output.inspect_err(|error| eprintln!("SKIP: no systemd-analyze: {error}")).ok()
+    };
+    let threshold = format!("--threshold={EXPOSURE}");
+    let security = ["security", "--offline=yes", "--no-pager", &threshold];
+    let Some(output) = analyze(&security, &bare) else { return };
+    assert!(!output.status.success(), "a unit that keeps nothing back is told from one that does");
+    for unit in [plain, docker.unit()] {
+        for args in [&["verify", "--man=no"][..], &security] {
+            let output = analyze(args, &unit).unwrap();
+            let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+            assert!(output.status.success(), "{args:?} {}: {said}", unit.display());
+        }
+    }
+}
+
 #[test]
 fn docker_and_back() {
     let docker = Docker::new("back");

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use portolan_engine::ContainerInfo;
+use portolan_kernel::confine;
+use portolan_kernel::door;
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::inherit;
 use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::signals::{self, Event as Received, Signals};
+use portolan_kernel::sysctl;
 use portolan_model::{FirewallDriver, Id};
 use portolan_store::SqliteStore;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -100,6 +103,19 @@ fn mark_of(root: &Path) -> String {
     }
 }
 
+/// Makes the directory for run-time files; that of the state first where it is in there, which is root's alone.
+///
+/// # Errors
+/// When they cannot be made.
+pub fn directories(root: &Path, run: &Path) -> Result<()> {
+    if run.starts_with(root) && !root.exists() {
+        let made = root.parent().map_or(Ok(()), door::directory);
+        let made = made.and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(root));
+        made.with_context(|| format!("create `{}`", root.display()))?;
+    }
+    door::directory(run).with_context(|| format!("create `{}`", run.display()))
+}
+
 /// The lock that at most one resident of a run-time directory has, and its supervisor with it. None when another one has
 /// it and is not about to leave.
 ///
@@ -108,7 +124,6 @@ fn mark_of(root: &Path) -> String {
 pub fn lock(run: &Path) -> Result<Option<File>> {
     let path = run.join("daemon.lock");
     let doing = || format!("lock `{}`", path.display());
-    fs::create_dir_all(run).with_context(doing)?;
     let mut options = OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(doing)?;
     match file.try_lock() {
@@ -147,15 +162,30 @@ const MEMORY: &str = "portolan-memory";
 /// # Errors
 /// When it cannot start; once it runs, failures are logged.
 pub fn run(config: Config) -> Result<i32> {
-    let fds = inherit::take().context("take inherited descriptors")?;
+    let mut fds = inherit::take().context("take inherited descriptors")?;
+    // Mounting is among what is given up.
+    sysctl::adopt_own_proc(&mut fds);
+    sysctl::own_proc();
     // Whom the socket of Docker's API belongs to is set each time it is made.
     let chown = config.api.as_ref().map(|_| Capability::Chown);
     let kept: Vec<Capability> = KEPT.iter().copied().chain(chown).collect();
     privilege::keep(&kept).context("give up capabilities")?;
+    let confined = confine();
     raise_descriptor_limit();
     let signals = Signals::take(signals::SERVICE).context("take signals")?;
-    let mut daemon = Daemon::start(config, fds, signals)?;
+    let mut daemon = Daemon::start(config, fds, signals, confined)?;
     daemon.serve()
+}
+
+/// Leaves this process the system calls that a resident makes; what is to be passed on of that over an execve(2).
+fn confine() -> Option<String> {
+    match confine::process(std::env::var(confine::MARK).ok().as_deref()) {
+        Ok(filters) => Some(filters),
+        Err(error) => {
+            tracing::warn!(%error, "this kernel filters no system calls: the daemon goes on with all of them");
+            None
+        }
+    }
 }
 
 /// A listener for each gateway, family and protocol takes more than the usual 1024.
@@ -216,6 +246,8 @@ struct Daemon {
     idle_since: Option<Instant>,
     /// When to look at what happened to files.
     files_due: Option<Instant>,
+    /// Which filters of system calls this process is under.
+    confined: Option<String>,
     _lock: File,
 }
 
@@ -227,8 +259,9 @@ enum Next {
 }
 
 impl Daemon {
-    fn start(config: Config, fds: Vec<OwnedFd>, signals: Signals) -> Result<Self> {
+    fn start(config: Config, fds: Vec<OwnedFd>, signals: Signals, confined: Option<String>) -> Result<Self> {
         let manager = Manager::from_environment().context("find the service manager")?;
+        directories(&config.root, &config.run)?;
         let mut found = Found::sort(fds, &config.run)?;
         let lock = match found.lock.take() {
             Some(lock) => lock,
@@ -286,6 +319,7 @@ impl Daemon {
             started: memory.started,
             idle_since: None,
             files_due: None,
+            confined,
             _lock: lock,
         };
         let done = daemon.follow_and_settle()?;
@@ -595,12 +629,14 @@ impl Daemon {
         let mut passed: Vec<BorrowedFd<'_>> = vec![file.as_fd(), self.control.as_fd(), self._lock.as_fd()];
         passed.extend(handed.fds.iter().map(|(_, fd)| fd.as_fd()));
         passed.extend(self.clients.iter().map(|client| client.stream.as_fd()));
+        passed.extend(sysctl::own_proc());
         let mut numbers = Vec::new();
         for fd in &passed {
             fcntl_setfd(fd, FdFlags::empty())?;
             numbers.push(fd.as_raw_fd().to_string());
         }
         let error = Command::new(&binary)
+            .envs(self.confined.as_ref().map(|filters| (confine::MARK, filters)))
             .arg0("portolan")
             .args(&self.config.arguments)
             .env(inherit::NUMBERS, numbers.join(","))
@@ -641,8 +677,7 @@ fn listen(path: &Path) -> Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(doing),
         _ => {}
     }
-    let listener = UnixListener::bind(&fresh).with_context(doing)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).with_context(doing)?;
+    let listener = door::listen_alone(&fresh).with_context(doing)?;
     fs::rename(&fresh, path).with_context(doing)?;
     Ok(listener)
 }

@@ -3,7 +3,6 @@
 //! What a call means is [`portolan_docker`]'s. This thread has an engine of its own; that names and ports are in force before
 //! a call is answered it learns as every command does, from the main thread.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +13,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use portolan_docker::plugin;
-use portolan_kernel::door::Door;
+use portolan_kernel::door::{self, Door};
 use portolan_model::{FirewallDriver, ProcessId};
 use serde_json::{Value, json};
 
@@ -49,7 +48,7 @@ impl Plugin {
     pub fn start(root: &Path, run: &Path, firewall: Option<FirewallDriver>, socket: &Path) -> Result<Self> {
         let doing = || format!("serve Docker's plugin at `{}`", socket.display());
         if let Some(directory) = socket.parent() {
-            fs::create_dir_all(directory).with_context(doing)?;
+            door::directory(directory).with_context(doing)?;
         }
         let door = Door::private(socket).context("serve Docker's plugin")?;
         let engine = daemon::engine(root)?.with_firewall(firewall);

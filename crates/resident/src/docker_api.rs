@@ -20,7 +20,7 @@ use futures_util::stream;
 use portolan_docker::api::events::{Follow, Message};
 use portolan_docker::api::{self, Answer, BODY, Facts, Failure, Kind, Reply, Version};
 use portolan_engine::ContainerInfo;
-use portolan_kernel::door::Door;
+use portolan_kernel::door::{self, Door};
 use portolan_kernel::groups;
 use portolan_model::{FirewallDriver, Id};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -70,7 +70,7 @@ impl Api {
     pub fn start(root: &Path, run: &Path, firewall: Option<FirewallDriver>, config: &Config) -> Result<Self> {
         let doing = || format!("serve Docker's API at `{}`", config.socket.display());
         if let Some(directory) = config.socket.parent() {
-            fs::create_dir_all(directory).with_context(doing)?;
+            door::directory(directory).with_context(doing)?;
         }
         let group = group(config.group.as_deref())?;
         let door = Door::for_group(&config.socket, group).context("serve Docker's API")?;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use crate::dns::HandOver;
 use crate::services::Memory;
@@ -25,6 +26,12 @@ impl Write for &Said<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl scrape::Client for &Said<'_> {
+    fn wait_at_most(self, _: Duration) -> io::Result<()> {
         Ok(())
     }
 }

@@ -4,20 +4,21 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use portolan_kernel::door;
+use portolan_kernel::privilege;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-/// How long a client may take for its request, and for taking the answer.
+/// How long a client may take for its request, and as long again for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A request is a line and a few headers.
 const REQUEST: usize = 8 << 10;
@@ -43,27 +44,19 @@ impl Scrape {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(doing),
             _ => {}
         }
-        let local = UnixListener::bind(path).with_context(doing)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(doing)?;
+        let local = door::listen_alone(path).with_context(doing)?;
         let tcp = address
             .map(|address| TcpListener::bind(address).with_context(|| format!("listen at `{address}` for metrics")))
             .transpose()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().name("portolan-metrics".into()).spawn(move || {
+            privilege::serve_only();
             while let Some(ready) = wait(&stopped, &local, tcp.as_ref()) {
                 // A client that goes away is nobody's loss.
                 let _ = match (ready, &tcp) {
-                    (Ready::Local, _) => local.accept().and_then(|(stream, _)| {
-                        stream.set_read_timeout(Some(PATIENCE))?;
-                        stream.set_write_timeout(Some(PATIENCE))?;
-                        serve(&stream, &ask)
-                    }),
-                    (Ready::Tcp, Some(tcp)) => tcp.accept().and_then(|(stream, _)| {
-                        stream.set_read_timeout(Some(PATIENCE))?;
-                        stream.set_write_timeout(Some(PATIENCE))?;
-                        serve(&stream, &ask)
-                    }),
+                    (Ready::Local, _) => local.accept().and_then(|(stream, _)| serve(&stream, &ask)),
+                    (Ready::Tcp, Some(tcp)) => tcp.accept().and_then(|(stream, _)| serve(&stream, &ask)),
                     (Ready::Tcp, None) => Ok(()),
                 };
             }
@@ -104,15 +97,41 @@ fn wait(stop: &OwnedFd, local: &UnixListener, tcp: Option<&TcpListener>) -> Opti
     }
 }
 
+/// A client, of whichever kind.
+pub(crate) trait Client: Copy + Read + Write {
+    /// How long the next transfer may take.
+    fn wait_at_most(self, left: Duration) -> io::Result<()>;
+}
+
+impl Client for &UnixStream {
+    fn wait_at_most(self, left: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(left)).and_then(|()| self.set_write_timeout(Some(left)))
+    }
+}
+
+impl Client for &TcpStream {
+    fn wait_at_most(self, left: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(left)).and_then(|()| self.set_write_timeout(Some(left)))
+    }
+}
+
+/// Gives `client` until then for its next transfer: in all, since one that sends a byte now and then would keep the others
+/// waiting for good.
+fn until(client: impl Client, end: Instant) -> io::Result<()> {
+    match end.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => client.wait_at_most(left),
+    }
+}
+
 /// Answers one request (RFC 9112): `GET /metrics`, and nothing else.
-pub(crate) fn serve<T>(stream: &T, ask: &impl Fn(Ask)) -> io::Result<()>
-where
-    for<'a> &'a T: Read + Write,
-{
+pub(crate) fn serve(stream: impl Client, ask: &impl Fn(Ask)) -> io::Result<()> {
+    let end = Instant::now() + PATIENCE;
     let mut request = Vec::new();
     let mut chunk = [0; 1024];
     let mut reader = stream;
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        until(stream, end)?;
         let length = reader.read(&mut chunk)?;
         request.extend(&chunk[..length]);
         if length == 0 || request.len() > REQUEST {
@@ -134,15 +153,18 @@ where
     }
 }
 
-fn respond<T>(stream: &T, status: &str, body: &str) -> io::Result<()>
-where
-    for<'a> &'a T: Write,
-{
+fn respond(stream: impl Client, status: &str, body: &str) -> io::Result<()> {
+    let end = Instant::now() + PATIENCE;
     let mut writer = stream;
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    writer.write_all(head.as_bytes())?;
-    writer.write_all(body.as_bytes())
+    let answer = [head.as_bytes(), body.as_bytes()].concat();
+    let mut left = answer.as_slice();
+    while !left.is_empty() {
+        until(stream, end)?;
+        left = &left[writer.write(left)?..];
+    }
+    Ok(())
 }

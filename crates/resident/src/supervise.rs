@@ -18,6 +18,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use portolan_kernel::door;
 use portolan_kernel::inherit;
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals::{self, Event, Signals};
@@ -56,7 +57,7 @@ pub fn supervise(service: &Service<'_>, mut ready: impl FnMut()) -> Result<i32> 
         _ => {}
     }
     let notifications =
-        UnixDatagram::bind(service.socket).with_context(|| format!("bind `{}`", service.socket.display()))?;
+        door::receive_alone(service.socket).with_context(|| format!("bind `{}`", service.socket.display()))?;
     notifications.set_nonblocking(true)?;
     // The resident keeps the lock if we die before it does.
     fcntl_setfd(service.lock, FdFlags::empty())?;

@@ -100,7 +100,7 @@ impl SqliteStore {
         let make = || DirBuilder::new().mode(0o700).create(&self.root);
         let made = match make() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => match self.root.parent() {
-                Some(parent) => fs::create_dir_all(parent).and_then(|()| make()),
+                Some(parent) => DirBuilder::new().recursive(true).mode(0o755).create(parent).and_then(|()| make()),
                 None => Err(e),
             },
             made => made,

@@ -30,7 +30,7 @@ impl NetlinkError {
         self.errno
     }
 
-    /// Position in its [`Batch`] of the message which failed.
+    /// Position in its [`Batch`](super::Batch) of the message which failed.
     pub fn index(&self) -> Option<usize> {
         self.index
     }

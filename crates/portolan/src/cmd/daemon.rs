@@ -174,7 +174,7 @@ fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
 }
 
 fn start(context: &Context, run: &RunArgs) -> Result<i32> {
-    fs::create_dir_all(&context.run).with_context(|| format!("create `{}`", context.run.display()))?;
+    daemon::directories(&context.root, &context.run)?;
     // Others who want one wait here until it answers.
     let path = context.run.join("daemon.start");
     let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);

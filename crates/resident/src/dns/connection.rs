@@ -149,11 +149,12 @@ impl Connection {
                 .is_some_and(|(len, rest)| rest.len() >= usize::from(u16::from_be_bytes(*len)))
     }
 
-    /// What to wait for. Nothing but an error, if a question is out and no more may come.
+    /// What to wait for. Nothing but an error, if a question is out and no more may come; what is read and still to be
+    /// answered makes it ready at once.
     pub(super) fn wanted(&self) -> EventFlags {
         let mut wanted = EventFlags::empty();
         wanted.set(EventFlags::IN, self.wants_input());
-        wanted.set(EventFlags::OUT, self.sent < self.output.len());
+        wanted.set(EventFlags::OUT, self.sent < self.output.len() || self.has_question());
         wanted
     }
 

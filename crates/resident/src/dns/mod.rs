@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 
 use portolan_dns::{Endpoint, ForwarderStats, Limits, Network, ResolvConf, Seen, UpstreamStats};
 use portolan_kernel::diag::Transport;
+use portolan_kernel::privilege;
 use portolan_kernel::udp::ListenError;
 use portolan_model::Id;
 use rustix::event::{EventfdFlags, eventfd};
@@ -160,7 +161,7 @@ pub enum DnsError {
 
 pub(crate) enum Command {
     Update(Vec<Change>),
-    Barrier(mpsc::Sender<Vec<ListenFailure>>),
+    Barrier(mpsc::Sender<Vec<ListenError>>),
     Stats(mpsc::Sender<Stats>),
     HandOver(mpsc::Sender<HandOver>),
     Stop,
@@ -168,7 +169,7 @@ pub(crate) enum Command {
 
 /// A barrier that was raised ([`DnsServer::raise_barrier`]).
 #[derive(Debug)]
-pub struct Barrier(mpsc::Receiver<Vec<ListenFailure>>);
+pub struct Barrier(mpsc::Receiver<Vec<ListenError>>);
 
 impl Barrier {
     /// Waits as [`DnsServer::barrier`].
@@ -176,7 +177,8 @@ impl Barrier {
     /// # Errors
     /// [`DnsError::Ended`].
     pub fn wait(self) -> Result<Vec<ListenFailure>, DnsError> {
-        self.0.recv().map_err(|_| DnsError::Ended)
+        let failures = self.0.recv().map_err(|_| DnsError::Ended)?;
+        Ok(failures.into_iter().map(|error| error.find_holder().into()).collect())
     }
 }
 
@@ -204,7 +206,10 @@ impl DnsServer {
         let server = server::Server::new(inherited, config, wake.clone(), queue).map_err(DnsError::Start)?;
         let thread = std::thread::Builder::new()
             .name("portolan-dns".into())
-            .spawn(move || server.run())
+            .spawn(move || {
+                privilege::serve_only();
+                server.run();
+            })
             .map_err(DnsError::Start)?;
         Ok(Self { commands, wake, thread: Some(thread) })
     }
@@ -220,7 +225,8 @@ impl DnsServer {
 
     /// Returns when all updates before it are answered from, with the gateways that could not be listened on.
     ///
-    /// Inherited sockets that no network wants by now are closed.
+    /// Inherited sockets that no network wants by now are closed. The process in the way of a socket is looked for here, by
+    /// the calling thread, which has to be in the server's network namespace for that.
     ///
     /// # Errors
     /// [`DnsError::Ended`].

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use portolan_dns::wire::{self, Query};
 use portolan_dns::{Action, Attempt, Decision, Event, Forwarder, Local, Names};
 use portolan_kernel::diag::Transport;
-use portolan_kernel::udp::{self, BATCH, Inbox, Outbox};
+use portolan_kernel::udp::{self, BATCH, Inbox, ListenError, Outbox};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
@@ -19,13 +19,15 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::connection::{Connection, Fate, MAX_QUESTION};
 use super::hand_over::{ConnectionData, HandOver, Pending, ends_of, listens_on};
 use super::upstream::Upstream;
-use super::{Change, Command, Config, ListenFailure, ListenerEvent, Place, Stats};
+use super::{Change, Command, Config, ListenerEvent, Place, Stats};
 
 /// Clients' connections in all, and of one address.
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_CONNECTIONS_EACH: usize = 32;
 /// Connections accepted before others have their turn.
 const MAX_ACCEPTED: usize = 16;
+/// Questions of one connection answered before others have their turn.
+const MAX_ANSWERED: usize = 16;
 /// Descriptors looked at between two looks at the clock.
 const MAX_EVENTS: usize = 256;
 
@@ -108,7 +110,7 @@ pub(super) struct Server {
     core: Core,
     listeners: BTreeMap<u64, Listener>,
     places: BTreeMap<Place, u64>,
-    failures: BTreeMap<Place, ListenFailure>,
+    failures: BTreeMap<Place, ListenError>,
     connections: BTreeMap<u64, Connection>,
     /// At least one entry for each connection, at its deadline or before.
     timers: BTreeSet<(Instant, u64)>,
@@ -257,7 +259,7 @@ impl Server {
                 Ok(Command::Update(changes)) => self.update(changes),
                 Ok(Command::Barrier(reply)) => {
                     self.begin(now);
-                    let failures = self.failures.values().cloned().collect();
+                    let failures = self.failures.values().map(ListenError::again).collect();
                     let _ = reply.send(failures);
                 }
                 Ok(Command::Stats(reply)) => {
@@ -344,7 +346,7 @@ impl Server {
                     self.listeners.insert(number, Listener { fd, place, polled: false });
                 }
                 Err(error) => {
-                    self.failures.insert(place, error.into());
+                    self.failures.insert(place, error);
                 }
             }
         }
@@ -595,10 +597,13 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let client = Client::Tcp { connection: number };
         let mut fate = Fate::Stays;
+        let mut answered = 0;
         while fate == Fate::Stays {
-            match connection.next_question(now) {
+            let question = if answered < MAX_ANSWERED { connection.next_question(now) } else { Ok(None) };
+            match question {
                 Ok(Some(question)) => {
                     self.core.tcp += 1;
+                    answered += 1;
                     let (gateway, peer) = (connection.gateway, connection.peer.ip());
                     let limit = Some(wire::MAX_TCP);
                     let answer = &mut self.answer;
@@ -613,7 +618,7 @@ impl Server {
                 Ok(None) => {
                     fate = connection.flush(now);
                     // Writing may have made room for what was read before.
-                    if !connection.has_question() {
+                    if answered >= MAX_ANSWERED || !connection.has_question() {
                         break;
                     }
                 }

@@ -18,6 +18,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use portolan_kernel::diag::Transport;
+use portolan_kernel::privilege;
 use portolan_kernel::udp::ListenError;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -128,7 +129,10 @@ impl Proxy {
         let server = server::Server::new(inherited, on_listener, wake.clone(), queue).map_err(ProxyError::Start)?;
         let thread = std::thread::Builder::new()
             .name("portolan-proxy".into())
-            .spawn(move || server.run())
+            .spawn(move || {
+                privilege::serve_only();
+                server.run();
+            })
             .map_err(ProxyError::Start)?;
         Ok(Self { commands, wake, thread: Some(thread) })
     }
@@ -140,12 +144,12 @@ impl Proxy {
     }
 
     /// Returns when all updates before it are in force, with the places that could not be listened on. These are tried
-    /// again with every barrier.
+    /// again with every barrier. The process in the way is looked for by the calling thread, in its network namespace.
     ///
     /// # Errors
     /// [`ProxyError::Ended`].
     pub fn barrier(&self) -> Result<Vec<ListenError>, ProxyError> {
-        self.ask(Command::Barrier)
+        Ok(self.ask(Command::Barrier)?.into_iter().map(ListenError::find_holder).collect())
     }
 
     /// The counters of every rule.
