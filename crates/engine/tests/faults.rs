@@ -886,4 +886,105 @@ fn nothing_is_left_whatever_fails() {
     for (what, times) in &all.0 {
         eprintln!("{what}: in {times} verbs");
     }
+    if (first, last) == (0, SEEDS) {
+        keep_page(&page(&all));
+    }
+}
+
+/// What `docs/faults.md` says: which faults came to pass in which verbs.
+fn page(seen: &Seen) -> String {
+    const HEAD: &str = include_str!("faults.head.md");
+    const FOOT: &str = include_str!("faults.foot.md");
+    let verbs: BTreeSet<&str> = seen.0.keys().filter_map(|what| Some(what.split_once(": ")?.0)).collect();
+    let mut hows = vec!["death".to_owned()];
+    for errno in ERRNOS {
+        let name = broken::name(errno).rsplit('(').next().unwrap_or_default().trim_end_matches(')').to_owned();
+        hows.extend([name.clone(), format!("{name}, answer lost")]);
+    }
+    let mut text = format!("{HEAD}\n| verb | {} |\n|---|{}\n", hows.join(" | "), "---|".repeat(hows.len()));
+    for verb in verbs {
+        let cell = |how: &String| if seen.0.contains_key(&format!("{verb}: {how}")) { "nothing left" } else { "–" };
+        let cells: Vec<&str> = hows.iter().map(cell).collect();
+        text.push_str(&format!("| {verb} | {} |\n", cells.join(" | ")));
+    }
+    format!("{text}\n{FOOT}")
+}
+
+/// Compares the page with the one in the repository, or writes it.
+fn keep_page(text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/faults.md");
+    if std::env::var_os("PORTOLAN_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "`docs/faults.md` is not what came of it: write it with PORTOLAN_BLESS=1\n{text}");
+}
+
+/// What schedules found, at each call in turn.
+#[test]
+fn an_undo_that_fails_leaves_the_rows_for_the_next_verb() {
+    let attach = Verb::Attach { who: 1, on: [2, 5], port: 200 };
+    let join = Verb::Join { who: 2, on: [0, 2], port: 201 };
+    for verb in [Verb::Create(0), attach, join, Verb::Hand { who: 3, on: 2 }] {
+        let mut hits = 0;
+        for at in (1..60).step_by(4) {
+            let fault = Fault { at, site: Some(Site::Kernel), how: How::Errno(16, Ack::Refused), lasting: true };
+            let given = Event::Do(Verb::Create(2), None, Next::Gc);
+            let mut seen = Seen::default();
+            let events = [given, Event::Do(verb, Some(fault), Next::Anybody)];
+            run(&events, &mut seen).unwrap_or_else(|why| panic!("{events:?}: {why}"));
+            hits += seen.0.values().sum::<u64>();
+        }
+        assert!(hits > 4, "{verb:?}: {hits}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_down_is_not_left_open() {
+    let mut failures = 0;
+    for at in 1..200 {
+        let world = World::new();
+        world.kernel.make_namespace(&namespace(1));
+        let fault = Fault { at, site: Some(Site::Store), how: How::Errno(28, Ack::Refused), lasting: true };
+        let (result, hits) = world.attempt(Verb::Attach { who: 1, on: [5, 5], port: 200 }, Some(fault));
+        if hits == 0 {
+            break;
+        }
+        let error = result.unwrap().unwrap_err();
+        failures += 1;
+        let open: Vec<String> = world.kernel.objects().iter().map(|(_, object)| object.to_string()).collect();
+        assert!(open.is_empty(), "call {at}, {error}: {open:#?}");
+    }
+    assert!(failures > 20, "{failures}");
+}
+
+#[test]
+fn whoever_dies_after_a_reboot_leaves_the_rest_to_the_next_verb() {
+    let world = World::new();
+    world.engine.create_network(&network_request("alpha")).unwrap();
+    world.engine.create_network(&network_request("vault")).unwrap();
+    for how in [How::Death, How::Errno(105, Ack::Refused)] {
+        for at in 1.. {
+            world.kernel.reboot();
+            let fault = Fault { at, site: None, how, lasting: false };
+            let (_, hits) = world.attempt(Verb::ForwardNames(0), Some(fault));
+            drop(world.engine.detach("nobody").unwrap_err());
+            world.check(&format!("{how:?} at {at}"));
+            if hits == 0 {
+                assert!(at > 20, "{at}");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_docker_is_given_after_a_flush_is_there() {
+    let world = World::new();
+    world.engine.create_network(&network_request("alpha")).unwrap();
+    let ruleset = world.kernel.objects().into_iter().find(|object| matches!(object, Object::Ruleset(_))).unwrap();
+    world.kernel.remove(&ruleset);
+    world.run(Verb::Hand { who: 1, on: 0 }).unwrap();
+    world.check("after a flush");
+    assert_eq!(world.engine.containers().unwrap().len(), 1);
 }
