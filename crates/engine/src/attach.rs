@@ -4,7 +4,7 @@ use portolan_model::{Container, ContainerKind, ContainerState, Network, NetworkM
 use portolan_plan::{ContainerView, Object, Objects, Step, diff};
 
 use crate::api::{AttachRequest, ContainerInfo};
-use crate::engine::{Engine, meta};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::grow::Addition;
 use crate::kernel::Kernel;
@@ -33,13 +33,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// The row of a container that is to be made.
-    pub(crate) fn container_for(&self, request: &AttachRequest, sandbox: Option<Sandbox>) -> Container {
+    pub(crate) fn container_for(&self, request: &AttachRequest, sandbox: Option<Sandbox>) -> Result<Container> {
         let id = request.id.unwrap_or_else(|| self.random_id());
         let name = match &request.name {
             Some(name) => name.clone(),
             None => id.short().parse().expect("hexadecimal digits are a name"),
         };
-        Container {
+        Ok(Container {
             id,
             name,
             kind: request.kind,
@@ -61,10 +61,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             labels: request.labels.clone(),
             auto_remove: request.auto_remove,
             port_keeper: request.port_keeper.clone(),
-            boot: self.kernel.boot(),
+            boot: self.boot()?,
             created: self.kernel.now(),
             phase: self.owner(),
-        }
+        })
     }
 
     /// [`Engine::attach`] for who holds the lock.
@@ -75,7 +75,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         sandbox: Option<Sandbox>,
     ) -> Result<ContainerInfo> {
         self.make_way(guard, &request.endpoints, &request.publish)?;
-        let container = self.container_for(request, sandbox);
+        let container = self.container_for(request, sandbox)?;
         if request.mode != NetworkMode::Own && (!request.endpoints.is_empty() || !request.publish.is_empty()) {
             let why = "has no network of its own: it can neither be connected nor publish ports";
             return Err(Error::WrongMode { container: container.name.to_string(), why });
@@ -85,9 +85,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if request.id.is_some() && tx.container(container.id)?.is_some() {
             return Err(Error::NameTaken { what: "container", name: container.id.to_string() });
         }
-        if tx.meta(meta::BOOT)?.as_deref() != Some(container.boot.as_str()) {
-            tx.put_meta(meta::BOOT, Some(&container.boot))?;
-        }
+        self.remember_boot(&tx, &container.boot)?;
         let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
         view.container.settings = self.settings_of(&view)?;
         tx.put_container(&view.container)?;

@@ -4,7 +4,7 @@ use portolan_model::{Bandwidth, Endpoint, Limit, Network};
 use portolan_plan::{Object, Objects, Step, diff};
 
 use crate::api::ContainerInfo;
-use crate::engine::Engine;
+use crate::engine::{Engine, Unapplied};
 use crate::error::{Error, Result};
 use crate::grow::check_bandwidth;
 use crate::kernel::Kernel;
@@ -66,7 +66,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.commit(Durability::Process)?;
 
         let steps = again(diff(&after, &before), &after);
-        if let Err(error) = self.apply(&guard, &table, &steps, || format!("limit the bandwidth of `{name}`")) {
+        let doing = || format!("limit the bandwidth of `{name}`");
+        if let Err(Unapplied { error, .. }) = self.apply(&guard, &table, &steps, doing) {
             self.kernel.repair(&table, &again(diff(&before, &after), &before));
             let tx = self.store.write(&guard)?;
             for row in &rows {

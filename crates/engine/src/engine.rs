@@ -47,6 +47,13 @@ pub struct Engine<S, K> {
     pub(crate) firewall: Option<FirewallDriver>,
 }
 
+/// Why steps were not taken.
+pub(crate) struct Unapplied {
+    pub(crate) error: Error,
+    /// Whether the kernel holds nothing of them.
+    pub(crate) undone: bool,
+}
+
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// The verbs for the state `store`, kept under `root`.
     pub fn new(root: String, store: S, kernel: K) -> Self {
@@ -80,6 +87,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Phase::Pending(self.kernel.this_process())
     }
 
+    /// The boot's identity.
+    pub(crate) fn boot(&self) -> Result<String> {
+        let doing = "find out whether the machine was started anew";
+        self.kernel.boot().map_err(|source| Error::Kernel { doing: doing.to_owned(), source })
+    }
+
     pub(crate) fn random_id(&self) -> Id {
         Id::from_bytes(self.kernel.random())
     }
@@ -92,21 +105,39 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         table: &Firewall,
         steps: &[Step],
         doing: impl Fn() -> String,
-    ) -> Result<()> {
-        let Err(error) = self.kernel.apply(table, steps) else { return Ok(()) };
-        self.kernel.repair(table, &portolan_plan::inverse(steps));
-        if error.kind == crate::Kind::NotFound {
+    ) -> Result<(), Unapplied> {
+        let Err(source) = self.kernel.apply(table, steps) else { return Ok(()) };
+        let mut undone = self.undo(table, steps);
+        let lacks = source.kind == crate::Kind::NotFound;
+        let error = Error::Kernel { doing: doing(), source };
+        if lacks {
             tracing::info!(%error, "the kernel lacks what the store has: reconciling");
-            // The rows of this verb are written, so its own steps are among those taken.
-            self.reconcile_kernel(guard)?;
-            let left = self.differences(&self.store.read()?)?;
-            let ours: BTreeSet<_> = steps.iter().map(|step| step.object().key()).collect();
-            if !left.iter().any(|step| ours.contains(&step.object().key())) {
-                return Ok(());
+            match self.remake(guard, steps) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "could not reconcile"),
             }
-            self.kernel.repair(table, &portolan_plan::inverse(steps));
+            undone = self.undo(table, steps);
         }
-        Err(Error::Kernel { doing: doing(), source: error })
+        Err(Unapplied { error, undone })
+    }
+
+    /// Makes the kernel hold what the rows say, those of this verb among them, and answers whether it has what `steps` make.
+    fn remake(&self, guard: &S::Guard<'_>, steps: &[Step]) -> Result<bool> {
+        self.reconcile_kernel(guard)?;
+        let left = self.differences(&self.store.read()?)?;
+        let ours: BTreeSet<_> = steps.iter().map(|step| step.object().key()).collect();
+        Ok(!left.iter().any(|step| ours.contains(&step.object().key())))
+    }
+
+    /// Takes `steps` back, as far as they were taken. Answers whether nothing of them is left: else the rows have to stay as
+    /// they are, half-made, for the next verb to take them down.
+    pub(crate) fn undo(&self, table: &Firewall, steps: &[Step]) -> bool {
+        let failures = self.kernel.repair(table, &portolan_plan::inverse(steps));
+        for failure in &failures {
+            tracing::warn!(%failure, "could not be taken back: the next command tries again");
+        }
+        failures.is_empty()
     }
 
     /// Takes `steps` as far as they go.
@@ -395,7 +426,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let is_there = |name: &IfName| !matches!(self.kernel.find_interface(name.as_str()), Ok(None));
         let Ok(tx) = self.store.read() else { return true };
         let Ok(view) = self.view(&tx, container.clone()) else { return true };
-        view.endpoints.iter().all(|(endpoint, network)| {
+        // One that is being made is not there yet.
+        view.endpoints.iter().filter(|(endpoint, _)| endpoint.phase.is_settled()).all(|(endpoint, network)| {
             // Both ends of a pair go when the namespace does that either of them is in.
             if matches!(network.driver, Driver::Bridge | Driver::Ptp) {
                 return is_there(&endpoint.host_end);
@@ -408,7 +440,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 
     /// Whether the container's namespace, or for a mode without one its process, is there.
     pub(crate) fn is_alive(&self, container: &Container) -> bool {
-        if container.boot != self.kernel.boot() {
+        // What cannot be found out is no reason to take the container down.
+        if self.kernel.boot().is_ok_and(|boot| boot != container.boot) {
             return false;
         }
         if matches!(container.state, ContainerState::Exited(_)) {

@@ -10,6 +10,7 @@ use crate::api::{Change, Followed, Repaired};
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
+use crate::repair::said;
 use crate::store::{Durability, Store, Touched, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
@@ -173,7 +174,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         tx.commit(Durability::Disk)?;
         let (steps, failures) = self.reconcile_kernel(&guard)?;
-        Ok(Repaired { steps, failures, ..Repaired::default() })
+        Ok(Repaired { steps, failures: said(failures), ..Repaired::default() })
     }
 
     /// Whether there are networks of `driver`.

@@ -10,7 +10,7 @@ use portolan_model::{
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
-use crate::engine::Engine;
+use crate::engine::{Engine, Unapplied};
 use crate::error::{Error, Result};
 use crate::ipam::{self, Space};
 use crate::kernel::Kernel;
@@ -87,27 +87,47 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 (false, Some(networks)) => format!("connect `{name}` to {networks}"),
             }
         };
-        if let Err(error) = self.apply(guard, &table, &diff(&after, &before), doing) {
-            let tx = self.store.write(guard)?;
-            self.delete_network_rows(&tx, id, &view.endpoints[had..], &view.publications[published..])?;
-            if is_new {
-                tx.delete_container(id)?;
+        let steps = diff(&after, &before);
+        let mut made = self.apply(guard, &table, &steps, doing);
+        if made.is_ok() {
+            // A new endpoint may move the ports that were there, a new port moves none.
+            let moved = if networks.is_empty() { published } else { 0 };
+            self.forget_flows(&view.publications[moved..]);
+            made =
+                self.settle(guard, &mut view).map_err(|error| Unapplied { undone: self.undo(&table, &steps), error });
+        }
+        if let Err(Unapplied { error, undone }) = made {
+            let new = (&view.endpoints[had..], &view.publications[published..]);
+            if undone && let Err(error) = self.forget_new(guard, is_new, id, new, rows) {
+                tracing::warn!(%error, "rows stay as they are: the next command takes them down");
             }
-            for row in rows {
-                if let Row::Changes(was) = row {
-                    tx.put_network(&was)?;
-                }
-            }
-            self.forget_idle_base(&tx)?;
-            tx.commit(Durability::Process)?;
             return Err(explain_full_bridge(error, &networks));
         }
-        // A new endpoint may move the ports that were there, a new port moves none.
-        let moved = if networks.is_empty() { published } else { 0 };
-        self.forget_flows(&view.publications[moved..]);
-        self.settle(guard, &mut view)?;
         let ContainerView { container, endpoints, publications } = view;
         Ok(ContainerInfo { container, endpoints, publications, alive: true })
+    }
+
+    /// Removes the rows of what a container was to get, and its own if it is new; the kernel holds nothing of them.
+    fn forget_new(
+        &self,
+        guard: &S::Guard<'_>,
+        is_new: bool,
+        id: Id,
+        (endpoints, publications): (&[(Endpoint, Network)], &[Publication]),
+        rows: Vec<Row>,
+    ) -> Result<()> {
+        let tx = self.store.write(guard)?;
+        self.delete_network_rows(&tx, id, endpoints, publications)?;
+        if is_new {
+            tx.delete_container(id)?;
+        }
+        for row in rows {
+            if let Row::Changes(was) = row {
+                tx.put_network(&was)?;
+            }
+        }
+        self.forget_idle_base(&tx)?;
+        Ok(tx.commit(Durability::Process)?)
     }
 
     /// Whether a container could be given this endpoint now; nothing is changed.
@@ -118,7 +138,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
         let (network, _) = self.network_for(&tx, wanted)?;
-        let container = self.container_for(&AttachRequest::namespace(""), None);
+        let container = self.container_for(&AttachRequest::namespace(""), None)?;
         let mut view = ContainerView { container, endpoints: Vec::new(), publications: Vec::new() };
         // The transaction is dropped: all of it was for the answer.
         self.plan_endpoint(&tx, &mut view, &network, wanted)

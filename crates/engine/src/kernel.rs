@@ -166,17 +166,20 @@ pub trait Kernel {
     /// When it cannot be opened.
     fn here(&self) -> Result<Sandbox, KernelError>;
 
-    /// Whether the namespace is still there.
+    /// Whether the namespace is still there. It is unless it is known not to be.
     fn sandbox_alive(&self, sandbox: &Sandbox) -> bool;
 
-    /// Whether the process still runs.
+    /// Whether the process still runs. It does unless it is known not to.
     fn process_alive(&self, process: ProcessId) -> bool;
 
     /// This process.
     fn this_process(&self) -> ProcessId;
 
     /// The boot's identity.
-    fn boot(&self) -> String;
+    ///
+    /// # Errors
+    /// [`KernelError`] when it cannot be read: taken for another one, it would have all containers taken down.
+    fn boot(&self) -> Result<String, KernelError>;
 
     /// Seconds since 1970.
     fn now(&self) -> u64;

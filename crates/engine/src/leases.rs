@@ -3,7 +3,7 @@
 use portolan_model::{DhcpLease, Family, Id, Network};
 use portolan_plan::{ContainerView, Object, Objects, Step, diff};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Unapplied};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::store::{Durability, Store, Tx};
@@ -39,7 +39,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.commit(Durability::Process)?;
 
         let steps = again(diff(&after, &before), &after, &view, at);
-        if let Err(error) = self.apply(&guard, &table, &steps, || doing.clone()) {
+        if let Err(Unapplied { error, .. }) = self.apply(&guard, &table, &steps, || doing.clone()) {
             // Taken back one by one, routes came before the address that they need.
             self.kernel.repair(&table, &again(diff(&before, &after), &before, &was, at));
             let tx = self.store.write(&guard)?;

@@ -10,7 +10,7 @@ use portolan_model::{
 use portolan_plan::diff;
 
 use crate::api::{NetworkInfo, NetworkRequest};
-use crate::engine::{Engine, meta};
+use crate::engine::{Engine, Unapplied, meta};
 use crate::error::{Error, Result};
 use crate::ipam::{self, Occupied};
 use crate::kernel::Kernel;
@@ -44,7 +44,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             });
         }
         let network = self.plan_network(&tx, request, None)?;
-        let before = self.base(&tx)?;
+        let (boot, before) = (self.boot()?, self.base(&tx)?);
         tx.put_network(&network)?;
         for id in network.subnets.iter().filter_map(|subnet| subnet.pool) {
             if let Some(pool) = tx.pool(id)? {
@@ -57,21 +57,35 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.commit(Durability::Disk)?;
 
         let doing = || format!("create network `{}`", network.name);
-        if let Err(error) = self.apply(&guard, &table, &diff(&after, &before), doing) {
-            let tx = self.store.write(&guard)?;
-            tx.delete_network(network.id)?;
-            if !self.is_base_needed(&tx)? {
-                self.forget_base(&tx)?;
+        let steps = diff(&after, &before);
+        let made = self.apply(&guard, &table, &steps, doing).and_then(|()| {
+            self.settle_network(&guard, &network, &boot)
+                .map_err(|error| Unapplied { undone: self.undo(&table, &steps), error })
+        });
+        match made {
+            Ok(()) => Ok(Network { phase: Phase::Settled, ..network }),
+            Err(Unapplied { error, undone }) => {
+                if undone && let Err(error) = self.forget_network(&guard, &network) {
+                    tracing::warn!(%error, "the row of the network stays: the next command takes it down");
+                }
+                Err(error)
             }
-            tx.commit(Durability::Disk)?;
-            return Err(error);
         }
-        let network = Network { phase: Phase::Settled, ..network };
-        let tx = self.store.write(&guard)?;
-        tx.put_network(&network)?;
-        tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
-        tx.commit(Durability::Disk)?;
-        Ok(network)
+    }
+
+    fn settle_network(&self, guard: &S::Guard<'_>, network: &Network, boot: &str) -> Result<()> {
+        let tx = self.store.write(guard)?;
+        tx.put_network(&Network { phase: Phase::Settled, ..network.clone() })?;
+        self.remember_boot(&tx, boot)?;
+        Ok(tx.commit(Durability::Disk)?)
+    }
+
+    /// Removes the row of a network that the kernel holds nothing of.
+    fn forget_network(&self, guard: &S::Guard<'_>, network: &Network) -> Result<()> {
+        let tx = self.store.write(guard)?;
+        tx.delete_network(network.id)?;
+        self.forget_idle_base(&tx)?;
+        Ok(tx.commit(Durability::Disk)?)
     }
 
     /// Decides everything about a network but whether its name is free.

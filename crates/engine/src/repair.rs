@@ -7,8 +7,8 @@ use portolan_plan::{Object, Objects, Set, Step, diff};
 
 use crate::api::{Repaired, Rules, RulesOf};
 use crate::engine::{Engine, meta};
-use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::error::{Error, Kind, Result};
+use crate::kernel::{Kernel, KernelError};
 use crate::store::{Durability, Store, Transition, Tx};
 
 /// How many rows in transition are looked at before a verb; more than one verb leaves when it is killed.
@@ -28,8 +28,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let transitions = tx.transitions(TRANSITIONS)?;
         drop(tx);
         let mut count = 0;
-        if boot.is_some_and(|boot| boot != self.kernel.boot()) {
-            count += self.recover_from_reboot(guard)?;
+        let now = self.boot()?;
+        if let Some(boot) = boot.filter(|boot| *boot != now) {
+            if boot != unfinished(&now) {
+                count += self.recover_from_reboot(guard, &now)?;
+            }
+            self.remake_after_reboot(guard, &now)?;
         }
         for (transition, _) in transitions {
             tracing::info!(?transition, "its process died: taking it down");
@@ -86,10 +90,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// After a reboot no namespace of ours is left: endpoints and attached containers go; networks are made again.
-    fn recover_from_reboot(&self, guard: &S::Guard<'_>) -> Result<usize> {
+    fn recover_from_reboot(&self, guard: &S::Guard<'_>, boot: &str) -> Result<usize> {
         let tx = self.store.write(guard)?;
         let mut count = 0;
-        for container in tx.containers()?.into_iter().filter(|container| container.boot != self.kernel.boot()) {
+        for container in tx.containers()?.into_iter().filter(|container| container.boot != boot) {
             count += 1;
             let view = self.view(&tx, container)?;
             self.delete_network_rows(&tx, view.container.id, &view.endpoints, &view.publications)?;
@@ -113,10 +117,32 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         // The sysctls are what the new boot made them.
         self.forget_host(&tx)?;
-        tx.put_meta(meta::BOOT, Some(&self.kernel.boot()))?;
+        tx.put_meta(meta::BOOT, Some(&unfinished(boot)))?;
         tx.commit(Durability::Disk)?;
-        self.reconcile_kernel(guard)?;
         Ok(count)
+    }
+
+    /// Makes the networks again. Whoever dies or runs short of something on the way leaves it to the next; what is refused for
+    /// good (the parent of a macvlan network may be gone) is not tried with every verb.
+    fn remake_after_reboot(&self, guard: &S::Guard<'_>, boot: &str) -> Result<()> {
+        let (_, failures) = self.reconcile_kernel(guard)?;
+        for failure in &failures {
+            tracing::warn!(%failure, "could not be made again after the machine was started anew");
+        }
+        if failures.iter().all(|failure| failure.kind != Kind::Transient) {
+            let tx = self.store.write(guard)?;
+            tx.put_meta(meta::BOOT, Some(boot))?;
+            tx.commit(Durability::Disk)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down under which boot the kernel was written, if that is not known.
+    pub(crate) fn remember_boot(&self, tx: &S::Tx<'_>, boot: &str) -> Result<()> {
+        if tx.meta(meta::BOOT)?.is_none() {
+            tx.put_meta(meta::BOOT, Some(boot))?;
+        }
+        Ok(())
     }
 
     /// Everything the kernel should hold.
@@ -169,7 +195,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             .observe_rules(&table, &desired)
             .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
         let steps = diff(&desired, &observed);
-        let failures = self.repair(&steps)?.into_iter().map(|failure| failure.to_string()).collect();
+        let failures = said(self.repair(&steps)?);
         Ok(Repaired { rows, steps, failures, ..Repaired::default() })
     }
 
@@ -209,7 +235,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         if is_missing {
             let (steps, failures) = self.reconcile_kernel(&guard)?;
-            return Ok(Repaired { steps, failures, ..repaired });
+            return Ok(Repaired { steps, failures: said(failures), ..repaired });
         }
         Ok(repaired)
     }
@@ -226,17 +252,18 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Makes the kernel hold what the rows say; answers the steps taken and the failures.
-    pub(crate) fn reconcile_kernel(&self, guard: &S::Guard<'_>) -> Result<(Vec<Step>, Vec<String>)> {
+    pub(crate) fn reconcile_kernel(&self, guard: &S::Guard<'_>) -> Result<(Vec<Step>, Vec<KernelError>)> {
         // An interface that was handed over cannot be made again where it was taken to.
         for container in self.store.read()?.containers()? {
-            if container.kind == ContainerKind::Handed && !self.is_alive(&container) {
+            // One that is being made has none yet.
+            if container.kind == ContainerKind::Handed && container.phase.is_settled() && !self.is_alive(&container) {
                 self.reap(guard, container)?;
             }
         }
         let tx = self.store.write(guard)?;
         let steps = self.differences(&tx)?;
         tx.commit(Durability::Process)?;
-        let failures = self.repair(&steps)?.into_iter().map(|failure| failure.to_string()).collect();
+        let failures = self.repair(&steps)?;
         Ok((steps, failures))
     }
 
@@ -248,7 +275,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.store.lock()?;
         let rows = self.recover(&guard)?;
         let (steps, failures) = self.reconcile_kernel(&guard)?;
-        Ok(Repaired { containers: Vec::new(), rows, steps, failures })
+        Ok(Repaired { containers: Vec::new(), rows, steps, failures: said(failures) })
     }
 
     /// Takes down containers whose namespace is gone and rows that died in transition, then reconciles.
@@ -268,7 +295,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             self.reap(&guard, container)?;
         }
         let (steps, failures) = self.reconcile_kernel(&guard)?;
-        Ok(Repaired { steps, failures, ..repaired })
+        Ok(Repaired { steps, failures: said(failures), ..repaired })
     }
 
     /// Takes down the containers of a network whose namespace is gone.
@@ -352,6 +379,16 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             .collect();
         Ok(Rules { firewall: table, elements })
     }
+}
+
+/// What is recorded of a boot until the kernel has again what the rows say.
+fn unfinished(boot: &str) -> String {
+    format!("{boot} unfinished")
+}
+
+/// Failures in words.
+pub(crate) fn said(failures: Vec<KernelError>) -> Vec<String> {
+    failures.into_iter().map(|failure| failure.to_string()).collect()
 }
 
 /// Whether an element's comment speaks of `owner`: the same words, then nothing or a blank; or, for ` on NETWORK`,

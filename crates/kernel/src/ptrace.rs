@@ -37,6 +37,9 @@ pub enum Verdict {
     Continue,
     /// Kill it and all others that are traced; a system call it is about to make does not happen.
     Kill,
+    /// Have the system call that it is about to make fail with this error (errno(3)); it does not happen. Where this
+    /// machine's registers are not known, or the process makes no call, it goes on.
+    Fail(i32),
 }
 
 /// How a traced program ended.
@@ -177,11 +180,13 @@ impl<F: FnMut(&Stop) -> Verdict> Tracer<F> {
         } else {
             (None, signal)
         };
-        if let Some(stop) = stop
-            && (self.observe)(&stop) == Verdict::Kill
-        {
-            self.killed = true;
-            self.kill_all();
+        match stop.map(|stop| (self.observe)(&stop)) {
+            Some(Verdict::Kill) => {
+                self.killed = true;
+                self.kill_all();
+            }
+            Some(Verdict::Fail(errno)) => fail_syscall(tid, errno),
+            Some(Verdict::Continue) | None => {}
         }
         resume(tid, deliver);
     }
@@ -198,6 +203,23 @@ fn kill(tid: i32) {
     // tracees not reaped yet, so none can have been reused.
     unsafe { libc::kill(tid, libc::SIGKILL) };
 }
+
+/// Whether a call can be made to fail here ([`Verdict::Fail`]).
+pub const CAN_FAIL: bool = cfg!(target_arch = "x86_64");
+
+/// Has the call that `tid` is stopped on the way into fail. A call without a number is not made, and what the register for
+/// the result holds is its result (`do_syscall_64()`, arch/x86/entry/syscall_64.c).
+#[cfg(target_arch = "x86_64")]
+fn fail_syscall(tid: i32, errno: i32) {
+    let word = size_of::<libc::c_long>();
+    for (register, value) in [(libc::ORIG_RAX, -1), (libc::RAX, -libc::c_long::from(errno))] {
+        // SAFETY: the tracee is stopped; address and data are numbers.
+        unsafe { libc::ptrace(libc::PTRACE_POKEUSER, tid, register as usize * word, value) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fail_syscall(_tid: i32, _errno: i32) {}
 
 /// Lets a stopped tracee run to its next stop. Fails harmlessly for one that was just killed.
 fn resume(tid: i32, signal: i32) {

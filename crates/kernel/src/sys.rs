@@ -17,11 +17,12 @@ pub(crate) fn cvt_len(ret: libc::ssize_t) -> io::Result<usize> {
 }
 
 /// Whether the calling thread's namespace has an interface of this name (`SIOCGIFINDEX`, netdevice(7)), which the kernel
-/// answers without the lock for changes.
+/// answers without the lock for changes. It has unless it is known not to: without a descriptor nothing is known.
 pub(crate) fn has_interface(name: &str) -> bool {
     let Ok(name) = std::ffi::CString::new(name) else { return false };
     // SAFETY: a live string that ends in zero.
-    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    index != 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENODEV)
 }
 
 /// Whether the calling thread's namespace has an interface of this number, without waiting for who removes it.

@@ -63,6 +63,8 @@ pub enum Syscall {
     Bind,
     /// flock(2).
     Flock,
+    /// recvmsg(2), recvfrom(2): what netlink answers.
+    Receive,
 }
 
 /// All calls that change something outside of the program.
@@ -87,6 +89,23 @@ pub const CHANGES: &[Syscall] = &[
 ];
 
 impl Syscall {
+    /// Errors that such a call may end with on a machine that runs short of something (its page of section 2).
+    pub const fn errnos(self) -> &'static [i32] {
+        match self {
+            Self::Sendmsg | Self::Sendto => &[libc::ENOBUFS, libc::ENOMEM, libc::EINTR],
+            Self::Receive => &[libc::ENOBUFS, libc::EINTR],
+            Self::Write | Self::Pwrite | Self::Truncate => &[libc::ENOSPC, libc::EIO],
+            Self::Fsync | Self::Fdatasync => &[libc::EIO, libc::ENOSPC],
+            Self::Create => &[libc::EMFILE, libc::ENOSPC, libc::EIO],
+            Self::Rename | Self::Link | Self::Mkdir => &[libc::ENOSPC, libc::EIO],
+            Self::Unlink => &[libc::EBUSY, libc::EIO],
+            Self::Mount => &[libc::EBUSY, libc::ENOMEM],
+            Self::Setns | Self::Unshare => &[libc::ENOMEM, libc::EPERM],
+            Self::Fork => &[libc::EAGAIN, libc::ENOMEM],
+            _ => &[libc::ENOMEM],
+        }
+    }
+
     /// The kind of a call, if it is one of those here.
     fn classify(number: i64, args: &[u64; 6]) -> Option<Self> {
         let creates = |flags: u64| flags & libc::O_CREAT as u64 != 0;
@@ -113,6 +132,7 @@ impl Syscall {
             libc::SYS_setsockopt => Self::Setsockopt,
             libc::SYS_bind => Self::Bind,
             libc::SYS_flock => Self::Flock,
+            libc::SYS_recvmsg | libc::SYS_recvfrom => Self::Receive,
             _ => return Self::classify_legacy(number, args),
         })
     }
@@ -176,6 +196,72 @@ pub fn kill_at(command: Command, syscalls: &[Syscall], n: usize) -> Result<Outco
         Some(syscall) if traced.killed => Outcome::Killed { syscall, stderr: traced.stderr },
         _ => Outcome::Finished(traced.status),
     })
+}
+
+/// How a program ended of which a call was to fail.
+#[derive(Debug, Clone)]
+pub struct Failing {
+    /// The call that failed, and how; none if it made fewer.
+    pub failed: Option<(Syscall, i32)>,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to standard output, if that was piped.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error, if that was piped.
+    pub stderr: Vec<u8>,
+}
+
+/// Runs `command` to its end; the `n`-th (from 1) of the calls in `syscalls` does not take place, and fails with what
+/// `errno` says for it. Counted as by [`kill_at`].
+///
+/// # Errors
+/// When the program cannot be started or traced, or calls cannot be made to fail on this machine.
+pub fn fail_at(
+    command: Command,
+    syscalls: &[Syscall],
+    n: usize,
+    mut errno: impl FnMut(Syscall) -> i32 + Send,
+) -> Result<Failing> {
+    anyhow::ensure!(portolan_kernel::ptrace::CAN_FAIL, "the registers of this machine are not known");
+    let mut seen = 0;
+    let mut failed = None;
+    let traced = run(command, |stop| {
+        let Some(syscall) = chosen(stop, syscalls) else { return Verdict::Continue };
+        seen += 1;
+        if seen != n {
+            return Verdict::Continue;
+        }
+        let errno = errno(syscall);
+        failed = Some((syscall, errno));
+        Verdict::Fail(errno)
+    })?;
+    Ok(Failing { failed, status: traced.status, stdout: traced.stdout, stderr: traced.stderr })
+}
+
+/// Runs `command` to its end; on entry to the `n`-th of the calls in `syscalls` it is held, with all its processes that make
+/// a call then, while `meanwhile` runs. Answers the call and how it ended.
+///
+/// # Errors
+/// When the program cannot be started or traced.
+pub fn hold_at(
+    command: Command,
+    syscalls: &[Syscall],
+    n: usize,
+    mut meanwhile: impl FnMut() + Send,
+) -> Result<(Option<Syscall>, ExitStatus)> {
+    let mut seen = 0;
+    let mut held = None;
+    let traced = run(command, |stop| {
+        if let Some(syscall) = chosen(stop, syscalls) {
+            seen += 1;
+            if seen == n {
+                held = Some(syscall);
+                meanwhile();
+            }
+        }
+        Verdict::Continue
+    })?;
+    Ok((held, traced.status))
 }
 
 /// Runs `command` to its end and counts its calls of the kinds in `syscalls`.

@@ -17,8 +17,12 @@ use portolan_store::SqliteStore;
 /// A port of the host that a process of somebody else's listens on.
 pub(crate) const FOREIGN_PORT: u16 = 8009;
 
-/// What the unwinding of a dying process carries.
-struct Death;
+/// The host's own namespace.
+const HOST: u64 = u64::MAX >> 1;
+
+pub(crate) mod broken;
+
+use broken::{Ack, Site};
 
 #[derive(Debug, Default)]
 struct State {
@@ -89,6 +93,16 @@ impl FakeKernel {
         self.0.borrow_mut().delete(object);
     }
 
+    /// Puts an object there behind our back, or changes the one with its key.
+    pub(crate) fn put(&self, object: Object) {
+        self.0.borrow_mut().objects.insert(object);
+    }
+
+    /// Sets the clock.
+    pub(crate) fn set_clock(&self, seconds: u64) {
+        self.0.borrow_mut().clock = seconds;
+    }
+
     pub(crate) fn objects(&self) -> Objects {
         self.0.borrow().objects.clone()
     }
@@ -104,7 +118,7 @@ impl FakeKernel {
         self.0.borrow_mut().dies_in = None;
         match result {
             Ok(value) => Some(value),
-            Err(payload) if payload.is::<Death>() => None,
+            Err(payload) if payload.is::<broken::Death>() => None,
             Err(payload) => resume_unwind(payload),
         }
     }
@@ -118,14 +132,24 @@ impl FakeKernel {
     }
 
     fn call(&self) {
+        broken::pass(Site::Kernel);
         let mut state = self.0.borrow_mut();
         if let Some(left) = &mut state.dies_in {
             *left = left.saturating_sub(1);
             if *left == 0 {
                 drop(state);
                 // Not by a panic: nobody is to be told.
-                resume_unwind(Box::new(Death));
+                resume_unwind(Box::new(broken::Death));
             }
+        }
+    }
+
+    /// A call that can be refused.
+    fn ask(&self, doing: &str) -> Result<(), KernelError> {
+        self.call();
+        match broken::hit(Site::Kernel) {
+            Some((errno, _)) => Err(failed(doing, errno)),
+            None => Ok(()),
         }
     }
 
@@ -133,11 +157,21 @@ impl FakeKernel {
     fn transaction(&self, steps: &[Step]) -> Result<(), KernelError> {
         let mut state = self.0.borrow_mut();
         let saved = (steps.len() > 1).then(|| state.objects.clone());
-        let result = steps.iter().try_for_each(|step| state.take_step(step));
+        let mut lost = None;
+        let result = steps.iter().try_for_each(|step| {
+            match broken::hit(Site::Kernel) {
+                Some((errno, Ack::Refused)) => return Err(failed(&step.to_string(), errno)),
+                Some((errno, Ack::Lost)) => lost = Some(failed(&step.to_string(), errno)),
+                None => {}
+            }
+            state.take_step(step)
+        });
         if let (Err(_), Some(saved)) = (&result, saved) {
             state.objects = saved;
         }
-        result
+        result?;
+        // All of it has happened, and the answer says otherwise.
+        lost.map_or(Ok(()), Err)
     }
 }
 
@@ -176,13 +210,19 @@ fn sandbox_of(object: &Object) -> Option<&Sandbox> {
     }
 }
 
+fn failed(doing: &str, errno: i32) -> KernelError {
+    let (doing, reason) = (doing.to_owned(), broken::name(errno).to_owned());
+    KernelError { doing, reason, errno, kind: Kind::Transient, hint: None, about: None }
+}
+
 fn refuse(step: &Step, reason: &str, kind: Kind) -> KernelError {
     KernelError { doing: step.to_string(), reason: reason.to_owned(), errno: 0, kind, hint: None, about: None }
 }
 
 impl State {
     fn is_alive(&self, sandbox: &Sandbox) -> bool {
-        self.namespaces.get(&sandbox.path) == Some(&sandbox.inode)
+        // The host's own has no other name here.
+        sandbox.inode == HOST || self.namespaces.get(&sandbox.path) == Some(&sandbox.inode)
     }
 
     /// Whether what `object` stands on is there.
@@ -329,25 +369,33 @@ impl Kernel for FakeKernel {
     }
 
     fn repair(&self, _: &Firewall, steps: &[Step]) -> Vec<KernelError> {
+        let mut failures = Vec::new();
         let mut rest = steps;
         while !rest.is_empty() {
             self.call();
             let (now, later) = rest.split_at(together(rest));
-            now.iter().for_each(|step| self.0.borrow_mut().repair_step(step));
+            // One by one, as the kernel is asked where a transaction is refused.
+            for step in now {
+                let broken = broken::hit(Site::Kernel);
+                if !matches!(broken, Some((_, Ack::Refused))) {
+                    self.0.borrow_mut().repair_step(step);
+                }
+                failures.extend(broken.map(|(errno, _)| failed(&step.to_string(), errno)));
+            }
             rest = later;
         }
         self.call();
-        Vec::new()
+        failures
     }
 
     fn observe_rules(&self, _: &Firewall, _: &Objects) -> Result<Objects, KernelError> {
-        self.call();
+        self.ask("list rules")?;
         let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
         Ok(self.0.borrow().objects.clone().into_iter().filter(is_rule).collect())
     }
 
     fn observe(&self, _: &str, _: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
-        self.call();
+        self.ask("list what is there")?;
         let state = self.0.borrow();
         let mut found = Objects::new();
         for (_, object) in desired.iter() {
@@ -370,7 +418,7 @@ impl Kernel for FakeKernel {
     }
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {
-        self.call();
+        self.ask("list tables")?;
         let state = self.0.borrow();
         Ok(state
             .objects
@@ -383,13 +431,13 @@ impl Kernel for FakeKernel {
     }
 
     fn routes(&self) -> Result<Vec<HostRoute>, KernelError> {
-        self.call();
+        self.ask("list routes")?;
         let route = |net: &str| HostRoute { net: net.parse().unwrap(), device: Some(2), table: 254 };
         Ok(vec![route("10.0.1.0/24"), route("172.17.0.0/16")])
     }
 
     fn path_mtu(&self) -> Result<Mtu, KernelError> {
-        self.call();
+        self.ask("read the default route")?;
         Ok(Mtu::ETHERNET)
     }
 
@@ -407,7 +455,7 @@ impl Kernel for FakeKernel {
     }
 
     fn interfaces(&self) -> Result<Vec<(IfName, Option<String>)>, KernelError> {
-        self.call();
+        self.ask("list interfaces")?;
         let state = self.0.borrow();
         let ours = state.objects.iter().filter_map(|(_, object)| match object {
             Object::Bridge(bridge) => Some((bridge.name.clone(), Some(bridge.alias.clone()))),
@@ -423,12 +471,12 @@ impl Kernel for FakeKernel {
     }
 
     fn setting_in(&self, _: &Sandbox, _: &str) -> Result<Option<String>, KernelError> {
-        self.call();
+        self.ask("enter a namespace")?;
         Ok(Some("as it was".to_owned()))
     }
 
     fn sandbox(&self, path: &Path) -> Result<Sandbox, KernelError> {
-        self.call();
+        self.ask("open a namespace")?;
         let gone = || KernelError {
             doing: format!("open `{}`", path.display()),
             reason: "it does not exist".to_owned(),
@@ -442,8 +490,8 @@ impl Kernel for FakeKernel {
     }
 
     fn here(&self) -> Result<Sandbox, KernelError> {
-        self.call();
-        Ok(Sandbox { device: 4, inode: 1, path: "/proc/thread-self/ns/net".into(), process: None })
+        self.ask("open the namespace")?;
+        Ok(Sandbox { device: 4, inode: HOST, path: "/proc/thread-self/ns/net".into(), process: None })
     }
 
     fn sandbox_alive(&self, sandbox: &Sandbox) -> bool {
@@ -461,13 +509,14 @@ impl Kernel for FakeKernel {
         ProcessId { pid: 1000, started: 1 }
     }
 
-    fn boot(&self) -> String {
-        format!("boot {}", self.0.borrow().boot)
+    fn boot(&self) -> Result<String, KernelError> {
+        self.ask("read the boot's identity")?;
+        Ok(format!("boot {}", self.0.borrow().boot))
     }
 
     fn now(&self) -> u64 {
         let mut state = self.0.borrow_mut();
-        state.clock += 1;
+        state.clock = state.clock.wrapping_add(1);
         state.clock
     }
 

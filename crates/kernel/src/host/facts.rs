@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -107,16 +108,30 @@ pub(super) fn interfaces(kernel: &HostKernel) -> Result<Vec<(IfName, Option<Stri
     })
 }
 
-/// The start time of a process that is no zombie, in clock ticks since boot.
-pub(super) fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = process::fields_of(&stat)?;
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
-    }
-    // Field 22; the state was field 3.
-    fields.nth(18)?.parse().ok()
+/// The start time of a process, in clock ticks since boot; none where there is no such process, or a zombie.
+///
+/// # Errors
+/// When it cannot be found out, as for want of descriptors.
+pub(super) fn start_time(pid: i32) -> io::Result<Option<u64>> {
+    let stat = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // It may go between open(2) and read(2).
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(process::fields_of(&stat).and_then(|mut fields| {
+        let state = fields.next()?;
+        if matches!(state, "Z" | "X") {
+            return None;
+        }
+        // Field 22; the state was field 3.
+        fields.nth(18)?.parse().ok()
+    }))
+}
+
+/// Whether a process is there, as far as it can be told.
+pub(super) fn process_alive(process: ProcessId) -> bool {
+    start_time(process.pid).map_or(true, |started| started == Some(process.started))
 }
 
 /// `/proc/PID/ns/net` in its usual spellings.
@@ -171,7 +186,7 @@ pub(super) fn sandbox(path: &Path) -> Result<Sandbox, KernelError> {
         ));
     }
     let absolute: PathBuf = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let process = pid_of(path).and_then(|pid| Some(ProcessId { pid, started: start_time(pid)? }));
+    let process = pid_of(path).and_then(|pid| Some(ProcessId { pid, started: start_time(pid).ok()?? }));
     Ok(Sandbox { device: id.dev, inode: id.ino, path: absolute, process })
 }
 
@@ -199,12 +214,13 @@ pub(super) fn here() -> Result<Sandbox, KernelError> {
 }
 
 pub(super) fn sandbox_alive(sandbox: &Sandbox) -> bool {
-    if let Some(process) = sandbox.process
-        && start_time(process.pid) != Some(process.started)
-    {
+    if sandbox.process.is_some_and(|process| !process_alive(process)) {
         return false;
     }
-    fs::metadata(&sandbox.path).is_ok_and(|file| file.dev() == sandbox.device && file.ino() == sandbox.inode)
+    match fs::metadata(&sandbox.path) {
+        Ok(file) => file.dev() == sandbox.device && file.ino() == sandbox.inode,
+        Err(error) => !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH)),
+    }
 }
 
 pub(super) fn ephemeral_ports(kernel: &HostKernel) -> (u16, u16, Vec<u16>) {

@@ -116,7 +116,14 @@ fn kind(errno: i32) -> Kind {
         libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::ENXIO => Kind::NotFound,
         libc::EPERM | libc::EACCES | libc::EROFS => Kind::Denied,
         libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::ENOSYS => Kind::Unsupported,
-        libc::ENOBUFS | libc::ENOMEM | libc::EBUSY | libc::EAGAIN | libc::EINTR | libc::ENOSPC => Kind::Transient,
+        libc::ENOBUFS
+        | libc::ENOMEM
+        | libc::EMFILE
+        | libc::ENFILE
+        | libc::EBUSY
+        | libc::EAGAIN
+        | libc::EINTR
+        | libc::ENOSPC => Kind::Transient,
         libc::EXFULL => Kind::Exhausted,
         _ => Kind::Bug,
     }
@@ -217,19 +224,24 @@ impl Kernel for HostKernel {
     }
 
     fn process_alive(&self, process: ProcessId) -> bool {
-        facts::start_time(process.pid) == Some(process.started)
+        facts::process_alive(process)
     }
 
     fn this_process(&self) -> ProcessId {
         *self.process.get_or_init(|| {
             let pid = std::process::id() as i32;
-            ProcessId { pid, started: facts::start_time(pid).unwrap_or_default() }
+            ProcessId { pid, started: facts::start_time(pid).ok().flatten().unwrap_or_default() }
         })
     }
 
-    fn boot(&self) -> String {
-        let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        self.boot.get_or_init(|| read().map_or_else(|_| String::new(), |text| text.trim().to_owned())).clone()
+    fn boot(&self) -> Result<String, KernelError> {
+        const PATH: &str = "/proc/sys/kernel/random/boot_id";
+        if let Some(boot) = self.boot.get() {
+            return Ok(boot.clone());
+        }
+        let text = std::fs::read_to_string(PATH)
+            .map_err(|error| failure(format!("read `{PATH}`"), error.to_string(), error.raw_os_error().unwrap_or(0)))?;
+        Ok(self.boot.get_or_init(|| text.trim().to_owned()).clone())
     }
 
     fn now(&self) -> u64 {

@@ -144,7 +144,7 @@ impl Context<'_> {
                 Step::Delete(Object::Vlan(vlan)) => doomed.push(vlan.name.as_str()),
                 Step::Create(Object::Child(child)) => self.create_child(socket, child),
                 // Whoever took it has brought it back, or it went with the namespace that it was taken to.
-                Step::Delete(Object::Child(child)) if !is_there(socket, child) => {}
+                Step::Delete(Object::Child(child)) if !self.is_there(socket, child) => {}
                 Step::Delete(Object::Child(child)) => doomed.push(child.name.as_str()),
                 // Its bridge goes too, and takes it along.
                 Step::Delete(Object::Port(port)) if self.is_bridge_going(port.bridge()) => {}
@@ -181,10 +181,27 @@ impl Context<'_> {
         self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Bridge(bridge)) if Some(&bridge.name) == name))
     }
 
-    /// Whether the interface of this name carries one of our marks: the group from its first moment on, or the alias.
-    pub(super) fn is_ours(&self, socket: &mut Socket, name: &IfName, group: Option<u32>, alias: &str) -> bool {
-        let found = link::lookup(socket, name.as_str());
-        found.is_ok_and(|found| found.is_some_and(|is| Some(is.group) == group || is.alias.as_deref() == Some(alias)))
+    /// Whether the interface of this name carries one of our marks: the group from its first moment on, or the alias. That it
+    /// could not be looked at is a failure: what is taken for another's would stay.
+    pub(super) fn is_ours(&mut self, socket: &mut Socket, name: &IfName, group: Option<u32>, alias: &str) -> bool {
+        match link::lookup(socket, name.as_str()) {
+            Ok(found) => found.is_some_and(|is| Some(is.group) == group || is.alias.as_deref() == Some(alias)),
+            Err(error) => {
+                self.failures.push(refusal(format!("look for interface `{name}`"), &error));
+                false
+            }
+        }
+    }
+
+    /// Whether an interface that was handed over is in the host's namespace.
+    fn is_there(&mut self, socket: &mut Socket, child: &Child) -> bool {
+        match link::lookup(socket, child.name.as_str()) {
+            Ok(found) => found.is_some_and(|found| is_child(&found, child)),
+            Err(error) => {
+                self.failures.push(refusal(format!("look for interface `{}`", child.name), &error));
+                false
+            }
+        }
     }
 
     fn create_bridge(&mut self, socket: &mut Socket, bridge: &Bridge) {
@@ -391,12 +408,6 @@ impl Context<'_> {
             }
         }
     }
-}
-
-/// Whether an interface that was handed over is in the host's namespace.
-fn is_there(socket: &mut Socket, child: &Child) -> bool {
-    let found = link::lookup(socket, child.name.as_str());
-    found.is_ok_and(|found| found.is_some_and(|found| is_child(&found, child)))
 }
 
 /// The route to its subnet that the kernel makes with an address.

@@ -15,7 +15,7 @@ use crate::sysctl;
 impl Context<'_> {
     /// Whether the host end of a port is ours. A name that a person chose may be somebody else's by now, or have been all
     /// along.
-    pub(super) fn is_our_port(&self, socket: &mut Socket, port: &Port) -> bool {
+    pub(super) fn is_our_port(&mut self, socket: &mut Socket, port: &Port) -> bool {
         portolan_plan::is_host_end_name(&port.host_end)
             || self.is_ours(socket, &port.host_end, self.group_of(port), &port.alias)
     }

@@ -1,13 +1,9 @@
-//! The real binary, killed on entry to each of the system calls by which it changes anything: whoever comes next
-//! completes or undoes what it was at, and leaves nothing else.
-
-mod common;
+//! A host on which verbs fail, what it holds before and afterwards, and who puts in order what they left.
 
 use std::collections::BTreeSet;
-use std::process::{ExitStatus, Output, Stdio};
-use std::time::Instant;
+use std::fs::{self, File};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
-use common::{LONG, World, links};
 use portolan_engine::{Store as _, Tx as _};
 use portolan_kernel::netlink::{NETFILTER, Socket};
 use portolan_kernel::netns::with_netns;
@@ -18,65 +14,69 @@ use portolan_lab::trace::{CHANGES, Outcome, kill_at};
 use portolan_lab::{Host, InNetns as _, eventually};
 use portolan_model::{ContainerKind, ContainerState, Driver, Family};
 use portolan_store::SqliteStore;
+use serde_json::json;
+
+use crate::common::{LONG, World, links};
 
 /// What a person types, but for `NS` and `NS-O`, which stand for the paths of namespaces, and `BESIDE`
 /// ([`Verb::beside`]).
-type Line = &'static str;
+pub(crate) type Line = &'static str;
 
-const NETWORK_A: Line = "network create --subnet 10.91.0.0/24 --subnet fd91::/64 a";
-const PTP_A: Line = "network create -d ptp --subnet 10.91.0.0/24 --subnet fd91::/64 a";
-const NETWORK_B: Line = "network create --subnet 10.92.0.0/24 --subnet fd92::/64 b";
-const ON_BOTH: Line = "attach --netns NS --name c --network name=a,ip=10.91.0.5,ip6=fd91::5 \
+pub(crate) const NETWORK_A: Line = "network create --subnet 10.91.0.0/24 --subnet fd91::/64 a";
+pub(crate) const PTP_A: Line = "network create -d ptp --subnet 10.91.0.0/24 --subnet fd91::/64 a";
+pub(crate) const NETWORK_B: Line = "network create --subnet 10.92.0.0/24 --subnet fd92::/64 b";
+pub(crate) const ON_BOTH: Line = "attach --netns NS --name c --network name=a,ip=10.91.0.5,ip6=fd91::5 \
                        --network name=b,ip=10.92.0.5,ip6=fd92::5 -p 8080:80 -p 5353:53/udp";
-const ON_A: Line = "attach --netns NS --name c --network name=a,ip=10.91.0.5,ip6=fd91::5 -p 8080:80";
-const CONNECT: Line = "network connect --ip 10.92.0.5 --ip6 fd92::5 --gw-priority 10 b c";
-const PUBLISH: Line = "publish add c 9090:90 5353:53/udp 7000-7009:7000-7009 7100-7103:7200-7203";
-const UNPUBLISH: Line = "publish rm c 9090:90 5353:53/udp 7000-7009:7000-7009 7100-7103:7200-7203";
-const RUN: Line = "run -d --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- sleep 1000";
+pub(crate) const ON_A: Line = "attach --netns NS --name c --network name=a,ip=10.91.0.5,ip6=fd91::5 -p 8080:80";
+pub(crate) const CONNECT: Line = "network connect --ip 10.92.0.5 --ip6 fd92::5 --gw-priority 10 b c";
+pub(crate) const PUBLISH: Line = "publish add c 9090:90 5353:53/udp 7000-7009:7000-7009 7100-7103:7200-7203";
+pub(crate) const UNPUBLISH: Line = "publish rm c 9090:90 5353:53/udp 7000-7009:7000-7009 7100-7103:7200-7203";
+pub(crate) const RUN: Line =
+    "run -d --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- sleep 1000";
 
 // Where container `o` may be ([`Verb::beside`]).
-const DEFAULT: &str = "name=bridge,ip=172.17.0.7";
-const ON_NETWORK_A: &str = "name=a,ip=10.91.0.7,ip6=fd91::7";
-const ON_NETWORK_B: &str = "name=b,ip=10.92.0.7,ip6=fd92::7";
+pub(crate) const DEFAULT: &str = "name=bridge,ip=172.17.0.7";
+pub(crate) const ON_NETWORK_A: &str = "name=a,ip=10.91.0.7,ip6=fd91::7";
+pub(crate) const ON_NETWORK_B: &str = "name=b,ip=10.92.0.7,ip6=fd92::7";
 
 /// A verb that is killed at each of its steps.
-struct Verb {
-    name: &'static str,
+pub(crate) struct Verb {
+    pub(crate) name: &'static str,
     /// What happened before.
-    given: &'static [Line],
+    pub(crate) given: &'static [Line],
     /// The verb under test.
-    killed: Line,
+    pub(crate) killed: Line,
     /// The same as somebody types it again; where it differs, it lasts longer.
-    again: Line,
+    pub(crate) again: Line,
     /// What takes it back.
-    undo: Line,
+    pub(crate) undo: Line,
     /// The network of container `o`: one that is there all the time.
-    beside: &'static str,
+    pub(crate) beside: &'static str,
     /// Fewer calls than this cannot be all.
-    at_least: usize,
+    pub(crate) at_least: usize,
 }
 
 /// A verb that has nothing to do with the killed one: it is about container `o` and network `z` alone.
-struct Other {
+pub(crate) struct Other {
     /// What happened before, to `o` and `z`.
-    given: &'static [Line],
+    pub(crate) given: &'static [Line],
     /// The verb.
-    line: Line,
+    pub(crate) line: Line,
     /// How the rows about `o` and `z` begin afterwards, in order.
-    leaves: &'static [&'static str],
+    pub(crate) leaves: &'static [&'static str],
 }
 
-const ATTACH_O: Line = "attach --netns NS-O --name o --network BESIDE -p 8090:80";
-const NETWORK_Z: Line = "network create --subnet 10.95.0.0/24 --subnet fd95::/64 z";
-const CONNECT_O: Line = "network connect z o";
-const O: &str = "container o Running";
-const O_BESIDE: &str = "o eth0 has";
-const O_ON_Z: &str = "o eth1 has";
-const O_PUBLISHES: &str = "o publishes 8090:80/tcp";
-const Z: &str = "network z";
+pub(crate) const ATTACH_O: Line = "attach --netns NS-O --name o --network BESIDE -p 8090:80";
+pub(crate) const NETWORK_Z: Line = "network create --subnet 10.95.0.0/24 --subnet fd95::/64 z";
+pub(crate) const CONNECT_O: Line = "network connect z o";
+pub(crate) const O: &str = "container o Running";
+pub(crate) const O_BESIDE: &str = "o eth0 has";
+pub(crate) const O_ON_Z: &str = "o eth1 has";
+pub(crate) const O_PUBLISHES: &str = "o publishes 8090:80/tcp";
+pub(crate) const Z: &str = "network z";
 
 /// Whoever may come next instead.
-const OTHERS: &[Other] = &[
+pub(crate) const OTHERS: &[Other] = &[
     Other { given: &[ATTACH_O], line: "detach o", leaves: &[] },
     Other { given: &[ATTACH_O, NETWORK_Z], line: CONNECT_O, leaves: &[O, Z, O_BESIDE, O_ON_Z, O_PUBLISHES] },
     Other {
@@ -98,7 +98,7 @@ const OTHERS: &[Other] = &[
 
 /// What comes after the kill.
 #[derive(Clone, Copy)]
-enum Next {
+pub(crate) enum Next {
     /// `portolan gc`.
     Gc,
     /// The same verb again.
@@ -108,23 +108,23 @@ enum Next {
 }
 
 /// A host with two namespaces to attach.
-struct Place {
-    world: World,
-    container: Host,
-    other: Host,
-    beside: &'static str,
-    untouched: Snapshot,
+pub(crate) struct Place {
+    pub(crate) world: World,
+    pub(crate) container: Host,
+    pub(crate) other: Host,
+    pub(crate) beside: &'static str,
+    pub(crate) untouched: Snapshot,
 }
 
 impl Place {
-    fn or_skip(name: &str, beside: &'static str) -> Option<Self> {
+    pub(crate) fn or_skip(name: &str, beside: &'static str) -> Option<Self> {
         let world = World::or_skip(name)?;
         let (container, other) = (world.lab.host("c").unwrap(), world.lab.host("o").unwrap());
         let untouched = world.untouched();
         Some(Self { world, container, other, beside, untouched })
     }
 
-    fn args<'a>(&'a self, line: &'a str) -> Vec<&'a str> {
+    pub(crate) fn args<'a>(&'a self, line: &'a str) -> Vec<&'a str> {
         let word = |word| match word {
             "NS" => self.container.netns_path().to_str().unwrap(),
             "NS-O" => self.other.netns_path().to_str().unwrap(),
@@ -134,21 +134,51 @@ impl Place {
         line.split_whitespace().map(word).collect()
     }
 
-    fn try_line(&self, line: &str) -> Output {
-        self.world.portolan(&self.args(line))
+    /// The program as a person calls it, or as Podman (`netavark VERB`) and container runtimes (`cni VERB`) do.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let args = self.args(line);
+        let (mut command, input) = match *args.as_slice() {
+            ["netavark", verb] => {
+                let (root, path) = (self.world.root.to_str().unwrap(), self.container.netns_path().to_str().unwrap());
+                let call = ["netavark", "--config", root, "--rootless=false", verb, path];
+                (self.world.command(&call), Some(podman_input().to_string()))
+            }
+            ["cni", verb] => {
+                let mut command = self.world.command(&[]);
+                command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", "c").env("CNI_IFNAME", "eth0");
+                command.env("CNI_NETNS", self.container.netns_path()).env("CNI_PATH", self.world.lab.dir());
+                (command, Some(cni_input().to_string()))
+            }
+            _ => (self.world.command(&args), None),
+        };
+        command.stdin(match input {
+            Some(text) => {
+                let path = self.world.lab.dir().join("input.json");
+                fs::write(&path, text).unwrap();
+                Stdio::from(File::open(path).unwrap())
+            }
+            None => Stdio::null(),
+        });
+        command
+    }
+
+    pub(crate) fn try_line(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
     }
 
     #[track_caller]
-    fn line(&self, line: &str) -> String {
-        self.world.portolan_ok(&self.args(line))
+    pub(crate) fn line(&self, line: &str) -> String {
+        let output = self.try_line(line);
+        assert!(output.status.success(), "`{line}`: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// What the rows say, as far as it was asked for, of all but `o` and `z`.
-    fn rows(&self) -> BTreeSet<String> {
+    pub(crate) fn rows(&self) -> BTreeSet<String> {
         self.all_rows().into_iter().filter(|row| !is_of_the_other(row)).collect()
     }
 
-    fn all_rows(&self) -> BTreeSet<String> {
+    pub(crate) fn all_rows(&self) -> BTreeSet<String> {
         let store = SqliteStore::open(&self.world.root).unwrap();
         let tx = store.read().unwrap();
         let mut rows = BTreeSet::new();
@@ -190,7 +220,7 @@ impl Place {
 
     /// Panics unless host and run-time files hold what the rows claim and no more, by counting.
     #[track_caller]
-    fn nothing_left(&self, what: &str) {
+    pub(crate) fn nothing_left(&self, what: &str) {
         let store = SqliteStore::open(&self.world.root).unwrap();
         let tx = store.read().unwrap();
         let containers = tx.containers().unwrap();
@@ -231,7 +261,7 @@ impl Place {
 
     /// Removes all containers and networks; then the host is what it was.
     #[track_caller]
-    fn clear(&self, what: &str) {
+    pub(crate) fn clear(&self, what: &str) {
         for row in self.all_rows() {
             if let Some(name) = row.strip_prefix("container ").and_then(|rest| rest.split(' ').next()) {
                 self.line(&format!("rm -f {name}"));
@@ -247,9 +277,9 @@ impl Place {
     }
 
     /// Kills `line` on entry to its `n`th change; says what happened, and whether it was over before.
-    fn kill(&self, line: Line, n: usize) -> (String, Option<ExitStatus>) {
-        let mut command = self.world.command(&self.args(line));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    pub(crate) fn kill(&self, line: Line, n: usize) -> (String, Option<ExitStatus>) {
+        let mut command = self.command(line);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         match kill_at(command, CHANGES, n).unwrap() {
             Outcome::Killed { syscall, .. } => (format!("`{line}`, killed at step {n}, {syscall:?}"), None),
             Outcome::Finished(status) => (format!("`{line}`, which ended with {status}"), Some(status)),
@@ -261,7 +291,7 @@ impl Place {
     /// Answers whether there is a container whose command is dead: what `run` had settled when it was killed stays
     /// until `gc`, `rm`, or somebody asks for its name.
     #[track_caller]
-    fn another(&self, other: &Other, what: &str) -> bool {
+    pub(crate) fn another(&self, other: &Other, what: &str) -> bool {
         let output = self.try_line(other.line);
         assert!(output.status.success(), "{what}: {output:?}");
         let has_dead = !self.line("ps -aq --filter status=dead").is_empty();
@@ -276,71 +306,12 @@ impl Place {
 }
 
 /// Whether a row is about container `o` or network `z`.
-fn is_of_the_other(row: &str) -> bool {
+pub(crate) fn is_of_the_other(row: &str) -> bool {
     row == Z || row.starts_with("o ") || row.starts_with("container o ")
 }
 
-/// Kills `verb` at each of its steps, and looks at what comes of it.
-fn kill_everywhere(verb: &Verb) {
-    let Some(place) = Place::or_skip(verb.name, verb.beside) else { return };
-    let started = Instant::now();
-    let give = || verb.given.iter().for_each(|line| drop(place.line(line)));
-
-    // What there is before and after the verb, when nobody is killed.
-    give();
-    place.line("verify");
-    let before = place.rows();
-    place.line(verb.again);
-    let after = place.rows();
-    place.line(verb.undo);
-    assert_eq!(place.rows(), before, "`{}` takes `{}` back", verb.undo, verb.again);
-    place.clear(verb.name);
-
-    // Whether there was an nth step.
-    let kill_at_step = |n: usize, next: Next| {
-        give();
-        if let Next::Other(other) = next {
-            other.given.iter().for_each(|line| drop(place.line(line)));
-        }
-        let (what, ended) = place.kill(verb.killed, n);
-        match next {
-            Next::Gc => after_gc(&place, verb, &what, &before, &after),
-            Next::Again => after_itself(&place, verb, &what, &after),
-            Next::Other(other) => {
-                let what = format!("{what}, then `{}`", other.line);
-                if place.another(other, &what) {
-                    after_itself(&place, verb, &what, &after);
-                } else {
-                    once_more(&place, verb, &what, &before, &after);
-                }
-            }
-        }
-        place.line("verify");
-        assert_eq!(place.rows(), after, "{what}");
-        if !matches!(next, Next::Gc) {
-            // Run-time directories are all that is left to it.
-            let found: serde_json::Value = place.world.json(&["gc"]);
-            assert_eq!(place.rows(), after, "{what}: {found}");
-        }
-        place.nothing_left(&what);
-        place.clear(&what);
-        ended.is_none()
-    };
-    let points = (1..).take_while(|n| kill_at_step(*n, Next::Gc)).count();
-    assert!(points >= verb.at_least, "{} has {points} steps: is that all?", verb.name);
-    // What is taken down is the same; who does it matters less: that is tried at every third step, and by turns.
-    for n in (1..=points + 3).step_by(3) {
-        kill_at_step(n, Next::Again);
-    }
-    let apart = (points / OTHERS.len()).clamp(1, 3);
-    for (n, other) in (1..=points).step_by(apart).zip(OTHERS.iter().cycle()) {
-        kill_at_step(n, Next::Other(other));
-    }
-    eprintln!("{}: killed at {points} steps, {:?}", verb.name, started.elapsed());
-}
-
 /// `gc` completes or undoes; then the verb succeeds, unless it was complete.
-fn after_gc(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
+pub(crate) fn after_gc(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
     let gc = place.try_line("gc");
     assert!(gc.status.success(), "{what}: gc: {gc:?}");
     let verified = place.try_line("verify");
@@ -350,7 +321,7 @@ fn after_gc(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, a
 }
 
 /// The verb is done or undone, and can be repeated: nobody keeps its name, addresses and ports.
-fn once_more(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
+pub(crate) fn once_more(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
     let found = place.rows();
     if found == *after {
         let undo = place.try_line(verb.undo);
@@ -375,7 +346,7 @@ fn once_more(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, 
 }
 
 /// The same verb completes or undoes what is left of its predecessor, and then does its own work.
-fn after_itself(place: &Place, verb: &Verb, what: &str, after: &BTreeSet<String>) {
+pub(crate) fn after_itself(place: &Place, verb: &Verb, what: &str, after: &BTreeSet<String>) {
     let again = place.try_line(verb.again);
     if again.status.success() {
         return;
@@ -390,214 +361,27 @@ fn after_itself(place: &Place, verb: &Verb, what: &str, after: &BTreeSet<String>
     assert_eq!(found, *after, "{what}: once more: {again:?}");
 }
 
-#[test]
-fn network_create() {
-    kill_everywhere(&Verb {
-        name: "network create",
-        given: &[],
-        killed: NETWORK_A,
-        again: NETWORK_A,
-        undo: "network rm a",
-        beside: DEFAULT,
-        at_least: 20,
-    });
+/// What Podman says of container `c`: its place on network `web`, with two published ports.
+fn podman_input() -> serde_json::Value {
+    let subnets =
+        json!([{"subnet": "10.93.0.0/24", "gateway": "10.93.0.1"}, {"subnet": "fd93::/64", "gateway": "fd93::1"}]);
+    let port = |host: u16, container: u16, protocol: &str| json!({"host_ip": "", "host_port": host, "container_port": container, "range": 1, "protocol": protocol});
+    json!({
+        "container_id": "c0ffee", "container_name": "c",
+        "networks": {"web": {"static_ips": ["10.93.0.5", "fd93::5"], "interface_name": "eth0"}},
+        "network_info": {"web": {
+            "name": "web", "id": "77".repeat(32), "driver": "bridge", "network_interface": "podman7", "subnets": subnets,
+            "ipv6_enabled": true, "internal": false, "dns_enabled": true, "ipam_options": {"driver": "host-local"},
+        }},
+        "port_mappings": [port(8080, 80, "tcp"), port(5353, 53, "udp")],
+    })
 }
 
-#[test]
-fn network_create_beside_another() {
-    kill_everywhere(&Verb {
-        name: "second network create",
-        given: &[NETWORK_B],
-        killed: NETWORK_A,
-        again: NETWORK_A,
-        undo: "network rm a",
-        beside: ON_NETWORK_B,
-        at_least: 15,
-    });
-}
-
-#[test]
-fn attach() {
-    kill_everywhere(&Verb {
-        name: "attach",
-        given: &[NETWORK_A, NETWORK_B],
-        killed: ON_BOTH,
-        again: ON_BOTH,
-        undo: "detach c",
-        beside: ON_NETWORK_A,
-        at_least: 20,
-    });
-}
-
-#[test]
-fn attach_without_a_bridge() {
-    kill_everywhere(&Verb {
-        name: "attach-ptp",
-        given: &[PTP_A],
-        killed: ON_A,
-        again: ON_A,
-        undo: "detach c",
-        beside: ON_NETWORK_A,
-        at_least: 15,
-    });
-}
-
-#[test]
-fn attach_to_the_default_network() {
-    const VERB: Line = "attach --netns NS --name c --ip 172.17.0.9 -p 8080:80 -p 127.0.0.1:5353:53/udp";
-    kill_everywhere(&Verb {
-        name: "first attach",
-        given: &[],
-        killed: VERB,
-        again: VERB,
-        undo: "detach c",
-        beside: DEFAULT,
-        at_least: 20,
-    });
-}
-
-#[test]
-fn network_connect() {
-    kill_everywhere(&Verb {
-        name: "network connect",
-        given: &[NETWORK_A, NETWORK_B, ON_A],
-        killed: CONNECT,
-        again: CONNECT,
-        undo: "network disconnect b c",
-        beside: ON_NETWORK_A,
-        at_least: 15,
-    });
-}
-
-#[test]
-fn network_disconnect() {
-    kill_everywhere(&Verb {
-        name: "network disconnect",
-        given: &[NETWORK_A, NETWORK_B, ON_A, CONNECT],
-        killed: "network disconnect b c",
-        again: "network disconnect b c",
-        undo: CONNECT,
-        beside: ON_NETWORK_A,
-        at_least: 10,
-    });
-}
-
-#[test]
-fn publish_add() {
-    kill_everywhere(&Verb {
-        name: "publish add",
-        given: &[NETWORK_A, ON_A],
-        killed: PUBLISH,
-        again: PUBLISH,
-        undo: UNPUBLISH,
-        beside: ON_NETWORK_A,
-        at_least: 8,
-    });
-}
-
-#[test]
-fn publish_rm() {
-    kill_everywhere(&Verb {
-        name: "publish rm",
-        given: &[NETWORK_A, ON_A, PUBLISH],
-        killed: UNPUBLISH,
-        again: UNPUBLISH,
-        undo: PUBLISH,
-        beside: ON_NETWORK_A,
-        at_least: 8,
-    });
-}
-
-#[test]
-fn detach() {
-    kill_everywhere(&Verb {
-        name: "detach",
-        given: &[NETWORK_A, NETWORK_B, ON_BOTH],
-        killed: "detach c",
-        again: "detach c",
-        undo: ON_BOTH,
-        beside: ON_NETWORK_A,
-        at_least: 10,
-    });
-}
-
-#[test]
-fn network_rm() {
-    kill_everywhere(&Verb {
-        name: "network rm",
-        given: &[NETWORK_A],
-        killed: "network rm a",
-        again: "network rm a",
-        undo: NETWORK_A,
-        beside: DEFAULT,
-        at_least: 10,
-    });
-}
-
-#[test]
-fn run_in_the_background() {
-    kill_everywhere(&Verb {
-        name: "run -d",
-        given: &[NETWORK_A],
-        killed: "run -d --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- sleep 0.01",
-        again: RUN,
-        undo: "rm -f r",
-        beside: ON_NETWORK_A,
-        at_least: 40,
-    });
-}
-
-#[test]
-fn rm_force() {
-    kill_everywhere(&Verb {
-        name: "rm -f",
-        given: &[NETWORK_A, RUN],
-        killed: "rm -f r",
-        again: "rm -f r",
-        undo: RUN,
-        beside: ON_NETWORK_A,
-        at_least: 3,
-    });
-}
-
-/// A command in the foreground that removes itself: nothing is left, wherever it is killed.
-#[test]
-fn run_in_the_foreground() {
-    const RUN_RM: Line =
-        "run --rm --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- true";
-    let Some(place) = Place::or_skip("run --rm", ON_NETWORK_A) else { return };
-    place.line(NETWORK_A);
-    let before = place.rows();
-    for n in 1.. {
-        let other = (n % 4 == 1).then(|| &OTHERS[n / 4 % OTHERS.len()]);
-        for line in other.into_iter().flat_map(|other| other.given) {
-            place.line(line);
-        }
-        let (what, ended) = place.kill(RUN_RM, n);
-        if let Some(status) = ended {
-            eprintln!("run --rm: killed at {} steps", n - 1);
-            assert!(status.success() && n > 40, "{status} after {n} steps");
-            break;
-        }
-        if n % 2 == 0 {
-            place.line("gc");
-            place.line("verify");
-            assert_eq!(place.rows(), before, "{what}");
-            place.nothing_left(&what);
-        }
-        // At every other step without gc, and at every fourth after another verb.
-        if let Some(other) = other {
-            place.another(other, &format!("{what}, then `{}`", other.line));
-        }
-        place.line(RUN_RM);
-        assert_eq!(place.rows(), before, "{what}");
-        place.line("gc");
-        place.nothing_left(&what);
-        place.line("verify");
-        if other.is_some() {
-            place.clear(&what);
-            place.line(NETWORK_A);
-        }
-    }
-    place.clear("run --rm");
+/// The configuration that a container runtime has of network `web`.
+fn cni_input() -> serde_json::Value {
+    json!({
+        "cniVersion": "1.1.0", "name": "web", "type": "portolan",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.94.0.0/24"}], [{"subnet": "fd94::/64"}]]},
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    })
 }

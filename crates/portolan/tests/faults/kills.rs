@@ -1,0 +1,277 @@
+//! Killed on entry to each of the system calls by which it changes anything: whoever comes next completes or undoes what it
+//! was at, and leaves nothing else.
+
+use std::time::Instant;
+
+use crate::place::*;
+
+/// Kills `verb` at each of its steps, and looks at what comes of it.
+fn kill_everywhere(verb: &Verb) {
+    let Some(place) = Place::or_skip(verb.name, verb.beside) else { return };
+    let started = Instant::now();
+    let give = || verb.given.iter().for_each(|line| drop(place.line(line)));
+
+    // What there is before and after the verb, when nobody is killed.
+    give();
+    place.line("verify");
+    let before = place.rows();
+    place.line(verb.again);
+    let after = place.rows();
+    place.line(verb.undo);
+    assert_eq!(place.rows(), before, "`{}` takes `{}` back", verb.undo, verb.again);
+    place.clear(verb.name);
+
+    // Whether there was an nth step.
+    let kill_at_step = |n: usize, next: Next| {
+        give();
+        if let Next::Other(other) = next {
+            other.given.iter().for_each(|line| drop(place.line(line)));
+        }
+        let (what, ended) = place.kill(verb.killed, n);
+        match next {
+            Next::Gc => after_gc(&place, verb, &what, &before, &after),
+            Next::Again => after_itself(&place, verb, &what, &after),
+            Next::Other(other) => {
+                let what = format!("{what}, then `{}`", other.line);
+                if place.another(other, &what) {
+                    after_itself(&place, verb, &what, &after);
+                } else {
+                    once_more(&place, verb, &what, &before, &after);
+                }
+            }
+        }
+        place.line("verify");
+        assert_eq!(place.rows(), after, "{what}");
+        if !matches!(next, Next::Gc) {
+            // Run-time directories are all that is left to it.
+            let found: serde_json::Value = place.world.json(&["gc"]);
+            assert_eq!(place.rows(), after, "{what}: {found}");
+        }
+        place.nothing_left(&what);
+        place.clear(&what);
+        ended.is_none()
+    };
+    let points = (1..).take_while(|n| kill_at_step(*n, Next::Gc)).count();
+    assert!(points >= verb.at_least, "{} has {points} steps: is that all?", verb.name);
+    // What is taken down is the same; who does it matters less: that is tried at every third step, and by turns.
+    for n in (1..=points + 3).step_by(3) {
+        kill_at_step(n, Next::Again);
+    }
+    let apart = (points / OTHERS.len()).clamp(1, 3);
+    for (n, other) in (1..=points).step_by(apart).zip(OTHERS.iter().cycle()) {
+        kill_at_step(n, Next::Other(other));
+    }
+    eprintln!("{}: killed at {points} steps, {:?}", verb.name, started.elapsed());
+}
+
+#[test]
+fn network_create() {
+    kill_everywhere(&Verb {
+        name: "network create",
+        given: &[],
+        killed: NETWORK_A,
+        again: NETWORK_A,
+        undo: "network rm a",
+        beside: DEFAULT,
+        at_least: 20,
+    });
+}
+
+#[test]
+fn network_create_beside_another() {
+    kill_everywhere(&Verb {
+        name: "second network create",
+        given: &[NETWORK_B],
+        killed: NETWORK_A,
+        again: NETWORK_A,
+        undo: "network rm a",
+        beside: ON_NETWORK_B,
+        at_least: 15,
+    });
+}
+
+#[test]
+fn attach() {
+    kill_everywhere(&Verb {
+        name: "attach",
+        given: &[NETWORK_A, NETWORK_B],
+        killed: ON_BOTH,
+        again: ON_BOTH,
+        undo: "detach c",
+        beside: ON_NETWORK_A,
+        at_least: 20,
+    });
+}
+
+#[test]
+fn attach_without_a_bridge() {
+    kill_everywhere(&Verb {
+        name: "attach-ptp",
+        given: &[PTP_A],
+        killed: ON_A,
+        again: ON_A,
+        undo: "detach c",
+        beside: ON_NETWORK_A,
+        at_least: 15,
+    });
+}
+
+#[test]
+fn attach_to_the_default_network() {
+    const VERB: Line = "attach --netns NS --name c --ip 172.17.0.9 -p 8080:80 -p 127.0.0.1:5353:53/udp";
+    kill_everywhere(&Verb {
+        name: "first attach",
+        given: &[],
+        killed: VERB,
+        again: VERB,
+        undo: "detach c",
+        beside: DEFAULT,
+        at_least: 20,
+    });
+}
+
+#[test]
+fn network_connect() {
+    kill_everywhere(&Verb {
+        name: "network connect",
+        given: &[NETWORK_A, NETWORK_B, ON_A],
+        killed: CONNECT,
+        again: CONNECT,
+        undo: "network disconnect b c",
+        beside: ON_NETWORK_A,
+        at_least: 15,
+    });
+}
+
+#[test]
+fn network_disconnect() {
+    kill_everywhere(&Verb {
+        name: "network disconnect",
+        given: &[NETWORK_A, NETWORK_B, ON_A, CONNECT],
+        killed: "network disconnect b c",
+        again: "network disconnect b c",
+        undo: CONNECT,
+        beside: ON_NETWORK_A,
+        at_least: 10,
+    });
+}
+
+#[test]
+fn publish_add() {
+    kill_everywhere(&Verb {
+        name: "publish add",
+        given: &[NETWORK_A, ON_A],
+        killed: PUBLISH,
+        again: PUBLISH,
+        undo: UNPUBLISH,
+        beside: ON_NETWORK_A,
+        at_least: 8,
+    });
+}
+
+#[test]
+fn publish_rm() {
+    kill_everywhere(&Verb {
+        name: "publish rm",
+        given: &[NETWORK_A, ON_A, PUBLISH],
+        killed: UNPUBLISH,
+        again: UNPUBLISH,
+        undo: PUBLISH,
+        beside: ON_NETWORK_A,
+        at_least: 8,
+    });
+}
+
+#[test]
+fn detach() {
+    kill_everywhere(&Verb {
+        name: "detach",
+        given: &[NETWORK_A, NETWORK_B, ON_BOTH],
+        killed: "detach c",
+        again: "detach c",
+        undo: ON_BOTH,
+        beside: ON_NETWORK_A,
+        at_least: 10,
+    });
+}
+
+#[test]
+fn network_rm() {
+    kill_everywhere(&Verb {
+        name: "network rm",
+        given: &[NETWORK_A],
+        killed: "network rm a",
+        again: "network rm a",
+        undo: NETWORK_A,
+        beside: DEFAULT,
+        at_least: 10,
+    });
+}
+
+#[test]
+fn run_in_the_background() {
+    kill_everywhere(&Verb {
+        name: "run -d",
+        given: &[NETWORK_A],
+        killed: "run -d --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- sleep 0.01",
+        again: RUN,
+        undo: "rm -f r",
+        beside: ON_NETWORK_A,
+        at_least: 40,
+    });
+}
+
+#[test]
+fn rm_force() {
+    kill_everywhere(&Verb {
+        name: "rm -f",
+        given: &[NETWORK_A, RUN],
+        killed: "rm -f r",
+        again: "rm -f r",
+        undo: RUN,
+        beside: ON_NETWORK_A,
+        at_least: 3,
+    });
+}
+
+/// A command in the foreground that removes itself: nothing is left, wherever it is killed.
+#[test]
+fn run_in_the_foreground() {
+    const RUN_RM: Line =
+        "run --rm --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- true";
+    let Some(place) = Place::or_skip("run --rm", ON_NETWORK_A) else { return };
+    place.line(NETWORK_A);
+    let before = place.rows();
+    for n in 1.. {
+        let other = (n % 4 == 1).then(|| &OTHERS[n / 4 % OTHERS.len()]);
+        for line in other.into_iter().flat_map(|other| other.given) {
+            place.line(line);
+        }
+        let (what, ended) = place.kill(RUN_RM, n);
+        if let Some(status) = ended {
+            eprintln!("run --rm: killed at {} steps", n - 1);
+            assert!(status.success() && n > 40, "{status} after {n} steps");
+            break;
+        }
+        if n % 2 == 0 {
+            place.line("gc");
+            place.line("verify");
+            assert_eq!(place.rows(), before, "{what}");
+            place.nothing_left(&what);
+        }
+        // At every other step without gc, and at every fourth after another verb.
+        if let Some(other) = other {
+            place.another(other, &format!("{what}, then `{}`", other.line));
+        }
+        place.line(RUN_RM);
+        assert_eq!(place.rows(), before, "{what}");
+        place.line("gc");
+        place.nothing_left(&what);
+        place.line("verify");
+        if other.is_some() {
+            place.clear(&what);
+            place.line(NETWORK_A);
+        }
+    }
+    place.clear("run --rm");
+}
