@@ -59,8 +59,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let doing = || format!("create network `{}`", network.name);
         let steps = diff(&after, &before);
         let made = self.apply(&guard, &table, &steps, doing).and_then(|()| {
-            self.settle_network(&guard, &network, &boot)
-                .map_err(|error| Unapplied { undone: self.undo(&table, &steps), error })
+            // What the row says is not known then, nor is anything open yet: a row that is half-made is taken down by the next
+            // command, with what the kernel has, and one that was settled all the same holds with it.
+            self.settle_network(&guard, &network, &boot).map_err(|error| Unapplied { undone: false, error })
         });
         match made {
             Ok(()) => Ok(Network { phase: Phase::Settled, ..network }),
@@ -333,6 +334,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         drop(tx);
         self.reap_network(&guard, &network)?;
         let tx = self.store.read()?;
+        if tx.network(network.id)?.is_none() {
+            // It went with the last that was on it.
+            return Ok(network);
+        }
         let holders = self.holders(&tx, &network)?;
         drop(tx);
         if !holders.is_empty() {

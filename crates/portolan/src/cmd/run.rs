@@ -230,8 +230,9 @@ impl Args {
             if info.container.mode == NetworkMode::None {
                 loopback_up(&child.netns()?)?;
             }
-            child.release()?;
-            Ok(engine.started(id, process, Some(engine.kernel().this_process()))?)
+            // Before the command can end: one whose end nobody waits for is taken down by whoever finds it.
+            engine.started(id, process, Some(engine.kernel().this_process()))?;
+            Ok(child.release()?)
         };
         let released = release();
         let running = Running { context, engine, child, dir, log, info };
