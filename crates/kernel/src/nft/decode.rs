@@ -139,6 +139,10 @@ fn element(set: Set, attrs: &[u8]) -> Option<Element> {
             _ => {}
         }
     }
+    // The kernel takes an end in sets of intervals only.
+    if end.is_some() && !set.interval() {
+        return None;
+    }
     Some(Element { set, key: fields(&set.key(), key?, end)?, data, owner })
 }
 
