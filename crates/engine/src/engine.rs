@@ -133,7 +133,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Takes `steps` back, as far as they were taken. Answers whether nothing of them is left: else the rows have to stay as
     /// they are, half-made, for the next verb to take them down.
     pub(crate) fn undo(&self, table: &Firewall, steps: &[Step]) -> bool {
-        let failures = self.kernel.repair(table, &portolan_plan::inverse(steps));
+        let mut failures = self.kernel.repair(table, &portolan_plan::inverse(steps));
+        // What this host cannot do at all was not done either.
+        failures.retain(|failure| failure.kind != crate::Kind::Unsupported);
         for failure in &failures {
             tracing::warn!(%failure, "could not be taken back: the next command tries again");
         }

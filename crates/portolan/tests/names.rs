@@ -240,8 +240,6 @@ fn no_question_is_lost() {
     const SOCKETS: usize = 4;
     const EACH: usize = 25_000;
     const STAY: usize = 8;
-    /// So long after a signal the process may still read.
-    const GAP: Duration = Duration::from_millis(50);
     let _alone = TURN.write().unwrap_or_else(PoisonError::into_inner);
     let Some(world) = world("storm") else { return };
     world.network("web", &["--subnet", "10.91.0.0/16"]);
@@ -296,11 +294,13 @@ fn no_question_is_lost() {
                         let status = world.json(&["daemon", "status"]);
                         let process = PidFd::open(status["pid"].as_i64().unwrap() as i32).unwrap();
                         // What was asked until now is answered, or it was lost without anybody's being killed.
-                        let since = kills.last().map_or(Duration::ZERO, |(_, killed)| *killed + GAP);
+                        let since = kills.last().map_or(Duration::ZERO, |(_, killed)| *killed);
                         let now = began.elapsed();
                         assert!(eventually(LONG, || all_answered(since, now)), "lost between {since:?} and {now:?}");
-                        kills.push((now, began.elapsed()));
                         process.signal(signals::KILL).unwrap();
+                        // Until it is gone it may have read.
+                        assert!(process.wait_readable(LONG).unwrap(), "it outlives the signal");
+                        kills.push((now, began.elapsed()));
                     }
                     _ => {}
                 }
@@ -327,7 +327,7 @@ fn no_question_is_lost() {
     assert_eq!(wrong, 0);
     assert!(upgrades > 2 && kills.len() > 2);
     // What a killed process had read is gone with it; nothing else is.
-    let is_by_kill = |at: &Duration| kills.iter().any(|(asked, killed)| at >= asked && *at <= *killed + GAP);
+    let is_by_kill = |at: &Duration| kills.iter().any(|(asked, killed)| at >= asked && at <= killed);
     let beyond: Vec<&Duration> = lost.iter().filter(|at| !is_by_kill(at)).collect();
     assert!(beyond.is_empty(), "lost at {beyond:?}, killed at {kills:?}");
 }

@@ -246,7 +246,8 @@ fn traffic_goes_on_whatever_becomes_of_it() {
         let done = Done(is_done);
         let (mut kills, mut starts, mut upgrades) = (0, 0, 0);
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(SECONDS.into()) {
+        // A busy machine takes its time for each.
+        while kills < 3 || started.elapsed() < Duration::from_secs(SECONDS.into()) {
             kill(pid(world));
             kills += 1;
             world.portolan_ok(&["daemon", "upgrade"]);
@@ -265,7 +266,6 @@ fn traffic_goes_on_whatever_becomes_of_it() {
         connections.1.len(),
         connections.0
     );
-    assert!(kills > 2 && starts > 2 && upgrades > 2);
     assert_eq!(datagrams.0, datagrams.1, "datagrams sent, and answered");
     assert!(connections.1.is_empty(), "{:?}", connections.1);
     if let Some([bulk, listen]) = &mut bulk {

@@ -27,7 +27,11 @@ fn refusal(error: &Error) -> KernelError {
         doing: error.to_string(),
         reason,
         errno: 0,
-        kind: Kind::Bug,
+        kind: match error {
+            // Nobody is there who could do it.
+            Error::Bus(_) => Kind::Unsupported,
+            Error::Call { .. } => Kind::Bug,
+        },
         hint: Some(hint.to_owned()),
         about: None,
     }

@@ -195,10 +195,14 @@ fn interfaces_that_would_mean_others_are_refused() {
         data: Data::Member,
         owner: "network web".to_owned(),
     };
-    for name in ["eth+", "-j", "!"] {
+    for name in ["eth'0", "e!0"] {
         assert_eq!(unspeakable(&trusted(name)).map(IfName::as_str), Some(name));
     }
     for name in ["eth0", "a+b", "wg0.1", "x@y"] {
         assert_eq!(unspeakable(&trusted(name)), None);
+    }
+    // No name of ours is one of these.
+    for name in ["eth+", "-j", "!"] {
+        assert!(name.parse::<IfName>().is_err(), "{name}");
     }
 }
