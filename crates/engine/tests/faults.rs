@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fake::FakeKernel;
 use fake::broken::{self, Ack, BrokenStore, ERRNOS, Fault, How, Site};
+use fake::{FakeKernel, Random};
 use portolan_engine::{
     AddressRequest, AttachRequest, Call, EndpointRequest, Engine, Error, NetworkRequest, PoolNet, PoolRequest,
     RangeRequest, Repaired, Store as _, Tx as _,
@@ -132,17 +132,7 @@ enum Next {
     Reboot,
 }
 
-/// Marsaglia's xorshift64*: the same numbers in every run.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end as u64) as usize
-    }
-
     fn byte(&mut self) -> u8 {
         self.below(256) as u8
     }

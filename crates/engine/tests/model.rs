@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fake::{FOREIGN_PORT, FakeKernel};
+use fake::{FOREIGN_PORT, FakeKernel, Random};
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
 use portolan_model::{ContainerKind, ContainerState, Driver, Family, Id, PublishSpec};
 use portolan_plan::{Object, Set, Step};
@@ -46,17 +46,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Marsaglia's xorshift64*: the same numbers in every run.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end as u64) as usize
-    }
-
     fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }

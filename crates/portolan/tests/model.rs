@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{LONG, World, links};
+use common::{LONG, Random, World, links};
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::netns;
@@ -25,18 +25,6 @@ const CONTAINERS: usize = 12;
 const PORTS: usize = 20;
 
 type Verbs = Engine<SqliteStore, HostKernel>;
-
-/// Marsaglia's xorshift64*: the same numbers in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end as u64) as usize
-    }
-}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Model {

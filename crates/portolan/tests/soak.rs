@@ -26,18 +26,6 @@ const BRIEFLY: u64 = 20;
 /// What is sampled, as the columns are called.
 const COLUMNS: [&str; 7] = ["rss_kib", "fds", "threads", "kernel_objects", "rows", "files", "verbs"];
 
-/// Marsaglia's xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end as u64) as usize
-    }
-}
-
 struct Soak {
     world: World,
     plugin: PathBuf,
