@@ -184,7 +184,8 @@ impl Chronicle {
         for change in changes {
             if let Change::Network(id, Some(network)) = change {
                 let known = KnownNetwork::from(network);
-                if !self.networks.contains_key(id) {
+                // A predefined one has been there all the time, also when its row is written only now.
+                if !self.networks.contains_key(id) && !network.is_predefined() {
                     told.push(Message::network("create", *id, &known));
                 }
                 self.networks.insert(*id, known);
@@ -290,6 +291,27 @@ mod tests {
 
     fn message(kind: &'static str, action: &'static str, id: &str, name: &str) -> Message {
         Message::new(kind, action, id.to_owned()).with("name", name).with("of", "test").at(Duration::from_secs(100))
+    }
+
+    fn network(name: &str, id: u8) -> Network {
+        let row = serde_json::json!({
+            "id": Id::from_bytes([id; 32]), "name": name, "driver": "none", "internal": false, "subnets": [], "options": {},
+            "raw_options": {}, "labels": {}, "bridge": "none", "mtu": "1500", "created": 0, "phase": "settled",
+        });
+        serde_json::from_value(row).unwrap()
+    }
+
+    /// Of the predefined networks, whose rows may be written while somebody follows, nothing is told.
+    #[test]
+    fn what_was_always_there_is_not_created() {
+        let networks = [network("bridge", 1), network("none", 2), network("web", 3), network("host", 4)];
+        let changes = networks.clone().map(|row| Change::Network(row.id, Some(row)));
+        let mut chronicle = Chronicle::default();
+        assert_eq!(
+            chronicle.take(&changes),
+            [Message::network("create", networks[2].id, &KnownNetwork::from(&networks[2]))]
+        );
+        assert_eq!(chronicle.take(&changes), []);
     }
 
     fn follow(query: &str) -> Result<Follow, Failure> {
