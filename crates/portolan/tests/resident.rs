@@ -3,8 +3,9 @@
 mod common;
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -59,6 +60,11 @@ fn it_comes_with_the_first_container_and_goes_after_the_last() {
     world.portolan_ok(&["detach", "site"]);
     assert_eq!(status(&world).unwrap()["endpoints"], 1);
     world.portolan_ok(&["detach", "other"]);
+    // A verb that will need it has it stay; it has nothing to do for longer than it stays by itself.
+    let mut verb = UnixStream::connect(world.root.join("run/control.sock")).unwrap();
+    verb.write_all(b"{\"ask\":\"hold\"}\n").unwrap();
+    assert!(!process.wait_readable(Duration::from_secs(12)).unwrap());
+    drop(verb);
     assert!(process.wait_readable(LONG * 3).unwrap(), "nobody needs it any more");
     world.container("late", &["--network", "web"]);
     assert_eq!(status(&world).unwrap()["endpoints"], 1, "and another one is started");

@@ -25,6 +25,8 @@ pub enum Request {
         #[serde(default)]
         command: Option<(String, u64)>,
     },
+    /// Stay as long as this conversation lasts: something is coming that will need you. Done at once.
+    Hold {},
     /// Wait until a container has all addresses that DHCP servers are to give it; answered when they are in force, or
     /// refused when the time is over.
     Acquire {
@@ -144,12 +146,27 @@ impl Client {
     /// # Errors
     /// When it does not answer in time, or not in our language.
     pub fn ask(&mut self, request: &Request) -> Result<Option<Answer>> {
+        if self.send(request)? { self.answer() } else { Ok(None) }
+    }
+
+    /// Says something without waiting for the answer; `false` when the resident has left. Who waits for nothing else may go.
+    ///
+    /// # Errors
+    /// When it does not take it in time.
+    pub fn send(&mut self, request: &Request) -> Result<bool> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         match self.stream.get_mut().write_all(line.as_bytes()) {
-            Err(error) if is_gone(&error) => return Ok(None),
-            other => other.context("ask the daemon")?,
+            Err(error) if is_gone(&error) => Ok(false),
+            other => other.map(|()| true).context("ask the daemon"),
         }
+    }
+
+    /// The answer to what was sent first of that which is not answered; none when the resident left before.
+    ///
+    /// # Errors
+    /// As for [`Self::ask`].
+    pub fn answer(&mut self) -> Result<Option<Answer>> {
         match self.line().context("wait for the daemon's answer")? {
             Some(line) => Ok(Some(serde_json::from_str(&line).context("read the daemon's answer")?)),
             None => Ok(None),

@@ -218,6 +218,8 @@ struct Client {
     stream: UnixStream,
     input: Vec<u8>,
     follows: bool,
+    /// Has asked us to stay.
+    holds: bool,
 }
 
 /// Somebody who waits for a container's addresses.
@@ -296,7 +298,7 @@ impl Daemon {
             let stream = UnixStream::from(fd);
             stream.set_nonblocking(true)?;
             add(stream.as_fd(), next_token)?;
-            clients.push(Client { token: next_token, stream, input: Vec::new(), follows });
+            clients.push(Client { token: next_token, stream, input: Vec::new(), follows, holds: false });
             next_token += 1;
         }
         let (tell, happened) = mpsc::channel();
@@ -369,7 +371,7 @@ impl Daemon {
                 }
             }
             self.answer_waiting()?;
-            if self.idle_since.is_some_and(|since| since.elapsed() >= LINGER) {
+            if self.idle_since().is_some_and(|since| since.elapsed() >= LINGER) {
                 return self.leave();
             }
         }
@@ -377,11 +379,16 @@ impl Daemon {
 
     /// How long to wait at most: for good, unless nothing needs us or somebody waits.
     fn time_left(&self) -> Result<Option<rustix::event::Timespec>> {
-        let idle = self.idle_since.map(|since| LINGER.saturating_sub(since.elapsed()));
+        let idle = self.idle_since().map(|since| LINGER.saturating_sub(since.elapsed()));
         let waited = self.waiting.iter().map(|waiting| waiting.until.saturating_duration_since(Instant::now()));
         let files = self.files_due.map(|due| due.saturating_duration_since(Instant::now()));
         let left = waited.chain(idle).chain(files).min();
         Ok(left.map(TryInto::try_into).transpose()?)
+    }
+
+    /// Since when nothing has needed us, nor is about to.
+    fn idle_since(&self) -> Option<Instant> {
+        self.idle_since.filter(|_| !self.clients.iter().any(|client| client.holds))
     }
 
     fn leave(&mut self) -> Result<i32> {
@@ -475,7 +482,7 @@ impl Daemon {
             let token = self.next_token;
             self.next_token += 1;
             epoll::add(&self.epoll, &stream, EventData::new_u64(token), EventFlags::IN)?;
-            self.clients.push(Client { token, stream, input: Vec::new(), follows: false });
+            self.clients.push(Client { token, stream, input: Vec::new(), follows: false, holds: false });
         }
     }
 
@@ -530,6 +537,10 @@ impl Daemon {
                     Err(error) => Answer::Refused { reason: format!("{error:#}") },
                 };
                 self.answer(at, &answer);
+            }
+            Request::Hold {} => {
+                self.clients[at].holds = true;
+                self.answer(at, &Answer::Done(Done::default()));
             }
             Request::Acquire { container, seconds } => {
                 self.follow()?;

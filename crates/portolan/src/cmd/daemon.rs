@@ -307,7 +307,16 @@ pub(crate) fn settle(context: &Context, is_needed: bool) {
 
 /// The same with what [`begin`] began.
 pub(crate) fn settle_with(context: &Context, is_needed: bool, starting: Option<Starting>) {
-    match settled(context, is_needed, starting) {
+    warn_of(settle_by(context, is_needed, starting, Patience::Served));
+}
+
+/// The same, waiting as [`noticed`] does.
+pub(crate) fn notice_with(context: &Context, starting: Option<Starting>) {
+    warn_of(noticed(context, starting));
+}
+
+fn warn_of(done: Result<Done>) {
+    match done {
         Ok(done) => done.warnings.iter().for_each(|warning| crate::failure::print(warning, None)),
         Err(error) => {
             crate::failure::report(&error.context("names and proxied ports are not served"), 0);
@@ -315,16 +324,46 @@ pub(crate) fn settle_with(context: &Context, is_needed: bool, starting: Option<S
     }
 }
 
-/// The same, for who decides what becomes of failures.
+/// Has what was committed be in force with the daemon, for who decides what becomes of failures; starts one if none runs.
 ///
 /// # Errors
 /// When there is no daemon to be had.
-pub(crate) fn settled(context: &Context, is_needed: bool, mut starting: Option<Starting>) -> Result<Done> {
+pub(crate) fn served(context: &Context, starting: Option<Starting>) -> Result<Done> {
+    settle_by(context, true, starting, Patience::Served)
+}
+
+/// The same for a container in which nothing runs before the verb is done, and which asks for no names: there is nothing to be
+/// reached or to be closed yet, so that it is enough that the daemon has been told.
+///
+/// # Errors
+/// When there is no daemon to be had.
+pub(crate) fn noticed(context: &Context, starting: Option<Starting>) -> Result<Done> {
+    settle_by(context, true, starting, Patience::Noticed)
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// What was committed is in force.
+    Served,
+    /// A daemon that stays has been told.
+    Noticed,
+}
+
+fn settle_by(context: &Context, is_needed: bool, mut starting: Option<Starting>, patience: Patience) -> Result<Done> {
     let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let request = Request::Sync { command: Some((context.command.clone(), took)) };
     for _ in 0..ATTEMPTS {
         let (client, child) = match starting.take() {
-            Some(Starting::Runs(client)) => (Some(client), None),
+            Some(Starting::Runs(mut client)) => match client.answer()? {
+                Some(Answer::Done(_)) if patience == Patience::Noticed && client.send(&request)? => {
+                    return Ok(Done::default());
+                }
+                // An older one does not know what it was asked.
+                Some(_) => (Some(client), None),
+                // It left before it heard us.
+                None => (None, None),
+            },
             Some(Starting::Comes(child)) => (None, Some(child)),
             None => (Client::connect(&context.run)?, None),
         };
@@ -422,19 +461,20 @@ pub(crate) fn release(context: &Context, info: &ContainerInfo, network: Option<I
 /// The daemon that a verb will need.
 #[derive(Debug)]
 pub(crate) enum Starting {
-    /// It runs.
+    /// It runs, and was asked to stay.
     Runs(Client),
     /// It is being started.
     Comes(Child),
 }
 
-/// Finds the daemon, or begins to start one, while the caller does what it will be needed for; [`settled`] waits for it.
+/// Finds the daemon, or begins to start one, while the caller does what it will be needed for; [`served`] waits for it.
 pub(crate) fn begin(context: &Context) -> Option<Starting> {
     if is_off() {
         return None;
     }
     match Client::connect(&context.run) {
-        Ok(Some(client)) => Some(Starting::Runs(client)),
+        // One that leaves at this moment does not answer; then another is started.
+        Ok(Some(mut client)) => matches!(client.send(&Request::Hold {}), Ok(true)).then_some(Starting::Runs(client)),
         Ok(None) => spawn(context).ok().map(Starting::Comes),
         // Who waits for it says why.
         Err(_) => None,

@@ -448,7 +448,8 @@ fn check_ipv6(engine: &Engine, setup: &Setup) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until names and proxied ports are served. Names that cannot be answered on a network of the container fail it.
+/// Sees to it that names and proxied ports are served, and waits for names. Those that cannot be answered on a network of the
+/// container fail it.
 fn settle(context: &Context, info: &ContainerInfo, starting: Option<daemon::Starting>) -> Result<(), Failure> {
     let served = |failure: Failure| failure.within("error while applying dns entries");
     let places: Vec<SocketAddr> = info
@@ -460,7 +461,9 @@ fn settle(context: &Context, info: &ContainerInfo, starting: Option<daemon::Star
             network.subnets.iter().filter_map(move |subnet| Some(SocketAddr::new(subnet.gateway?, port)))
         })
         .collect();
-    let done = match daemon::settled(context, true, starting) {
+    // Podman starts the container when this is done.
+    let told = if places.is_empty() { daemon::noticed } else { daemon::served };
+    let done = match told(context, starting) {
         Ok(done) => done,
         Err(error) if !places.is_empty() => return Err(served(Failure::new(format!("{error:#}")))),
         Err(error) => {

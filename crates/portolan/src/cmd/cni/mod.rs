@@ -210,8 +210,14 @@ impl Plugin {
         let request = portolan_cni::plan(&self.call, &self.config, &plan, delegated)?;
         let starting = daemon::begin(&self.context);
         let info = engine.join(&request)?;
-        daemon::settle_with(&self.context, true, starting);
-        let network = self.endpoint(&info)?.1.id;
+        let network = &self.endpoint(&info)?.1;
+        // The runtime starts the container when this is done.
+        if network.answers_names() {
+            daemon::settle_with(&self.context, true, starting);
+        } else {
+            daemon::notice_with(&self.context, starting);
+        }
+        let network = network.id;
         let undo = || Ok(engine.leave(&info.container.id.to_string(), &[network.to_string()])?);
         let info = daemon::acquire_or(&self.context, engine, info.clone(), Some(network), undo)
             .map_err(|error| internal(&error))?;
