@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::error::{Fault, Misuse, OPEN, SYNC, WRITE, corrupt, from_io, from_sqlite, other};
+use crate::lock::{PATIENCE, Queue};
 use crate::migrations::{self, FORMAT};
 use crate::{SqliteTx, sql};
 
@@ -25,7 +26,7 @@ const LOG_LIMIT: u64 = 512 << 10;
 
 /// How long SQLite itself waits for another process. Writers queue on the lock file; what is left is another
 /// opener that reads the log after a crash.
-const BUSY: Duration = Duration::from_secs(10);
+pub(crate) const BUSY: Duration = Duration::from_secs(10);
 
 /// Idle connections kept for the next transaction.
 const IDLE: usize = 8;
@@ -44,6 +45,9 @@ pub struct SqliteStore {
 
 /// The write lock of a [`SqliteStore`].
 #[derive(Debug)]
+    /// How long one process may hold the lock for which we wait.
+    patience: Duration,
+    queue: Queue,
 pub struct SqliteGuard<'a> {
     store: &'a SqliteStore,
     file: File,
@@ -64,7 +68,15 @@ impl SqliteStore {
         let root = std::path::absolute(root).map_err(|e| from_io(OPEN, root, e))?;
         let path = root.join("state.db");
         let log = root.join("state.db-wal");
-        let store = Self { root, path, log, idle: Mutex::default() };
+        let store = Self { root, path, log, patience, queue: Queue::default(), idle: Mutex::default() };
+        Self::open_within(root, PATIENCE)
+    }
+
+    /// The same, for who waits for the write lock until one process has held it for `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_within(root: &Path, patience: Duration) -> Result<Self, StoreError> {
         match fs::metadata(&store.path) {
             // SQLite would delete the log of an empty file.
             Ok(found) if found.len() == 0 => store.create()?,
@@ -307,18 +319,11 @@ impl Store for SqliteStore {
     type Guard<'a> = SqliteGuard<'a>;
 
     fn lock(&self) -> Result<SqliteGuard<'_>, StoreError> {
-        const LOCK: &str = "lock";
         let path = self.root.join("lock");
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(|e| from_io(LOCK, &path, e))?;
-        loop {
-            match file.lock() {
-                Ok(()) => return Ok(SqliteGuard { store: self, file }),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(from_io(LOCK, &path, e)),
-            }
-        }
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = self.queue.lock(&path, self.patience, || options.open(&path))?;
+        Ok(SqliteGuard { store: self, file })
     }
 
     fn read(&self) -> Result<SqliteTx<'_>, StoreError> {

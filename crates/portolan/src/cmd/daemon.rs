@@ -18,6 +18,7 @@ use portolan_resident::control::{self, Answer, Client, Done, Request};
 use portolan_resident::daemon::{self, Config};
 use portolan_resident::docker_api;
 use portolan_resident::supervise::{self, Service};
+use portolan_store::Queue;
 
 use crate::context::{Context, Engine};
 use crate::failure::Refused;
@@ -177,9 +178,8 @@ fn start(context: &Context, run: &RunArgs) -> Result<i32> {
     daemon::directories(&context.root, &context.run)?;
     // Others who want one wait here until it answers.
     let path = context.run.join("daemon.start");
-    let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let starting = starting.with_context(|| format!("open `{}`", path.display()))?;
-    starting.lock().with_context(|| format!("lock `{}`", path.display()))?;
+    let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let starting = Queue::default().lock(&path, context.wait, open)?;
     // One that leaves does not answer.
     if let Some(mut client) = Client::connect(&context.run)?
         && client.ask(&Request::Status {})?.is_some()
