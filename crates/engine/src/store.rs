@@ -224,6 +224,19 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`] when the state cannot be opened for writing.
     fn write<'a>(&'a self, guard: &'a Self::Guard<'_>) -> Result<Self::Tx<'a>, StoreError>;
+
+    /// Marks the rows as perhaps not what the kernel has, or takes the mark away. It outlives the process, and can be set
+    /// where no row can be written any more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when not even that can be written.
+    fn mark_doubtful(&self, guard: &Self::Guard<'_>, doubtful: bool) -> Result<(), StoreError>;
+
+    /// Whether they are marked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    fn is_doubtful(&self, guard: &Self::Guard<'_>) -> Result<bool, StoreError>;
 }
 
 /// One transaction over the rows.

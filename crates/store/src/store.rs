@@ -1,6 +1,6 @@
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +28,11 @@ const LOG_LIMIT: u64 = 512 << 10;
 /// opener that reads the log after a crash.
 pub(crate) const BUSY: Duration = Duration::from_secs(10);
 
+const MARK: &str = "mark";
+
+/// The mode bit of the lock file by which the rows are marked as perhaps not what the kernel has.
+const DOUBTFUL: u32 = 0o100;
+
 /// Idle connections kept for the next transaction.
 const IDLE: usize = 8;
 
@@ -40,14 +45,14 @@ pub struct SqliteStore {
     root: PathBuf,
     path: PathBuf,
     log: PathBuf,
+    /// How long one process may hold the lock for which we wait.
+    patience: Duration,
+    queue: Queue,
     idle: Mutex<Vec<Connection>>,
 }
 
 /// The write lock of a [`SqliteStore`].
 #[derive(Debug)]
-    /// How long one process may hold the lock for which we wait.
-    patience: Duration,
-    queue: Queue,
 pub struct SqliteGuard<'a> {
     store: &'a SqliteStore,
     file: File,
@@ -64,11 +69,6 @@ impl SqliteStore {
     /// [`StoreError::Newer`] before anything else is looked at; [`StoreError::Corrupt`] for a file that is none
     /// of ours; [`StoreError::Denied`], [`StoreError::Full`], [`StoreError::Io`] name the path.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        // An absolute path never looks like an URI to SQLite and outlives a change of directory.
-        let root = std::path::absolute(root).map_err(|e| from_io(OPEN, root, e))?;
-        let path = root.join("state.db");
-        let log = root.join("state.db-wal");
-        let store = Self { root, path, log, patience, queue: Queue::default(), idle: Mutex::default() };
         Self::open_within(root, PATIENCE)
     }
 
@@ -77,6 +77,11 @@ impl SqliteStore {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_within(root: &Path, patience: Duration) -> Result<Self, StoreError> {
+        // An absolute path never looks like an URI to SQLite and outlives a change of directory.
+        let root = std::path::absolute(root).map_err(|e| from_io(OPEN, root, e))?;
+        let path = root.join("state.db");
+        let log = root.join("state.db-wal");
+        let store = Self { root, path, log, patience, queue: Queue::default(), idle: Mutex::default() };
         match fs::metadata(&store.path) {
             // SQLite would delete the log of an empty file.
             Ok(found) if found.len() == 0 => store.create()?,
@@ -333,6 +338,17 @@ impl Store for SqliteStore {
     fn write<'a>(&'a self, guard: &'a SqliteGuard<'_>) -> Result<SqliteTx<'a>, StoreError> {
         debug_assert_eq!(guard.store.root, self.root, "the guard is of another root");
         self.begin(true)
+    }
+
+    fn mark_doubtful(&self, guard: &SqliteGuard<'_>, doubtful: bool) -> Result<(), StoreError> {
+        // An inode that is there can be changed where no block is to be had.
+        let mode = if doubtful { 0o600 | DOUBTFUL } else { 0o600 };
+        guard.file.set_permissions(Permissions::from_mode(mode)).map_err(|e| from_io(MARK, &self.root.join("lock"), e))
+    }
+
+    fn is_doubtful(&self, guard: &SqliteGuard<'_>) -> Result<bool, StoreError> {
+        let found = guard.file.metadata().map_err(|e| from_io(MARK, &self.root.join("lock"), e))?;
+        Ok(found.permissions().mode() & DOUBTFUL != 0)
     }
 }
 

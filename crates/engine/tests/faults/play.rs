@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use portolan_engine::{AttachRequest, EndpointRequest, Error};
 use portolan_plan::{Data, Object};
 
-use crate::fake::broken::{self, Ack, Fault, How, Site};
+use crate::fake::broken::{self, Ack, Fault, How};
 use crate::fake::{FakeKernel, network_request};
 use crate::schedule::{Edit, Event, Next, Verb};
 use crate::world::{World, namespace, spec, whole};
@@ -101,7 +101,6 @@ impl World {
                 let error = result.and_then(Result::err).map(|error| error.to_string());
                 assert!(error.is_none_or(|text| !text.is_empty()));
                 self.finish_edits();
-                let next = if fault.is_some_and(is_untold) && next != Next::Reboot { Next::Gc } else { next };
                 let reboots = next == Next::Reboot;
                 self.put_in_order(verb, next);
                 self.check(&format!("{what}, then {next:?}"));
@@ -255,12 +254,6 @@ pub(crate) fn run(schedule: &[Event], seen: &mut Seen) -> Result<(), String> {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
     })
-}
-
-/// Whether the store may have taken what it said that it had not, and then said nothing more: what was made is taken back, so
-/// nothing is open, and a row may tell of it all the same, which only who compares finds.
-fn is_untold(fault: Fault) -> bool {
-    fault.lasting && fault.site != Some(Site::Kernel) && matches!(fault.how, How::Errno(_, Ack::Lost))
 }
 
 /// The shortest schedule that still fails, found by leaving out events one by one and faults where they do not matter.
