@@ -104,6 +104,20 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
     }
 
+    /// Puts in order what an earlier boot left, unless somebody has by now: for who stays and shows what there is.
+    ///
+    /// # Errors
+    /// When the store cannot serve.
+    pub fn recover_if_rebooted(&self) -> Result<()> {
+        let tx = self.store.read()?;
+        let boot = tx.meta(meta::BOOT)?;
+        drop(tx);
+        match boot {
+            Some(boot) if boot != self.boot()? => self.begin().map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// After a reboot no namespace of ours is left: endpoints and attached containers go; networks are made again.
     fn recover_from_reboot(&self, guard: &S::Guard<'_>, boot: &str) -> Result<usize> {
         let tx = self.store.write(guard)?;

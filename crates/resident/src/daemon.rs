@@ -276,6 +276,10 @@ impl Daemon {
             None => lock(&config.run)?.context("another daemon runs for this root")?,
         };
         let engine = engine(&config.root)?;
+        // A service of the machine's may be the first of us that runs after it was started.
+        if let Err(error) = engine.recover_if_rebooted() {
+            tracing::error!("after the machine was started anew: {:#}", anyhow::Error::new(error));
+        }
         let memory = found.memory.take().map(read_memory).transpose()?;
         let (control, is_new) = match found.control.take() {
             Some(control) => (control, false),
