@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
@@ -319,7 +320,22 @@ pub(crate) fn settle_with(context: &Context, is_needed: bool, starting: Option<S
 ///
 /// # Errors
 /// When there is no daemon to be had.
-pub(crate) fn settled(context: &Context, is_needed: bool, mut starting: Option<Starting>) -> Result<Done> {
+pub(crate) fn settled(context: &Context, is_needed: bool, starting: Option<Starting>) -> Result<Done> {
+    // Who takes back what could not be served does not wait as long once more.
+    if IS_SILENT.load(Ordering::Relaxed) {
+        return Ok(Done::default());
+    }
+    let asked = ask_to_settle(context, is_needed, starting);
+    if asked.as_ref().is_err_and(|error| error.is::<control::Silent>()) {
+        IS_SILENT.store(true, Ordering::Relaxed);
+    }
+    asked
+}
+
+/// Whether the daemon has let this process wait in vain.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+fn ask_to_settle(context: &Context, is_needed: bool, mut starting: Option<Starting>) -> Result<Done> {
     let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let request = Request::Sync { command: Some((context.command.clone(), took)) };
     for _ in 0..ATTEMPTS {

@@ -110,7 +110,7 @@ fn daemon() {
     let status: Value = place.world.json(&["daemon", "status"]);
     assert_eq!(status["pid"], pid, "it is the one that was there");
     let rows = place.all_rows();
-    let endpoints = rows.iter().filter(|row| row.contains(" has ")).count();
+    let endpoints = rows.iter().filter(|row| row.contains(" has")).count();
     let knows_all = || place.world.json(&["daemon", "status"])["endpoints"] == endpoints;
     assert!(eventually(LONG, knows_all), "{rows:?}: {}", place.world.json(&["daemon", "status"]));
     for row in ["network z", "network docker", "container o Running", "c publishes 9090:90/tcp"] {
