@@ -73,7 +73,7 @@ impl Drop for Group {
 
 /// From what no program starts with to what is enough for a verb, in steps of a fifth.
 fn limits() -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(640 << 10), |limit| Some(limit + limit / 5 & !0xfff))
+    std::iter::successors(Some(640 << 10), |limit| Some((limit + limit / 5) & !0xfff))
         .take_while(|limit| *limit < 64 << 20)
 }
 
