@@ -104,6 +104,10 @@ impl Call {
             );
         }
         let refuse = |msg: &str, details: &str| Err(Error::new(Code::Environment, msg).details(details));
+        // What was let in once can be taken off whatever it is called.
+        if self.verb == Verb::Add && self.container.len() > LONGEST_CONTAINER {
+            return refuse("containerID is too long", "a container's name has at most 255 characters, as a file's has");
+        }
         let ifname = self.ifname.as_str();
         if ifname.len() > 15 {
             return refuse("interface name is too long", "interface name should be less than 16 characters");
@@ -123,6 +127,10 @@ impl Call {
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 }
+
+/// How long a container's name can be: the reference implementation makes a file's name of it (`NAME_MAX`), and fails with
+/// longer ones only after all plugins have done their work.
+const LONGEST_CONTAINER: usize = 255;
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`
 pub(crate) fn is_name(text: &str) -> bool {
@@ -186,5 +194,24 @@ mod tests {
             let pairs: Vec<_> = ADD.iter().map(|(k, v)| (*k, if *k == key { value } else { v })).collect();
             assert_eq!(read(&pairs).unwrap().unwrap().check().unwrap_err().code, Code::Environment, "{key}={value}");
         }
+    }
+
+    #[test]
+    fn a_container_is_called_what_a_file_can_be_called() {
+        let call = |verb: &'static str, length: usize| {
+            let name = "c".repeat(length);
+            let pairs: Vec<_> = ADD
+                .iter()
+                .map(|(key, value)| match *key {
+                    "CNI_COMMAND" => (*key, verb),
+                    "CNI_CONTAINERID" => (*key, name.as_str()),
+                    _ => (*key, *value),
+                })
+                .collect();
+            read(&pairs).unwrap().unwrap().check().map_err(|error| error.msg)
+        };
+        assert_eq!(call("ADD", 255), Ok(()));
+        assert_eq!(call("ADD", 10_000), Err("containerID is too long".to_owned()));
+        assert_eq!(call("DEL", 10_000), Ok(()));
     }
 }

@@ -272,6 +272,7 @@ impl Error {
             Self::Store(StoreError::Denied { .. }) => Kind::Denied,
             Self::Store(StoreError::Full { .. }) => Kind::Exhausted,
             Self::Store(StoreError::Newer { .. }) => Kind::Unsupported,
+            Self::Store(StoreError::Busy { .. }) => Kind::Transient,
             Self::Store(_) => Kind::Bug,
             _ => Kind::Conflict,
         }
@@ -313,13 +314,7 @@ impl Error {
             Self::BridgeFull { .. } => "spread the containers over several networks".to_owned(),
             Self::Unsupported { hint, .. } => (*hint).to_owned(),
             Self::Kernel { source, .. } => return source.hint.clone(),
-            Self::Store(StoreError::Corrupt { path, .. }) => {
-                format!("move `{}` away and run `portolan gc`; networks must be made again", path.display())
-            }
-            Self::Store(StoreError::Newer { .. }) => "use the newer version of portolan that wrote it".to_owned(),
-            Self::Store(StoreError::Full { .. }) => "free some room; nothing has changed".to_owned(),
-            Self::Store(StoreError::Denied { .. }) => "run as root, or choose another --root".to_owned(),
-            Self::Store(StoreError::Io { .. }) => return None,
+            Self::Store(store) => return store.hint(),
         };
         Some(text)
     }

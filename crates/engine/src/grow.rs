@@ -89,17 +89,25 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         };
         let steps = diff(&after, &before);
         let mut made = self.apply(guard, &table, &steps, doing);
+        let mut is_settling = false;
         if made.is_ok() {
             // A new endpoint may move the ports that were there, a new port moves none.
             let moved = if networks.is_empty() { published } else { 0 };
             self.forget_flows(&view.publications[moved..]);
-            made =
-                self.settle(guard, &mut view).map_err(|error| Unapplied { undone: self.undo(&table, &steps), error });
+            made = self.settle(guard, &mut view).map_err(|error| {
+                is_settling = true;
+                Unapplied { undone: self.undo(&table, &steps), error }
+            });
         }
         if let Err(Unapplied { error, undone }) = made {
             let new = (&view.endpoints[had..], &view.publications[published..]);
-            if undone && let Err(error) = self.forget_new(guard, is_new, id, new, rows) {
+            let forgotten = if undone { self.forget_new(guard, is_new, id, new, rows) } else { Ok(()) };
+            if let Err(error) = &forgotten {
                 tracing::warn!(%error, "rows stay as they are: the next command takes them down");
+            }
+            // They may tell of what the kernel has no more, without telling that they are half-made.
+            if is_settling && (!undone || forgotten.is_err()) {
+                self.doubt(guard);
             }
             return Err(explain_full_bridge(error, &networks));
         }

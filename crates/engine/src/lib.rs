@@ -39,4 +39,6 @@ pub use engine::Engine;
 pub use error::{Error, Kind, Result};
 pub use kernel::{About, HostInterface, HostRoute, Kernel, KernelError, PortClash};
 pub use pools::{AddressRequest, Call, Given, PoolNet, PoolRequest};
-pub use store::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx};
+pub use store::{
+    Durability, Holder, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx,
+};

@@ -40,7 +40,22 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             count += 1;
             self.take_down_transition(guard, transition)?;
         }
+        if self.store.is_doubtful(guard)? {
+            tracing::info!("a command could not write down what became of it: comparing all");
+            let (_, failures) = self.reconcile_kernel(guard)?;
+            if failures.iter().all(|failure| failure.kind != Kind::Transient) {
+                self.store.mark_doubtful(guard, false)?;
+            }
+        }
         Ok(count)
+    }
+
+    /// Has the next verb compare rows and kernel: the store took something of which it said that it had not, or not, and
+    /// takes nothing any more.
+    pub(crate) fn doubt(&self, guard: &S::Guard<'_>) {
+        if let Err(error) = self.store.mark_doubtful(guard, true) {
+            tracing::warn!(%error, "rows and kernel may differ: `reconcile` compares them");
+        }
     }
 
     fn take_down_transition(&self, guard: &S::Guard<'_>, transition: Transition) -> Result<()> {
@@ -86,6 +101,20 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 self.forget_flows(&[row.publication]);
                 Ok(())
             }
+        }
+    }
+
+    /// Puts in order what an earlier boot left, unless somebody has by now: for who stays and shows what there is.
+    ///
+    /// # Errors
+    /// When the store cannot serve.
+    pub fn recover_if_rebooted(&self) -> Result<()> {
+        let tx = self.store.read()?;
+        let boot = tx.meta(meta::BOOT)?;
+        drop(tx);
+        match boot {
+            Some(boot) if boot != self.boot()? => self.begin().map(drop),
+            _ => Ok(()),
         }
     }
 

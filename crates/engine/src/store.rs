@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Pool, PortRange, Protocol, Publication};
@@ -97,6 +99,16 @@ pub enum StoreError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Somebody else has the lock, and does not let go of it.
+    #[error("lock `{path}`: {} has {}", said(.holder), since(*.waited))]
+    Busy {
+        /// The lock file.
+        path: PathBuf,
+        /// How long the same process had it while we waited.
+        waited: Duration,
+        /// That process, if it can be known.
+        holder: Option<Holder>,
+    },
     /// Anything else that went wrong with the file.
     #[error("{doing} `{path}`")]
     Io {
@@ -108,6 +120,59 @@ pub enum StoreError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+impl StoreError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Corrupt { path, .. } => {
+                format!("move `{}` away and run `portolan gc`; networks must be made again", path.display())
+            }
+            Self::Newer { .. } => "use the newer version of portolan that wrote it".to_owned(),
+            Self::Full { .. } => "free some room; nothing has changed".to_owned(),
+            Self::Denied { .. } => "run as root, or choose another --root".to_owned(),
+            Self::Busy { holder: Some(Holder { pid, stopped: true, .. }), .. } => format!(
+                "`kill -CONT {pid}` lets it go on; if it is killed instead, the next command puts in order what it left"
+            ),
+            Self::Busy { holder: Some(Holder { pid, .. }), .. } => format!(
+                "wait longer with --wait SECONDS; if process {pid} hangs, kill it: the next command puts in order what it left"
+            ),
+            Self::Busy { holder: None, .. } => "wait longer with --wait SECONDS".to_owned(),
+            Self::Io { .. } => return None,
+        })
+    }
+}
+
+/// Who has a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// The program's name; empty if it is gone or may not be looked at.
+    pub name: String,
+    /// It is stopped, by a signal or a debugger.
+    pub stopped: bool,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.pid)?;
+        match (self.name.as_str(), self.stopped) {
+            ("", false) => Ok(()),
+            ("", true) => f.write_str(" (stopped)"),
+            (name, false) => write!(f, " (`{name}`)"),
+            (name, true) => write!(f, " (`{name}`, stopped)"),
+        }
+    }
+}
+
+fn said(holder: &Option<Holder>) -> String {
+    holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string)
+}
+
+fn since(waited: Duration) -> String {
+    if waited.is_zero() { "it".to_owned() } else { format!("held it for {} s", waited.as_secs()) }
 }
 
 /// What a commit changed.
@@ -145,7 +210,7 @@ pub trait Store {
     /// Waits for the write lock, first come first served.
     ///
     /// # Errors
-    /// [`StoreError`] when the lock file cannot be opened.
+    /// [`StoreError::Busy`] when one process does not let go of it; others when the lock file cannot be opened.
     fn lock(&self) -> Result<Self::Guard<'_>, StoreError>;
 
     /// Starts a read-only transaction: a consistent view, which never waits for writers.
@@ -159,6 +224,19 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`] when the state cannot be opened for writing.
     fn write<'a>(&'a self, guard: &'a Self::Guard<'_>) -> Result<Self::Tx<'a>, StoreError>;
+
+    /// Marks the rows as perhaps not what the kernel has, or takes the mark away. It outlives the process, and can be set
+    /// where no row can be written any more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when not even that can be written.
+    fn mark_doubtful(&self, guard: &Self::Guard<'_>, doubtful: bool) -> Result<(), StoreError>;
+
+    /// Whether they are marked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    fn is_doubtful(&self, guard: &Self::Guard<'_>) -> Result<bool, StoreError>;
 }
 
 /// One transaction over the rows.

@@ -6,9 +6,9 @@ mod fake;
 
 use std::path::Path;
 
-use fake::{Host, gateways};
+use fake::{Host, gateways, lease};
 use portolan_engine::{AttachRequest, EndpointRequest, Error, Kind, NetworkRequest};
-use portolan_model::{DhcpLease, DhcpServer, Driver, Endpoint, Family, Ipam};
+use portolan_model::{DhcpLease, Driver, Endpoint, Family, Ipam};
 use portolan_plan::Object;
 
 const INSIDE: &str = "/ns/c";
@@ -66,21 +66,6 @@ impl World {
         assert_eq!(row, wanted);
         assert_eq!(self.addresses(), wanted);
         assert_eq!(self.engine.verify().unwrap(), []);
-    }
-}
-
-fn lease(address: &str) -> DhcpLease {
-    DhcpLease {
-        address: address.parse().unwrap(),
-        gateway: Some([10, 0, 1, 2].into()),
-        routes: Vec::new(),
-        dns: Vec::new(),
-        domains: Vec::new(),
-        server: DhcpServer::V4([10, 0, 1, 2].into()),
-        obtained: 0,
-        renew_after: 60,
-        rebind_after: 105,
-        valid_for: 120,
     }
 }
 

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fake::{FOREIGN_PORT, FakeKernel, Random};
+use fake::{FOREIGN_PORT, FakeKernel, Random, network_request};
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
 use portolan_model::{ContainerKind, ContainerState, Driver, Family, Id, PublishSpec};
 use portolan_plan::{Object, Set, Step};
@@ -129,7 +129,7 @@ enum Verb {
 
 impl Verb {
     fn random(random: &mut Random, model: &Model) -> Self {
-        const NETWORKS: [&str; 5] = ["alpha", "beta", "four", "small", "vault"];
+        const NETWORKS: [&str; 5] = ["alpha", "beta", "ptp", "small", "vault"];
         let network = |random: &mut Random| (*random.pick(NETWORKS.iter().chain(&["bridge"])).unwrap()).to_owned();
         // No hexadecimal digits, which could be the start of an id.
         let name = |random: &mut Random| format!("box{}", random.below(8));
@@ -277,20 +277,6 @@ fn spec(port: u16) -> PublishSpec {
         _ => format!("{port}:{port}/sctp"),
     };
     text.parse().unwrap()
-}
-
-fn network_request(name: &str) -> NetworkRequest {
-    let mut request = NetworkRequest::new(name.parse().unwrap());
-    match name {
-        "four" => {
-            request.ipv6 = false;
-            request.driver = Driver::Ptp;
-        }
-        "small" => request.subnets.push("10.77.0.0/29".parse().unwrap()),
-        "vault" => request.internal = true,
-        _ => {}
-    }
-    request
 }
 
 /// One host, its state, and what both should be.
@@ -542,11 +528,11 @@ impl World {
             let mut best: Option<(i32, bool, String, IpAddr)> = None;
             for (endpoint, network) in &info.endpoints {
                 let name = network.name.to_string();
-                if name == "vault" || (name == "four" && family == Family::V6) {
+                if name == "vault" || (name == "ptp" && family == Family::V6) {
                     continue;
                 }
                 let gateway = network.subnets_of(family).next().unwrap().gateway.unwrap();
-                let candidate = (endpoint.gateway_priority, name != "four", name, gateway);
+                let candidate = (endpoint.gateway_priority, name != "ptp", name, gateway);
                 let is_better = best.as_ref().is_none_or(|best| {
                     (candidate.0, candidate.1) > (best.0, best.1)
                         || ((candidate.0, candidate.1) == (best.0, best.1) && candidate.2 < best.2)

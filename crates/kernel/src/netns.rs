@@ -83,6 +83,14 @@ impl NetnsError {
         }
     }
 
+    /// The message with its cause.
+    pub(crate) fn in_full(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
+
     /// Whether the namespace to open is not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Open { source: Errno(libc::ENOENT | libc::ESRCH), .. })

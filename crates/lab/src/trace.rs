@@ -65,6 +65,8 @@ pub enum Syscall {
     Flock,
     /// recvmsg(2), recvfrom(2): what netlink answers.
     Receive,
+    /// accept(2), accept4(2).
+    Accept,
 }
 
 /// All calls that change something outside of the program.
@@ -94,6 +96,7 @@ impl Syscall {
         match self {
             Self::Sendmsg | Self::Sendto => &[libc::ENOBUFS, libc::ENOMEM, libc::EINTR],
             Self::Receive => &[libc::ENOBUFS, libc::EINTR],
+            Self::Accept => &[libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::ENOBUFS],
             Self::Write | Self::Pwrite | Self::Truncate => &[libc::ENOSPC, libc::EIO],
             Self::Fsync | Self::Fdatasync => &[libc::EIO, libc::ENOSPC],
             Self::Create => &[libc::EMFILE, libc::ENOSPC, libc::EIO],
@@ -133,6 +136,7 @@ impl Syscall {
             libc::SYS_bind => Self::Bind,
             libc::SYS_flock => Self::Flock,
             libc::SYS_recvmsg | libc::SYS_recvfrom => Self::Receive,
+            libc::SYS_accept | libc::SYS_accept4 => Self::Accept,
             _ => return Self::classify_legacy(number, args),
         })
     }
@@ -222,18 +226,45 @@ pub fn fail_at(
     n: usize,
     mut errno: impl FnMut(Syscall) -> i32 + Send,
 ) -> Result<Failing> {
-    anyhow::ensure!(portolan_kernel::ptrace::CAN_FAIL, "the registers of this machine are not known");
     let mut seen = 0;
+    fail_when(command, |call| {
+        if !syscalls.contains(&call.syscall) {
+            return None;
+        }
+        seen += 1;
+        (seen == n).then(|| errno(call.syscall))
+    })
+}
+
+/// A call that a traced program is about to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// Its kind.
+    pub syscall: Syscall,
+    /// The thread.
+    pub tid: i32,
+    /// Its first argument: of most kinds the descriptor.
+    pub fd: u64,
+}
+
+/// Runs `command` to its end; each of its calls of some kind for which `errno` says an error does not take place, and fails
+/// with that. The last of them is in the answer.
+///
+/// # Errors
+/// When the program cannot be started or traced, or calls cannot be made to fail on this machine.
+pub fn fail_when(command: Command, mut errno: impl FnMut(&Call) -> Option<i32> + Send) -> Result<Failing> {
+    anyhow::ensure!(portolan_kernel::ptrace::CAN_FAIL, "the registers of this machine are not known");
     let mut failed = None;
     let traced = run(command, |stop| {
-        let Some(syscall) = chosen(stop, syscalls) else { return Verdict::Continue };
-        seen += 1;
-        if seen != n {
-            return Verdict::Continue;
+        let Stop::Syscall { tid, number, args } = stop else { return Verdict::Continue };
+        let Some(syscall) = Syscall::classify(*number, args) else { return Verdict::Continue };
+        match errno(&Call { syscall, tid: *tid, fd: args[0] }) {
+            Some(errno) => {
+                failed = Some((syscall, errno));
+                Verdict::Fail(errno)
+            }
+            None => Verdict::Continue,
         }
-        let errno = errno(syscall);
-        failed = Some((syscall, errno));
-        Verdict::Fail(errno)
     })?;
     Ok(Failing { failed, status: traced.status, stdout: traced.stdout, stderr: traced.stderr })
 }

@@ -54,6 +54,9 @@ pub(crate) struct Global {
     // A text, because `netavark` has the same option, and words of its own for what is unknown.
     #[arg(long, global = true, value_name = "DRIVER", env = "PORTOLAN_FIREWALL", hide_env_values = true, value_parser = known_driver)]
     firewall_driver: Option<String>,
+    /// Give up when another command holds the state for SECONDS (60 unless said; 0: at once)
+    #[arg(long, global = true, value_name = "SECONDS", env = "PORTOLAN_WAIT", hide_env_values = true)]
+    wait: Option<u64>,
     /// Print JSON instead of tables and text
     #[arg(long, global = true)]
     json: bool,
@@ -111,7 +114,7 @@ impl Cli {
     pub(crate) fn run(self) -> i32 {
         self.global.start_log();
         let driver = self.global.firewall_driver.and_then(|text| text.parse().ok());
-        let context = Context::new(self.name, self.global.root, self.global.json, driver);
+        let context = Context::new(self.name, self.global.root, self.global.json, driver).waiting(self.global.wait);
         // What a failure of the verb itself exits with: `run` leaves the low numbers to its command.
         let fallback = if matches!(self.command, Command::Run(_)) { 125 } else { 1 };
         let result = match self.command {

@@ -1,7 +1,7 @@
 //! Where things are, and the engine over them.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use portolan_kernel::probe;
@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) json: bool,
     /// Who is to carry out the rules; none for the usual one.
     pub(crate) firewall: Option<FirewallDriver>,
+    /// How long to wait for another command that holds the state.
+    pub(crate) wait: Duration,
     /// The command's name.
     pub(crate) command: String,
     /// When this command began.
@@ -40,12 +42,27 @@ impl Context {
         let root = root.filter(|root| !root.as_os_str().is_empty()).unwrap_or_else(|| DEFAULT_ROOT.into());
         let root = std::path::absolute(&root).unwrap_or(root);
         let run = if root == Path::new(DEFAULT_ROOT) { "/run/portolan".into() } else { root.join("run") };
-        Self { root, run, json, firewall, command: command.into(), started: Instant::now() }
+        Self {
+            root,
+            run,
+            json,
+            firewall,
+            wait: wait_of_environment(),
+            command: command.into(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Waits so many seconds, if that is said.
+    #[must_use]
+    pub(crate) fn waiting(mut self, seconds: Option<u64>) -> Self {
+        self.wait = seconds.map_or(self.wait, Duration::from_secs);
+        self
     }
 
     /// Opens the state and puts the engine over it.
     pub(crate) fn engine(&self) -> Result<Engine> {
-        let engine = daemon::engine(&self.root)?.with_firewall(self.firewall);
+        let engine = daemon::engine_within(&self.root, self.wait)?.with_firewall(self.firewall);
         engine.kernel().leave_waits_to_a_copy();
         Ok(engine)
     }
@@ -72,4 +89,10 @@ impl Context {
             .hint("run it as root, for example with sudo")
             .into())
     }
+}
+
+/// What a person or service set for all commands, those that others call included: they have no flags of ours.
+fn wait_of_environment() -> Duration {
+    let said = std::env::var("PORTOLAN_WAIT").ok().and_then(|text| text.parse().ok());
+    said.map_or(portolan_store::PATIENCE, Duration::from_secs)
 }

@@ -72,25 +72,14 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         } else if let Some(invalid) = cause.downcast_ref::<Invalid>() {
             invalid.hint.as_ref().map(ToString::to_string).or_else(|| Some(cli::see_help()))
         } else if let Some(store) = cause.downcast_ref::<portolan_engine::StoreError>() {
-            store_hint(store)
+            store.hint()
+        } else if let Some(silent) = cause.downcast_ref::<portolan_resident::control::Silent>() {
+            silent.hint()
         } else if let Some(spawn) = cause.downcast_ref::<SpawnError>() {
             spawn_hint(spawn)
         } else {
             None
         }
-    })
-}
-
-fn store_hint(error: &portolan_engine::StoreError) -> Option<String> {
-    use portolan_engine::StoreError as E;
-    Some(match error {
-        E::Corrupt { path, .. } => {
-            format!("move `{}` away and run `portolan gc`; networks must be made again", path.display())
-        }
-        E::Newer { .. } => "use the newer version of portolan that wrote it".to_owned(),
-        E::Full { .. } => "free some room; nothing has changed".to_owned(),
-        E::Denied { .. } => "run as root, or choose another --root".to_owned(),
-        E::Io { .. } => return None,
     })
 }
 

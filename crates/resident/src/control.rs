@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use portolan_engine::Holder;
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +116,26 @@ pub fn path(run: &Path) -> PathBuf {
     run.join("control.sock")
 }
 
+/// The resident is there, and does not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon{} did not answer within {} s", .daemon.as_ref().map(|daemon| format!(", {daemon},")).unwrap_or_default(), PATIENCE.as_secs())]
+pub struct Silent {
+    /// Its process, if it can be known.
+    pub daemon: Option<Holder>,
+}
+
+impl Silent {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        let Holder { pid, stopped, .. } = self.daemon.as_ref()?;
+        Some(if *stopped {
+            format!("`kill -CONT {pid}` lets it go on")
+        } else {
+            format!("if it hangs, `kill {pid}`: another one goes on where it was")
+        })
+    }
+}
+
 /// A conversation with a resident.
 #[derive(Debug)]
 pub struct Client {
@@ -167,10 +188,21 @@ impl Client {
     /// # Errors
     /// As for [`Self::ask`].
     pub fn answer(&mut self) -> Result<Option<Answer>> {
-        match self.line().context("wait for the daemon's answer")? {
+        let line = self.line().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.silent().into(),
+            _ => anyhow::Error::from(error).context("wait for the daemon's answer"),
+        });
+        match line? {
             Some(line) => Ok(Some(serde_json::from_str(&line).context("read the daemon's answer")?)),
             None => Ok(None),
         }
+    }
+
+    fn silent(&self) -> Silent {
+        let peer = rustix::net::sockopt::socket_peercred(self.stream.get_ref()).ok();
+        let pid = peer.and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
+        // Whoever made the socket may have died since, and another one have inherited it.
+        Silent { daemon: pid.map(portolan_store::process).filter(|daemon| !daemon.name.is_empty()) }
     }
 
     /// The next line; none at the end.

@@ -24,7 +24,7 @@ use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::signals::{self, Event as Received, Signals};
 use portolan_kernel::sysctl;
 use portolan_model::{FirewallDriver, Id};
-use portolan_store::SqliteStore;
+use portolan_store::{PATIENCE, SqliteStore};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::inotify;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -88,7 +88,15 @@ pub struct Config {
 /// # Errors
 /// When the state cannot be opened.
 pub fn engine(root: &Path) -> Result<Engine> {
-    let store = SqliteStore::open(root)?;
+    engine_within(root, PATIENCE)
+}
+
+/// The same, for who gives up when one process holds the state for `patience`.
+///
+/// # Errors
+/// When the state cannot be opened.
+pub fn engine_within(root: &Path, patience: Duration) -> Result<Engine> {
+    let store = SqliteStore::open_within(root, patience)?;
     // Now that it exists: two spellings of one root are one root.
     let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     Ok(Engine::new(mark_of(&root), store, HostKernel::new()))
@@ -270,6 +278,10 @@ impl Daemon {
             None => lock(&config.run)?.context("another daemon runs for this root")?,
         };
         let engine = engine(&config.root)?;
+        // A service of the machine's may be the first of us that runs after it was started.
+        if let Err(error) = engine.recover_if_rebooted() {
+            tracing::error!("after the machine was started anew: {:#}", anyhow::Error::new(error));
+        }
         let memory = found.memory.take().map(read_memory).transpose()?;
         let (control, is_new) = match found.control.take() {
             Some(control) => (control, false),

@@ -1,10 +1,14 @@
 use std::error::Error;
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use portolan_engine::StoreError;
 use rusqlite::ErrorCode;
 use rusqlite::ffi::{SQLITE_IOERR_CORRUPTFS, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_SHORT_READ};
+
+use crate::lock;
+use crate::store::BUSY;
 
 pub(crate) const OPEN: &str = "open state file";
 pub(crate) const READ: &str = "read state file";
@@ -93,6 +97,13 @@ pub(crate) fn from_sqlite(doing: &'static str, path: &Path, source: rusqlite::Er
         }
         (ErrorCode::ReadOnly | ErrorCode::PermissionDenied, _) => {
             StoreError::Denied { doing, path: path.to_owned(), source: source.into() }
+        }
+        // Readers and writers wait for nobody here but for who opens the state first and reads its log.
+        (ErrorCode::DatabaseBusy | ErrorCode::FileLockingProtocolFailed, _) => {
+            let mut shared = path.as_os_str().to_owned();
+            shared.push("-shm");
+            // Not opened: whoever closes a file lets go of SQLite's locks on it (fcntl(2)).
+            lock::busy(Path::new(&shared), BUSY, lock::holder(fs::metadata(&shared)))
         }
         _ => other(doing, path, source),
     }

@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod lock;
 mod migrations;
 mod sql;
 mod store;
 mod tx;
 
+pub use lock::{PATIENCE, Queue, process};
 pub use store::{SqliteGuard, SqliteStore};
 pub use tx::SqliteTx;
 

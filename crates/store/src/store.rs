@@ -1,6 +1,6 @@
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::error::{Fault, Misuse, OPEN, SYNC, WRITE, corrupt, from_io, from_sqlite, other};
+use crate::lock::{PATIENCE, Queue};
 use crate::migrations::{self, FORMAT};
 use crate::{SqliteTx, sql};
 
@@ -25,7 +26,12 @@ const LOG_LIMIT: u64 = 512 << 10;
 
 /// How long SQLite itself waits for another process. Writers queue on the lock file; what is left is another
 /// opener that reads the log after a crash.
-const BUSY: Duration = Duration::from_secs(10);
+pub(crate) const BUSY: Duration = Duration::from_secs(10);
+
+const MARK: &str = "mark";
+
+/// The mode bit of the lock file by which the rows are marked as perhaps not what the kernel has.
+const DOUBTFUL: u32 = 0o100;
 
 /// Idle connections kept for the next transaction.
 const IDLE: usize = 8;
@@ -39,6 +45,9 @@ pub struct SqliteStore {
     root: PathBuf,
     path: PathBuf,
     log: PathBuf,
+    /// How long one process may hold the lock for which we wait.
+    patience: Duration,
+    queue: Queue,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -60,11 +69,19 @@ impl SqliteStore {
     /// [`StoreError::Newer`] before anything else is looked at; [`StoreError::Corrupt`] for a file that is none
     /// of ours; [`StoreError::Denied`], [`StoreError::Full`], [`StoreError::Io`] name the path.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        Self::open_within(root, PATIENCE)
+    }
+
+    /// The same, for who waits for the write lock until one process has held it for `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_within(root: &Path, patience: Duration) -> Result<Self, StoreError> {
         // An absolute path never looks like an URI to SQLite and outlives a change of directory.
         let root = std::path::absolute(root).map_err(|e| from_io(OPEN, root, e))?;
         let path = root.join("state.db");
         let log = root.join("state.db-wal");
-        let store = Self { root, path, log, idle: Mutex::default() };
+        let store = Self { root, path, log, patience, queue: Queue::default(), idle: Mutex::default() };
         match fs::metadata(&store.path) {
             // SQLite would delete the log of an empty file.
             Ok(found) if found.len() == 0 => store.create()?,
@@ -307,18 +324,11 @@ impl Store for SqliteStore {
     type Guard<'a> = SqliteGuard<'a>;
 
     fn lock(&self) -> Result<SqliteGuard<'_>, StoreError> {
-        const LOCK: &str = "lock";
         let path = self.root.join("lock");
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(|e| from_io(LOCK, &path, e))?;
-        loop {
-            match file.lock() {
-                Ok(()) => return Ok(SqliteGuard { store: self, file }),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(from_io(LOCK, &path, e)),
-            }
-        }
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = self.queue.lock(&path, self.patience, || options.open(&path))?;
+        Ok(SqliteGuard { store: self, file })
     }
 
     fn read(&self) -> Result<SqliteTx<'_>, StoreError> {
@@ -328,6 +338,17 @@ impl Store for SqliteStore {
     fn write<'a>(&'a self, guard: &'a SqliteGuard<'_>) -> Result<SqliteTx<'a>, StoreError> {
         debug_assert_eq!(guard.store.root, self.root, "the guard is of another root");
         self.begin(true)
+    }
+
+    fn mark_doubtful(&self, guard: &SqliteGuard<'_>, doubtful: bool) -> Result<(), StoreError> {
+        // An inode that is there can be changed where no block is to be had.
+        let mode = if doubtful { 0o600 | DOUBTFUL } else { 0o600 };
+        guard.file.set_permissions(Permissions::from_mode(mode)).map_err(|e| from_io(MARK, &self.root.join("lock"), e))
+    }
+
+    fn is_doubtful(&self, guard: &SqliteGuard<'_>) -> Result<bool, StoreError> {
+        let found = guard.file.metadata().map_err(|e| from_io(MARK, &self.root.join("lock"), e))?;
+        Ok(found.permissions().mode() & DOUBTFUL != 0)
     }
 }
 

@@ -150,6 +150,15 @@ impl Store for BrokenStore {
         ask()?;
         self.0.write(guard).map(BrokenTx)
     }
+
+    // No row: what makes these fail does not make that fail.
+    fn mark_doubtful(&self, guard: &Self::Guard<'_>, doubtful: bool) -> Result<(), StoreError> {
+        self.0.mark_doubtful(guard, doubtful)
+    }
+
+    fn is_doubtful(&self, guard: &Self::Guard<'_>) -> Result<bool, StoreError> {
+        self.0.is_doubtful(guard)
+    }
 }
 
 macro_rules! pass_on {

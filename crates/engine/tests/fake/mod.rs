@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ipnet::IpNet;
-use portolan_engine::{Engine, HostInterface, HostRoute, Kernel, KernelError, Kind, PortClash};
-use portolan_model::{IfName, Mtu, ProcessId, Publication, Sandbox};
+use portolan_engine::{Engine, HostInterface, HostRoute, Kernel, KernelError, Kind, NetworkRequest, PortClash};
+use portolan_model::{DhcpLease, DhcpServer, Driver, IfName, Ipam, Mtu, ProcessId, Publication, Sandbox};
 use portolan_plan::{Direction, Firewall, Key, Object, Objects, Set, Setting, Step};
 use portolan_store::SqliteStore;
 
@@ -566,6 +566,43 @@ pub(crate) fn gateways(objects: &Objects, path: &Path) -> BTreeSet<IpAddr> {
             _ => None,
         })
         .collect()
+}
+
+/// A network as a person asks for it: what kind it is says its name.
+pub(crate) fn network_request(name: &str) -> NetworkRequest {
+    let mut request = NetworkRequest::new(name.parse().unwrap());
+    match name {
+        "ptp" => {
+            request.ipv6 = false;
+            request.driver = Driver::Ptp;
+        }
+        "small" => request.subnets.push("10.77.0.0/29".parse().unwrap()),
+        "vault" => request.internal = true,
+        "lan" => {
+            request.driver = Driver::Macvlan;
+            request.ipam = Ipam::Dhcp;
+            request.ipv6 = false;
+            request.options = BTreeMap::from([("parent".to_owned(), "eth0".to_owned())]);
+        }
+        _ => {}
+    }
+    request
+}
+
+/// What a DHCP server grants.
+pub(crate) fn lease(address: &str) -> DhcpLease {
+    DhcpLease {
+        address: address.parse().unwrap(),
+        gateway: Some([10, 0, 1, 2].into()),
+        routes: Vec::new(),
+        dns: Vec::new(),
+        domains: Vec::new(),
+        server: DhcpServer::V4([10, 0, 1, 2].into()),
+        obtained: 0,
+        renew_after: 60,
+        rebind_after: 105,
+        valid_for: 120,
+    }
 }
 
 /// Marsaglia's xorshift64*: the same numbers in every run.

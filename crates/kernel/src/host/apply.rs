@@ -16,7 +16,7 @@ pub(super) use routes::host_route;
 pub(super) use sandbox::{routed, static_route};
 pub(super) use shapers::bucket;
 
-use super::{HostKernel, refusal, unset};
+use super::{HostKernel, failure, refusal, unset};
 use crate::netlink::{self, Batch, NetlinkError, Socket};
 use crate::netns::NetnsFd;
 use crate::nft::encode::{self, Insist};
@@ -342,7 +342,11 @@ pub(super) fn open_sandbox(sandbox: &Sandbox) -> Result<NetnsFd, KernelError> {
         hint: Some("`portolan gc` takes down containers whose namespace is gone".to_owned()),
         about: None,
     };
-    let ns = NetnsFd::open(&sandbox.path).map_err(|error| gone(error.to_string()))?;
+    let ns = NetnsFd::open(&sandbox.path).map_err(|error| match error.errno() {
+        // Whoever has no descriptor left, say, knows nothing of it.
+        Some(errno) if !error.is_missing() && errno != libc::ENOTDIR => failure(doing(), error.in_full(), errno),
+        _ => gone(error.to_string()),
+    })?;
     let id = ns.identity();
     if (id.dev, id.ino) != (sandbox.device, sandbox.inode) {
         return Err(gone("it is another namespace by now".to_owned()));

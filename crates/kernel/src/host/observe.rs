@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_engine::KernelError;
+use portolan_engine::{KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, LinkAttributes, Mac, Mtu, Rate, Sandbox};
 use portolan_plan::{
     Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, HostEnd, Interface, Neighbour, Object,
@@ -47,12 +47,16 @@ pub(super) fn observe(
     found.extend(rules(kernel, firewall, desired)?);
     kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;
     for (sandbox, interfaces) in sandboxes(desired) {
-        // A sandbox that is gone holds nothing.
-        let Ok(ns) = open_sandbox(&sandbox) else { continue };
+        let ns = match open_sandbox(&sandbox) {
+            Ok(ns) => ns,
+            // It is gone, and holds nothing.
+            Err(error) if error.kind == Kind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         netns::with_netns(&ns, || inside(&sandbox, &interfaces, desired, &mut found)).map_err(|error| {
             failure(
                 format!("enter namespace `{}`", sandbox.path.display()),
-                error.to_string(),
+                error.in_full(),
                 error.errno().unwrap_or(0),
             )
         })??;

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
@@ -18,6 +19,7 @@ use portolan_resident::control::{self, Answer, Client, Done, Request};
 use portolan_resident::daemon::{self, Config};
 use portolan_resident::docker_api;
 use portolan_resident::supervise::{self, Service};
+use portolan_store::Queue;
 
 use crate::context::{Context, Engine};
 use crate::failure::Refused;
@@ -177,9 +179,8 @@ fn start(context: &Context, run: &RunArgs) -> Result<i32> {
     daemon::directories(&context.root, &context.run)?;
     // Others who want one wait here until it answers.
     let path = context.run.join("daemon.start");
-    let starting = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let starting = starting.with_context(|| format!("open `{}`", path.display()))?;
-    starting.lock().with_context(|| format!("lock `{}`", path.display()))?;
+    let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let starting = Queue::default().lock(&path, context.wait, open)?;
     // One that leaves does not answer.
     if let Some(mut client) = Client::connect(&context.run)?
         && client.ask(&Request::Status {})?.is_some()
@@ -350,7 +351,27 @@ enum Patience {
     Noticed,
 }
 
-fn settle_by(context: &Context, is_needed: bool, mut starting: Option<Starting>, patience: Patience) -> Result<Done> {
+/// Whether the daemon has let this process wait in vain.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+fn settle_by(context: &Context, is_needed: bool, starting: Option<Starting>, patience: Patience) -> Result<Done> {
+    // Who takes back what could not be served does not wait as long once more.
+    if IS_SILENT.load(Ordering::Relaxed) {
+        return Ok(Done::default());
+    }
+    let asked = ask_to_settle(context, is_needed, starting, patience);
+    if asked.as_ref().is_err_and(|error| error.is::<control::Silent>()) {
+        IS_SILENT.store(true, Ordering::Relaxed);
+    }
+    asked
+}
+
+fn ask_to_settle(
+    context: &Context,
+    is_needed: bool,
+    mut starting: Option<Starting>,
+    patience: Patience,
+) -> Result<Done> {
     let took = u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let request = Request::Sync { command: Some((context.command.clone(), took)) };
     for _ in 0..ATTEMPTS {

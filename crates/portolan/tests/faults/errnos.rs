@@ -4,10 +4,12 @@
 //! By default every fifth call fails, in one way, by turns; with `PORTOLAN_ERRNOS=all` each of them in each way.
 
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use portolan_lab::trace::{self, CHANGES, Syscall, fail_at};
 
+use crate::common::LONG;
 use crate::place::*;
 
 /// Which of the calls fail, and in how many ways.
@@ -21,69 +23,70 @@ fn calls() -> Vec<Syscall> {
 
 /// Has each call of `verb` fail, and looks at what comes of it.
 fn fail_everywhere(verb: &Verb) {
-    let Some(place) = Place::or_skip(&format!("{} fails", verb.name), verb.beside) else { return };
     if !portolan_kernel::ptrace::CAN_FAIL {
         eprintln!("SKIP: calls cannot be made to fail on this machine");
         return;
     }
+    let Some(mut lanes) = Lanes::or_skip(&format!("{} fails", verb.name), verb) else { return };
     let started = Instant::now();
-    let calls = calls();
-    let give = || verb.given.iter().for_each(|line| drop(place.line(line)));
-    give();
-    let before = place.rows();
-    place.line(verb.again);
-    let after = place.rows();
-    place.clear(verb.name);
-
     let (stride, ways) = thoroughness();
-    let (mut failed, mut harmless, mut points) = (0, 0, 0);
     // Not the same ones of each verb.
-    'calls: for n in (1 + verb.name.len() % stride..).step_by(stride) {
-        for way in 0..ways {
-            give();
-            let mut command = place.command(verb.killed);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            let errno = |syscall: Syscall| *syscall.errnos().iter().cycle().nth(n % 6 + way).unwrap();
-            let ended = fail_at(command, &calls, n, errno).unwrap();
-            let Some((syscall, errno)) = ended.failed else {
-                assert!(ended.status.success(), "`{}` without a failure: {ended:?}", verb.killed);
-                place.clear(verb.name);
-                assert!(n > verb.at_least, "{}: is that all?", verb.name);
-                break 'calls;
+    let first = 1 + verb.name.len() % stride;
+    let (failed, harmless) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let points = lanes.play((first..).step_by(stride), |trial, n| {
+        (0..ways).all(|way| {
+            let ended = fail_once(trial, verb, n, way);
+            match ended {
+                Some(true) => harmless.fetch_add(1, Ordering::Relaxed),
+                Some(false) => failed.fetch_add(1, Ordering::Relaxed),
+                None => return false,
             };
-            points += usize::from(way == 0);
-            let said = String::from_utf8_lossy(&[&ended.stdout[..], &ended.stderr[..]].concat()).into_owned();
-            let error = std::io::Error::from_raw_os_error(errno);
-            let what = format!(
-                "`{}`, whose call {n}, {syscall:?}, fails: {error}; it ended with {} and said: {said}",
-                verb.killed, ended.status
-            );
-            assert!(!said.contains("panicked"), "{what}");
-            if ended.status.success() {
-                harmless += 1;
-                if verb.killed == verb.again {
-                    assert_eq!(place.rows(), after, "{what}");
-                }
-            } else {
-                failed += 1;
-                // A thread that cannot go back to its own namespace must not go on: its process ends itself.
-                let gave_up = said.contains("cannot return to the original network namespace");
-                assert!((ended.status.code().is_some() || gave_up) && !said.trim().is_empty(), "{what}");
-            }
-            if n % 2 == 0 {
-                after_gc(&place, verb, &what, &before, &after);
-            } else {
-                after_itself(&place, verb, &what, &after);
-            }
-            let verified = place.try_line("verify");
-            assert!(verified.status.success(), "{what}: verify: {verified:?}");
-            assert_eq!(place.rows(), after, "{what}");
-            place.nothing_left(&what);
-            place.clear(&what);
-        }
-    }
+            true
+        })
+    });
+    lanes.clear(verb.name);
+    let (failed, harmless) = (failed.into_inner(), harmless.into_inner());
+    assert!(first + points * stride > verb.at_least, "{}: is that all?", verb.name);
     assert!(failed > points / 4, "{}: {failed} of {points} calls: is that all?", verb.name);
     eprintln!("{}: {points} calls, {failed} failures, {harmless} did no harm, {:?}", verb.name, started.elapsed());
+}
+
+/// Has the `n`th call of `verb` fail in one of the ways in which it can; answers whether the verb did its work all the same,
+/// or none where it makes no such call.
+fn fail_once(trial: &mut Trial<'_>, verb: &Verb, n: usize, way: usize) -> Option<bool> {
+    trial.ready();
+    let mut command = trial.place.command(verb.killed);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let errno = |syscall: Syscall| *syscall.errnos().iter().cycle().nth(n % 6 + way).unwrap();
+    let ended = fail_at(command, &calls(), n, errno).unwrap();
+    let Some((syscall, errno)) = ended.failed else {
+        assert!(ended.status.success(), "`{}` without a failure: {ended:?}", verb.killed);
+        trial.clear(verb.name);
+        return None;
+    };
+    let said = String::from_utf8_lossy(&[&ended.stdout[..], &ended.stderr[..]].concat()).into_owned();
+    let error = std::io::Error::from_raw_os_error(errno);
+    let what = format!(
+        "`{}`, whose call {n}, {syscall:?}, fails: {error}; it ended with {} and said: {said}",
+        verb.killed, ended.status
+    );
+    assert!(!said.contains("panicked"), "{what}");
+    if ended.status.success() {
+        if verb.killed == verb.again {
+            assert_eq!(trial.place.rows(), trial.after, "{what}");
+        }
+    } else {
+        // A thread that cannot go back to its own namespace must not go on: its process ends itself.
+        let gave_up = said.contains("cannot return to the original network namespace");
+        assert!((ended.status.code().is_some() || gave_up) && !said.trim().is_empty(), "{what}");
+    }
+    if n.is_multiple_of(2) {
+        trial.after_gc(&what);
+    } else {
+        trial.after_itself(&what);
+    }
+    trial.done(&what);
+    Some(ended.status.success())
 }
 
 macro_rules! verbs {
@@ -162,7 +165,7 @@ fn run() {
 fn held() {
     let Some(place) = Place::or_skip("held", ON_NETWORK_A) else { return };
     place.line(NETWORK_A);
-    let mut held = 0;
+    let (mut held, mut busy) = (0, 0);
     for n in (1..).step_by(9) {
         place.line("network create --subnet 10.92.0.0/24 b");
         let mut waiting = None;
@@ -172,10 +175,27 @@ fn held() {
             command
         };
         let (call, status) = trace::hold_at(command, CHANGES, n, || {
-            // Who is held while it opens the state has SQLite refuse readers after its own patience.
+            // Who is held while it opens the state holds up readers as well, and they say who it is.
             let answer = place.try_line("ps");
             let said = String::from_utf8_lossy(&answer.stderr).into_owned();
-            assert!(answer.status.success() || said.contains("locking protocol"), "held at {n}: {answer:?}");
+            let is_told = said.contains("state.db-shm`: process") && said.contains("(`portolan`, stopped)");
+            assert!(answer.status.success() || is_told, "held at {n}: {answer:?}");
+            // Nobody who does not want to wait does.
+            let patience = if busy == 0 { "0" } else { "1" };
+            let asked = Instant::now();
+            let answer = place.try_line(&format!("reconcile --wait {patience}"));
+            let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+            // Who is held while it opens the state has no lock yet.
+            if !answer.status.success() && !said.contains("state.db-shm") {
+                let who = if patience == "0" { "has it" } else { "has held it for 1 s" };
+                assert!(
+                    said.contains("lock`: process") && said.contains(&format!("(`portolan`, stopped) {who}")),
+                    "{said}"
+                );
+                assert!(said.contains("\nhint: `kill -CONT "), "{said}");
+                assert!(asked.elapsed() < LONG, "{:?}", asked.elapsed());
+                busy += 1;
+            }
             // By a thread of its own: the one that traces waits for all of its children.
             let command = place.command("network rm b");
             waiting = Some(std::thread::spawn(move || {
@@ -199,7 +219,7 @@ fn held() {
             break;
         }
     }
-    assert!(held >= 2, "held {held} times");
-    eprintln!("held: at {held} calls");
+    assert!(held >= 2 && busy >= 2, "held {held} times, {busy} times with the lock");
+    eprintln!("held: at {held} calls, at {busy} of them with the lock");
     place.clear("held");
 }

@@ -7,61 +7,51 @@ use crate::place::*;
 
 /// Kills `verb` at each of its steps, and looks at what comes of it.
 fn kill_everywhere(verb: &Verb) {
-    let Some(place) = Place::or_skip(verb.name, verb.beside) else { return };
+    let Some(mut lanes) = Lanes::or_skip(verb.name, verb) else { return };
     let started = Instant::now();
-    let give = || verb.given.iter().for_each(|line| drop(place.line(line)));
-
-    // What there is before and after the verb, when nobody is killed.
-    give();
-    place.line("verify");
-    let before = place.rows();
-    place.line(verb.again);
-    let after = place.rows();
-    place.line(verb.undo);
-    assert_eq!(place.rows(), before, "`{}` takes `{}` back", verb.undo, verb.again);
-    place.clear(verb.name);
-
-    // Whether there was an nth step.
-    let kill_at_step = |n: usize, next: Next| {
-        give();
-        if let Next::Other(other) = next {
-            other.given.iter().for_each(|line| drop(place.line(line)));
-        }
-        let (what, ended) = place.kill(verb.killed, n);
-        match next {
-            Next::Gc => after_gc(&place, verb, &what, &before, &after),
-            Next::Again => after_itself(&place, verb, &what, &after),
-            Next::Other(other) => {
-                let what = format!("{what}, then `{}`", other.line);
-                if place.another(other, &what) {
-                    after_itself(&place, verb, &what, &after);
-                } else {
-                    once_more(&place, verb, &what, &before, &after);
-                }
-            }
-        }
-        place.line("verify");
-        assert_eq!(place.rows(), after, "{what}");
-        if !matches!(next, Next::Gc) {
-            // Run-time directories are all that is left to it.
-            let found: serde_json::Value = place.world.json(&["gc"]);
-            assert_eq!(place.rows(), after, "{what}: {found}");
-        }
-        place.nothing_left(&what);
-        place.clear(&what);
-        ended.is_none()
-    };
-    let points = (1..).take_while(|n| kill_at_step(*n, Next::Gc)).count();
+    let points = lanes.play(1.., |trial, n| kill_at_step(trial, verb, n, Next::Gc));
     assert!(points >= verb.at_least, "{} has {points} steps: is that all?", verb.name);
     // What is taken down is the same; who does it matters less: that is tried at every third step, and by turns.
-    for n in (1..=points + 3).step_by(3) {
-        kill_at_step(n, Next::Again);
-    }
     let apart = (points / OTHERS.len()).clamp(1, 3);
-    for (n, other) in (1..=points).step_by(apart).zip(OTHERS.iter().cycle()) {
-        kill_at_step(n, Next::Other(other));
-    }
+    let again = (1..=points + 3).step_by(3).map(|n| (n, Next::Again));
+    let others = (1..=points).step_by(apart).zip(OTHERS.iter().cycle()).map(|(n, other)| (n, Next::Other(other)));
+    lanes.play(again.chain(others), |trial, (n, next)| {
+        kill_at_step(trial, verb, n, next);
+        true
+    });
+    lanes.clear(verb.name);
     eprintln!("{}: killed at {points} steps, {:?}", verb.name, started.elapsed());
+}
+
+/// Kills `verb` at its `n`th step; answers whether there is one.
+fn kill_at_step(trial: &mut Trial<'_>, verb: &Verb, n: usize, next: Next) -> bool {
+    trial.ready();
+    if let Next::Other(other) = next {
+        other.given.iter().for_each(|line| drop(trial.place.line(line)));
+    }
+    let (mut what, ended) = trial.place.kill(verb.killed, n);
+    match next {
+        Next::Gc => trial.after_gc(&what),
+        Next::Again => trial.after_itself(&what),
+        Next::Other(other) => {
+            what = format!("{what}, then `{}`", other.line);
+            if trial.place.another(other, &what) {
+                trial.after_itself(&what);
+            } else {
+                trial.once_more(&what);
+            }
+        }
+    }
+    if !matches!(next, Next::Gc) {
+        // Run-time directories are all that is left to it.
+        let found: serde_json::Value = trial.place.world.json(&["gc"]);
+        assert_eq!(trial.place.rows(), trial.after, "{what}: {found}");
+    }
+    trial.done(&what);
+    if matches!(next, Next::Other(_)) {
+        trial.clear(&what);
+    }
+    ended.is_none()
 }
 
 #[test]

@@ -5,6 +5,11 @@
 mod common;
 
 mod errnos;
+mod flows;
 mod kills;
 mod machine;
+mod memory;
 mod place;
+mod reboot;
+mod sockets;
+mod stopped;

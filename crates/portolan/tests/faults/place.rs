@@ -2,7 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use portolan_engine::{Store as _, Tx as _};
 use portolan_kernel::netlink::{NETFILTER, Socket};
@@ -14,7 +21,7 @@ use portolan_lab::trace::{CHANGES, Outcome, kill_at};
 use portolan_lab::{Host, InNetns as _, eventually};
 use portolan_model::{ContainerKind, ContainerState, Driver, Family};
 use portolan_store::SqliteStore;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::{LONG, World, links};
 
@@ -112,8 +119,19 @@ pub(crate) struct Place {
     pub(crate) world: World,
     pub(crate) container: Host,
     pub(crate) other: Host,
+    /// Where Podman and a CNI runtime have their containers, if not at `container` as well.
+    pub(crate) guests: Option<[Host; 2]>,
     pub(crate) beside: &'static str,
     pub(crate) untouched: Snapshot,
+}
+
+/// Which socket of the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Face {
+    /// Docker's.
+    Plugin,
+    /// Of Docker's clients.
+    Api,
 }
 
 impl Place {
@@ -121,7 +139,7 @@ impl Place {
         let world = World::or_skip(name)?;
         let (container, other) = (world.lab.host("c").unwrap(), world.lab.host("o").unwrap());
         let untouched = world.untouched();
-        Some(Self { world, container, other, beside, untouched })
+        Some(Self { world, container, other, guests: None, beside, untouched })
     }
 
     pub(crate) fn args<'a>(&'a self, line: &'a str) -> Vec<&'a str> {
@@ -134,32 +152,82 @@ impl Place {
         line.split_whitespace().map(word).collect()
     }
 
+    /// The same with a daemon that serves Docker and its clients, and places of their own for Podman and a CNI runtime.
+    pub(crate) fn served(name: &str) -> Option<Self> {
+        let mut place = Self::or_skip(name, ON_NETWORK_A)?;
+        place.guests = Some(["p", "k"].map(|name| place.world.lab.host(name).unwrap()));
+        place.world.daemon = true;
+        let plugin = place.socket(Face::Plugin);
+        place.line(&format!("daemon start --docker {} --api", plugin.display()));
+        Some(place)
+    }
+
+    /// Ends the daemon, and starts no other one.
+    pub(crate) fn unserve(&mut self) {
+        self.line("daemon stop");
+        self.world.daemon = false;
+    }
+
+    /// The process of the daemon.
+    pub(crate) fn daemon(&self) -> u32 {
+        let pid = self.world.json(&["daemon", "status"])["pid"].as_u64();
+        pid.and_then(|pid| pid.try_into().ok()).expect("a daemon runs")
+    }
+
+    pub(crate) fn socket(&self, face: Face) -> PathBuf {
+        match face {
+            Face::Plugin => self.world.lab.dir().join("plugin.sock"),
+            Face::Api => self.world.root.join("run/docker.sock"),
+        }
+    }
+
+    /// What a socket answers, if it does.
+    pub(crate) fn try_http(&self, face: Face, method: &str, path: &str, body: &Value) -> Option<(u16, String)> {
+        http(&self.socket(face), method, path, body).ok()
+    }
+
+    #[track_caller]
+    pub(crate) fn http(&self, face: Face, method: &str, path: &str, body: &Value) -> (u16, String) {
+        self.try_http(face, method, path, body).unwrap_or_else(|| panic!("{method} {path}: no answer"))
+    }
+
+    fn guest(&self, number: usize) -> &str {
+        let guest = self.guests.as_ref().map_or(&self.container, |guests| &guests[number]);
+        guest.netns_path().to_str().unwrap()
+    }
+
     /// The program as a person calls it, or as Podman (`netavark VERB`) and container runtimes (`cni VERB`) do.
     pub(crate) fn command(&self, line: &str) -> Command {
         let args = self.args(line);
-        let (mut command, input) = match *args.as_slice() {
+        let mut command = match *args.as_slice() {
             ["netavark", verb] => {
-                let (root, path) = (self.world.root.to_str().unwrap(), self.container.netns_path().to_str().unwrap());
-                let call = ["netavark", "--config", root, "--rootless=false", verb, path];
-                (self.world.command(&call), Some(podman_input().to_string()))
+                let root = self.world.root.to_str().unwrap();
+                self.world.command(&["netavark", "--config", root, "--rootless=false", verb, self.guest(0)])
             }
             ["cni", verb] => {
                 let mut command = self.world.command(&[]);
-                command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", "c").env("CNI_IFNAME", "eth0");
-                command.env("CNI_NETNS", self.container.netns_path()).env("CNI_PATH", self.world.lab.dir());
-                (command, Some(cni_input().to_string()))
+                let name = if self.guests.is_some() { "k" } else { "c" };
+                command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", name).env("CNI_IFNAME", "eth0");
+                command.env("CNI_NETNS", self.guest(1)).env("CNI_PATH", self.world.lab.dir());
+                command
             }
-            _ => (self.world.command(&args), None),
+            _ => self.world.command(&args),
         };
-        command.stdin(match input {
-            Some(text) => {
-                let path = self.world.lab.dir().join("input.json");
-                fs::write(&path, text).unwrap();
-                Stdio::from(File::open(path).unwrap())
-            }
-            None => Stdio::null(),
-        });
+        command.stdin(self.input(line));
         command
+    }
+
+    /// What such a call is fed.
+    pub(crate) fn input(&self, line: &str) -> Stdio {
+        let (face, text) = match line.split(' ').next() {
+            Some("netavark") => ("netavark", podman_input()),
+            // Two faces do not describe one network.
+            Some("cni") => ("cni", cni_input(if self.guests.is_some() { "kube" } else { "web" })),
+            _ => return Stdio::null(),
+        };
+        let path = self.world.lab.dir().join(format!("{face}.json"));
+        fs::write(&path, text.to_string()).unwrap();
+        Stdio::from(File::open(path).unwrap())
     }
 
     pub(crate) fn try_line(&self, line: &str) -> Output {
@@ -216,6 +284,13 @@ impl Place {
         assert_eq!(leases, 2 * endpoints, "a lease is nobody's: {rows:?}");
         assert_eq!(tx.transitions(10).unwrap(), [], "something is half-way");
         rows
+    }
+
+    /// Whether a row is half-way.
+    pub(crate) fn is_half_way(&self) -> bool {
+        let store = SqliteStore::open(&self.world.root).unwrap();
+        let tx = store.read().unwrap();
+        !tx.transitions(1).unwrap().is_empty()
     }
 
     /// Panics unless host and run-time files hold what the rows claim and no more, by counting.
@@ -310,59 +385,210 @@ pub(crate) fn is_of_the_other(row: &str) -> bool {
     row == Z || row.starts_with("o ") || row.starts_with("container o ")
 }
 
-/// `gc` completes or undoes; then the verb succeeds, unless it was complete.
-pub(crate) fn after_gc(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
-    let gc = place.try_line("gc");
-    assert!(gc.status.success(), "{what}: gc: {gc:?}");
-    let verified = place.try_line("verify");
-    assert!(verified.status.success() && verified.stdout.is_empty(), "{what}: verify: {verified:?}");
-    place.nothing_left(what);
-    once_more(place, verb, what, before, after);
+/// A verb to which something happens over and over, on one host.
+pub(crate) struct Trial<'a> {
+    pub(crate) place: Place,
+    verb: &'a Verb,
+    /// The rows before the verb, and after it, when nothing happens to it.
+    pub(crate) before: BTreeSet<String>,
+    pub(crate) after: BTreeSet<String>,
+    state: State,
+    rounds: usize,
 }
 
-/// The verb is done or undone, and can be repeated: nobody keeps its name, addresses and ports.
-pub(crate) fn once_more(place: &Place, verb: &Verb, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
-    let found = place.rows();
-    if found == *after {
-        let undo = place.try_line(verb.undo);
-        assert!(undo.status.success(), "{what}: `{}`: {undo:?}", verb.undo);
-    } else if let Some(exited) = found.iter().find_map(|row| row.strip_suffix(" exited")?.strip_prefix("container ")) {
-        // A command that ran and ended stays, without network, until it is removed.
-        let rest: BTreeSet<String> = found.iter().filter(|row| !row.ends_with(" exited")).cloned().collect();
-        let without: BTreeSet<String> =
-            before.iter().filter(|row| !row.split(' ').any(|word| word == exited)).cloned().collect();
-        assert_eq!(rest, without, "{what}: an ended command has no network");
-        if before.contains(&format!("container {exited} Running")) {
-            // It was to be removed anyway.
+/// What is there now.
+enum State {
+    Nothing,
+    Before,
+    After,
+}
+
+/// All is taken away, and the host compared with what it was, after so many rounds; else the verb is taken back.
+const CLEAR: usize = 6;
+
+impl<'a> Trial<'a> {
+    /// Finds out what the verb does, and that it can be taken back.
+    #[track_caller]
+    pub(crate) fn new(place: Place, verb: &'a Verb) -> Self {
+        let (before, after) = (BTreeSet::new(), BTreeSet::new());
+        let mut trial = Self { place, verb, before, after, state: State::Nothing, rounds: 0 };
+        verb.given.iter().for_each(|line| drop(trial.place.line(line)));
+        trial.place.line("verify");
+        trial.before = trial.place.rows();
+        trial.place.line(verb.again);
+        trial.after = trial.place.rows();
+        trial.state = State::After;
+        trial
+    }
+
+    /// All that the verb needs is there, and it has not happened.
+    #[track_caller]
+    pub(crate) fn ready(&mut self) {
+        match self.state {
+            State::Nothing => self.verb.given.iter().for_each(|line| drop(self.place.line(line))),
+            State::Before => return,
+            State::After => {
+                self.place.line(self.verb.undo);
+                assert_eq!(self.place.rows(), self.before, "`{}` takes `{}` back", self.verb.undo, self.verb.again);
+            }
+        }
+        self.state = State::Before;
+    }
+
+    /// The verb has happened, after all, and nothing else is left.
+    #[track_caller]
+    pub(crate) fn done(&mut self, what: &str) {
+        let verified = self.place.try_line("verify");
+        assert!(verified.status.success(), "{what}: verify: {verified:?}");
+        assert_eq!(self.place.rows(), self.after, "{what}");
+        self.place.nothing_left(what);
+        self.state = State::After;
+        self.rounds += 1;
+        if self.rounds.is_multiple_of(CLEAR) {
+            self.clear(what);
+        }
+    }
+
+    /// Takes all away: the host is as it was.
+    #[track_caller]
+    pub(crate) fn clear(&mut self, what: &str) {
+        self.place.clear(what);
+        self.state = State::Nothing;
+    }
+
+    /// `gc` completes or undoes; then the verb succeeds, unless it was complete.
+    #[track_caller]
+    pub(crate) fn after_gc(&self, what: &str) {
+        let gc = self.place.try_line("gc");
+        assert!(gc.status.success(), "{what}: gc: {gc:?}");
+        let verified = self.place.try_line("verify");
+        assert!(verified.status.success() && verified.stdout.is_empty(), "{what}: verify: {verified:?}");
+        self.place.nothing_left(what);
+        self.once_more(what);
+    }
+
+    /// The verb is done or undone, and can be repeated: nobody keeps its name, addresses and ports.
+    #[track_caller]
+    pub(crate) fn once_more(&self, what: &str) {
+        let Self { place, verb, before, after, .. } = self;
+        let found = place.rows();
+        if found == *after {
+            // Complete: what is there can be taken back, as is seen when the next round begins.
+            return;
+        } else if let Some(exited) =
+            found.iter().find_map(|row| row.strip_suffix(" exited")?.strip_prefix("container "))
+        {
+            // A command that ran and ended stays, without network, until it is removed.
+            let rest: BTreeSet<String> = found.iter().filter(|row| !row.ends_with(" exited")).cloned().collect();
+            let without: BTreeSet<String> =
+                before.iter().filter(|row| !row.split(' ').any(|word| word == exited)).cloned().collect();
+            assert_eq!(rest, without, "{what}: an ended command has no network");
+            if before.contains(&format!("container {exited} Running")) {
+                // It was to be removed anyway.
+                place.line(&format!("rm {exited}"));
+                return;
+            }
             place.line(&format!("rm {exited}"));
+        } else {
+            assert_eq!(found, *before, "{what}: neither done nor undone");
+        }
+        let again = place.try_line(verb.again);
+        assert!(again.status.success(), "{what}: once more: {again:?}");
+    }
+
+    /// The same verb completes or undoes what is left of its predecessor, and then does its own work.
+    #[track_caller]
+    pub(crate) fn after_itself(&self, what: &str) {
+        let Self { place, verb, after, .. } = self;
+        let again = place.try_line(verb.again);
+        if again.status.success() {
             return;
         }
-        place.line(&format!("rm {exited}"));
-    } else {
-        assert_eq!(found, *before, "{what}: neither done nor undone");
+        // Refused, because it was done already.
+        let found = place.rows();
+        if let Some(exited) = found.iter().find_map(|row| row.strip_suffix(" exited")?.strip_prefix("container ")) {
+            place.line(&format!("rm {exited}"));
+            place.line(verb.again);
+            return;
+        }
+        assert_eq!(found, *after, "{what}: once more: {again:?}");
     }
-    let again = place.try_line(verb.again);
-    assert!(again.status.success(), "{what}: once more: {again:?}");
 }
 
-/// The same verb completes or undoes what is left of its predecessor, and then does its own work.
-pub(crate) fn after_itself(place: &Place, verb: &Verb, what: &str, after: &BTreeSet<String>) {
-    let again = place.try_line(verb.again);
-    if again.status.success() {
-        return;
+/// How many hosts a verb is tried on at once: most of the time each waits for the kernel.
+const LANES: usize = 3;
+
+/// A verb on several hosts at once.
+pub(crate) struct Lanes<'a>(Vec<Trial<'a>>);
+
+impl<'a> Lanes<'a> {
+    pub(crate) fn or_skip(name: &str, verb: &'a Verb) -> Option<Self> {
+        let trial = || Place::or_skip(name, verb.beside).map(|place| Trial::new(place, verb));
+        thread::scope(|scope| {
+            let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(trial)).collect();
+            let trials: Option<Vec<Trial<'a>>> = lanes.into_iter().map(joined).collect();
+            trials.map(Self)
+        })
     }
-    // Refused, because it was done already.
-    let found = place.rows();
-    if let Some(exited) = found.iter().find_map(|row| row.strip_suffix(" exited")?.strip_prefix("container ")) {
-        place.line(&format!("rm {exited}"));
-        place.line(verb.again);
-        return;
+
+    /// Has the next host that is free play the next case, until one says that there is no such case; answers how many there
+    /// were.
+    pub(crate) fn play<C: Send>(
+        &mut self,
+        cases: impl Iterator<Item = C> + Send,
+        play: impl Fn(&mut Trial<'a>, C) -> bool + Sync,
+    ) -> usize {
+        let (cases, count) = (Mutex::new(cases.fuse()), AtomicUsize::new(0));
+        let next = || cases.lock().unwrap().next();
+        let lane = |trial: &mut Trial<'a>| {
+            while let Some(case) = next()
+                && play(trial, case)
+            {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        thread::scope(|scope| {
+            let lane = &lane;
+            let lanes: Vec<_> = self.0.iter_mut().map(|trial| scope.spawn(move || lane(trial))).collect();
+            lanes.into_iter().for_each(joined);
+        });
+        count.into_inner()
     }
-    assert_eq!(found, *after, "{what}: once more: {again:?}");
+
+    /// Takes all away: the hosts are as they were.
+    pub(crate) fn clear(&mut self, what: &str) {
+        self.0.iter_mut().for_each(|trial| trial.clear(what));
+    }
+}
+
+/// What a thread came to; it panicked if that did.
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Asks a server at a unix socket, and waits as long as it takes: its status and body.
+///
+/// # Errors
+/// When it does not answer, or not in full.
+pub(crate) fn http(socket: &Path, method: &str, path: &str, body: &Value) -> io::Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket)?;
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let none = || io::Error::other(format!("no answer: {answer:?}"));
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(none)?;
+    Ok((status.ok_or_else(none)?, body.to_owned()))
 }
 
 /// What Podman says of container `c`: its place on network `web`, with two published ports.
-fn podman_input() -> serde_json::Value {
+pub(crate) fn podman_input() -> serde_json::Value {
     let subnets =
         json!([{"subnet": "10.93.0.0/24", "gateway": "10.93.0.1"}, {"subnet": "fd93::/64", "gateway": "fd93::1"}]);
     let port = |host: u16, container: u16, protocol: &str| json!({"host_ip": "", "host_port": host, "container_port": container, "range": 1, "protocol": protocol});
@@ -377,11 +603,11 @@ fn podman_input() -> serde_json::Value {
     })
 }
 
-/// The configuration that a container runtime has of network `web`.
-fn cni_input() -> serde_json::Value {
+/// The configuration that a container runtime has of a network.
+pub(crate) fn cni_input(name: &str) -> serde_json::Value {
     json!({
-        "cniVersion": "1.1.0", "name": "web", "type": "portolan",
+        "cniVersion": "1.1.0", "name": name, "type": "portolan",
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.94.0.0/24"}], [{"subnet": "fd94::/64"}]]},
-        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+        "runtimeConfig": {"portMappings": [{"hostPort": 8300, "containerPort": 80, "protocol": "tcp"}]},
     })
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use portolan_engine::{Kernel as _, Repaired};
@@ -37,6 +37,12 @@ const VETH: &str = "veth";
 
 /// The interface that IPv6 says routes lead to which lead nowhere.
 const LOOPBACK: u32 = 1;
+
+/// How long one process may hold the lock for which this thread waits: who waits for the thread has a bound as well.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// When what could not be done for want of the lock is tried again.
+const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What happens to the kernel happens in bursts, a verb's among them: woken by each event of one, we would take turns with its
 /// maker.
@@ -134,7 +140,7 @@ impl Repairer {
             }
         };
         let (waits, counts) = (wake.clone(), stats.clone());
-        let work = move || match daemon::engine(&root) {
+        let work = move || match daemon::engine_within(&root, PATIENCE) {
             Ok(engine) => {
                 let path_mtu = engine.kernel().path_mtu().ok();
                 let thread = Thread {
@@ -143,6 +149,7 @@ impl Repairer {
                     fence: Some(fence),
                     fenced: None,
                     path_mtu,
+                    left: Work::default(),
                     wake: waits,
                     queue,
                     stats: counts,
@@ -238,6 +245,8 @@ struct Thread {
     /// The name of the tables beside which the fence stands; none while it does not.
     fenced: Option<String>,
     path_mtu: Option<Mtu>,
+    /// What could not be done, because somebody does not let go of the lock.
+    left: Work,
     wake: Arc<OwnedFd>,
     queue: mpsc::Receiver<Command>,
     stats: Arc<Stats>,
@@ -245,7 +254,7 @@ struct Thread {
 }
 
 /// What is to be looked at.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Work {
     rules: bool,
     links: bool,
@@ -255,10 +264,23 @@ struct Work {
 }
 
 impl Work {
+    fn add(&mut self, other: Self) {
+        self.rules |= other.rules;
+        self.links |= other.links;
+        self.mtu |= other.mtu;
+        self.host_ends.extend(other.host_ends);
+        self.because.extend(other.because);
+    }
+
     fn links(&mut self, because: String) {
         self.links = true;
         self.because.insert(because);
     }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<portolan_engine::Error>();
+    matches!(cause, Some(portolan_engine::Error::Store(portolan_engine::StoreError::Busy { .. })))
 }
 
 impl Thread {
@@ -277,7 +299,8 @@ impl Thread {
         let [rules, routing] = self.monitor.fds();
         let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut entries = [entry(self.wake.as_fd()), entry(rules), entry(routing)];
-        match poll(&mut entries, None) {
+        let again = (self.left != Work::default()).then_some(&AGAIN);
+        match poll(&mut entries, again) {
             Err(Errno::INTR) => return Ok(true),
             other => other?,
         };
@@ -308,11 +331,19 @@ impl Thread {
         let events = self.monitor.read().context("hear of changes in the kernel")?;
         // Until a first network there is no table, and no interface of ours either.
         let firewall = self.engine.firewall()?;
-        let work = self.sort(&events, &firewall);
-        if work != Work::default() {
-            self.work(work, heard)?;
+        let was_told = self.left != Work::default();
+        let mut work = std::mem::take(&mut self.left);
+        work.add(self.sort(&events, &firewall));
+        if work == Work::default() {
+            return Ok(true);
         }
-        Ok(true)
+        match self.work(work.clone(), heard) {
+            Err(error) if is_busy(&error) => {
+                self.left = work;
+                if was_told { Ok(true) } else { Err(error.context("tried again until it can be done")) }
+            }
+            done => done.map(|()| true),
+        }
     }
 
     /// Puts the fence up or takes it down. It knows what may begin by a mark that no other driver makes.
