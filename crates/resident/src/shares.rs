@@ -216,8 +216,9 @@ impl Thread {
         if fill.max.is_some_and(|max| u64::from(fill.entries) * 16 > u64::from(max) * CROWDED) {
             self.forget(&entries, &excess)?;
         }
-        // Counting is not to take more than a tenth of the time, or half of it while it is urgent.
-        Ok(BUSY.max(now.elapsed() * if is_tight { 1 } else { 9 }))
+        // Counting is not to take more than a tenth of the time, or half of it while nobody is held back who should be.
+        let is_urgent = is_tight && excess.is_empty();
+        Ok(BUSY.max(now.elapsed() * if is_urgent { 1 } else { 9 }).min(STAY / 4))
     }
 
     /// Keeps those who have too many from beginning connections, for [`STAY`].
