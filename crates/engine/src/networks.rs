@@ -19,7 +19,7 @@ use crate::store::{Durability, Store, Tx};
 
 pub(crate) mod check;
 
-use check::{check_ipam, check_ptp, check_subnet};
+use check::{check_connections, check_ipam, check_ptp, check_subnet};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Makes a network.
@@ -111,6 +111,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         check_ipam(request, &options)?;
+        if options.connections.is_some() {
+            check_connections(&options, self.table(tx)?.driver)?;
+        }
         if request.driver == Driver::Ptp {
             check_ptp(request, &options, self.table(tx)?.driver)?;
         }

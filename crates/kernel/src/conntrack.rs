@@ -17,6 +17,7 @@ const IPCTNL_MSG_CT_GET: u16 = SUBSYSTEM | 1;
 const IPCTNL_MSG_CT_DELETE: u16 = SUBSYSTEM | 2;
 const IPCTNL_MSG_CT_GET_STATS: u16 = SUBSYSTEM | 5;
 const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+const CTA_STATS_GLOBAL_MAX_ENTRIES: u16 = 2;
 /// `CTA_FILTER_FLAG(CTA_FILTER_F_CTA_PROTO_NUM)`, net/netfilter/nf_internals.h.
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 
@@ -65,6 +66,23 @@ pub struct Entry {
     pub mark: u32,
     /// Seconds left.
     pub timeout: Option<u32>,
+}
+
+impl Entry {
+    /// The addresses it is from and to, each once; a translated one is a container's by its other direction.
+    pub fn ends(&self) -> impl Iterator<Item = IpAddr> {
+        let ends = [self.original.src, self.original.dst, self.reply.src, self.reply.dst];
+        (0..ends.len()).filter(move |at| !ends[..*at].contains(&ends[*at])).map(move |at| ends[at])
+    }
+}
+
+/// How full the table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Entries of the socket's namespace.
+    pub entries: u32,
+    /// How many there may be (`nf_conntrack_max`); none before Linux 4.18, which does not say.
+    pub max: Option<u32>,
 }
 
 /// What to list.
@@ -134,12 +152,20 @@ fn dump_with(socket: &mut Socket, filter: Filter, kernel_protocol: Option<u8>) -
 /// # Errors
 /// The kernel's refusal.
 pub fn count(socket: &mut Socket) -> Result<u32, NetlinkError> {
+    Ok(fill(socket)?.entries)
+}
+
+/// How full the table is, of the socket's namespace.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn fill(socket: &mut Socket) -> Result<Fill, NetlinkError> {
     let reply = socket.query_one(IPCTNL_MSG_CT_GET_STATS, 0, |buf| push_nfgenmsg(buf, 0, 0))?;
-    Ok(reply
-        .as_ref()
-        .and_then(|reply| netlink_bindings::utils::find_attr(reply.payload.get(4..)?, CTA_STATS_GLOBAL_ENTRIES))
-        .and_then(|value| value.first_chunk())
-        .map_or(0, |value| u32::from_be_bytes(*value)))
+    let number = |kind| {
+        let value = netlink_bindings::utils::find_attr(reply.as_ref()?.payload.get(4..)?, kind)?;
+        value.first_chunk().map(|value| u32::from_be_bytes(*value))
+    };
+    Ok(Fill { entries: number(CTA_STATS_GLOBAL_ENTRIES).unwrap_or(0), max: number(CTA_STATS_GLOBAL_MAX_ENTRIES) })
 }
 
 /// Appends the deletion of one entry; `ENOENT` if it is gone.

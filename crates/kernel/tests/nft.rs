@@ -59,6 +59,8 @@ fn samples() -> Vec<Element> {
         element(Set::Snat(V4), vec![name("br-0")], Data::Address("10.0.0.9".parse().unwrap())),
         element(Set::Gateway(V6), vec![name("br-0"), address("fd00::1")], Data::Member),
         element(Set::Gateways(V4), vec![address("172.20.0.1")], Data::Member),
+        element(Set::Excess(V4), vec![address("172.20.0.2")], Data::Member),
+        element(Set::Excess(V6), vec![address("fd00::2")], Data::Member),
         element(Set::Source(V4), vec![name("pv0123456789abc"), mac(), address("172.20.0.2")], Data::Member),
         element(Set::Source(V6), vec![name("pv0123456789abc"), mac(), address("fe80::42:acff:fe11:2")], Data::Member),
         element(Set::Unguarded, vec![name("pv0123456789abc")], Data::Member),

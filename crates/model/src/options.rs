@@ -242,6 +242,9 @@ pub struct NetworkOptions {
     pub guard: bool,
     /// Which other networks it exchanges packets with.
     pub isolate: Isolate,
+    /// How many connections each of its containers may have that the kernel remembers; none leaves it at its share of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
     /// Whether containers get a default route through it.
     pub default_route: bool,
     /// The priority of its routes in containers, lower wins; none for the kernel's own.
@@ -278,6 +281,7 @@ impl Default for NetworkOptions {
             advertise: 3,
             guard: true,
             isolate: Isolate::default(),
+            connections: None,
             default_route: true,
             metric: None,
             managed: true,
@@ -310,6 +314,7 @@ const KEYS: &[(&str, &str)] = &[
     ("default_bridge", "com.docker.network.bridge.default_bridge"),
     ("guard", "portolan.guard"),
     ("isolate", "portolan.isolate"),
+    ("connections", "portolan.connections"),
     ("no_default_route", "portolan.no_default_route"),
     ("metric", "portolan.metric"),
     ("mode", "portolan.mode"),
@@ -412,6 +417,11 @@ impl NetworkOptions {
             }
             "guard" => self.guard = boolean(value)?,
             "isolate" => self.isolate = value.parse()?,
+            "connections" => {
+                let number = value.parse().ok().filter(|number| *number > 0);
+                self.connections =
+                    Some(number.ok_or_else(|| Invalid::new("number", value, "is not between 1 and 4294967295"))?);
+            }
             "no_default_route" => self.default_route = !boolean(value)?,
             "metric" => {
                 let metric = value.parse().map_err(|_| Invalid::new("metric", value, "is not a number"))?;
@@ -482,7 +492,7 @@ mod tests {
                 "host_ipv4" | "host_binding" => "10.0.0.1",
                 "host_ipv6" => "fd00::1",
                 "mode" => "unmanaged",
-                "vlan" | "metric" => "20",
+                "vlan" | "metric" | "connections" => "20",
                 "vrf" => "blue",
                 "advertise" => "1",
                 "advertise_ms" => "100",
@@ -527,6 +537,8 @@ mod tests {
             ("vlan", "0"),
             ("vlan", "4095"),
             ("metric", "-1"),
+            ("connections", "0"),
+            ("connections", "many"),
             ("no.such", "1"),
         ] {
             let error = options(&[(key, value)]).unwrap_err().to_string();

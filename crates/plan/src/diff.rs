@@ -60,7 +60,10 @@ impl fmt::Display for Step {
 /// Deletions go through elements first, so that no rule leads to a container that is going; then backwards
 /// through the order of creation. What keeps the host from forwarding goes after the host has stopped forwarding.
 pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
-    let gone = |(key, object): (&Key, &Object)| desired.find(key).is_none().then(|| Step::Delete(object.clone()));
+    let passes = |object: &Object| matches!(object, Object::Element(element) if element.set.expires());
+    let gone = |(key, object): (&Key, &Object)| {
+        (desired.find(key).is_none() && !passes(object)).then(|| Step::Delete(object.clone()))
+    };
     let is_element = |step: &Step| matches!(step.object(), Object::Element(element) if element.set != Set::Closed);
     let (mut steps, rest): (Vec<Step>, Vec<Step>) = observed.iter().rev().filter_map(gone).partition(is_element);
     steps.extend(rest);

@@ -32,7 +32,7 @@ impl fmt::Display for Sentence {
 const EVERY_NETWORK: &str = "every network";
 
 /// The chains in the order a packet passes them, each followed by those that only it calls.
-const PATH: [Chain; 15] = [
+const PATH: [Chain; 16] = [
     Chain::Guard,
     Chain::Early,
     Chain::NatIn,
@@ -46,6 +46,7 @@ const PATH: [Chain; 15] = [
     Chain::EnterRouted,
     Chain::Input,
     Chain::ToHostInternal,
+    Chain::Allow,
     Chain::NatSource,
     Chain::Answer,
 ];
@@ -321,6 +322,11 @@ impl Run<'_> {
                     "what {from} sends to its own published ports is masqueraded, so that it comes back through the host"
                 )
             }
+            (Set::Excess(_), [Field::Address(ip)]) => {
+                format!(
+                    "no connection from or to {ip} comes about for now: it has more than its share of those that the kernel remembers"
+                )
+            }
             (Set::Source(_), [Field::IfName(port), Field::Ether(mac), Field::Address(ip)]) => {
                 format!("frames on port {port} from {mac} with source address {ip} pass; others are dropped")
             }
@@ -440,6 +446,7 @@ fn condition_words(part: &Part) -> String {
         Part::UdpDestination(port) => format!("is for udp port {port}"),
         Part::TcpDestination(port) => format!("is for tcp port {port}"),
         Part::Priority(_) => "is marked as allowed".to_owned(),
+        Part::Begins => "begins a connection".to_owned(),
         Part::Established => "belongs to a known connection".to_owned(),
         Part::InvalidState => "belongs to no connection".to_owned(),
         Part::Translated => "had its destination translated".to_owned(),

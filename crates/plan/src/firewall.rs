@@ -30,7 +30,8 @@ impl Firewall {
             (FirewallDriver::None, Object::Ruleset(_) | Object::Element(_)) => false,
             // Neither knows the frames of a bridge, or networks without one.
             (FirewallDriver::Iptables, Object::Element(element)) => {
-                element.set.table() == Table::Inet && !matches!(element.set, Set::Behind(_) | Set::Between(_))
+                element.set.table() == Table::Inet
+                    && !matches!(element.set, Set::Behind(_) | Set::Between(_) | Set::Excess(_))
             }
             (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),
             _ => true,

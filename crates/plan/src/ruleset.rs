@@ -138,6 +138,8 @@ pub enum Part {
     SetPriority(u32),
     /// Leave the packet out of connection tracking, and so of translation.
     NoTrack,
+    /// The packet is the first of a connection.
+    Begins,
     /// The connection is established or related to one.
     Established,
     /// The packet belongs to no connection that could be.
@@ -299,9 +301,21 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             ],
         )
     };
+    let excess = |load: Load, family| {
+        drop(
+            "more connections than the container's share of those that the kernel remembers",
+            &[Part::Begins, In(true, vec![load], Set::Excess(family))],
+        )
+    };
     let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
-        Chain::Allow => vec![rule("a mark for the fence", &[Part::SetPriority(ALLOWED), Do(Data::Accept)])],
+        Chain::Allow => vec![
+            excess(Source(V4), V4),
+            excess(Destination(V4), V4),
+            excess(Source(V6), V6),
+            excess(Destination(V6), V6),
+            rule("a mark for the fence", &[Part::SetPriority(ALLOWED), Do(Data::Accept)]),
+        ],
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
             drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),

@@ -182,6 +182,9 @@ pub enum Set {
     IsolateFalse,
     /// Networks that those may reach, `isolate=false` or `true`: (bridge).
     NotStrict,
+    /// Containers that hold more than their share of the kernel's connections: (address). The resident puts them in, for
+    /// seconds each.
+    Excess(Family),
     /// Guard: the addresses a bridge port may send from: (port, MAC, address).
     Source(Family),
     /// Guard: bridge ports without guard: (port).
@@ -218,7 +221,7 @@ impl Set {
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 43] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -257,6 +260,8 @@ impl Set {
         Self::Own(Family::V6),
         Self::IsolateFalse,
         Self::NotStrict,
+        Self::Excess(Family::V4),
+        Self::Excess(Family::V6),
         Self::Source(Family::V4),
         Self::Source(Family::V6),
         Self::Unguarded,
@@ -304,6 +309,8 @@ impl Set {
             Self::Own(V6) => "own6",
             Self::IsolateFalse => "isolate_false",
             Self::NotStrict => "not_strict",
+            Self::Excess(V4) => "excess4",
+            Self::Excess(V6) => "excess6",
             Self::Source(V4) => "source4",
             Self::Source(V6) => "source6",
             Self::Unguarded => "unguarded",
@@ -361,7 +368,7 @@ impl Set {
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) | Self::Behind(f) => vec![IfName, Address(f)],
             Self::Between(f) => vec![Prefix(f), Prefix(f)],
-            Self::Gateways(f) | Self::Redirected(f) | Self::PluginMasquerade(f) => vec![Address(f)],
+            Self::Gateways(f) | Self::Redirected(f) | Self::Excess(f) | Self::PluginMasquerade(f) => vec![Address(f)],
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
             Self::PluginHairpin(f) => vec![Prefix(f), Address(f)],
@@ -387,6 +394,11 @@ impl Set {
     /// Whether it says where a published port leads.
     pub const fn is_translation(self) -> bool {
         matches!(self, Self::Port(_) | Self::AnyPort(_) | Self::Range(_) | Self::AnyRange(_))
+    }
+
+    /// Whether its elements go by themselves. No row speaks of them, so they are neither missing nor too many.
+    pub const fn expires(self) -> bool {
+        matches!(self, Self::Excess(_))
     }
 
     /// Whether its keys hold ranges. Such sets copy themselves at every commit (nft_set_pipapo.c), so what need

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::proxy::{Place, Rule};
 use crate::repair::Report;
-use crate::{dns, proxy};
+use crate::{dns, proxy, shares};
 
 /// The port of name servers.
 const PORT: u16 = 53;
@@ -49,6 +49,8 @@ pub struct Told {
     pub dns: Vec<dns::Change>,
     /// The proxy.
     pub proxy: Vec<proxy::Change>,
+    /// Who sees to fair shares of connections.
+    pub shares: Vec<shares::Change>,
     /// Whoever follows events.
     pub events: Vec<Event>,
 }
@@ -100,6 +102,15 @@ pub enum Event {
         endpoint: String,
         /// Whose address it was: `IPv4` or `IPv6`.
         family: String,
+    },
+    /// A container has more than its share of the connections that the kernel remembers, and begins no more for now.
+    HeldBack {
+        /// The container.
+        container: String,
+        /// The network.
+        network: String,
+        /// How many connections it has there.
+        connections: u64,
     },
     /// Something was missing in the kernel, or a namespace died.
     Repaired(Report),
@@ -213,6 +224,7 @@ impl Feed {
         }
         let is_known = |rule: &Rule| before.as_ref().is_some_and(|known| known.proxied.contains(rule));
         tell.proxy.extend(rules.iter().filter(|rule| !is_known(rule)).cloned().map(proxy::Change::Put));
+        tell.shares.push(shares::Change { container: id, places: now.as_ref().map(places).unwrap_or_default() });
         let Some(view) = now else { return };
         tell.dns.extend(dns_endpoints(&view).into_iter().map(dns::Change::PutEndpoint));
         let endpoints = view.endpoints.iter().map(|(endpoint, _)| KnownEndpoint {
@@ -225,6 +237,18 @@ impl Feed {
             KnownContainer { name: view.container.called().to_owned(), endpoints: endpoints.collect(), proxied: rules };
         self.containers.insert(id, known);
     }
+}
+
+/// Where a container has connections that rules of ours let begin.
+fn places(view: &ContainerView) -> Vec<shares::Place> {
+    let ruled = view.endpoints.iter().filter(|(_, network)| network.is_ruled());
+    let place = |(endpoint, network): &(portolan_model::Endpoint, Network)| shares::Place {
+        container: view.container.name.to_string(),
+        network: network.name.to_string(),
+        addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
+        limit: network.options.connections,
+    };
+    ruled.map(place).collect()
 }
 
 fn rule(proxied: Proxied) -> Rule {

@@ -22,5 +22,6 @@ pub mod proxy;
 pub mod repair;
 pub mod scrape;
 pub mod services;
+pub mod shares;
 pub mod stats;
 pub mod supervise;

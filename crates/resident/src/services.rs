@@ -28,6 +28,7 @@ use crate::notify::Manager;
 use crate::proxy::{self, Place, Proxy};
 use crate::repair::{Answer, Repairer, Report};
 use crate::scrape::{Ask, Scrape};
+use crate::shares::Shares;
 use crate::stats::{self, EndpointStats, Everything, Latency};
 
 /// Where systemd-resolved keeps the servers that hide behind its stub (systemd-resolved.service(8)).
@@ -96,6 +97,7 @@ pub struct Services {
     dns: Option<DnsServer>,
     proxy: Option<Proxy>,
     repairer: Option<Repairer>,
+    shares: Option<Shares>,
     leases: Leases,
     say_leased: mpsc::Sender<Event>,
     /// What happened to leases.
@@ -173,6 +175,7 @@ impl Services {
             dns: None,
             proxy: None,
             repairer: None,
+            shares: None,
             coming: BTreeSet::new(),
             fence: Fence::default(),
             unsettled: Unsettled::default(),
@@ -251,6 +254,8 @@ impl Services {
         let report = move |report: Report| say(&tell, &wake, &Event::Repaired(report));
         self.repairer = Some(Repairer::start(self.root.clone(), fence, Box::new(keep), Box::new(report))?);
         self.fence = Fence::default();
+        let (tell, wake) = (self.tell.clone(), self.wake.try_clone().context("duplicate a descriptor")?);
+        self.shares = Some(Shares::start(self.root.clone(), Box::new(move |event| say(&tell, &wake, &event)))?);
         let (asks, scrapers) = mpsc::channel();
         let wake = self.wake.try_clone().context("duplicate a descriptor")?;
         let ask = move |reply: Ask| {
@@ -308,6 +313,7 @@ impl Services {
             dns: &dns,
             proxy: &self.proxy.as_ref().map(Proxy::stats).transpose()?.unwrap_or_default(),
             repair: self.repairer.as_ref().map(Repairer::stats),
+            held_back: self.shares.as_ref().map_or(0, Shares::held_back),
             verbs: &self.commands,
         }))
     }
@@ -375,6 +381,9 @@ impl Services {
         if let Some(proxy) = self.proxy.as_ref().filter(|_| !changes.proxy.is_empty()) {
             proxy.update(changes.proxy);
             self.unsettled.proxy = true;
+        }
+        if let Some(shares) = self.shares.as_ref().filter(|_| !changes.shares.is_empty()) {
+            shares.update(changes.shares);
         }
         for event in changes.events {
             say(&self.tell, &self.wake, &event);
@@ -475,6 +484,7 @@ impl Services {
         self.dns = None;
         self.proxy = None;
         self.repairer = None;
+        self.shares = None;
         self.leases.stop();
         self.scrape = None;
         let _ = fs::remove_file(self.run.join("metrics.sock"));
@@ -487,6 +497,7 @@ impl Services {
     pub fn hand_over(&mut self) -> Result<Inherited> {
         (self.docker.1, self.api.1) = (None, None);
         self.scrape = None;
+        self.shares = None;
         // Leases are in the rows.
         self.leases.stop();
         let mut inherited = Inherited::default();

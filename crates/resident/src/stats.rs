@@ -55,15 +55,8 @@ pub fn endpoints(feed: &Feed, dns: &dns::Stats) -> Result<Vec<EndpointStats>, Ne
     let mut connections: BTreeMap<IpAddr, u64> = BTreeMap::new();
     // A kernel without connection tracking has none to count.
     for entry in conntrack::dump(&mut Socket::open(NETFILTER)?, Filter::default()).unwrap_or_default() {
-        // A translated connection is the container's by its other direction.
-        let mut ends = [entry.original.src, entry.original.dst, entry.reply.src, entry.reply.dst];
-        ends.sort_unstable();
-        let mut last = None;
-        for end in ends {
-            if last != Some(end) {
-                *connections.entry(end).or_default() += 1;
-            }
-            last = Some(end);
+        for end in entry.ends() {
+            *connections.entry(end).or_default() += 1;
         }
     }
     let questions: BTreeMap<Id, Tally> = dns.by_endpoint.iter().map(|seen| (seen.id, seen.tally)).collect();
@@ -102,6 +95,8 @@ pub struct Everything<'a> {
     pub proxy: &'a [proxy::Seen],
     /// The repairing thread's.
     pub repair: Option<&'a repair::Stats>,
+    /// How often a container was kept from beginning more connections.
+    pub held_back: u64,
     /// How long commands took, by their names.
     pub verbs: &'a BTreeMap<String, Latency>,
 }
@@ -176,6 +171,8 @@ pub fn prometheus(all: &Everything<'_>) -> String {
         let last = format!("{:.6}", repair.last_micros.load(Relaxed) as f64 / 1e6);
         text.one("portolan_repair_seconds", "gauge", "How long the last repair took", &[], last);
     }
+    let help = "Times that a container was kept from more connections than its share";
+    text.one("portolan_held_back_total", "counter", help, &[], all.held_back);
     text.head("portolan_command_seconds", "summary", "How long commands took, until they were in force");
     for (verb, latency) in all.verbs {
         let labels = [("command", verb.as_str())];

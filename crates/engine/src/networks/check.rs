@@ -70,6 +70,21 @@ pub(super) fn check_ptp(request: &NetworkRequest, options: &NetworkOptions, fire
     Ok(())
 }
 
+/// Refuses a limit of connections where no rule of ours could keep to it.
+pub(super) fn check_connections(options: &NetworkOptions, firewall: FirewallDriver) -> Result<()> {
+    if options.connections.is_some() && firewall != FirewallDriver::Nftables {
+        return Err(Error::Unsupported {
+            what: "network option `connections`".to_owned(),
+            why: format!("is not supported with firewall driver `{}`", firewall.name()),
+            hint: "leave it out, or use firewall driver nftables",
+        });
+    }
+    if options.connections.is_some() && !options.managed {
+        return Err(Invalid::new("network option", "connections", "is for bridges with rules of ours").into());
+    }
+    Ok(())
+}
+
 /// Refuses what can hold no container, or is no unicast space.
 pub(crate) fn check_subnet(net: IpNet) -> Result<()> {
     let refuse = |why: &'static str| Err(Invalid::new("subnet", net.to_string(), why).into());

@@ -1,6 +1,7 @@
 //! Values into messages.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_bindings::nftables::{
     PushChainAttrs, PushDataAttrs, PushExprBitwiseAttrs, PushExprCmpAttrs, PushExprCtAttrs, PushExprFibAttrs,
@@ -142,6 +143,9 @@ fn create_set(batch: &mut Batch, table: &str, set: Set, id: u32) {
         if set.interval() {
             flags |= libc::NFT_SET_INTERVAL as u32 | NFT_SET_CONCAT;
         }
+        if set.expires() {
+            flags |= libc::NFT_SET_TIMEOUT as u32;
+        }
         let mut attrs = PushSetAttrs::new(buf)
             .push_table_bytes(table.as_bytes())
             .push_name_bytes(set.name().as_bytes())
@@ -204,6 +208,17 @@ pub fn add_elements(batch: &mut Batch, table: &str, elements: &[&Element], insis
     });
 }
 
+/// Adds `elements` of sets whose elements go by themselves ([`Set::expires`]), to stay for `time`. Those that are there
+/// already have to be removed first, in the same transaction: that a second addition prolongs the first takes Linux 6.12.
+pub fn add_passing_elements(batch: &mut Batch, table: &str, elements: &[&Element], time: Duration) {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    each_set(elements, |set, elements| {
+        batch.message(message(libc::NFT_MSG_NEWSETELEM), CREATE, |buf| {
+            push_elements_for(buf, table, set, elements, true, Some(millis));
+        });
+    });
+}
+
 /// Removes `elements`, known by their keys.
 pub fn delete_elements(batch: &mut Batch, table: &str, elements: &[&Element], insist: Insist) {
     let kind = match insist {
@@ -226,6 +241,18 @@ fn each_set(elements: &[&Element], mut each: impl FnMut(Set, &[&Element])) {
 
 /// Writes a message about `elements`, all of `set`; with their data and comments, or their keys alone.
 pub(super) fn push_elements(buf: &mut Vec<u8>, table: &str, set: Set, elements: &[&Element], with_data: bool) {
+    push_elements_for(buf, table, set, elements, with_data, None);
+}
+
+/// The same, each for so many milliseconds.
+fn push_elements_for(
+    buf: &mut Vec<u8>,
+    table: &str,
+    set: Set,
+    elements: &[&Element],
+    with_data: bool,
+    millis: Option<u64>,
+) {
     push_nfgenmsg(buf, family(set.table()), 0);
     let mut list = PushSetelemListAttrs::new(buf)
         .push_table_bytes(table.as_bytes())
@@ -248,6 +275,10 @@ pub(super) fn push_elements(buf: &mut Vec<u8>, table: &str, set: Set, elements: 
                 }
                 verdict => push_verdict(attrs.nested_data(), verdict).end_nested(),
             };
+            if let Some(millis) = millis {
+                push_header(attrs.as_vec_mut(), NFTA_SET_ELEM_TIMEOUT, 8);
+                attrs.as_vec_mut().extend(millis.to_be_bytes());
+            }
             attrs = attrs.push_userdata(&comment_userdata(&element.owner));
         }
         list = attrs.end_nested();
@@ -331,6 +362,7 @@ fn create_rule(batch: &mut Batch, table: &str, groups: Groups, chain: Chain, rul
 
 /// `enum nft_set_elem_attributes`, nf_tables.h.
 pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 
 /// Registers are numbered in words of four bytes; 8 is the first (`NFT_REG32_00`).
 const REGISTER: u32 = libc::NFT_REG32_00 as u32;
@@ -606,6 +638,7 @@ impl Expressions<'_> {
                 });
             }
             Part::NoTrack => self.expression("notrack", |_| {}),
+            Part::Begins => self.ct_bits(libc::NFT_CT_STATE, CT_NEW),
             Part::Established => self.ct_bits(libc::NFT_CT_STATE, CT_ESTABLISHED | CT_RELATED),
             Part::InvalidState => self.ct_bits(libc::NFT_CT_STATE, CT_INVALID),
             Part::Translated => self.ct_bits(libc::NFT_CT_STATUS, IPS_DST_NAT),
@@ -660,6 +693,7 @@ const LOOPBACK_INDEX: u32 = 1;
 const CT_INVALID: u32 = 1;
 const CT_ESTABLISHED: u32 = 2;
 const CT_RELATED: u32 = 4;
+const CT_NEW: u32 = 8;
 /// `IPS_DST_NAT`, same file.
 const IPS_DST_NAT: u32 = 1 << 5;
 /// include/uapi/linux/netfilter/nf_nat.h.

@@ -85,6 +85,7 @@ impl fmt::Display for Rendered<'_> {
             Part::Priority(number) => write!(f, "meta priority {}", Handle(*number)),
             Part::SetPriority(number) => write!(f, "meta priority set {}", Handle(*number)),
             Part::NoTrack => write!(f, "notrack"),
+            Part::Begins => write!(f, "ct state new"),
             Part::Established => write!(f, "ct state established,related"),
             Part::InvalidState => write!(f, "ct state invalid"),
             Part::Translated => write!(f, "ct status dnat"),
@@ -194,6 +195,9 @@ fn render_set<'a>(text: &mut String, set: Set, elements: impl Iterator<Item = &'
     let _ = writeln!(text, "\t{kind} {} {{\n\t\ttype {key}{data}", set.name());
     if set.interval() {
         let _ = writeln!(text, "\t\tflags interval");
+    }
+    if set.expires() {
+        let _ = writeln!(text, "\t\tflags timeout");
     }
     let elements: Vec<String> = elements.map(render_element).collect();
     if !elements.is_empty() {

@@ -85,6 +85,8 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
   guard=false                  do not drop forged source addresses
   isolate=LEVEL                strict: other networks reach published ports only (default); true: and so do
                                networks with true; false: only strict networks are kept apart
+  connections=NUMBER           containers have about so many at most that the kernel remembers,
+                               else a fair share of them
   mode=unmanaged               join the bridge given with bridge=, which stays as it is
   vlan=NUMBER                  the ports and the host are in this VLAN of a filtering bridge
   vrf=NAME                     the bridge belongs to this VRF

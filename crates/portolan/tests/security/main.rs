@@ -6,6 +6,7 @@
 mod common;
 
 mod apart;
+mod fair;
 mod flushes;
 mod forge;
 mod ports;
@@ -26,7 +27,7 @@ use row::{Row, page};
 type Group = fn() -> Option<Vec<Row>>;
 
 /// Each has hosts of its own.
-const GROUPS: [Group; 5] = [wire::rows, apart::rows, reach::rows, ports::rows, flushes::rows];
+const GROUPS: [Group; 6] = [wire::rows, apart::rows, reach::rows, ports::rows, flushes::rows, fair::rows];
 
 #[test]
 fn attacks_fail_that_succeed_where_the_protection_is_off() {

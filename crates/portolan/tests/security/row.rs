@@ -16,7 +16,7 @@ pub(crate) struct Row {
 }
 
 /// By number: what goes wrong elsewhere, and where that was told.
-const SUBJECTS: [(u8, &str, &str); 11] = [
+const SUBJECTS: [(u8, &str, &str); 12] = [
     (
         1,
         "A container plays router or DHCP server",
@@ -32,7 +32,11 @@ const SUBJECTS: [(u8, &str, &str); 11] = [
     (17, "A container speaks as another", "moby#36355, kubernetes#43953, cilium#27955"),
     (18, "Gateway addresses and direct routes", "moby PR#52224"),
     (0, "Frames that no filter looks into", "bridge netfilter of the kernel"),
+    (FAIR, "One container takes what is there for all", "`nf_conntrack_max`; aardvark-dns CVE-2024-8418"),
 ];
+
+/// What has no number among the holes that were found elsewhere.
+pub(crate) const FAIR: u8 = 100;
 
 const HEAD: &str = "# Attacks, and what comes of them
 
@@ -51,9 +55,6 @@ it for `bridge`, `ptp` and mixtures of both, over TCP, UDP, SCTP and ICMP, with 
 forged source is in `crates/portolan/tests/ptp.rs`. The guard, and so most of what is said above of frames, is for `nftables`
 alone: [firewall.md](firewall.md).
 
-What one container may take of the kernel's table of connections (`nf_conntrack_max`) is not limited. With the table full of what
-one container began and nobody answered, the others' connections come about: the kernel gives up such entries first.
-
 The holes of encrypted overlays (CVE-2023-28840 to 28842, CVE-2024-28860, CVE-2024-25630 and their like) have no counterpart:
 there is no overlay.
 ";
@@ -64,7 +65,7 @@ pub(crate) fn page(rows: Vec<Row>) -> String {
     for (number, title, source) in SUBJECTS {
         let of_it: Vec<&Row> = rows.iter().filter(|row| row.number == number).collect();
         assert!(!of_it.is_empty(), "no attack of `{title}`");
-        let label = if number == 0 { String::new() } else { format!("S{number}: ") };
+        let label = if number == 0 || number == FAIR { String::new() } else { format!("S{number}: ") };
         write!(text, "\n## {label}{title}\n\n{source}.\n\n| Attack | Control | Here |\n|---|---|---|\n").unwrap();
         for Row { attack, control, outcome, .. } in of_it {
             writeln!(text, "| {attack} | {control} | {outcome} |").unwrap();
