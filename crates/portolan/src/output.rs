@@ -473,6 +473,7 @@ struct NetworkSettings {
     sandbox_id: String,
     sandbox_key: String,
     ports: Map<Option<Vec<PortBinding>>>,
+    security_opt: &'static [&'static str],
     networks: Map<EndpointDetails>,
 }
 
@@ -641,6 +642,7 @@ impl From<&ContainerInfo> for ContainerDetails {
 
 /// What `attach`, `connect` and the like answer: who, and its addresses.
 #[derive(Debug, Serialize)]
+                security_opt: if container.no_netfilter { &["no-netfilter"] } else { &[] },
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Attached {
     id: String,
