@@ -10,6 +10,7 @@ pub mod dhcp;
 pub mod dns;
 pub mod docker;
 pub mod files;
+pub mod firewalld;
 pub mod iptables;
 pub mod kernel;
 pub mod netavark;
@@ -110,6 +111,21 @@ pub const ALL: &[Target] = &[
         name: "gob", check: dhcp::gob, changes: 3_000,
         what: "Go's `net/rpc` as the plugin `dhcp` and its daemon speak it",
         properties: "the same values however it comes in pieces; no more values than bytes; a lease is the same after it was written and read",
+    },
+    Target {
+        name: "greeting", check: dhcp::greeting, changes: 10_000,
+        what: "the head of HTTP by which a caller of the plugin `dhcp`'s daemon asks for `net/rpc`",
+        properties: "no more is taken than a head's length; only who asks for it in full is let in",
+    },
+    Target {
+        name: "dhcp_lease", check: dhcp::lease, changes: 10_000,
+        what: "what a DHCP server grants, of either family, and the same taken over later; its messages are the library `mozim`'s",
+        properties: "a row of it is the same when it is read; routes have no host bits; domains can be written into resolv.conf; taken over, it is the same and its times are in order",
+    },
+    Target {
+        name: "firewalld", check: firewalld::answer, changes: 10_000,
+        what: "answers of firewalld over D-Bus: the settings of a policy; the bus's messages are the library `zbus`'s",
+        properties: "rules are no longer than what came, and the same after they were written and read",
     },
     Target {
         name: "host_local", check: cni::host_local, changes: 2_000,

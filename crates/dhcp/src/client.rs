@@ -208,7 +208,7 @@ pub(crate) async fn give_back(
     }
 }
 
-fn with<T>(mut value: T, change: impl FnOnce(&mut T)) -> T {
+pub(crate) fn with<T>(mut value: T, change: impl FnOnce(&mut T)) -> T {
     change(&mut value);
     value
 }
@@ -258,7 +258,7 @@ fn config6(place: &Place, index: u32, own: Ipv6Addr) -> DhcpV6Config {
 }
 
 /// What `mozim` needs to ask for a lease once more.
-fn lease4(lease: &DhcpLease) -> DhcpV4Lease {
+pub(crate) fn lease4(lease: &DhcpLease) -> DhcpV4Lease {
     let address = |ip| match ip {
         IpAddr::V4(ip) => ip,
         IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
@@ -276,7 +276,7 @@ fn lease4(lease: &DhcpLease) -> DhcpV4Lease {
 }
 
 /// The same of DHCPv6, with what is left at `now`; the server is to be asked in a second. None if it is as good as over.
-fn lease6(lease: &DhcpLease, now: u64) -> Option<DhcpV6Lease> {
+pub(crate) fn lease6(lease: &DhcpLease, now: u64) -> Option<DhcpV6Lease> {
     let left = lease.left(now).filter(|left| *left > 3)?;
     let (IpAddr::V6(address), DhcpServer::V6(server)) = (lease.address.addr(), &lease.server) else { return None };
     let rebind = lease.obtained + u64::from(lease.rebind_after);
@@ -290,7 +290,7 @@ fn lease6(lease: &DhcpLease, now: u64) -> Option<DhcpV6Lease> {
     }))
 }
 
-fn from4(lease: &DhcpV4Lease) -> Result<DhcpLease, DhcpError> {
+pub(crate) fn from4(lease: &DhcpV4Lease) -> Result<DhcpLease, DhcpError> {
     let bad = |_| DhcpError::new(ErrorKind::InvalidDhcpMessage, "the subnet mask has holes".to_owned());
     let address = Ipv4Net::with_netmask(lease.yiaddr, lease.subnet_mask).map_err(bad)?;
     // Who sends these routes sends the default route among them: the router is for those who do not know of them.
@@ -335,7 +335,7 @@ fn domain_name(text: &str) -> Option<String> {
     (!name.is_empty() && name.len() <= 253 && name.bytes().all(is_plain)).then(|| name.to_owned())
 }
 
-fn from6(lease: &DhcpV6Lease) -> Result<DhcpLease, DhcpError> {
+pub(crate) fn from6(lease: &DhcpV6Lease) -> Result<DhcpLease, DhcpError> {
     let server = lease.get_option_raw(SERVER_ID).and_then(|found| found.into_iter().next());
     let server = match (server.as_deref().and_then(|option| option.get(HEADER..)), &lease.srv_duid) {
         (Some(server), _) => server.to_vec(),

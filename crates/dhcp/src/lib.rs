@@ -10,6 +10,8 @@
 
 mod callers;
 mod client;
+#[doc(hidden)]
+pub mod foreign;
 mod inside;
 mod keeper;
 mod readdress;

@@ -199,6 +199,8 @@ pub struct AttachRequest {
     /// The program that holds host ports for containers on behalf of whoever asks (Podman's is conmon): what it holds is
     /// not taken.
     pub port_keeper: Option<String>,
+    /// Whether its processes are kept from the kernel's packet filter; who starts them sees to that.
+    pub no_netfilter: bool,
 }
 
 impl AttachRequest {
@@ -223,6 +225,7 @@ impl AttachRequest {
             labels: BTreeMap::new(),
             auto_remove: false,
             port_keeper: None,
+            no_netfilter: false,
         }
     }
 }

@@ -61,6 +61,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             labels: request.labels.clone(),
             auto_remove: request.auto_remove,
             port_keeper: request.port_keeper.clone(),
+            no_netfilter: request.no_netfilter,
             boot: self.boot()?,
             created: self.kernel.now(),
             phase: self.owner(),

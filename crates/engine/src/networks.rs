@@ -64,7 +64,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             self.settle_network(&guard, &network, &boot).map_err(|error| Unapplied { undone: false, error })
         });
         match made {
-            Ok(()) => Ok(Network { phase: Phase::Settled, ..network }),
+            Ok(()) => {
+                if let Some(warning) = table.warning(&network) {
+                    tracing::warn!("{warning}");
+                }
+                Ok(Network { phase: Phase::Settled, ..network })
+            }
             Err(Unapplied { error, undone }) => {
                 if undone && let Err(error) = self.forget_network(&guard, &network) {
                     tracing::warn!(%error, "the row of the network stays: the next command takes it down");

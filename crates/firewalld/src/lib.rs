@@ -8,6 +8,9 @@
 
 #![forbid(unsafe_code)]
 
+#[doc(hidden)]
+pub mod foreign;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -213,9 +216,7 @@ impl Firewalld {
     }
 
     fn rules(&self, policy: &str) -> Result<BTreeSet<String>> {
-        let mut settings: BTreeMap<String, OwnedValue> = self.call(PATH, ".policy", "getPolicySettings", &policy)?;
-        let rules = settings.remove("rich_rules").and_then(|rules| Vec::<String>::try_from(rules).ok());
-        Ok(rules.unwrap_or_default().into_iter().collect())
+        Ok(rules(self.call(PATH, ".policy", "getPolicySettings", &policy)?))
     }
 
     /// Makes zones and policies of ours hold exactly this.
@@ -318,9 +319,19 @@ impl Firewalld {
         let property = (format!("{NAME}.config"), "StrictForwardPorts");
         let reply =
             self.connection.call_method(Some(NAME), CONFIG, Some("org.freedesktop.DBus.Properties"), "Get", &property);
-        let value = reply.ok().and_then(|reply| reply.body().deserialize::<OwnedValue>().ok());
-        value.and_then(|value| String::try_from(value).ok()).is_some_and(|value| value == "yes")
+        reply.ok().and_then(|reply| reply.body().deserialize::<OwnedValue>().ok()).is_some_and(is_yes)
     }
+}
+
+/// The rules among the settings of a policy.
+fn rules(mut settings: BTreeMap<String, OwnedValue>) -> BTreeSet<String> {
+    let rules = settings.remove("rich_rules").and_then(|rules| Vec::<String>::try_from(rules).ok());
+    rules.unwrap_or_default().into_iter().collect()
+}
+
+/// Whether a setting is on.
+fn is_yes(value: OwnedValue) -> bool {
+    String::try_from(value).is_ok_and(|value| value == "yes")
 }
 
 /// Whether firewalld's reason is this one: all of them have one name on the bus, and a word in front of the text.

@@ -8,11 +8,15 @@
 //! the program that it becomes by an upgrade are under them as well. They know of no other system calls than these, so an
 //! upgrade to a program that needs more takes a restart.
 
+mod netfilter;
+
 use std::collections::BTreeMap;
 use std::io;
 
+pub(crate) use netfilter::Netfilter;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
 };
 
 use crate::sys;
@@ -424,7 +428,8 @@ fn no_new_privileges() -> io::Result<()> {
     sys::cvt(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1u64, 0u64, 0u64, 0u64) }).map(drop)
 }
 
-fn install(program: &BpfProgram, flags: libc::c_ulong) -> io::Result<()> {
+/// Allocates nothing, so that the child of a fork can call it.
+fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<()> {
     let too_long = |_| io::Error::from_raw_os_error(libc::E2BIG);
     let len = program.len().try_into().map_err(too_long)?;
     // `sock_filter` of the two crates is the same structure of the kernel's (linux/filter.h).
@@ -439,7 +444,7 @@ mod tests {
     use super::*;
 
     /// What the calls answer with when they are made by a child that `confine` was called in: 0, or the errno.
-    fn errnos(confine: impl Fn() -> io::Result<()>, calls: &[[i64; 4]]) -> Vec<i32> {
+    pub(super) fn errnos(confine: impl Fn() -> io::Result<()>, calls: &[[i64; 4]]) -> Vec<i32> {
         let (mut reader, writer) = io::pipe().unwrap();
         // SAFETY: fork(2) has no preconditions. The child's allocations are safe with glibc, whose locks fork(2) takes.
         let pid = unsafe { libc::fork() };

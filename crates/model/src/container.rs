@@ -145,6 +145,9 @@ pub struct Container {
     /// The program that listens on the published host ports, to hold them, after we are done (Podman's is conmon).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_keeper: Option<String>,
+    /// Its processes, and those that are started in it later, are kept from the kernel's packet filter.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_netfilter: bool,
     /// The boot it was made under (`/proc/sys/kernel/random/boot_id`): no namespace outlives it.
     pub boot: String,
     /// Seconds since 1970 of its creation.

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use portolan_model::FirewallDriver;
+use portolan_model::{Driver, FirewallDriver, Network};
 
 use crate::object::Object;
 use crate::set::{Set, Table};
@@ -19,6 +19,28 @@ impl Firewall {
     /// The rules of a root as nftables tables called `name`.
     pub fn nftables(name: &str) -> Self {
         Self { driver: FirewallDriver::Nftables, name: name.to_owned() }
+    }
+
+    /// What a network's containers are kept from sending to each other.
+    pub fn guard(&self, network: &Network) -> Guard {
+        let frames = matches!(network.driver, Driver::Bridge);
+        match self.driver {
+            _ if !frames || !network.options.managed => Guard::Elsewhere,
+            _ if !network.options.guard => Guard::Off,
+            FirewallDriver::Nftables => Guard::Addresses,
+            FirewallDriver::Iptables | FirewallDriver::Firewalld | FirewallDriver::None => Guard::Macs,
+        }
+    }
+
+    /// What who makes `network` is to know of it, if the driver is why its containers are not guarded from each other.
+    pub fn warning(&self, network: &Network) -> Option<String> {
+        (self.guard(network) == Guard::Macs).then(|| {
+            format!(
+                "firewall driver `{}` has no guard: containers of network `{}` can send from each other's IP addresses, answer \
+                 for them, and play router or DHCP server",
+                self.driver, network.name
+            )
+        })
     }
 
     /// Whether the driver holds `object` at all: what it has no counterpart for, it is not asked to hold.
@@ -52,6 +74,19 @@ const fn holds_in_firewalld(set: Set) -> bool {
             | Set::Leave
             | Set::Within
     )
+}
+
+/// What the ports of a bridge take from a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Guard {
+    /// What comes from its own MAC and IP addresses, and nothing that a router or a DHCP server says.
+    Addresses,
+    /// What comes from its own MAC address: the ports are locked, but nobody looks into frames.
+    Macs,
+    /// Anything.
+    Off,
+    /// There are no ports of ours.
+    Elsewhere,
 }
 
 impl fmt::Display for Firewall {

@@ -24,7 +24,7 @@ pub use desired::{
     network_objects, published_endpoint, shaper_name,
 };
 pub use diff::{Step, diff, inverse};
-pub use firewall::Firewall;
+pub use firewall::{Firewall, Guard};
 pub use object::{
     ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups,
     HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers, Ruleset,

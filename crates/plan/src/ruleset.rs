@@ -118,6 +118,8 @@ pub enum Part {
     /// The header of the transport is in the packet, or was in the first fragment of it: `meta l4proto != 255`, which is
     /// reserved, and not decided without one.
     HasL4Proto,
+    /// `icmp type`, of frames of IPv4: the link layer protocol goes without saying.
+    Icmp4Type(u8),
     /// `icmpv6 type`.
     Icmp6Type(u8),
     /// It is ICMPv6 and shows that it is of another type.
@@ -175,6 +177,8 @@ pub struct Rule {
     pub comment: &'static str,
 }
 
+/// Of ICMP (RFC 792).
+const REDIRECT4: u8 = 5;
 const LISTENER_QUERY: u8 = 130;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
@@ -548,6 +552,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "nobody asks who listens: the bridge would flood the answer",
                 &[Ether(EtherType::Ipv4), L4Proto(IGMP), Do(Data::Drop)],
             ),
+            drop("a container redirects others", &[Part::Icmp4Type(REDIRECT4)]),
             drop("a container answers as DHCP server", &[Ether(EtherType::Ipv4), Part::UdpSource(67)]),
             // Clients look at their own port, many at no other.
             drop("a container answers as DHCP server", &[Ether(EtherType::Ipv4), Part::UdpDestination(68)]),

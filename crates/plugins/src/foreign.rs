@@ -13,6 +13,11 @@ pub fn calls(bytes: &[u8], piece: usize) -> (Vec<String>, Option<String>) {
     foreign::calls(bytes, piece)
 }
 
+/// How much of what a caller says first is its head, and why it is refused, if it is.
+pub fn greeting(said: &[u8]) -> (usize, Option<&'static str>) {
+    foreign::greeting(said)
+}
+
 /// What a daemon answers to a call, if it is a lease.
 pub fn lease(bytes: &[u8]) -> Option<Success> {
     foreign::lease(bytes)

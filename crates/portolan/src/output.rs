@@ -13,7 +13,7 @@ use portolan_model::{
     AddressRange, Container, ContainerKind, ContainerState, Driver, Endpoint, Family, HostEntry, Network, NetworkMode,
     PortRange, Publication,
 };
-use portolan_plan::{ContainerView, Object, Step, published_endpoint};
+use portolan_plan::{ContainerView, Firewall, Guard, Object, Step, published_endpoint};
 use serde::Serialize;
 
 use crate::clock;
@@ -142,6 +142,8 @@ pub(crate) struct NetworkDetails {
     bridge: Option<String>,
     #[serde(rename = "MTU")]
     mtu: u32,
+    /// What is dropped at the ports of its bridge: forged `addresses` (of IP and ARP as well), forged `macs` alone, or nothing.
+    guard: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -180,8 +182,9 @@ struct NetworkContainer {
     ipv6_address: String,
 }
 
-impl From<&NetworkInfo> for NetworkDetails {
-    fn from(info: &NetworkInfo) -> Self {
+impl NetworkDetails {
+    /// `firewall` is who carries out the rules.
+    pub(crate) fn new(info: &NetworkInfo, firewall: &Firewall) -> Self {
         let network = &info.network;
         let is_bridge = network.driver == Driver::Bridge;
         Self {
@@ -230,6 +233,12 @@ impl From<&NetworkInfo> for NetworkDetails {
             labels: network.labels.clone(),
             bridge: is_bridge.then(|| network.bridge.to_string()),
             mtu: network.mtu.bytes(),
+            guard: match firewall.guard(network) {
+                Guard::Addresses => Some("addresses"),
+                Guard::Macs => Some("macs"),
+                Guard::Off => Some("off"),
+                Guard::Elsewhere => None,
+            },
         }
     }
 }
@@ -464,6 +473,7 @@ struct HostConfig {
     dns_options: Vec<String>,
     extra_hosts: Vec<String>,
     sysctls: Map<String>,
+    security_opt: &'static [&'static str],
 }
 
 #[derive(Debug, Serialize)]
@@ -632,6 +642,7 @@ impl From<&ContainerInfo> for ContainerDetails {
                 dns_options: container.dns.options.clone(),
                 extra_hosts: container.hosts.iter().map(extra_host).collect(),
                 sysctls: container.sysctls.clone(),
+                security_opt: if container.no_netfilter { &["no-netfilter"] } else { &[] },
             },
             network_settings: network_settings(info),
             kind: container.kind,

@@ -9,7 +9,10 @@ use std::path::Path;
 use std::thread;
 
 use common::firewalld::Firewalld;
-use common::{Container, FAMILIES, LONG, SHORT, World, any, at, choose, gateway_of, host_ip, loopback, neighbour_ip};
+use common::{
+    Container, FAMILIES, LONG, SHORT, Wire, World, any, at, choose, gateway_of, holds, host_ip, loopback, neighbour_ip,
+    udp_frame,
+};
 use portolan_kernel::rtnl::Family;
 use portolan_lab::probe::{Probe, ping, tcp_probe, udp_probe};
 use portolan_lab::sctp::{SctpServer, sctp_probe};
@@ -494,7 +497,8 @@ fn the_first_network_decides_the_driver() {
     assert!(warning.contains("`nftables`") && warning.contains("`none`"), "{warning}");
     world.environment.clear();
     let output = world.portolan(&["network", "create", "third"]);
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && !warning.contains("asked for"), "{warning}");
     assert_eq!(world.portolan_ok(&["rules"]), "");
     for name in ["web", "more", "third"] {
         world.portolan_ok(&["network", "rm", name]);
@@ -504,6 +508,52 @@ fn the_first_network_decides_the_driver() {
     assert!(world.portolan_ok(&["rules", "web"]).contains("network web"));
     world.environment.push(("PORTOLAN_FIREWALL".into(), "sieve".into()));
     assert!(world.refused(&["network", "ls"]).contains("`sieve`"));
+}
+
+/// Which of two frames gets from one container to another: one from the address of a third, and one from its MAC as well.
+fn forged(world: &World) -> [bool; 2] {
+    let [bad, victim, other] = ["bad", "victim", "other"].map(|name| world.container(name, &["--network", "web"]));
+    let (out, into) = (Wire::on(&bad, "eth0"), Wire::on(&victim, "eth0"));
+    let send = |mac: [u8; 6], from: &Container, text: &str| {
+        let ips = (from.ip(Family::V4), victim.ip(Family::V4));
+        out.send(&udp_frame((mac, victim.only().mac), ips, (4000, 4001), text.as_bytes()));
+    };
+    send(bad.only().mac, &other, "by another's address");
+    send(other.only().mac, &other, "by another's MAC");
+    send(bad.only().mac, &bad, "by the own");
+    let mut came = [false; 2];
+    assert!(into.sees(LONG, |frame| {
+        came[0] |= holds(frame, b"by another's address");
+        came[1] |= holds(frame, b"by another's MAC");
+        holds(frame, b"by the own")
+    }));
+    came
+}
+
+/// Where no frames are seen, forged addresses pass, and that is said.
+#[test]
+fn a_driver_without_a_guard_says_so() {
+    for driver in ["nftables", "iptables", "none"] {
+        let name = format!("guard-{driver}");
+        let made = if driver == "iptables" { Backend::IptablesNft.world(&name) } else { world(&name, driver) };
+        let Some(world) = made else { continue };
+        let is_there = driver == "nftables";
+        let created = world.portolan(&["network", "create", "web"]);
+        let warning = String::from_utf8(created.stderr).unwrap();
+        assert!(created.status.success(), "{warning}");
+        let told = format!("firewall driver `{driver}` has no guard: containers of network `web`");
+        assert_eq!(warning.contains(&told), !is_there, "{warning}");
+        let guard = if is_there { "addresses" } else { "macs" };
+        assert_eq!(world.json(&["network", "inspect", "web"])[0]["Guard"], guard);
+        assert_eq!(forged(&world), [!is_there, false], "{driver}");
+        let doctor = String::from_utf8(world.portolan(&["doctor"]).stdout).unwrap();
+        let told = format!("unguarded: {driver}: no guard at the ports of ");
+        assert_eq!(doctor.lines().any(|line| line.starts_with(&told) && line.contains("`web`")), !is_there, "{doctor}");
+        // Who asked for none is told nothing.
+        let created = world.portolan(&["network", "create", "free", "-o", "guard=false"]);
+        assert!(created.status.success() && created.stderr.is_empty(), "{created:?}");
+        assert_eq!(world.json(&["network", "inspect", "free"])[0]["Guard"], "off");
+    }
 }
 
 /// What holds with firewalld as the driver; the rest is in docs/firewall.md.

@@ -368,6 +368,24 @@ fn a_dead_upstream_and_no_upstream() {
     assert_eq!(server.stats().unwrap().questions, 6);
 }
 
+/// What a client asks beyond that is not read until the first are answered, or given up after seconds.
+#[test]
+fn one_connection_has_64_questions_under_way() {
+    let Some(mut scene) = Scene::new("dns under way", 1) else { return };
+    let server = scene.server();
+    let silent = Upstream::start(&mut scene, 201, Manner::Silent);
+    server.update(vec![resolver(&[silent.address])]);
+    server.barrier().unwrap();
+    let all: Vec<u8> =
+        (0..200).flat_map(|number| framed(&question(number, &format!("n{number}.example.net")))).collect();
+    let mut client = scene.containers[0].enter(|| TcpStream::connect((GATEWAY, 53)).unwrap());
+    client.write_all(&all).unwrap();
+    assert!(eventually(Duration::from_secs(5), || server.stats().unwrap().forwarded >= 64));
+    server.barrier().unwrap();
+    let stats = server.stats().unwrap();
+    assert_eq!((stats.forwarded, stats.forwarder.failed), (64, 0), "{stats:?}");
+}
+
 #[test]
 fn an_internal_network_asks_nobody() {
     let Some(mut scene) = Scene::new("dns internal", 1) else { return };
@@ -399,7 +417,7 @@ fn tcp_clients_that_dribble_stall_reset_and_pipeline() {
             .map(|_| {
                 let mut stream = connect();
                 // Those over the limit are closed.
-                let _ = stream.write_all(&[0x0f, 0xa0, 0, 1, 1]);
+                let _ = stream.write_all(&[0x10, 0x00, 0, 1, 1]);
                 stream
             })
             .collect()
@@ -425,9 +443,9 @@ fn tcp_clients_that_dribble_stall_reset_and_pipeline() {
             assert_eq!(answer[answer.len() - 4..], [10, 99, 0, 10]);
         }
         assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0, "then it is closed");
-        // What is no question ends a connection.
+        // What is no question ends a connection: it says at once that it is longer than one is, by a byte.
         let mut stream = connect();
-        stream.write_all(&[0xff, 0xff, 1, 2, 3]).unwrap();
+        stream.write_all(&[0x10, 0x01, 1, 2, 3]).unwrap();
         assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)));
     });
     // One that asks and does not read: what the server keeps for it is bounded, and it stops reading.

@@ -162,6 +162,24 @@ fn a_row_that_cannot_be_names_the_file() {
     }
 }
 
+/// What is honest is taken: the properties are not of nothing.
+#[test]
+fn what_servers_and_firewalld_say_is_understood() {
+    let read = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+        fs::read(path).unwrap()
+    };
+    let granted = portolan_dhcp::foreign::granted4(serde_json::from_slice(&read("dhcp_lease/routes")).unwrap());
+    let [lease, _] = granted.unwrap();
+    assert_eq!((lease.routes.len(), lease.gateway), (1, Some([192, 0, 2, 8].into())));
+    let (said, later) = serde_json::from_slice(&read("dhcp_lease/six")).unwrap();
+    assert!(matches!(portolan_dhcp::foreign::granted6(said, later), Some((_, Some(_)))));
+    assert_eq!(portolan_firewalld::foreign::rules(&read("firewalld/policy")).map(|rules| rules.len()), Some(2));
+    let settings = ["firewalld/yes", "firewalld/no"].map(|name| portolan_firewalld::foreign::is_yes(&read(name)));
+    assert_eq!(settings, [Some(true), Some(false)]);
+    assert_eq!(portolan_plugins::foreign::greeting(&read("greeting/go")), (27, None));
+}
+
 /// A line for each target, of `fuzz/runs.txt`: name, executions, and what was found.
 fn runs() -> Vec<(String, u64, String)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/runs.txt");

@@ -83,8 +83,11 @@ struct Created {
 }
 
 pub(super) fn create<S: Store, K: Kernel>(engine: &Engine<S, K>, host: &impl Host, asked: &Asked<'_>) -> Done {
-    let (request, warning) = request(asked.request.json()?, asked.version)?;
+    let (request, mut warning) = request(asked.request.json()?, asked.version)?;
     let network = engine.create_network(&request)?;
+    if let Some(unguarded) = engine.firewall()?.warning(&network) {
+        warning = if warning.is_empty() { unguarded } else { format!("{warning}\n{unguarded}") };
+    }
     host.settle("create a network");
     Ok(Answer::Reply(Reply::json(201, &Created { id: network.id.to_string(), warning })))
 }

@@ -151,6 +151,7 @@ fn host_config(info: &ContainerInfo) -> Value {
         "DnsSearch": container.dns.search,
         "ExtraHosts": hosts.collect::<Vec<_>>(),
         "Sysctls": container.sysctls,
+        "SecurityOpt": if container.no_netfilter { json!(["no-netfilter"]) } else { Value::Null },
         "LogConfig": {"Type": "", "Config": {}},
     })
 }

@@ -11,7 +11,7 @@ use netlink_bindings::nftables::{
 use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 use portolan_model::Family;
-use portolan_plan::ruleset::{self, Load, Part, Rule};
+use portolan_plan::ruleset::{self, EtherType, Load, Part, Rule};
 use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Groups, Set, Table};
 
 use super::{DESTROY_SET_ELEMENT, comment_userdata, family, message};
@@ -611,6 +611,12 @@ impl Expressions<'_> {
             // Without a transport header the kernel has nothing to compare, and the rule does not apply.
             Part::HasL4Proto => self.meta_is(libc::NFT_META_L4PROTO, false, &[libc::IPPROTO_RAW as u8]),
             Part::L4Proto(number) => self.meta_is(libc::NFT_META_L4PROTO, true, &[*number]),
+            Part::Icmp4Type(kind) => {
+                self.part(&Part::Ether(EtherType::Ipv4));
+                self.meta_is(libc::NFT_META_L4PROTO, true, &[libc::IPPROTO_ICMP as u8]);
+                self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, REGISTER);
+                self.compare(true, &[*kind]);
+            }
             Part::Icmp6Type(kind) | Part::NotIcmp6Type(kind) => {
                 self.meta_is(libc::NFT_META_L4PROTO, true, &[libc::IPPROTO_ICMPV6 as u8]);
                 self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, REGISTER);

@@ -17,6 +17,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::{CStrings, PidFd, raw};
+use crate::confine::Netfilter;
 use crate::netlink::Errno;
 use crate::netns::{NetnsError, NetnsFd};
 use crate::sys;
@@ -90,6 +91,9 @@ pub struct SpawnSpec {
     /// [`SandboxChild::release`]. Either separator works, the first one met counts, so that
     /// `net/ipv4/conf/eth0.5/rp_filter` names what it says.
     pub sysctls: Vec<(String, String)>,
+    /// Keep the program, and all that it starts, from the kernel's packet filter: no sockets of `NETLINK_NETFILTER`, no
+    /// tables of iptables-legacy, no io_uring. Takes `CAP_SYS_ADMIN`.
+    pub no_netfilter: bool,
 }
 
 /// What the child was at when it failed.
@@ -112,12 +116,14 @@ pub enum Stage {
     Workdir,
     /// Placing standard input, output and error, or starting the session.
     Stdio,
+    /// Putting on the filter of system calls.
+    Confine,
     /// Executing the program.
     Exec,
 }
 
 impl Stage {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Unshare,
         Self::Join,
         Self::Propagation,
@@ -126,6 +132,7 @@ impl Stage {
         Self::Sysctl,
         Self::Workdir,
         Self::Stdio,
+        Self::Confine,
         Self::Exec,
     ];
 
@@ -145,6 +152,7 @@ impl fmt::Display for Stage {
             Self::Sysctl => "write sysctl",
             Self::Workdir => "enter directory",
             Self::Stdio => "set up standard streams",
+            Self::Confine => "filter system calls of",
             Self::Exec => "execute",
         })
     }
@@ -236,7 +244,7 @@ impl Subjects {
             Stage::Workdir => self.workdir.clone(),
             Stage::Unshare | Stage::Join => "net, mnt, uts".into(),
             Stage::Propagation => "/".into(),
-            Stage::Stdio | Stage::Exec => self.program.clone(),
+            Stage::Stdio | Stage::Confine | Stage::Exec => self.program.clone(),
         }
     }
 }
@@ -427,6 +435,7 @@ struct Plan {
     join_uts: Option<RawFd>,
     sysctls: Vec<(CString, Vec<u8>)>,
     fresh_sys: bool,
+    confine: Option<Netfilter>,
 }
 
 impl Plan {
@@ -479,6 +488,7 @@ impl Plan {
             join_uts: join.and_then(|join| join.uts.as_ref()).map(raw),
             sysctls,
             fresh_sys: join_mnt.is_none(),
+            confine: spec.no_netfilter.then(Netfilter::new),
         };
         let subjects = Subjects {
             program: program.to_string_lossy().into_owned(),
@@ -664,6 +674,11 @@ unsafe fn child_steps(plan: &Plan, socket: RawFd, other_end: RawFd, index: &mut 
     }
     if let Some(dir) = &plan.workdir {
         check!(Stage::Workdir, libc::chdir(dir.as_ptr()));
+    }
+    if let Some(filter) = &plan.confine
+        && let Err(error) = filter.install()
+    {
+        return (Stage::Confine, error.raw_os_error().unwrap_or(libc::EINVAL));
     }
     let mut worst = libc::ENOENT;
     for candidate in &plan.candidates {

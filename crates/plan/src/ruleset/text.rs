@@ -67,6 +67,8 @@ impl fmt::Display for Rendered<'_> {
             Part::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
             Part::L4Proto(IGMP) => write!(f, "meta l4proto igmp"),
             Part::L4Proto(number) => write!(f, "meta l4proto {number}"),
+            Part::Icmp4Type(REDIRECT4) => write!(f, "icmp type redirect"),
+            Part::Icmp4Type(number) => write!(f, "icmp type {number}"),
             Part::NotIcmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type != nd-router-advert"),
             Part::NotIcmp6Type(number) => write!(f, "icmpv6 type != {number}"),
             Part::HopLimit6(hops) => write!(f, "ip6 hoplimit {hops}"),

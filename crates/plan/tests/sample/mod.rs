@@ -96,6 +96,7 @@ pub(crate) fn container(name: &str, number: u16) -> Container {
         labels: BTreeMap::new(),
         auto_remove: false,
         port_keeper: None,
+        no_netfilter: false,
         boot: String::new(),
         created: 0,
         phase: Phase::Settled,

@@ -2,6 +2,7 @@
 
 use portolan_cni::{Error, Success};
 
+use super::daemon::connection;
 use super::gob::{Decoder, Encoder};
 use super::options;
 use super::rpc::{self, Arguments, Request};
@@ -33,6 +34,11 @@ pub(crate) fn lease(bytes: &[u8]) -> Option<Success> {
 pub(crate) fn write_lease(lease: &Success) -> Vec<u8> {
     let request = Request { method: rpc::ALLOCATE.to_owned(), number: 0 };
     request.answer(Ok(Some(lease.clone())), &mut Encoder::default())
+}
+
+pub(crate) fn greeting(said: &[u8]) -> (usize, Option<&'static str>) {
+    let taken = (0..said.len()).find(|end| rpc::is_head(&said[..*end])).unwrap_or(said.len());
+    (taken, connection::refusal(&said[..taken]))
 }
 
 pub(crate) fn options(text: &[u8]) -> Result<String, Error> {

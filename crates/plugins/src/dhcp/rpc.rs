@@ -268,7 +268,7 @@ fn greet(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     stream.write_all(HELLO.as_bytes())?;
     let mut head = Vec::new();
     // What comes after the head is not to be taken with it.
-    while head.len() < LONGEST_HEAD && !is_head(&head) {
+    while !is_head(&head) {
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
         head.extend(byte);
@@ -276,9 +276,9 @@ fn greet(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Whether a head is whole.
+/// Whether no more of a head is read: it is whole, or too long for one.
 pub(super) fn is_head(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n")
+    bytes.len() >= LONGEST_HEAD || bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n")
 }
 
 #[cfg(test)]

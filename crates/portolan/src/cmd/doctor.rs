@@ -9,11 +9,11 @@ use anyhow::Result;
 use portolan_kernel::iptables::{Variant, families, locate};
 use portolan_model::{Family, FirewallDriver};
 use portolan_plan::iptables::{Closed, Door, Saved, State};
-use portolan_plan::{Firewall, Groups};
+use portolan_plan::{Firewall, Groups, Guard};
 use serde::Serialize;
 
 use crate::cli::DEFAULT_ROOT;
-use crate::context::Context;
+use crate::context::{Context, Engine};
 use crate::failure::Refused;
 use crate::output;
 
@@ -23,6 +23,8 @@ use crate::output;
 /// another table drops it. Docker does so, and ufw: they set the policy of iptables' chain FORWARD to DROP. Then published
 /// ports do not answer to other machines, and containers do not reach the world. This command looks for such policies and
 /// rules, in iptables and nftables, for IPv4 and IPv6, and says what opens them.
+///
+/// Where the firewall driver has no guard against forged addresses, the networks that lack it are named.
 ///
 /// Without flags nothing is changed. Exits with 0 if nothing is closed, with 1 otherwise.
 ///
@@ -56,6 +58,8 @@ struct Finding {
     families: Vec<&'static str>,
     /// Whether our packets are dropped there.
     closed: bool,
+    /// Whether it lets pass what ours would drop, since the firewall driver has no counterpart of it.
+    unguarded: bool,
     /// What drops them, or where they are let through.
     what: String,
     /// What that means for people.
@@ -91,12 +95,14 @@ impl Args {
             if self.open {
                 return Err(Refused::new(format!("nothing to open: {why}")).hint(hint).into());
             }
-            return show(context, &[], why);
+            let unguarded = if engine.firewall_in_force()?.is_some() { unguarded(&engine, &firewall)? } else { None };
+            return show(context, unguarded.as_slice(), why);
         }
         if self.open {
             change(|saved| door.open(saved))?;
         }
-        let findings = findings(context, &firewall, &door)?;
+        let mut findings = findings(context, &firewall, &door)?;
+        findings.extend(unguarded(&engine, &firewall)?);
         let status = show(context, &findings, "nothing is closed to our networks")?;
         Ok(if self.close { 0 } else { status })
     }
@@ -168,6 +174,7 @@ fn in_iptables(table: &Table, door: &Door, command: &str) -> Option<Finding> {
             what: format!("{at} lets the packets of our networks pass"),
             meaning: "it does so by rules of ours, which `doctor --close` removes".to_owned(),
             closed: false,
+            unguarded: false,
             open: Vec::new(),
             firewall,
             families,
@@ -176,6 +183,7 @@ fn in_iptables(table: &Table, door: &Door, command: &str) -> Option<Finding> {
             what: by.to_string(),
             meaning: format!("{}; rules of ours in {at} would let them pass", dropped(&families)),
             closed: true,
+            unguarded: false,
             open: vec![command.to_owned()],
             firewall,
             families,
@@ -195,9 +203,32 @@ fn in_nftables(chain: &nft::ClosedChain, group: u32) -> Finding {
         what: format!("{} of chain `{}`", chain.by, chain.chain),
         meaning: dropped(&families),
         closed: true,
+        unguarded: false,
         open: vec![rule("meta iifgroup"), rule("meta oifgroup")],
         families,
     }
+}
+
+/// The networks at whose ports the driver of the rules cannot look into frames.
+fn unguarded(engine: &Engine, firewall: &Firewall) -> Result<Option<Finding>> {
+    let networks = engine.networks()?;
+    let names: Vec<_> = networks
+        .iter()
+        .filter(|network| firewall.guard(network) == Guard::Macs)
+        .map(|network| format!("`{}`", network.name))
+        .collect();
+    Ok((!names.is_empty()).then(|| Finding {
+        firewall: firewall.driver.to_string(),
+        families: Family::ALL.map(name).to_vec(),
+        closed: false,
+        unguarded: true,
+        what: format!("no guard at the ports of {}", names.join(", ")),
+        meaning:
+            "containers can send from each other's IP addresses, answer for them, and play router or DHCP server; \
+                  networks that are made anew with the firewall driver `nftables` have one"
+                .to_owned(),
+        open: Vec::new(),
+    }))
 }
 
 fn dropped(families: &[&str]) -> String {
@@ -230,7 +261,11 @@ fn show(context: &Context, findings: &[Finding], otherwise: &str) -> Result<i32>
     }
     let mut text = String::new();
     for finding in findings {
-        let state = if finding.closed { "closed" } else { "open" };
+        let state = match finding {
+            Finding { closed: true, .. } => "closed",
+            Finding { unguarded: true, .. } => "unguarded",
+            _ => "open",
+        };
         text.push_str(&format!("{state}: {}: {}\n  {}\n", finding.firewall, finding.what, finding.meaning));
         text.extend(finding.open.iter().map(|command| format!("  to open it: {command}\n")));
     }

@@ -45,6 +45,7 @@ impl Args {
             return Err(Error::NotRunning { container: info.container.name.to_string() }.into());
         }
         let join = inside(&engine, &info.container)?;
+        let no_netfilter = info.container.no_netfilter;
         drop(engine);
         // Joining a mount namespace leads to its root directory; in one that we made, ours is there too.
         let here = if info.container.kind == ContainerKind::Run { std::env::current_dir().ok() } else { None };
@@ -56,6 +57,7 @@ impl Args {
             workdir: Some(workdir),
             die_with_parent: true,
             join: Some(join),
+            no_netfilter,
             ..SpawnSpec::default()
         })?;
         child.release()?;

@@ -31,10 +31,11 @@ enum Found {
 impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine()?;
+        let firewall = engine.firewall()?;
         let (found, code) = each(&self.names, |name| match engine.container(name) {
             Ok(info) => Ok(Found::Container(Box::new((&info).into()))),
             Err(Error::NotFound { .. }) => match engine.network(name) {
-                Ok(info) => Ok(Found::Network(Box::new((&info).into()))),
+                Ok(info) => Ok(Found::Network(Box::new(NetworkDetails::new(&info, &firewall)))),
                 Err(Error::NotFound { name, .. }) => Err(Error::NotFound { what: "container or network", name }.into()),
                 Err(error) => Err(error.into()),
             },

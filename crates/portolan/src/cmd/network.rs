@@ -300,7 +300,8 @@ pub(crate) struct InspectArgs {
 impl InspectArgs {
     fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine()?;
-        let (found, code) = each(&self.networks, |name| Ok(NetworkDetails::from(&engine.network(name)?)));
+        let firewall = engine.firewall()?;
+        let (found, code) = each(&self.networks, |name| Ok(NetworkDetails::new(&engine.network(name)?, &firewall)));
         list(&found, code)?;
         Ok(code)
     }

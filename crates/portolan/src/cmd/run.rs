@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// Set a sysctl inside; only those that start with `net.`
     #[arg(long, value_name = "NAME=VALUE", value_parser = spec::sysctl)]
     sysctl: Vec<(String, String)>,
+    /// What keeps the command, and what `exec` starts beside it, from more
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<SecurityOption>,
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -104,6 +107,13 @@ pub(crate) struct Args {
     /// Resolver option instead of the host's
     #[arg(long, visible_alias = "dns-option", value_name = "OPTION", value_parser = spec::resolver_word, help_heading = "Name options")]
     dns_opt: Vec<String>,
+}
+
+/// A word of `--security-opt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum SecurityOption {
+    /// No way to the kernel's packet filter: no nft(8), no iptables(8), no conntrack(8), and no io_uring, which goes round filters
+    NoNetfilter,
 }
 
 impl Args {
@@ -183,6 +193,7 @@ impl Args {
             .then(|| File::open("/dev/null").map(OwnedFd::from))
             .transpose()
             .context("open `/dev/null`")?;
+        let no_netfilter = self.security_opt.contains(&SecurityOption::NoNetfilter);
         let mut child = SandboxChild::spawn(&SpawnSpec {
             argv: self.command.clone(),
             env,
@@ -196,6 +207,7 @@ impl Args {
             die_with_parent: true,
             join: stack.join,
             sysctls: self.sysctl.clone(),
+            no_netfilter,
         })?;
         let process =
             ProcessId { pid: child.pid(), started: child.start_time().context("read the child's start time")? };
@@ -220,6 +232,7 @@ impl Args {
             labels: self.label.into_iter().collect(),
             auto_remove: self.rm,
             port_keeper: None,
+            no_netfilter,
         })?;
         let release = || -> Result<()> {
             daemon::settle_with(context, !info.endpoints.is_empty(), starting);

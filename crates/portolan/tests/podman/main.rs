@@ -13,9 +13,10 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use cases::SUBJECTS;
-use machine::Backend;
+use machine::{Backend, IMAGE};
 use outcome::{Outcome, Why, play, say, wanted};
 use portolan_lab::Lab;
 
@@ -57,6 +58,61 @@ fn podman_does_with_us_all_that_it_does_with_netavark() {
     }
     assert!(failed.is_empty(), "with us Podman fails at: {failed:#?}");
 }
+
+/// The profile that docs/containers.md has one make.
+#[test]
+fn a_profile_keeps_podmans_containers_from_the_packet_filter() {
+    let Some(lab) = Lab::or_skip("podman-profile") else { return };
+    let lacks = machine::missing(Backend::Portolan).or_else(|| {
+        machine::any::missing_of(&[("/usr/bin/jq", "jq"), ("/usr/sbin/nft", "nftables"), (DEFAULT, "podman")])
+    });
+    if let Some(missing) = lacks {
+        assert!(env::var_os("CI").is_none(), "CI must have Podman: {missing}");
+        eprintln!("SKIP: `podman`: {missing}");
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/seccomp/no-netfilter.jq");
+    let made = Command::new("/usr/bin/jq").arg("-f").arg(script).arg(DEFAULT).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let host = lab.host("p").unwrap();
+    let machine = machine::start(&lab, &host, "p", Backend::Portolan).unwrap();
+    fs::write(machine.outside("/run/no-netfilter.json"), &made.stdout).unwrap();
+    let run = |profile: &str, command: &str| {
+        let profile = format!("seccomp={profile}");
+        let mut args = vec!["run", "--rm", "--network", "none", "--cap-add", "NET_ADMIN", "--security-opt", &profile];
+        // The host's programs, and the libraries that they want.
+        args.extend([
+            "-v",
+            "/usr:/usr:ro",
+            "-v",
+            "/usr/lib:/lib:ro",
+            "-v",
+            "/usr/lib64:/lib64:ro",
+            IMAGE,
+            "sh",
+            "-c",
+            command,
+        ]);
+        let output = machine.command("podman", &args).output().unwrap();
+        let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned()).concat();
+        (output.status.success(), said)
+    };
+    for command in ["/usr/sbin/nft add table ip t", "/usr/sbin/xtables-legacy-multi iptables -A INPUT -j ACCEPT"] {
+        let (free, said) = run(DEFAULT, command);
+        assert!(free, "{command}: with Podman's own profile: {said}");
+        let (kept, said) = run("/run/no-netfilter.json", command);
+        let is_refusal = ["not permitted", "implemented", "Permission denied"].iter().any(|it| said.contains(it));
+        assert!(!kept && is_refusal, "{command}: {said}");
+    }
+    // Other sockets, netlink's among them, are as ever.
+    let usual = "ip link add type veth && ip route add blackhole 192.0.2.0/24 && ping -c 1 127.0.0.1 && \
+                 echo served >/www/index.html && httpd -p 80 -h /www && wget -q -O - http://127.0.0.1/ | grep served";
+    let (done, said) = run("/run/no-netfilter.json", usual);
+    assert!(done, "{said}");
+}
+
+/// Podman's own profile.
+const DEFAULT: &str = "/usr/share/containers/seccomp.json";
 
 /// Both outcomes of every case, as Markdown.
 fn table(theirs: &[Outcome], ours: &[Outcome]) -> String {

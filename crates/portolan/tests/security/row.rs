@@ -50,10 +50,11 @@ const FOOT: &str = "
 ## Elsewhere
 
 One table of who reaches whom holds for every driver (CVE-2024-28248, CVE-2026-33726): `crates/portolan/tests/matrix.rs` fills
-it for `bridge`, `ptp` and mixtures of both, over TCP, UDP, SCTP and ICMP, with and without `bridge-nf-call-iptables`, and
-`crates/portolan/tests/firewall.rs` for `nftables` and `iptables` with either backend. That a network without a bridge passes no
-forged source is in `crates/portolan/tests/ptp.rs`. The guard, and so most of what is said above of frames, is for `nftables`
-alone: [firewall.md](firewall.md).
+it over TCP and ICMP for `bridge`, `ptp` and mixtures of both, with and without `bridge-nf-call-iptables` on bridges, over UDP for
+`bridge` and for `ptp`, over SCTP for `bridge`; `crates/portolan/tests/firewall.rs` for `nftables` and `iptables` with either
+backend. That a network without a bridge passes no forged source is in `crates/portolan/tests/ptp.rs`. The guard, and so most of
+what is said above of frames, is for `nftables` alone: [firewall.md](firewall.md#without-the-guard), and
+`crates/portolan/tests/firewall.rs` for what passes with `iptables` and `none`.
 
 The holes of encrypted overlays (CVE-2023-28840 to 28842, CVE-2024-28860, CVE-2024-25630 and their like) have no counterpart:
 there is no overlay.

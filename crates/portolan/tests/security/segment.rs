@@ -233,6 +233,23 @@ impl<'a> Segment<'a> {
         })
     }
 
+    /// Sends a frame that redirects what the host sends to `about`; whether `to` gets that. Where it is to fail, it is enough
+    /// that the frame gets to the host, whatever that thinks of it.
+    pub(crate) fn diverts_host(&self, about: IpAddr, frame: &[u8], to: &Party<'_>) -> bool {
+        const MARK: &[u8] = b"from the host for somebody else";
+        let from = self.gateway.socket(Family::of(about), 0);
+        let at_host = Wire::on(self.gateway.place, &self.gateway.interface);
+        let wire = Wire::on(to.place, &to.interface);
+        self.succeeds(|| {
+            self.send(&[frame.to_vec()]);
+            if !self.is_control && at_host.sees(Duration::ZERO, |seen| holds(seen, &frame[14..])) {
+                return true;
+            }
+            from.send_to(MARK, (about, 9)).unwrap();
+            wire.sees(MOMENT, |seen| seen[..6] == to.mac && seen[6..12] == self.gateway.mac && holds(seen, MARK))
+        })
+    }
+
     /// Has the victim know where `ip` is, sends frames, and tells whether it then sends what is for it to the attacker.
     pub(crate) fn poisons(&self, ip: IpAddr, frames: &[Vec<u8>]) -> bool {
         self.victim.forget(ip);

@@ -15,7 +15,7 @@ use crate::forge::{
     neighbour_advertisement, redirect4, redirect6, router_advertisement, source_routed, tagged,
 };
 use crate::row::Row;
-use crate::segment::{Segment, is_about, plain_hosts};
+use crate::segment::{Party, Segment, is_about, plain_hosts};
 
 /// What is tried, and whether it came off.
 pub(crate) type Attack = (u8, &'static str, fn(&Segment<'_>) -> bool);
@@ -28,7 +28,7 @@ const MADE_UP: Mac = [2, 0x66, 0x66, 0x66, 0x66, 0x66];
 const C_TAG: u16 = 0x8100;
 const S_TAG: u16 = 0x88a8;
 
-pub(crate) const ATTACKS: [Attack; 48] = [
+pub(crate) const ATTACKS: [Attack; 52] = [
     (1, "router advertisement to all", |s| advertises(s, &[router_advertisement(own(s))])),
     (1, "router advertisement to the host", |s| {
         s.succeeds(|| {
@@ -71,6 +71,30 @@ pub(crate) const ATTACKS: [Attack; 48] = [
         let about = pick(V4, "198.51.100.9", "");
         let macs = (s.attacker.mac, s.victim.mac);
         s.diverts(about, &[redirect4(macs, (s.gateway.v4, s.victim.v4), about, s.attacker.v4)])
+    }),
+    (1, "ICMP redirect to the host, as the container that it routes by", |s| {
+        let about = pick(V4, "198.51.101.9", "");
+        let macs = (s.attacker.mac, s.gateway.mac);
+        route_by(&s.gateway, "198.51.101.0", 24, s.other.v4);
+        s.diverts_host(about, &redirect4(macs, (s.other.v4, s.gateway.v4), about, s.attacker.v4), &s.attacker)
+    }),
+    (1, "ICMPv6 redirect to the host, as the container that it routes by", |s| {
+        let (by, about) = ((s.attacker.mac, s.attacker.link_local()), pick(V6, "", "2001:db8:98::1"));
+        let ips = (s.other.link_local(), s.gateway.v6);
+        route_by(&s.gateway, "2001:db8:98::", 64, s.other.link_local());
+        s.diverts_host(about, &redirect6((s.attacker.mac, s.gateway.mac), ips, about, by), &s.attacker)
+    }),
+    (1, "ICMP redirect to the host, from the own address, to another container", |s| {
+        let about = pick(V4, "198.51.102.9", "");
+        let macs = (s.attacker.mac, s.gateway.mac);
+        route_by(&s.gateway, "198.51.102.0", 24, s.attacker.v4);
+        s.diverts_host(about, &redirect4(macs, (s.attacker.v4, s.gateway.v4), about, s.victim.v4), &s.victim)
+    }),
+    (1, "ICMPv6 redirect to the host, from the own address, to another container", |s| {
+        let (by, about) = ((s.victim.mac, s.victim.link_local()), pick(V6, "", "2001:db8:97::1"));
+        let ips = (s.attacker.link_local(), s.gateway.v6);
+        route_by(&s.gateway, "2001:db8:97::", 64, s.attacker.link_local());
+        s.diverts_host(about, &redirect6((s.attacker.mac, s.gateway.mac), ips, about, by), &s.victim)
     }),
     (1, "DHCP offer", |s| s.is_heard(&s.victim.socket(V4, 68), &[offer4(s, 67)])),
     (1, "DHCP offer from another port than a server's", |s| s.is_heard(&s.victim.socket(V4, 68), &[offer4(s, 1067)])),
@@ -218,16 +242,20 @@ fn odd(s: &Segment<'_>, to: Mac, kind: u16, payload: &[u8]) -> bool {
     s.arrives(&[frame((s.attacker.mac, to), kind, payload)], MARK)
 }
 
-/// Has the victims believe everything, and the victim know a far network behind the gateway's link-local address.
+/// Has the victim believe everything, and know a far network behind the gateway's link-local address.
 pub(crate) fn prepare(segment: &Segment<'_>) {
     segment.victim.trust_everything();
-    let victim = &segment.victim;
-    let mut socket = route_socket(victim);
+    route_by(&segment.victim, "2001:db8:99::", 64, segment.gateway.link_local());
+}
+
+/// Has `party` send by `gateway` what is for a far network.
+fn route_by(party: &Party<'_>, net: &str, prefix_len: u8, gateway: IpAddr) {
+    let mut socket = route_socket(party);
     let mut batch = Batch::new();
     let route = route::Route {
-        gateway: Some(segment.gateway.link_local()),
-        oif: Some(interface(victim, &victim.interface).unwrap().index),
-        ..route::Route::new("2001:db8:99::".parse().unwrap(), 64)
+        gateway: Some(gateway),
+        oif: Some(interface(party, &party.interface).unwrap().index),
+        ..route::Route::new(net.parse().unwrap(), prefix_len)
     };
     route::add(&mut batch, &route);
     socket.transact(&batch).unwrap();

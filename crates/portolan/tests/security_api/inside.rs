@@ -33,10 +33,19 @@ const TRIES: [(&str, &str); 7] = [
     ("connections forgotten", "conntrack -F"),
 ];
 
+/// What leads to the packet filter of the kernel; `SCRATCH` is a file of the test's.
+const FILTERS: [(&str, &str); 5] = [
+    ("rules by nft(8), `--security-opt no-netfilter`", "nft flush ruleset"),
+    ("the same in a user namespace of its own", "unshare --user --map-root-user --net nft add table ip t"),
+    ("the same by a child of a program in the background", "sh -c 'setsid nft add table ip t & wait $!'"),
+    ("the tables of iptables-legacy", "XTABLES_LOCKFILE=SCRATCH xtables-legacy-multi iptables -A INPUT -j ACCEPT"),
+    ("connections by conntrack(8)", "conntrack -F"),
+];
+
 pub(crate) fn case() -> Option<Vec<Row>> {
     let mut world = World::or_skip("sec-inside")?;
     world.daemon = true;
-    for program in ["nft", "setpriv", "nsenter", "conntrack"] {
+    for program in ["nft", "setpriv", "nsenter", "conntrack", "unshare"] {
         output(&world.h, program, &["--version"])?;
     }
     world.network("web", &["--subnet", "10.91.1.0/24", "--subnet", "fd91:1::/64"]);
@@ -109,5 +118,51 @@ pub(crate) fn case() -> Option<Vec<Row>> {
         ));
     }
     assert!(ping(&site, gateway_of(&world, "web", Family::V4), LONG).is_open());
+    rows.extend(without_netfilter(&world));
     Some(rows)
+}
+
+/// A container that is not to speak to the packet filter, root with all rights that it is.
+fn without_netfilter(world: &World) -> Vec<Row> {
+    let lock = world.lab.dir().join("xtables.lock");
+    let run = |options: &[&str], script: &str| {
+        let script = script.replace("SCRATCH", lock.to_str().unwrap());
+        world.portolan(&[&["run", "--rm", "--network", "web"], options, &["--", "sh", "-c", &script]].concat())
+    };
+    const OPTION: [&str; 2] = ["--security-opt", "no-netfilter"];
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let is_refusal =
+        |text: &str| ["Operation not permitted", "Permission denied"].iter().any(|word| text.contains(word));
+    let mut rows = Vec::new();
+    for (what, script) in FILTERS {
+        let free = run(&[], script);
+        assert!(free.status.success(), "{what}: where it is not asked to be kept off: {}", said(&free));
+        let kept = run(&OPTION, script);
+        assert!(!kept.status.success() && is_refusal(&said(&kept)), "{what}: {}", said(&kept));
+        rows.push(row(what, "without the option it is done, inside", "EPERM, also to root with all rights"));
+    }
+    // All else is as ever: links and routes, programs that get rights by being executed.
+    let usual = "ip link set eth0 down && ip link set eth0 up && ip route replace blackhole 192.0.2.0/24 && \
+                 grep -q '^NoNewPrivs:.0' /proc/self/status";
+    let kept = run(&OPTION, usual);
+    assert!(kept.status.success(), "{}", said(&kept));
+
+    // Who comes later is kept off as well.
+    let ran = [&["run", "-d", "--name", "kept", "--network", "web"], &OPTION[..], &["--", "sleep", "1000"]].concat();
+    world.portolan_ok(&ran);
+    assert_eq!(world.json(&["inspect", "kept"])[0]["HostConfig"]["SecurityOpt"], serde_json::json!(["no-netfilter"]));
+    world.portolan_ok(&["run", "-d", "--name", "free", "--network", "web", "--", "sleep", "1000"]);
+    assert_eq!(world.json(&["inspect", "free"])[0]["HostConfig"]["SecurityOpt"], serde_json::json!([]));
+    world.portolan_ok(&["exec", "free", "--", "nft", "list", "ruleset"]);
+    let entered = world.portolan(&["exec", "kept", "--", "nft", "list", "ruleset"]);
+    assert!(!entered.status.success() && is_refusal(&said(&entered)), "{}", said(&entered));
+    rows.push(row(
+        "nft(8) by `portolan exec` in such a container",
+        "without the option it lists the rules",
+        "EPERM: `exec` puts on the same filter",
+    ));
+    for name in ["kept", "free"] {
+        world.portolan_ok(&["rm", "-f", name]);
+    }
+    rows
 }

@@ -152,28 +152,33 @@ impl Naive {
 /// So many failures are enough to tell that it would go on for good.
 const FOR_GOOD: usize = 100_000;
 
+/// Answers a client until it goes.
 fn serve_naively(mut stream: TcpStream, failures: &AtomicUsize) {
-    let mut message = Vec::new();
     let wanted = framed("good").len();
     let mut chunk = [0; 512];
     let mut failed = 0;
-    while message.len() < wanted {
-        match stream.read(&mut chunk) {
-            Ok(length) if length > 0 => message.extend(&chunk[..length]),
-            _ if failed >= FOR_GOOD => return,
-            _ => {
-                failed += 1;
-                failures.fetch_add(1, Ordering::Relaxed);
+    let mut message = Vec::new();
+    loop {
+        while message.len() < wanted {
+            match stream.read(&mut chunk) {
+                Ok(length) if length > 0 => message.extend(&chunk[..length]),
+                _ if message.is_empty() || failed >= FOR_GOOD => return,
+                _ => {
+                    failed += 1;
+                    failures.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
+        let mut answer: Vec<u8> = message.drain(..wanted).collect();
+        answer[4] = 0x81;
+        answer[9] = 1;
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+        let length = (answer.len() as u16 - 2).to_be_bytes();
+        answer[..2].copy_from_slice(&length);
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
     }
-    let mut answer = message;
-    answer[4] = 0x81;
-    answer[9] = 1;
-    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
-    let length = (answer.len() as u16 - 2).to_be_bytes();
-    answer[..2].copy_from_slice(&length);
-    let _ = stream.write_all(&answer);
 }
 
 /// What a process has worked so far, in clock ticks (`utime` and `stime`, proc_pid_stat(5)).
@@ -213,12 +218,23 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     let spins = || naive.failures.load(Ordering::Relaxed) >= before + FOR_GOOD;
     assert!(eventually(LONG, spins), "it was to read on for good");
 
+    let goes_on = || ask_by_tcp(&good, naive.address, SHORT).is_some();
+    assert!(eventually(LONG, goes_on), "it goes on");
+    // It writes until there is no room, and then reads no more.
+    let mut full = connect(&evil, naive.address).unwrap();
+    full.set_write_timeout(Some(SHORT)).unwrap();
+    let many = framed("good").repeat(1000);
+    while full.write_all(&many).is_ok() {}
+    assert_eq!(ask_by_tcp(&good, naive.address, SHORT), None, "it was to be kept by a client that does not read");
+    drop(full);
+    assert!(eventually(LONG, goes_on), "it goes on");
+
     let calm = medians(&good, server, "before");
     let kinds: [(&str, &str, Nuisance); 4] = [
         ("connections that say nothing, as many as there can be", "one keeps all others waiting", silent),
         ("questions that come a byte at a time", "one keeps all others waiting", trickling),
         ("half a question, then RST", "read over and over: all of a processor", resetting),
-        ("questions whose answers are not read", "–", deaf),
+        ("questions whose answers are not read", "one keeps all others waiting", deaf),
     ];
     for (what, elsewhere, nuisance) in kinds {
         let go_on = AtomicBool::new(true);

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::common::*;
 use crate::table::{Row, row};
@@ -126,6 +127,20 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     };
     assert_eq!(own_procs(), 1);
 
+    // Where nothing else is given up, they come back with the next program (capabilities(7), programs that root executes).
+    let after_all = std::thread::spawn(|| {
+        let mut own = capabilities(None).unwrap();
+        own.effective = CapabilitySet::NET_ADMIN;
+        own.permitted = CapabilitySet::NET_ADMIN;
+        set_capabilities(None, own).unwrap();
+        let mut program = Command::new("sleep").arg("1000").spawn().unwrap();
+        let rights = threads(program.id().cast_signed()).into_values().next().unwrap();
+        program.kill().unwrap();
+        program.wait().unwrap();
+        rights
+    });
+    assert_eq!(after_all.join().unwrap(), unconfined);
+
     // It stays so over upgrades and deaths, and nothing piles up.
     for _ in 0..3 {
         world.portolan_ok(&["daemon", "upgrade"]);
@@ -137,7 +152,18 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     process.signal(signals::KILL).unwrap();
     assert!(process.wait_readable(LONG).unwrap());
     assert!(settled(threads(pid())), "after its death: {:#?} was {first:#?}", threads(pid()));
-    rows.push(row("more rights by an upgrade, or by being killed", "–", "the same rights, and no filter twice"));
+    rows.push(row(
+        "more rights by executing a program: an upgrade, or the one that comes after being killed",
+        "rights that root gave up by capset(2) alone are back",
+        "the same rights, and no filter twice",
+    ));
+
+    // Nobody's socket is to be given to a group where there is none of Docker's API.
+    assert!(first["portolan"].names().contains("CHOWN"), "{first:?}");
+    world.portolan_ok(&["daemon", "stop"]);
+    world.portolan_ok(&["daemon", "start"]);
+    let plain = threads(pid());
+    assert!(!plain["portolan"].names().contains("CHOWN"), "{plain:?}");
     world.verify();
     Some(rows)
 }

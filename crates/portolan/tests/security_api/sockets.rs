@@ -3,10 +3,10 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use portolan_kernel::diag;
@@ -49,6 +49,15 @@ fn connects(world: &World, user: Option<&str>, socket: &Path) -> bool {
     output.status.code() != Some(7)
 }
 
+/// The files that `nobody` may read or write, and the directories that he may change.
+fn open_to_nobody(world: &World, place: &Path) -> Vec<String> {
+    let mut find = Command::new("setpriv");
+    find.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "find"]).arg(place);
+    find.args(["(", "-type", "f", "-readable", "-o", "!", "-type", "s", "!", "-type", "l", "-writable", ")", "-print"]);
+    let found = world.h.adopt(find).unwrap().output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
 /// All below a directory, with what it is.
 fn all_below(directory: &Path, found: &mut Vec<(PathBuf, fs::Metadata)>) {
     for entry in fs::read_dir(directory).unwrap().flatten() {
@@ -61,10 +70,10 @@ fn all_below(directory: &Path, found: &mut Vec<(PathBuf, fs::Metadata)>) {
     }
 }
 
-/// Asks for metrics; whether they came.
-fn scrape(socket: &Path) -> bool {
+/// Asks for metrics; whether they came in time.
+fn scrape(socket: &Path, patience: Duration) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket) else { return false };
-    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200 ")
@@ -201,6 +210,12 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     let secret =
         found.iter().filter(|(path, it)| it.is_dir() && path.parent() == Some(&world.root.join("run/containers")));
     assert!(secret.map(|(_, it)| it.mode() & 0o777).eq([0o700]), "the container's directory");
+    // Who looks for what is his to read or write finds what a careless program makes, and nothing of ours.
+    let careless = world.lab.dir().join("careless");
+    let made = Command::new("sh").args(["-c", "umask 000; : >\"$0\"", careless.to_str().unwrap()]).status().unwrap();
+    assert!(made.success());
+    assert_eq!(open_to_nobody(&world, &careless), [careless.to_str().unwrap()], "with umask 000 it is everybody's");
+    assert_eq!(open_to_nobody(&world, &world.root), [""; 0]);
     rows.push(row(
         "another user reads or replaces the state and run-time files",
         "with umask 000 files are everybody's",
@@ -222,8 +237,50 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     Some(rows)
 }
 
+/// What a server is that nobody thought about: one client after the other, each for as long as it takes and whatever it says.
+struct Naive {
+    path: PathBuf,
+    /// How much of one request it has kept at most.
+    kept: &'static AtomicUsize,
+}
+
+impl Naive {
+    /// `end` is the last of a request.
+    fn start(path: PathBuf, end: &'static [u8]) -> Self {
+        let listener = UnixListener::bind(&path).unwrap();
+        let kept: &AtomicUsize = Box::leak(Box::default());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
+                while !said.ends_with(end) {
+                    let Ok(length @ 1..) = stream.read(&mut chunk) else { break };
+                    said.extend(&chunk[..length]);
+                    kept.fetch_max(said.len(), Ordering::Relaxed);
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            }
+        });
+        Self { path, kept }
+    }
+
+    /// It is kept by one client, and keeps whatever that says.
+    fn assert_naive(&self) {
+        assert!(scrape(&self.path, LONG), "it answers at all");
+        let mut slow = UnixStream::connect(&self.path).unwrap();
+        slow.write_all(b"x").unwrap();
+        assert!(!scrape(&self.path, SHORT), "it was to be kept by a slow client");
+        slow.write_all(&vec![b'x'; MEGABYTE]).unwrap();
+        assert!(eventually(LONG, || self.kept.load(Ordering::Relaxed) > MEGABYTE), "it was to keep all that");
+        drop(slow);
+        assert!(scrape(&self.path, LONG), "it goes on");
+    }
+}
+
+const MEGABYTE: usize = 1 << 20;
+
 /// Clients that take their time, and those that say too much.
 fn slow_and_long(world: &World, control: &Path) -> Vec<Row> {
+    Naive::start(world.lab.dir().join("naive.sock"), b"\r\n\r\n").assert_naive();
     let metrics = world.root.join("run/metrics.sock");
     let mut rows = Vec::new();
     // A byte now and then, each in good time. Who came first is served first.
@@ -236,22 +293,26 @@ fn slow_and_long(world: &World, control: &Path) -> Vec<Row> {
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
-        let served = scrape(&metrics);
+        let served = scrape(&metrics, LONG);
         go_on.store(false, Ordering::Relaxed);
         assert!(served, "a slow client keeps the metrics from others");
     });
-    rows.push(row("a request for metrics, a byte at a time", "–", "let go after two seconds; the next one is served"));
+    rows.push(row(
+        "a request for metrics, a byte at a time",
+        "one keeps all others waiting",
+        "let go after two seconds; the next one is served",
+    ));
     let mut stream = UnixStream::connect(&metrics).unwrap();
-    let _ = stream.write_all(&vec![b'x'; 1 << 20]);
+    assert!(stream.write_all(&vec![b'x'; MEGABYTE]).is_err(), "it was not to be taken");
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
-    assert!(scrape(&metrics));
-    rows.push(row("a request for metrics of a megabyte", "–", "refused after 8 KiB"));
+    assert!(scrape(&metrics, LONG));
+    rows.push(row("a request for metrics of a megabyte", "all of it is kept", "refused after 8 KiB"));
     // Commands: lines without an end, and clients that say nothing, beside which others are answered.
     let silent: Vec<UnixStream> = (0..200).map(|_| UnixStream::connect(control).unwrap()).collect();
     let mut long = UnixStream::connect(control).unwrap();
-    let _ = long.write_all(&vec![b'x'; 1 << 20]);
+    assert!(long.write_all(&vec![b'x'; MEGABYTE]).is_err(), "it was not to be taken");
     let mut answer = String::new();
     let _ = long.read_to_string(&mut answer);
     assert!(answer.is_empty() || answer.contains("no command is that long"), "{answer}");
@@ -259,7 +320,7 @@ fn slow_and_long(world: &World, control: &Path) -> Vec<Row> {
     drop(silent);
     rows.push(row(
         "a command of a megabyte, beside 200 clients that say nothing",
-        "–",
+        "one that says nothing keeps all others waiting, and all of a megabyte is kept",
         "refused after 64 KiB; others are answered",
     ));
     rows

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::service::Service;
 use crate::dhcp::gob::{Decoder, Encoder, Malformed};
-use crate::dhcp::rpc::{Arguments, CONNECTED, LONGEST_HEAD, Request, is_head};
+use crate::dhcp::rpc::{Arguments, CONNECTED, Request, is_head};
 
 /// How long a caller may take to say what it wants to speak, or to take an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,23 +34,30 @@ pub(super) async fn converse(mut stream: UnixStream, service: Rc<Service>) {
 /// Reads what the caller wants to speak and says whether it is spoken here.
 async fn greet(stream: &mut UnixStream) -> io::Result<bool> {
     let mut head = Vec::new();
-    while head.len() < LONGEST_HEAD && !is_head(&head) {
+    while !is_head(&head) {
         head.push(stream.read_u8().await?);
     }
-    let head = String::from_utf8_lossy(&head);
+    let refusal = refusal(&head);
+    match refusal {
+        None => stream.write_all(CONNECTED.as_bytes()).await?,
+        Some(status) => {
+            stream.write_all(format!("HTTP/1.0 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await?;
+        }
+    }
+    Ok(refusal.is_none())
+}
+
+/// Why what a caller says first is not the beginning of net/rpc, as a status of HTTP.
+pub(in crate::dhcp) fn refusal(head: &[u8]) -> Option<&'static str> {
+    let head = String::from_utf8_lossy(head);
     let mut words = head.lines().next().unwrap_or_default().split(' ');
     let (method, path, version) = (words.next(), words.next(), words.next());
-    let refusal = match (method, path) {
-        _ if !version.is_some_and(|version| version.starts_with("HTTP/1.")) => "400 Bad Request",
-        (Some("CONNECT"), Some("/_goRPC_")) => {
-            stream.write_all(CONNECTED.as_bytes()).await?;
-            return Ok(true);
-        }
-        (_, Some("/_goRPC_")) => "405 Method Not Allowed",
-        _ => "404 Not Found",
-    };
-    stream.write_all(format!("HTTP/1.0 {refusal}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await?;
-    Ok(false)
+    match (method, path) {
+        _ if !version.is_some_and(|version| version.starts_with("HTTP/1.")) => Some("400 Bad Request"),
+        (Some("CONNECT"), Some("/_goRPC_")) => None,
+        (_, Some("/_goRPC_")) => Some("405 Method Not Allowed"),
+        _ => Some("404 Not Found"),
+    }
 }
 
 async fn answer(mut stream: UnixStream, service: Rc<Service>) -> io::Result<()> {

@@ -3,7 +3,7 @@
 //! One thread serves callers, and another ([`portolan_dhcp::Keeper`]) keeps all leases. They are listed in a file beside
 //! the socket, so that a daemon that comes after this one goes on with them.
 
-mod connection;
+pub(super) mod connection;
 mod flags;
 mod held;
 mod list;
