@@ -6,7 +6,7 @@
 //! prints.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with other tests")]
+#[allow(unused_imports, reason = "shared with other tests")]
 mod common;
 #[path = "../podman/machine.rs"]
 #[allow(unused_imports, reason = "shared with the tests of Podman")]
