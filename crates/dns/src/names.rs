@@ -20,7 +20,7 @@ const PORT: u16 = 53;
 pub struct Network {
     /// Its id.
     pub id: Id,
-    /// Its name, by which `NAME.network` is asked for.
+    /// Its name, by which `NAME.network` is asked for. Where it is no name on the wire, the containers' names alone are.
     pub name: String,
     /// The host's addresses on it, where its containers ask.
     pub gateways: Vec<IpAddr>,
@@ -109,12 +109,6 @@ pub enum NamesError {
         /// The name of the network that has it.
         holder: String,
     },
-    /// A network's name cannot be the end of a name.
-    #[error("network name `{name}` is no domain name")]
-    NetworkName {
-        /// The name.
-        name: String,
-    },
 }
 
 /// What became of a question.
@@ -173,14 +167,21 @@ pub struct Tally {
 #[derive(Debug)]
 struct NetworkSlot {
     input: Network,
-    /// The name in wire form with its last zero.
-    suffix: Box<[u8]>,
+    /// The name in wire form with its last zero; none if it cannot be the end of a name.
+    suffix: Option<Box<[u8]>>,
     upstreams: Arc<[SocketAddr]>,
     /// Labels without the last zero, to endpoints.
     names: Table<Box<[u8]>, Vec<u32>>,
     addresses: Table<IpAddr, u32>,
     endpoints: u32,
     tally: Tally,
+}
+
+impl NetworkSlot {
+    /// What names on it end in, in wire form without the last zero.
+    fn end(&self) -> &[u8] {
+        self.suffix.as_deref().and_then(|suffix| suffix.strip_suffix(b"\0")).unwrap_or_default()
+    }
 }
 
 /// An alias and the container's name it stands for, in wire form without last zeroes.
@@ -255,11 +256,8 @@ impl Names {
     /// Adds a network, or changes it; its endpoints stay.
     ///
     /// # Errors
-    /// [`NamesError::GatewayTaken`], [`NamesError::NetworkName`]; the index is as before.
+    /// [`NamesError::GatewayTaken`]; the index is as before.
     pub fn put_network(&mut self, network: Network) -> Result<(), NamesError> {
-        let Some(labels) = wire::labels_of(&network.name) else {
-            return Err(NamesError::NetworkName { name: network.name });
-        };
         let known = self.network_ids.get(&network.id).copied();
         for &address in &network.gateways {
             if let Some(&holder) = self.gateways.get(&address)
@@ -269,8 +267,7 @@ impl Names {
                 return Err(NamesError::GatewayTaken { address, holder });
             }
         }
-        let mut suffix = labels.into_vec();
-        suffix.push(0);
+        let suffix = wire::labels_of(&network.name).map(|labels| [&labels, &b"\0"[..]].concat().into());
         let upstreams: Arc<[SocketAddr]> = network.upstreams.as_slice().into();
         let slot = match known {
             Some(slot) => {
@@ -279,7 +276,7 @@ impl Names {
                     self.gateways.remove(address);
                 }
                 old.input = network;
-                old.suffix = suffix.into();
+                old.suffix = suffix;
                 old.upstreams = upstreams;
                 slot
             }
@@ -287,7 +284,7 @@ impl Names {
                 let id = network.id;
                 let slot = self.networks.insert(NetworkSlot {
                     input: network,
-                    suffix: suffix.into(),
+                    suffix,
                     upstreams,
                     names: Table::default(),
                     addresses: Table::default(),
@@ -512,7 +509,7 @@ impl Names {
             match self.back(asker, address) {
                 Back::Endpoint(endpoint) => {
                     let endpoint = &self.endpoints[endpoint];
-                    let suffix = without_root(&self.networks[endpoint.network].suffix);
+                    let suffix = self.networks[endpoint.network].end();
                     return match endpoint.primary() {
                         Some(primary) => ptr(answer, query, &[primary, suffix]),
                         None => negative(answer, query, rcode::NOERROR),
@@ -607,7 +604,7 @@ impl Names {
             return Some(Found { endpoints, primary: None });
         }
         self.visible(asker).find_map(|network| {
-            let front = name.strip_suffix(&*network.suffix).filter(|front| !front.is_empty())?;
+            let front = name.strip_suffix(network.suffix.as_deref()?).filter(|front| !front.is_empty())?;
             let endpoints = network.names.get(front)?;
             Some(Found { endpoints, primary: None })
         })
@@ -674,7 +671,7 @@ impl Names {
         }
         let target = |endpoint: &EndpointSlot| {
             let labels = endpoint.names[0].clone();
-            (labels, without_root(&self.networks[endpoint.network].suffix).to_vec())
+            (labels, self.networks[endpoint.network].end().to_vec())
         };
         for endpoint in having.clone() {
             let (name, suffix) = target(endpoint);
@@ -716,7 +713,7 @@ impl Names {
             let rest = &name[start..];
             OWN_DOMAINS.contains(&rest)
                 || HOST_NAMES.contains(&rest)
-                || self.visible(asker).any(|network| *network.suffix == *rest)
+                || self.visible(asker).any(|network| network.suffix.as_deref() == Some(rest))
         }) || OWN_DOMAINS.contains(&name)
     }
 }
@@ -727,10 +724,6 @@ enum Back {
     /// An address of ours that nobody has, or none of the asker's business.
     Nobody,
     Foreign,
-}
-
-fn without_root(suffix: &[u8]) -> &[u8] {
-    &suffix[..suffix.len() - 1]
 }
 
 /// A list of domains in wire form with their last zeroes.

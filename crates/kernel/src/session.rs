@@ -85,11 +85,13 @@ impl Back {
     }
 }
 
-/// Puts `/dev/null` in place of standard input and output, and `error` in place of standard error.
+/// Puts `/dev/null` in place of standard input and output, and `error` in place of standard error, and closes all else that
+/// came from whoever started us: a reader of the other end of a pipe would wait for us.
 ///
 /// # Errors
-/// When `/dev/null` cannot be opened.
+/// When `/dev/null` cannot be opened, or `/proc` is missing.
 pub fn leave_terminal(error: BorrowedFd<'_>) -> io::Result<()> {
+    close_inherited()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     let put = |fd: RawFd, over: RawFd| {
         // SAFETY: dup2(2) over a standard stream, which nobody owns as an `OwnedFd`.
@@ -98,4 +100,18 @@ pub fn leave_terminal(error: BorrowedFd<'_>) -> io::Result<()> {
     put(null.as_raw_fd(), libc::STDIN_FILENO)?;
     put(null.as_raw_fd(), libc::STDOUT_FILENO)?;
     put(error.as_raw_fd(), libc::STDERR_FILENO)
+}
+
+/// Closes the descriptors above 2 that are left open by execve(2): all that we open ourselves are not.
+fn close_inherited() -> io::Result<()> {
+    let numbers = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for number in numbers.collect::<Vec<RawFd>>().into_iter().filter(|number| *number > libc::STDERR_FILENO) {
+        // SAFETY: fcntl(2) with plain numbers; the directory that was read is not open any more, and refused.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: nothing in this process owns it.
+            unsafe { libc::close(number) };
+        }
+    }
+    Ok(())
 }

@@ -20,6 +20,13 @@ pub fn raw(family: Family, protocol: u8) -> io::Result<UdpSocket> {
     sys::socket(family.number().into(), libc::SOCK_RAW, protocol.into()).map(UdpSocket::from)
 }
 
+/// The number of an interface of the calling thread's network namespace, as addresses have it for their scope.
+///
+/// What is below `/sys/class/net` would be that of the namespace in which somebody mounted it.
+pub fn scope(interface: &str) -> Option<u32> {
+    sys::interface_index(interface)
+}
+
 /// Opens a packet socket (packet(7)) on an interface of the calling thread's network namespace.
 ///
 /// It sends and receives whole frames, by `send` and `recv` of the [`UdpSocket`] it comes as, and sees what leaves the

@@ -25,6 +25,14 @@ pub(crate) fn has_interface(name: &str) -> bool {
     index != 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENODEV)
 }
 
+/// The number of the interface of this name in the calling thread's namespace.
+pub(crate) fn interface_index(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: a live string that ends in zero.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
 /// Whether the calling thread's namespace has an interface of this number, without waiting for who removes it.
 pub(crate) fn has_interface_index(index: u32) -> bool {
     let mut name = [0; libc::IF_NAMESIZE];

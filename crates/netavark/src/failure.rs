@@ -103,6 +103,9 @@ pub fn engine_failure(error: &Error) -> Failure {
                 os(ENODEV)
             ));
         }
+        Error::NotFound { what: "VRF", .. } => {
+            return Failure(format!("get vrf to set up bridge interface: Netlink error: {}", os(ENODEV)));
+        }
         Error::NameTaken { what: "bridge device of network", name } => {
             return Failure(format!(
                 "network `{name}` has that bridge already: several networks, as VLANs or not, share one only with \

@@ -44,9 +44,10 @@ pub fn container_id(id: &str) -> Id {
     id.parse().unwrap_or_else(|_| hashed("container", id))
 }
 
-/// Our id of a network.
+/// Our id of a network: Podman's if it has our form. Whose ids have another knows a network by its name, as the name
+/// server of netavark does: such an id may be another one with every call.
 pub fn network_id(network: &Network) -> Id {
-    network.id.parse().unwrap_or_else(|_| hashed("network", &format!("{}\0{}", network.id, network.name)))
+    network.id.parse().unwrap_or_else(|_| hashed("network", &network.name))
 }
 
 fn hashed(kind: &str, id: &str) -> Id {
@@ -71,9 +72,35 @@ pub fn plan<'a>(setup: &'a Setup, netns: &Path, names_port: Option<u16>) -> Resu
             None => plugins.push((network, attachment)),
         }
     }
+    check_name_servers(setup)?;
     let attach =
         if endpoints.is_empty() { None } else { Some(attach_request(setup, netns, endpoints, &mut warnings)?) };
     Ok(Plan { attach, plugins, warnings })
+}
+
+/// Refuses name servers where our own answers: it would ask itself.
+fn check_name_servers(setup: &Setup) -> Result<(), Failure> {
+    let networks = || setup.networks.iter().filter_map(|place| setup.network_info.get(&place.name));
+    let serves = |network: &&Network| network.dns_enabled && is_managed_bridge(network);
+    let at = |server: &IpAddr| {
+        let is_there = |network: &&Network| network.subnets.iter().flatten().any(|net| net.gateway == Some(*server));
+        networks().filter(serves).find(is_there).map(|network| shortened(&network.name))
+    };
+    let refuse = |what: &str, name| {
+        Failure::new(format!(
+            "{what} of network {name:?}; using it would cause aardvark-dns to forward queries to itself."
+        ))
+    };
+    if networks().any(|network| serves(&network)) {
+        for server in setup.dns_servers.iter().flatten() {
+            at(server).map_or(Ok(()), |name| Err(refuse(&format!("DNS server {server} is the gateway"), name)))?;
+        }
+    }
+    for server in networks().filter(serves).flat_map(|network| network.network_dns_servers.iter().flatten()) {
+        at(server)
+            .map_or(Ok(()), |name| Err(refuse(&format!("network DNS server {server} matches the gateway"), name)))?;
+    }
+    Ok(())
 }
 
 /// The driver, if it is one of ours; else it is a plugin's.
@@ -317,6 +344,8 @@ pub fn is_managed_bridge(network: &Network) -> bool {
 /// Who gives out addresses.
 fn ipam(network: &Network, driver: Driver) -> Result<Ipam, Failure> {
     match network.ipam() {
+        // Without so much as an empty list of subnets no address is given, whichever the container is said to have.
+        "" | "host-local" if network.subnets.is_none() => Ok(Ipam::None),
         "" | "host-local" => Ok(Ipam::Local),
         "none" => Ok(Ipam::None),
         "dhcp" if is_managed_bridge(network) => {

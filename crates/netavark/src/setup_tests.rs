@@ -131,6 +131,30 @@ fn ids_of_any_form() {
     assert_eq!(container_id(ID).to_string(), ID);
     assert_eq!(container_id("someID"), container_id("someID"));
     assert_ne!(container_id("someID"), container_id("otherID"));
+    let network = |id: &str, name: &str| {
+        let text = format!(r#"{{"name":"{name}","id":"{id}","driver":"bridge"}}"#);
+        network_id(&serde_json::from_str(&text).unwrap())
+    };
+    assert_eq!(network(ID, "web").to_string(), ID);
+    assert_eq!(network("someID", "web"), network("otherID", "web"));
+    assert_ne!(network("someID", "web"), network("someID", "far"));
+}
+
+#[test]
+fn our_own_name_server_is_nobody_to_ask() {
+    let names = r#","dns_enabled":true"#;
+    let own = "10.88.0.1";
+    let of_container = request("", names, &format!(r#","dns_servers":["9.9.9.9","{own}"]"#)).unwrap_err().to_string();
+    assert_eq!(
+        of_container,
+        "DNS server 10.88.0.1 is the gateway of network \"podman\"; using it would cause aardvark-dns to forward queries to \
+         itself."
+    );
+    let of_network = request("", &format!(r#"{names},"network_dns_servers":["{own}"]"#), "").unwrap_err().to_string();
+    assert!(of_network.starts_with("network DNS server 10.88.0.1 matches the gateway"), "{of_network}");
+    // Where nobody of ours answers it is a server like any other.
+    request("", "", &format!(r#","dns_servers":["{own}"]"#)).unwrap();
+    request("", names, r#","dns_servers":["9.9.9.9"]"#).unwrap();
 }
 
 #[test]

@@ -42,6 +42,32 @@ fn kill(pid: i32) {
     assert!(process.wait_readable(LONG).unwrap());
 }
 
+/// A caller that waits until nobody can write into its pipe any more, as test runners and shells do, waits for the command
+/// alone.
+#[test]
+fn what_stays_holds_nothing_of_who_started_it() {
+    let Some(world) = world("holds") else { return };
+    world.network("web", &["--subnet", "10.91.0.0/24"]);
+    let starts = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec \"$@\" 7>&1 >/dev/null 2>&1", "sh", env!("CARGO_BIN_EXE_portolan")]).args(args);
+        command.env("PORTOLAN_ROOT", &world.root).env("PORTOLAN_DAEMON", "auto").stdout(Stdio::piped());
+        let mut child = world.h.adopt(command).unwrap().spawn().unwrap();
+        let mut pipe = child.stdout.take().unwrap();
+        assert!(child.wait().unwrap().success(), "{args:?}");
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(pipe.read_to_end(&mut Vec::new())));
+        told.recv_timeout(LONG).is_ok()
+    };
+    assert!(starts(&["daemon", "start"]), "daemon start");
+    world.portolan_ok(&["daemon", "stop"]);
+    assert!(
+        starts(&["run", "-d", "--network", "web", "--", "sleep", "1000"]),
+        "run -d, and the daemon that comes with it"
+    );
+    assert!(status(&world).is_some());
+}
+
 #[test]
 fn it_comes_with_the_first_container_and_goes_after_the_last() {
     let Some(world) = world("on-demand") else { return };

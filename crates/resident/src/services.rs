@@ -13,6 +13,7 @@ use portolan_dns::ResolvConf;
 use portolan_docker::api::events::Chronicle;
 use portolan_engine::{Change, Error};
 use portolan_kernel::diag::Transport;
+use portolan_kernel::socket;
 use portolan_model::{FirewallDriver, Id};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
@@ -450,7 +451,7 @@ impl Services {
     fn host_resolver(&self) -> ResolvConf {
         let read = |path: &std::path::Path| {
             // A comment may be in any encoding.
-            let parse = |text: Vec<u8>| ResolvConf::parse(&String::from_utf8_lossy(&text), interface_index);
+            let parse = |text: Vec<u8>| ResolvConf::parse(&String::from_utf8_lossy(&text), socket::scope);
             fs::read(path).map(parse).map_err(|error| {
                 tracing::warn!(%error, path = %path.display(), "the host's name servers cannot be read");
             })
@@ -561,9 +562,4 @@ fn kept_name(address: SocketAddr, transport: Transport) -> String {
         Transport::Sctp => "sctp",
     };
     format!("{transport}-{}", address.ip()).replace(':', "_")
-}
-
-/// The index of an interface of the host.
-fn interface_index(name: &str) -> Option<u32> {
-    fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
 }

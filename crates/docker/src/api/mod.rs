@@ -263,6 +263,10 @@ fn find(request: Request<'_>) -> Result<(Call, Asked<'_>), Failure> {
             return Ok((route.call, Asked { version, id, request }));
         }
     }
+    // Clients leave before and after what they do, and go on when they are told that there is nothing to leave.
+    if (request.method, path) == ("POST", "/swarm/leave") {
+        return Err(Failure::new(Kind::Unavailable, "This node is not part of a swarm"));
+    }
     let first = path.split('/').nth(1).unwrap_or_default();
     let is_ours = ROUTES.iter().any(|route| route.fit(path).is_some());
     if !is_ours && DOCKERS.contains(&first) {
@@ -417,6 +421,8 @@ mod tests {
     fn what_is_not_served() {
         for (method, path, status) in [
             ("POST", "/containers/create", 501),
+            ("POST", "/v1.41/swarm/leave", 503),
+            ("POST", "/swarm/init", 501),
             ("GET", "/v1.41/images/json", 501),
             ("POST", "/v1.41/containers/web/start", 501),
             ("GET", "/volumes", 501),

@@ -1,6 +1,7 @@
 //! `portolan netavark`, and the binary called as `netavark`: Podman's network backend
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +17,12 @@ use portolan_netavark::{
     Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, attach_failure,
     container_id, engine_failure, network_id,
 };
+use portolan_plan::Firewall;
 use portolan_resident::firewall;
 use serde::Serialize;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock;
 use crate::cmd::{daemon, run};
@@ -184,11 +189,42 @@ fn say(line: &str, status: i32) -> i32 {
     }
 }
 
-/// Logs go to standard error, as much as Podman asks for by `RUST_LOG=netavark=LEVEL`.
+/// Logs go to standard error, as much as Podman asks for by `RUST_LOG=netavark=LEVEL`, and in the form that netavark's have.
 fn start_log() {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let level = wanted.rsplit(['=', ',']).next().and_then(|level| level.parse().ok());
-    crate::cli::start_log(level.unwrap_or(tracing::Level::ERROR));
+    let log = tracing_subscriber::fmt().with_max_level(level.unwrap_or(tracing::Level::ERROR));
+    log.with_writer(io::stderr).event_format(Line).init();
+}
+
+/// `[WARN  portolan::cmd::netavark] what there is to say`.
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, of: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &tracing::Event<'_>) -> fmt::Result {
+        let about = event.metadata();
+        write!(to, "[{:5} {}] ", about.level().as_str(), about.target())?;
+        of.field_format().format_fields(to.by_ref(), event)?;
+        writeln!(to)
+    }
+}
+
+/// Says who filters packets, to whom that is news.
+fn log_firewall(engine: &Engine) {
+    if !tracing::enabled!(target: "netavark::firewall", tracing::Level::INFO) {
+        return;
+    }
+    match engine.firewall() {
+        Ok(Firewall { driver: FirewallDriver::None, .. }) => {
+            tracing::info!(target: "netavark::firewall", "Not using firewall");
+        }
+        Ok(Firewall { driver, .. }) => tracing::info!(target: "netavark::firewall", "Using {driver} firewall driver"),
+        Err(error) => tracing::warn!("{error}"),
+    }
 }
 
 impl Args {
@@ -275,6 +311,7 @@ impl Args {
             tracing::warn!("{warning}");
         }
         let engine = Self::engine(&context)?;
+        log_firewall(&engine);
         check_ipv6(&engine, &setup)?;
         let starting = plan.attach.as_ref().and_then(|_| daemon::begin(&context));
         let joined = match &plan.attach {

@@ -72,5 +72,4 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
     differs("volume ls", "", "is not served here", NOT_OURS),
     differs("images", "", "is not served here", NOT_OURS),
     differs("start nosuch", "", "is not served here", NOT_OURS),
-    differs("swarm leave", "", "is not served here", NOT_OURS),
 ];

@@ -139,7 +139,9 @@ impl Machine {
         fs::create_dir_all(&image)?;
         fs::copy("/usr/bin/busybox", tree.join("bin/busybox"))?;
         let applets = Command::new("/usr/bin/busybox").arg("--list").output()?;
-        for applet in String::from_utf8(applets.stdout)?.lines().filter(|applet| *applet != "busybox") {
+        for applet in
+            String::from_utf8(applets.stdout)?.lines().filter(|applet| *applet != "busybox").chain(["busybox-extras"])
+        {
             symlink("busybox", tree.join("bin").join(applet))?;
         }
         fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;

@@ -237,7 +237,15 @@ impl Context<'_> {
         // Before the interface is up: from then on it would listen to routers and redirects.
         let values: Vec<(&str, &str)> = match interface.routers {
             _ if !interface.ipv6 => vec![("disable_ipv6", "1")],
-            None => vec![("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")],
+            None => [
+                ("disable_ipv6", "0"),
+                ("accept_ra", "0"),
+                // Also for those in the container who listen to routers again.
+                ("autoconf", "0"),
+                ("accept_redirects", "0"),
+                ("accept_dad", "0"),
+            ]
+            .into(),
             Some(routers) => [
                 // Also in a container that forwards (ip-sysctl.rst); addresses are the DHCP server's business.
                 ("accept_ra", "2"),
