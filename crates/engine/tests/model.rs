@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fake::{FOREIGN_PORT, FakeKernel, Random, network_request};
-use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind, NetworkRequest};
-use portolan_model::{ContainerKind, ContainerState, Driver, Family, Id, PublishSpec};
+use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, Engine, Error, Kind};
+use portolan_model::{ContainerKind, ContainerState, Family, Id, PublishSpec};
 use portolan_plan::{Object, Set, Step};
 use portolan_store::SqliteStore;
 
