@@ -1,8 +1,8 @@
 //! The service that netavark asks for leases of DHCP servers: gRPC on a unix socket, `netavark dhcp-proxy`.
 //!
 //! Owns the foreign protocol ([`wire`], over HTTP/2) and the process around it. Who keeps a lease is
-//! [`portolan_dhcp::Keeper`], as it is for networks of ours; netavark itself gives the container its first address, and
-//! later ones are put in place here. No network of ours needs this service: it is for a netavark that is not ours.
+//! [`portolan_dhcp::Keeper`], as it is for networks of ours; addresses and default routes are set in the container here, as
+//! netavark's own service does (`src/dhcp_proxy/ip.rs`): its `setup` only says what they are. No network of ours needs this service: it is for a netavark that is not ours.
 
 #![forbid(unsafe_code)]
 

@@ -108,7 +108,7 @@ impl Service {
         self.changed.notified()
     }
 
-    /// Acquires a lease and keeps it; the caller gives the container its address.
+    /// Acquires a lease, gives the container its address and default route, and keeps it.
     pub(crate) async fn setup(&self, config: NetworkConfig) -> Result<Lease, Status> {
         self.last.set(Instant::now());
         let place = place(&config)?;
@@ -205,7 +205,7 @@ impl Service {
     }
 }
 
-/// Takes note of what happened to a lease, and puts a changed address in place: only the first one is netavark's to set.
+/// Takes note of what happened to a lease, and puts its address in place.
 fn note(table: &Table, place: &Place, happened: Happened) {
     let mut table = lock(table);
     let Some(held) = table.get_mut(&(place.endpoint, place.family)) else { return };
@@ -218,11 +218,17 @@ fn note(table: &Table, place: &Place, happened: Happened) {
             return;
         }
     };
-    if let Some(before) = &held.lease
-        && lease.as_ref().is_none_or(|lease| (lease.address, lease.gateway) != (before.address, before.gateway))
-        && let Err(error) = readdress(place, Some(before), lease.as_ref())
+    let set = |lease: Option<&DhcpLease>| lease.map(|lease| (lease.address, lease.gateway));
+    if set(held.lease.as_ref()) != set(lease.as_ref())
+        && let Err(error) = readdress(place, held.lease.as_ref(), lease.as_ref())
     {
-        tracing::warn!("give `{}` another address: {error}", place.ifname);
+        let why = format!("give `{}` its address: {error}", place.ifname);
+        if held.lease.is_none() {
+            // Nobody has been told of it yet.
+            held.reason = Some(why);
+            return;
+        }
+        tracing::warn!("{why}");
     }
     (held.lease, held.reason) = (lease, reason);
 }
