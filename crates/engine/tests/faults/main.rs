@@ -3,7 +3,8 @@
 //!
 //! A schedule is a list of verbs of all faces, each with what goes wrong meanwhile ([`Fault`]), and of what happens beside
 //! them: the machine starts anew, the clock jumps, somebody else changes what is ours. It is made from a seed;
-//! `PORTOLAN_SEEDS` sets how many are run, `PORTOLAN_SEED` runs one. One that fails is shortened and printed.
+//! `PORTOLAN_SEEDS` sets how many are run, or which (`FIRST..LAST`, without the last), `PORTOLAN_SEED` runs one. One that fails is
+//! shortened and printed.
 
 #[path = "../fake/mod.rs"]
 #[allow(dead_code, reason = "each test crate uses its part")]
@@ -26,10 +27,14 @@ const SEEDS: u64 = 1000;
 
 #[test]
 fn nothing_is_left_whatever_fails() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let (first, last) = match number("PORTOLAN_SEED") {
-        Some(seed) => (seed, seed + 1),
-        None => (0, number("PORTOLAN_SEEDS").unwrap_or(SEEDS)),
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let (first, last) = match (std::env::var("PORTOLAN_SEED"), std::env::var("PORTOLAN_SEEDS")) {
+        (Ok(seed), _) => (number(&seed), number(&seed) + 1),
+        (_, Ok(seeds)) => match seeds.split_once("..") {
+            Some((first, last)) => (number(first), number(last)),
+            None => (0, number(&seeds)),
+        },
+        _ => (0, SEEDS),
     };
     let next = AtomicU64::new(first);
     let all = Mutex::new(Seen::default());
