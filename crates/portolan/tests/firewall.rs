@@ -538,6 +538,13 @@ fn a_driver_without_a_guard_says_so() {
         let made = if driver == "iptables" { Backend::IptablesNft.world(&name) } else { world(&name, driver) };
         let Some(world) = made else { continue };
         let is_there = driver == "nftables";
+        if !is_there {
+            let said = world.refused(&["network", "create", "few", "-o", "connections=9"]);
+            assert!(
+                said.contains(&format!("`connections` is not supported with firewall driver `{driver}`")),
+                "{said}"
+            );
+        }
         let created = world.portolan(&["network", "create", "web"]);
         let warning = String::from_utf8(created.stderr).unwrap();
         assert!(created.status.success(), "{warning}");

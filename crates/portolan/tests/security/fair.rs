@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -294,6 +294,35 @@ fn names(stage: &Stage) -> Row {
     }
 }
 
+/// How many connections each container has on the network of [`limited`], and how many are begun.
+const LIMIT: usize = 40;
+const BEGUN: usize = 10 * LIMIT;
+
+/// One container begins more connections than its network lets each have.
+fn limited(stage: &Stage) -> Row {
+    let world = &stage.world;
+    world.network("few", &["--ipv6=false", "-o", &format!("connections={LIMIT}")]);
+    let [greedy, modest] = ["greedy", "modest"].map(|name| world.container(name, &["--network", "few"]));
+    let begins = |from: &Container| tcp_probe(from, at(neighbour_ip(V4), 80), PATIENCE).is_open();
+    let begun = (0..BEGUN).take_while(|_| begins(&greedy)).count();
+    assert!((LIMIT..BEGUN).contains(&begun), "{begun}");
+    assert_eq!((0..LIMIT / 2).filter(|_| begins(&modest)).count(), LIMIT / 2, "others have as many as before");
+    assert!(world.portolan_ok(&["rules", "greedy"]).contains("more than its share"));
+    assert_eq!((0..BEGUN).filter(|_| begins(&stage.other)).count(), BEGUN, "where there is no limit");
+    // What is closed is remembered for two minutes; when it is not any more, it goes on.
+    let mut forget = Command::new("conntrack");
+    forget.args(["-D", "-s", &greedy.ip(V4).to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(world.h.adopt(forget).unwrap().status().unwrap().success());
+    assert!(eventually(PATIENCE * 5, || begins(&greedy)), "it begins none any more");
+    world.verify();
+    Row {
+        number: FAIR,
+        attack: "a container begins ten times as many connections as `-o connections=` of its network lets it have",
+        control: "a container on a network without that: all come about",
+        outcome: "it begins none any more until it has few enough; another one on its network does".into(),
+    }
+}
+
 pub(crate) fn rows() -> Option<Vec<Row>> {
     let here = Stage::or_skip("security-fair", true)?;
     let alone = Stage::or_skip("security-greedy", false)?;
@@ -308,6 +337,7 @@ pub(crate) fn rows() -> Option<Vec<Row>> {
         );
         assert!(tally.failed * 2 > tally.tried, "the table is not full, this proves nothing: {fill:?} {tally:?}");
     });
+    let limited = limited(&here);
     here.under(|| here.scan(), ENOUGH).assert_fair("a scan");
     let mut left = 0;
     let attack = || {
@@ -344,5 +374,6 @@ pub(crate) fn rows() -> Option<Vec<Row>> {
             fair,
         ),
         names,
+        limited,
     ])
 }
