@@ -237,15 +237,7 @@ impl Context<'_> {
         // Before the interface is up: from then on it would listen to routers and redirects.
         let values: Vec<(&str, &str)> = match interface.routers {
             _ if !interface.ipv6 => vec![("disable_ipv6", "1")],
-            None => [
-                ("disable_ipv6", "0"),
-                ("accept_ra", "0"),
-                // Also for those in the container who listen to routers again.
-                ("autoconf", "0"),
-                ("accept_redirects", "0"),
-                ("accept_dad", "0"),
-            ]
-            .into(),
+            None => [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")].into(),
             Some(routers) => [
                 // Also in a container that forwards (ip-sysctl.rst); addresses are the DHCP server's business.
                 ("accept_ra", "2"),
@@ -261,6 +253,14 @@ impl Context<'_> {
         let no_addresses = !interface.ipv6 && written.as_ref().is_err_and(is_read_only);
         if let Err(error) = written
             && (interface.ipv6 || !(error.is_missing() || is_read_only(&error)))
+        {
+            return Err(unset(doing, &error));
+        }
+        // For those in the container who listen to routers again; until then it says nothing, and need not be.
+        if interface.ipv6
+            && interface.routers.is_none()
+            && let Err(error) = sysctl::write(&["net", "ipv6", "conf", name, "autoconf"], "0")
+            && !(error.is_missing() || is_read_only(&error))
         {
             return Err(unset(doing, &error));
         }
