@@ -1,6 +1,7 @@
 //! Connection tracking entries: listing and deleting (nf_conntrack_netlink).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_bindings::conntrack::{
     ConntrackAttrs, IterableTupleAttrs, OpGetDump, PushConntrackAttrs, PushTupleAttrs, TupleAttrs, TupleIpAttrs,
@@ -8,8 +9,9 @@ use netlink_bindings::conntrack::{
 };
 use netlink_bindings::traits::Pusher;
 
-use crate::netlink::{Batch, NetlinkError, Socket, push_nfgenmsg};
+use crate::netlink::{Batch, NETFILTER, NetlinkError, Socket, push_nfgenmsg};
 use crate::rtnl::Family;
+use crate::{sys, sysctl};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const IPCTNL_MSG_CT_NEW: u16 = SUBSYSTEM;
@@ -166,6 +168,38 @@ pub fn fill(socket: &mut Socket) -> Result<Fill, NetlinkError> {
         value.first_chunk().map(|value| u32::from_be_bytes(*value))
     };
     Ok(Fill { entries: number(CTA_STATS_GLOBAL_ENTRIES).unwrap_or(0), max: number(CTA_STATS_GLOBAL_MAX_ENTRIES) })
+}
+
+/// Waits for a connection to begin: readable from the first one on that begins in the namespace in which it was opened.
+///
+/// Each that begins costs a message as long as this is open, so it is for who closes it then.
+#[derive(Debug)]
+pub struct Begun(Socket);
+
+/// `NFNLGRP_CONNTRACK_NEW` (include/uapi/linux/netfilter/nfnetlink_compat.h).
+const GROUP_NEW: i32 = 1;
+
+impl Begun {
+    /// Subscribes in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// The errno of socket(2) or of joining the group; `EOPNOTSUPP` where connections begin without a word
+    /// (`net.netfilter.nf_conntrack_events`).
+    pub fn open() -> Result<Self, NetlinkError> {
+        if sysctl::read(&["net", "netfilter", "nf_conntrack_events"]).is_ok_and(|value| value.trim() == "0") {
+            return Err(NetlinkError::from_errno(libc::EOPNOTSUPP));
+        }
+        let socket = Socket::open(NETFILTER)?;
+        sys::bind_netlink(socket.as_fd())?;
+        sys::setsockopt_int(socket.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, GROUP_NEW)?;
+        Ok(Self(socket))
+    }
+}
+
+impl AsFd for Begun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Appends the deletion of one entry; `ENOENT` if it is gone.

@@ -4,7 +4,8 @@
 //! whoever begins it: the kernel gives up entries for new ones only while nobody has answered them. So no container may have
 //! more of it than its share while others want theirs.
 //!
-//! One thread asks the kernel how full the table is, a few times a second, which costs microseconds. Only when it is about to
+//! One thread asks the kernel how full the table is, a few times a second, which costs microseconds; after some seconds in which
+//! nothing was added it sleeps until a connection begins. Only when it is about to
 //! be [`ROOM`] full, or a network has a limit of its own that may be reached, it lists the entries and counts whose they are.
 //! Who has too many begins no connection, and none leads to him, until he has few enough: his addresses go into a set that a
 //! rule of our table looks up ([`Set::Excess`]). Elements of it go by themselves after [`STAY`], so nobody is kept from the
@@ -16,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -23,11 +25,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use portolan_kernel::conntrack::{self, Entry, Fill, Filter};
+use portolan_kernel::conntrack::{self, Begun, Entry, Fill, Filter};
 use portolan_kernel::netlink::{Batch, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode::{self, Insist};
 use portolan_model::{Family, FirewallDriver, Id};
 use portolan_plan::{Data, Element, Field, Set};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 
 use crate::daemon::{self, Engine};
 use crate::feed::Event;
@@ -42,6 +46,8 @@ const CROWDED: u64 = 15;
 const FORGOTTEN: usize = 1 << 14;
 /// How often to look while nothing calls for more.
 const CALM: Duration = Duration::from_millis(250);
+/// So many looks that find nothing new are enough: whoever begins something then has us look again.
+const QUIET: u32 = 8;
 /// How often to look while the table fills.
 const BUSY: Duration = Duration::from_millis(50);
 /// How far ahead the growth of the table is reckoned with: longer than it takes to count a full one.
@@ -82,6 +88,7 @@ pub type Tell = Box<dyn Fn(Event) + Send>;
 /// The running thread (`portolan-shares`); dropping it ends it.
 pub struct Shares {
     commands: mpsc::Sender<Command>,
+    wake: Arc<OwnedFd>,
     held_back: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
@@ -102,12 +109,15 @@ impl Shares {
         let held_back = Arc::new(AtomicU64::new(0));
         let socket = Socket::open(NETFILTER).context("open a netlink socket")?;
         let counts = held_back.clone();
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let woken = wake.clone();
         let work = move || match daemon::engine(&root) {
             Ok(engine) => {
                 Thread {
                     engine,
                     socket,
                     queue,
+                    wake: woken,
                     tell,
                     held_back: counts,
                     places: BTreeMap::new(),
@@ -120,12 +130,17 @@ impl Shares {
             Err(error) => tracing::error!("fair shares: {error:#}"),
         };
         let thread = std::thread::Builder::new().name("portolan-shares".into()).spawn(work)?;
-        Ok(Self { commands, held_back, thread: Some(thread) })
+        Ok(Self { commands, wake, held_back, thread: Some(thread) })
     }
 
     /// Says what changed; a thread that has ended keeps nobody from anything.
     pub fn update(&self, changes: Vec<Change>) {
-        let _ = self.commands.send(Command::Update(changes));
+        self.send(Command::Update(changes));
+    }
+
+    fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
     /// How often a container was held back.
@@ -136,7 +151,7 @@ impl Shares {
 
 impl Drop for Shares {
     fn drop(&mut self) {
-        let _ = self.commands.send(Command::Stop);
+        self.send(Command::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -149,6 +164,7 @@ struct Thread {
     engine: Engine,
     socket: Socket,
     queue: mpsc::Receiver<Command>,
+    wake: Arc<OwnedFd>,
     tell: Tell,
     held_back: Arc<AtomicU64>,
     places: BTreeMap<Id, Vec<Place>>,
@@ -163,26 +179,57 @@ struct Thread {
 impl Thread {
     fn run(mut self) {
         let mut due = Instant::now() + CALM;
+        // What wakes us, after so many looks that found nothing new.
+        let (mut begun, mut quiet): (Option<Begun>, u32) = (None, 0);
         loop {
             // Without containers there is nobody to look after.
-            let told = if self.places.is_empty() {
-                self.queue.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
-            } else {
-                self.queue.recv_timeout(due.saturating_duration_since(Instant::now()))
-            };
-            match told {
-                Ok(Command::Update(changes)) => changes.into_iter().for_each(|change| self.take(change)),
-                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    // A kernel without connection tracking has none to share.
-                    let pause = self.look().unwrap_or_else(|error| {
-                        tracing::debug!(%error, "the table of connections cannot be read");
-                        AHEAD
-                    });
-                    due = Instant::now() + pause;
+            let is_asleep = begun.is_some() || self.places.is_empty();
+            match self.wait(begun.as_ref(), (!is_asleep).then_some(due)) {
+                Ok(true) => begun = None,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!("fair shares: {error}");
+                    return;
                 }
             }
+            while let Ok(command) = self.queue.try_recv() {
+                match command {
+                    Command::Update(changes) => changes.into_iter().for_each(|change| self.take(change)),
+                    Command::Stop => return,
+                }
+            }
+            if begun.is_some() || self.places.is_empty() || Instant::now() < due {
+                continue;
+            }
+            let entries = self.before.map_or(0, |(_, entries)| entries);
+            // A kernel without connection tracking has none to share.
+            let pause = self.look().unwrap_or_else(|error| {
+                tracing::debug!(%error, "the table of connections cannot be read");
+                AHEAD
+            });
+            due = Instant::now() + pause;
+            let is_quiet = pause == CALM && self.before.is_some_and(|(_, now)| now <= entries);
+            quiet = if is_quiet { quiet + 1 } else { 0 };
+            if quiet >= QUIET {
+                // Where it cannot be heard of we go on looking.
+                (begun, quiet) = (Begun::open().ok(), 0);
+            }
         }
+    }
+
+    /// Waits for a command, for a connection that begins, and until `due`; whether a connection began.
+    fn wait(&self, begun: Option<&Begun>, due: Option<Instant>) -> Result<bool, Errno> {
+        let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut entries = vec![entry(self.wake.as_fd())];
+        entries.extend(begun.map(|begun| entry(begun.as_fd())));
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        match poll(&mut entries, left.as_ref()) {
+            Err(Errno::INTR) => return Ok(false),
+            other => other?,
+        };
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        Ok(entries.get(1).is_some_and(|entry| !entry.revents().is_empty()))
     }
 
     fn take(&mut self, change: Change) {

@@ -302,18 +302,19 @@ const BEGUN: usize = 10 * LIMIT;
 fn limited(stage: &Stage) -> Row {
     let world = &stage.world;
     world.network("few", &["--ipv6=false", "-o", &format!("connections={LIMIT}")]);
-    let [greedy, modest] = ["greedy", "modest"].map(|name| world.container(name, &["--network", "few"]));
+    let [hasty, modest] = ["hasty", "modest"].map(|name| world.container(name, &["--network", "few"]));
     let begins = |from: &Container| tcp_probe(from, at(neighbour_ip(V4), 80), PATIENCE).is_open();
-    let begun = (0..BEGUN).take_while(|_| begins(&greedy)).count();
+    let begun = (0..BEGUN).take_while(|_| begins(&hasty)).count();
     assert!((LIMIT..BEGUN).contains(&begun), "{begun}");
     assert_eq!((0..LIMIT / 2).filter(|_| begins(&modest)).count(), LIMIT / 2, "others have as many as before");
-    assert!(world.portolan_ok(&["rules", "greedy"]).contains("more than its share"));
+    let told = world.portolan_ok(&["rules", "hasty"]);
+    assert!(told.contains("more than its share"), "{begun}: {told}");
     assert_eq!((0..BEGUN).filter(|_| begins(&stage.other)).count(), BEGUN, "where there is no limit");
     // What is closed is remembered for two minutes; when it is not any more, it goes on.
     let mut forget = Command::new("conntrack");
-    forget.args(["-D", "-s", &greedy.ip(V4).to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    forget.args(["-D", "-s", &hasty.ip(V4).to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
     assert!(world.h.adopt(forget).unwrap().status().unwrap().success());
-    assert!(eventually(PATIENCE * 5, || begins(&greedy)), "it begins none any more");
+    assert!(eventually(PATIENCE * 5, || begins(&hasty)), "it begins none any more");
     world.verify();
     Row {
         number: FAIR,
