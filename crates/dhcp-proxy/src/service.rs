@@ -219,6 +219,9 @@ fn note(table: &Table, place: &Place, happened: Happened) {
         }
     };
     let set = |lease: Option<&DhcpLease>| lease.map(|lease| (lease.address, lease.gateway));
+    if held.lease.is_some() && set(held.lease.as_ref()) != set(lease.as_ref()) {
+        tracing::info!("ip or gateway for mac {} changed, update address", place.mac);
+    }
     if set(held.lease.as_ref()) != set(lease.as_ref())
         && let Err(error) = readdress(place, held.lease.as_ref(), lease.as_ref())
     {
