@@ -26,7 +26,6 @@ use portolan_kernel::sysctl;
 use portolan_model::{FirewallDriver, Id};
 use portolan_store::{PATIENCE, SqliteStore};
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::fs::inotify;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
@@ -35,6 +34,7 @@ use crate::control::{self, Answer, Done, Request, Status};
 use crate::docker_api;
 use crate::notify::Manager;
 use crate::services::{self, Inherited, Services};
+use crate::watched::Watched;
 
 /// The engine over this host.
 pub type Engine = portolan_engine::Engine<SqliteStore, HostKernel>;
@@ -295,8 +295,9 @@ impl Daemon {
         let add = |fd: BorrowedFd<'_>, token| epoll::add(&epoll, fd, EventData::new_u64(token), EventFlags::IN);
         add(signals.as_fd(), token::SIGNALS)?;
         add(control.as_fd(), token::CONTROL)?;
-        let files = Watched::new(&config).context("watch the state and the host's resolver file")?;
-        epoll::add(&epoll, files.inotify.as_fd(), EventData::new_u64(token::FILES), FILES)?;
+        let files =
+            Watched::new(&config.root, &config.resolv_conf).context("watch the state and the host's resolver file")?;
+        epoll::add(&epoll, files.as_fd(), EventData::new_u64(token::FILES), FILES)?;
 
         let memory = memory.unwrap_or_else(|| Memory { started: now(), ..Memory::default() });
         let mut clients = Vec::new();
@@ -424,7 +425,7 @@ impl Daemon {
 
     fn file_changed(&mut self) -> Result<()> {
         let changed = self.files.read();
-        epoll::modify(&self.epoll, self.files.inotify.as_fd(), EventData::new_u64(token::FILES), FILES)?;
+        epoll::modify(&self.epoll, self.files.as_fd(), EventData::new_u64(token::FILES), FILES)?;
         let changed = changed?;
         if changed.state {
             self.follow()?;
@@ -748,65 +749,4 @@ impl Found {
 
 fn is_unix(fd: &OwnedFd) -> bool {
     rustix::net::sockopt::socket_domain(fd).is_ok_and(|family| family == rustix::net::AddressFamily::UNIX)
-}
-
-/// The files whose changes concern us.
-struct Watched {
-    inotify: OwnedFd,
-    /// The watch on the state's directory.
-    state: i32,
-    /// Watches on the directories of the resolver file and of what it links to.
-    resolver: Vec<i32>,
-    resolver_names: Vec<std::ffi::OsString>,
-}
-
-struct Changed {
-    state: bool,
-    resolver: bool,
-}
-
-impl Watched {
-    fn new(config: &Config) -> Result<Self> {
-        use inotify::{CreateFlags, WatchFlags};
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        // What is written is not a commit yet when it is: that it is one by the time that its writer lets go of the lock.
-        let written = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
-        let state = inotify::add_watch(&inotify, &config.root, written)?;
-        let mut resolver = Vec::new();
-        let mut resolver_names = Vec::new();
-        // Directories, because the file is replaced as a rule; where it is a link, also that which it leads to.
-        let real = config.resolv_conf.canonicalize().ok();
-        for path in [Some(&config.resolv_conf), real.as_ref()].into_iter().flatten() {
-            let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { continue };
-            let closed = WatchFlags::CLOSE_WRITE | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-            if let Ok(watch) = inotify::add_watch(&inotify, directory, closed) {
-                resolver.push(watch);
-                resolver_names.push(name.to_owned());
-            }
-        }
-        Ok(Self { inotify, state, resolver, resolver_names })
-    }
-
-    fn read(&self) -> Result<Changed> {
-        use std::os::unix::ffi::OsStrExt as _;
-        let mut changed = Changed { state: false, resolver: false };
-        let mut space = [std::mem::MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(&self.inotify, &mut space);
-        loop {
-            let event = match reader.next() {
-                Ok(event) => event,
-                Err(rustix::io::Errno::AGAIN) => return Ok(changed),
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error).context("read what changed"),
-            };
-            let lost = event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW);
-            let name = event.file_name().map(std::ffi::CStr::to_bytes).unwrap_or_default();
-            let is_let_go = event.events().contains(inotify::ReadFlags::CLOSE_WRITE);
-            let is_state = if is_let_go { name == b"lock" } else { name.starts_with(b"state.db-wal") };
-            changed.state |= lost || (event.wd() == self.state && is_state);
-            changed.resolver |= lost
-                || (self.resolver.contains(&event.wd())
-                    && self.resolver_names.iter().any(|resolver| resolver.as_bytes() == name));
-        }
-    }
 }

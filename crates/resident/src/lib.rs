@@ -25,3 +25,4 @@ pub mod services;
 pub mod shares;
 pub mod stats;
 pub mod supervise;
+mod watched;
