@@ -19,6 +19,9 @@ use crate::rtnl::link::{self, AddrGenMode, Ipv4Conf, LinkChange};
 use crate::rtnl::route::{self, Route, RouteKind};
 use crate::{announce, sysctl};
 
+/// Whether an interface makes itself addresses of what routers say (ip-sysctl.rst).
+const AUTOCONF: &str = "autoconf";
+
 impl Context<'_> {
     pub(super) fn sandboxes(&mut self, steps: &[Step]) {
         // Whatever is in a sandbox that loses its last port of ours goes with the port.
@@ -237,11 +240,19 @@ impl Context<'_> {
         // Before the interface is up: from then on it would listen to routers and redirects.
         let values: Vec<(&str, &str)> = match interface.routers {
             _ if !interface.ipv6 => vec![("disable_ipv6", "1")],
-            None => [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_redirects", "0"), ("accept_dad", "0")].into(),
+            None => [
+                ("disable_ipv6", "0"),
+                ("accept_ra", "0"),
+                ("accept_redirects", "0"),
+                ("accept_dad", "0"),
+                // For those in the container who listen to routers again; until then it says nothing, and need not be.
+                (AUTOCONF, "0"),
+            ]
+            .into(),
             Some(routers) => [
                 // Also in a container that forwards (ip-sysctl.rst); addresses are the DHCP server's business.
                 ("accept_ra", "2"),
-                ("autoconf", "0"),
+                (AUTOCONF, "0"),
                 ("accept_ra_defrtr", if routers.default_route { "1" } else { "0" }),
                 ("accept_redirects", "0"),
                 ("accept_dad", "0"),
@@ -251,18 +262,15 @@ impl Context<'_> {
         };
         let written = sysctl::write_in(&["net", "ipv6", "conf", name], &values);
         let no_addresses = !interface.ipv6 && written.as_ref().is_err_and(is_read_only);
-        if let Err(error) = written
-            && (interface.ipv6 || !(error.is_missing() || is_read_only(&error)))
-        {
-            return Err(unset(doing, &error));
-        }
-        // For those in the container who listen to routers again; until then it says nothing, and need not be.
-        if interface.ipv6
-            && interface.routers.is_none()
-            && let Err(error) = sysctl::write(&["net", "ipv6", "conf", name, "autoconf"], "0")
-            && !(error.is_missing() || is_read_only(&error))
-        {
-            return Err(unset(doing, &error));
+        if let Err(error) = written {
+            let is_needed = match interface.routers {
+                _ if !interface.ipv6 => false,
+                None => !error.setting().is_some_and(|setting| setting.ends_with(AUTOCONF)),
+                Some(_) => true,
+            };
+            if is_needed || !(error.is_missing() || is_read_only(&error)) {
+                return Err(unset(doing, &error));
+            }
         }
         // Linux 5.12; before, the route has the kernel's own priority.
         if let Some(metric) = interface.routers.and_then(|routers| routers.metric)
