@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,7 +27,9 @@ const PROTOCOL: u8 = libc::IPPROTO_SCTP as u8;
 /// Sends INITs from port `from_port` until an INIT ACK or ABORT comes, or `timeout` is over.
 pub fn sctp_probe(from: &impl InNetns, from_port: u16, to: SocketAddr, timeout: Duration) -> Probe {
     let family = Family::of(to.ip());
-    let tag = 0x5c7b_0000 | u32::from(from_port);
+    // One for each probe: until it is connected a raw socket takes the answers that others of its namespace wait for.
+    static TAG: AtomicU32 = AtomicU32::new(0x5c7b_0000);
+    let tag = TAG.fetch_add(1, Ordering::Relaxed);
     let request = packet(from_port, to.port(), 0, &init_chunk(INIT, tag, &[]));
     let socket = with_netns(from.netns(), || raw(family, PROTOCOL)).expect("an open namespace can be entered");
     let result = socket.and_then(|socket| {

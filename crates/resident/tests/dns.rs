@@ -559,18 +559,22 @@ fn sockets_kept_by_another_outlive_a_server() {
 #[test]
 fn a_port_in_use_is_reported_with_its_holder_and_taken_once_free() {
     let Some(scene) = Scene::new("dns port", 1) else { return };
-    let holder = scene.host.enter(|| UdpSocket::bind((GATEWAY, 53)).unwrap());
+    // Not this process: what it closes stays open in what a neighbouring test is about to start.
+    let mut holder = scene.host.command("ncat").unwrap().args(["-ul", GATEWAY, "53"]).spawn().unwrap();
+    let sockets = || scene.host.enter(|| std::fs::read_to_string("/proc/thread-self/net/udp").unwrap());
+    assert!(eventually(Duration::from_secs(10), || sockets().contains(":0035 ")), "ncat listens");
     let server = scene.serve(HandOver::default(), Config::default());
     server.update(scene.changes());
     // Who is in the way is looked for where the caller is.
     let failures = scene.host.enter(|| server.barrier().unwrap());
     assert_eq!(failures.len(), 1, "{failures:?}");
     let message = failures[0].to_string();
-    let pid = format!("process {}: ", std::process::id());
+    let pid = format!("process {}: ", holder.id());
     assert!(message.starts_with("listen on `10.99.0.1:53` (UDP): held by `"), "{message}");
     assert!(message.contains(&pid), "{message}");
     assert_eq!(scene.dig(0, &["+tcp", "c0"]), ["10.99.0.10"], "the rest is served");
-    drop(holder);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
     assert_eq!(server.barrier().unwrap(), []);
     assert_eq!(scene.dig(0, &["c0"]), ["10.99.0.10"]);
 }
