@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portolan_model::{Container, ContainerKind, ContainerState, Id, Network};
-use portolan_plan::{Object, Objects, Set, Step, diff};
+use portolan_plan::{Object, Objects, Set, Step, diff, possible};
 
 use crate::api::{Repaired, Rules, RulesOf};
 use crate::engine::{Engine, meta};
@@ -290,7 +290,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         let tx = self.store.write(guard)?;
-        let steps = self.differences(&tx)?;
+        let steps = possible(self.differences(&tx)?, |sandbox| self.kernel.sandbox_alive(sandbox));
         tx.commit(Durability::Process)?;
         let failures = self.repair(&steps)?;
         Ok((steps, failures))
@@ -307,6 +307,16 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(Repaired { containers: Vec::new(), rows, steps, failures: said(failures) })
     }
 
+    /// Containers whose namespace is gone, and which nobody has taken down yet.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn dead(&self) -> Result<Vec<Container>> {
+        let mut all = self.store.read()?.containers()?;
+        all.retain(|container| !matches!(container.state, ContainerState::Exited(_)) && !self.is_alive(container));
+        Ok(all)
+    }
+
     /// Takes down containers whose namespace is gone and rows that died in transition, then reconciles.
     ///
     /// # Errors
@@ -315,11 +325,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.store.lock()?;
         let rows = self.recover(&guard)?;
         let mut repaired = Repaired { rows, ..Repaired::default() };
-        let all = self.store.read()?.containers()?;
-        for container in all {
-            if matches!(container.state, ContainerState::Exited(_)) || self.is_alive(&container) {
-                continue;
-            }
+        for container in self.dead()? {
             repaired.containers.push(container.name.clone());
             self.reap(&guard, container)?;
         }

@@ -1,10 +1,11 @@
 //! From what is to what should be, as ordered steps.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use portolan_model::Sandbox;
 
-use crate::object::{Key, Object, Objects};
+use crate::object::{Key, Object, Objects, Port};
 use crate::set::Set;
 
 /// One change to the kernel.
@@ -91,6 +92,25 @@ fn is_overwritten(object: &Object, steps: &[Step]) -> bool {
     })
 }
 
+/// `steps` without those that nobody can take: what is made in a sandbox that is gone, or on a port into one.
+pub fn possible(mut steps: Vec<Step>, is_alive: impl Fn(&Sandbox) -> bool) -> Vec<Step> {
+    let mut alive: BTreeMap<Sandbox, bool> = BTreeMap::new();
+    let mut lost: Vec<Port> = Vec::new();
+    // A port comes before what stands on it.
+    steps.retain(|step| {
+        let Step::Create(object) = step else { return true };
+        let stands = match object.sandbox() {
+            Some(sandbox) => *alive.entry(sandbox.clone()).or_insert_with(|| is_alive(sandbox)),
+            None => !lost.iter().any(|port| object.is_on(port)),
+        };
+        if let (Object::Port(port), false) = (object, stands) {
+            lost.push(port.clone());
+        }
+        stands
+    });
+    steps
+}
+
 /// The steps that undo `steps`, last first.
 pub fn inverse(steps: &[Step]) -> Vec<Step> {
     steps.iter().rev().cloned().map(Step::inverse).collect()
@@ -98,15 +118,15 @@ pub fn inverse(steps: &[Step]) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use portolan_model::{Family, LinkAttributes, Mac, Mtu, Protocol};
 
     use super::*;
     use crate::firewall::Firewall;
     use crate::object::{
-        Bridge, BridgePort, Data, DefaultRoute, Element, Field, HostEnd, Interface, Neighbour, Port, Ruleset,
-        SandboxSetting, Setting,
+        Bridge, BridgePort, Data, DefaultRoute, Element, Field, HostEnd, Interface, Neighbour, Ruleset, SandboxSetting,
+        Setting,
     };
     use crate::set::Set;
 
@@ -254,6 +274,21 @@ mod tests {
         let steps = diff(&with(&after), &with(&before));
         assert_eq!(kinds(&steps), ["interface", "sysctl"]);
         assert_eq!(steps[1].object(), &settings[0]);
+    }
+
+    #[test]
+    fn nothing_is_made_for_a_sandbox_that_is_gone() {
+        let on_port = |which: u8| {
+            let device = format!("pv{which}").parse().unwrap();
+            let mac = Mac::from_bytes([2, 0, 0, 0, 0, which]);
+            Object::Neighbour(Neighbour { device, address: [10, 0, 0, which].into(), mac })
+        };
+        let desired: Objects =
+            (1..=2).flat_map(|which| [object(4, which, 1), on_port(which), object(6, which, 1)]).collect();
+        let steps = possible(diff(&desired, &Objects::new()), |sandbox| sandbox.inode == 2);
+        assert_eq!(steps, [object(4, 2, 1), on_port(2), object(6, 2, 1)].map(Step::Create));
+        let steps = possible(diff(&Objects::new(), &desired), |_| false);
+        assert_eq!(steps.len(), 6, "what is there can be removed");
     }
 
     #[test]

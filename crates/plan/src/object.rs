@@ -582,6 +582,34 @@ impl Object {
         }
     }
 
+    /// The sandbox that it cannot be without; a port's other end is in one.
+    pub fn sandbox(&self) -> Option<&Sandbox> {
+        match self {
+            Self::Port(o) => Some(&o.sandbox),
+            Self::Child(o) => Some(&o.sandbox),
+            Self::Interface(o) => Some(&o.sandbox),
+            Self::DefaultRoute(o) => Some(&o.sandbox),
+            Self::Route(o) => Some(&o.sandbox),
+            Self::SandboxSetting(o) => Some(&o.sandbox),
+            _ => None,
+        }
+    }
+
+    /// The interface of the host that it goes with.
+    fn device(&self) -> Option<&IfName> {
+        match self {
+            Self::Neighbour(o) => Some(&o.device),
+            Self::HostRoute(o) => o.by.as_ref().map(|(host_end, _)| host_end),
+            Self::Shaper(o) => Some(&o.host_end),
+            _ => None,
+        }
+    }
+
+    /// Whether it stands on `port`.
+    pub fn is_on(&self, port: &Port) -> bool {
+        self.device() == Some(&port.host_end)
+    }
+
     /// The namespace the object lives in, if not the host's.
     pub fn sandbox_path(&self) -> Option<&PathBuf> {
         match self {

@@ -442,6 +442,11 @@ fn nothing_is_left_behind() {
     ]);
     gone.kill().unwrap();
     gone.wait().unwrap();
+    // Nothing is made for it, nor said to be.
+    let reconciled = world.portolan(&["reconcile"]);
+    let told = String::from_utf8_lossy(&reconciled.stderr);
+    assert_eq!((reconciled.status.code(), &*String::from_utf8_lossy(&reconciled.stdout)), (Some(0), ""), "{told}");
+    assert_eq!(told, "portolan: their namespace is gone: `gone`\nhint: `portolan gc` takes them down\n");
     world.portolan_ok(&["gc"]);
     empty.assert_same(&world.state(), "a container that died");
     world.verify();

@@ -67,7 +67,10 @@ impl FakeKernel {
     pub(crate) fn remove_namespace(&self, path: &Path) {
         let mut state = self.0.borrow_mut();
         if let Some(inode) = state.namespaces.remove(path) {
-            state.objects.retain(|object| sandbox_of(object).is_none_or(|sandbox| sandbox.inode != inode));
+            let is_inside = |object: &&Object| object.sandbox().is_some_and(|sandbox| sandbox.inode == inode);
+            let inside: Vec<Object> =
+                state.objects.iter().map(|(_, object)| object).filter(is_inside).cloned().collect();
+            inside.iter().for_each(|object| state.delete(object));
         }
     }
 
@@ -200,16 +203,6 @@ impl Drop for Host {
     }
 }
 
-fn sandbox_of(object: &Object) -> Option<&Sandbox> {
-    match object {
-        Object::Port(port) => Some(&port.sandbox),
-        Object::Interface(interface) => Some(&interface.sandbox),
-        Object::DefaultRoute(route) => Some(&route.sandbox),
-        Object::SandboxSetting(setting) => Some(&setting.sandbox),
-        _ => None,
-    }
-}
-
 fn failed(doing: &str, errno: i32) -> KernelError {
     let (doing, reason) = (doing.to_owned(), broken::name(errno).to_owned());
     KernelError { doing, reason, errno, kind: Kind::Transient, hint: None, about: None }
@@ -229,7 +222,7 @@ impl State {
     fn has_ground(&self, object: &Object) -> bool {
         let bridge = |name: &IfName| self.objects.find(&Key::Bridge(name.clone())).is_some();
         let device = |name: &IfName| bridge(name) || self.objects.find(&Key::Port(name.clone())).is_some();
-        sandbox_of(object).is_none_or(|sandbox| self.is_alive(sandbox))
+        object.sandbox().is_none_or(|sandbox| self.is_alive(sandbox))
             && match object {
                 Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
                 Object::Port(port) => port.bridge().is_none_or(bridge),
@@ -405,11 +398,11 @@ impl Kernel for FakeKernel {
                 found.insert(Object::Setting(Setting { value: value.clone(), ..setting.clone() }));
             }
         }
-        let sandboxes: BTreeSet<&Sandbox> = desired.iter().filter_map(|(_, object)| sandbox_of(object)).collect();
+        let sandboxes: BTreeSet<&Sandbox> = desired.iter().filter_map(|(_, object)| object.sandbox()).collect();
         // What lies inside of a sandbox is not ours by name.
         let is_seen = |object: &&Object| match object {
             Object::Interface(_) | Object::DefaultRoute(_) | Object::SandboxSetting(_) => {
-                sandbox_of(object).is_some_and(|s| sandboxes.contains(s))
+                object.sandbox().is_some_and(|s| sandboxes.contains(s))
             }
             _ => true,
         };

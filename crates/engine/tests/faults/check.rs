@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use portolan_engine::{Store as _, Tx as _};
-use portolan_model::{Family, Id};
-use portolan_plan::{Object, Step};
+use portolan_engine::{Kernel as _, Store as _, Tx as _};
+use portolan_model::{Family, Id, Sandbox};
+use portolan_plan::{Object, Step, possible};
 
 use crate::world::World;
 
@@ -31,28 +31,10 @@ impl World {
         said
     }
 
-    /// The dead, and so what of the kernel is gone with them.
-    pub(crate) fn is_of_the_dead(&self, step: &Step) -> bool {
-        let dead: BTreeSet<u64> = self
-            .engine
-            .containers()
-            .unwrap()
-            .iter()
-            .filter(|info| !info.alive)
-            .filter_map(|info| info.container.sandbox.as_ref().map(|sandbox| sandbox.inode))
-            .collect();
-        match step {
-            Step::Create(Object::Port(port)) => dead.contains(&port.sandbox.inode),
-            Step::Create(Object::Child(child)) => dead.contains(&child.sandbox.inode),
-            Step::Create(Object::Interface(interface)) => dead.contains(&interface.sandbox.inode),
-            Step::Create(Object::DefaultRoute(route)) => dead.contains(&route.sandbox.inode),
-            _ => false,
-        }
-    }
-
+    /// How the kernel differs from the rows, but for what it lost with a namespace.
     pub(crate) fn differences(&self) -> Vec<String> {
-        let steps = self.engine.verify().unwrap();
-        steps.iter().filter(|step| !self.is_of_the_dead(step)).map(ToString::to_string).collect()
+        let alive = |sandbox: &Sandbox| self.kernel.sandbox_alive(sandbox);
+        possible(self.engine.verify().unwrap(), alive).iter().map(ToString::to_string).collect()
     }
 
     /// What the kernel has and no row knows of, half-made ones included.

@@ -126,3 +126,28 @@ fn a_network_that_went_with_its_last_container_is_not_removed_once_more() {
     }
     assert!(failures > 10, "{failures}");
 }
+
+#[test]
+fn nothing_is_made_for_the_dead() {
+    let world = World::new();
+    for who in 0..6 {
+        world.kernel.make_namespace(&namespace(who));
+    }
+    for (who, on) in [(1, [1, 1]), (2, [0, 1])] {
+        world.engine.create_network(&network_request(if who == 1 { "ptp" } else { "alpha" })).unwrap();
+        world.run(Verb::Attach { who, on, port: 200 + who }).unwrap();
+    }
+    let objects = world.kernel.objects();
+    let is_neighbour = |object: &&Object| matches!(object, Object::Neighbour(_));
+    let neighbours: Vec<&Object> = objects.iter().map(|(_, object)| object).filter(is_neighbour).collect();
+    assert!(neighbours.len() > 1, "{neighbours:?}");
+    neighbours.into_iter().for_each(|neighbour| world.kernel.remove(neighbour));
+    world.kernel.remove_namespace(&namespace(1));
+    let repaired = world.engine.reconcile().unwrap();
+    assert_eq!(repaired.failures, [""; 0]);
+    let made: Vec<String> = repaired.steps.iter().map(ToString::to_string).collect();
+    assert!(!made.is_empty() && made.iter().all(|step| step.starts_with("create neighbour")), "{made:#?}");
+    world.check("after the repair");
+    let again = world.engine.reconcile().unwrap();
+    assert_eq!(again.steps, [], "what is said was done");
+}

@@ -5,7 +5,7 @@ use portolan_engine::{Error, Repaired};
 use portolan_resident::firewall;
 
 use crate::cmd::daemon;
-use crate::context::Context;
+use crate::context::{Context, Engine};
 use crate::failure::{self, Refused};
 use crate::output::{self, Difference, RepairReport};
 use crate::runtime;
@@ -21,14 +21,18 @@ pub(crate) struct VerifyArgs {}
 
 impl VerifyArgs {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
-        let differences: Vec<Difference> =
-            context.engine_for("verify")?.verify()?.iter().map(Difference::from).collect();
+        let engine = context.engine_for("verify")?;
+        let differences: Vec<Difference> = engine.verify()?.iter().map(Difference::from).collect();
         if context.json {
             output::json(&differences)?;
         } else {
             output::print(
                 &differences.iter().map(|difference| format!("{}\n", difference.line())).collect::<String>(),
             )?;
+            // A host of which nothing is missing is not looked through for them.
+            if !differences.is_empty() {
+                tell_of_the_dead(&engine)?;
+            }
         }
         Ok(i32::from(!differences.is_empty()))
     }
@@ -55,6 +59,7 @@ impl ReconcileArgs {
         let repaired = firewall::reload(&engine)?;
         daemon::settle(context, engine.has_endpoints()?);
         let status = show(context, &repaired, 0)?;
+        tell_of_the_dead(&engine)?;
         if !self.follow {
             return Ok(status);
         }
@@ -89,6 +94,16 @@ impl GcArgs {
         daemon::settle(context, engine.has_endpoints()?);
         show(context, &repaired, directories)
     }
+}
+
+/// Says for whom nothing can be put back.
+fn tell_of_the_dead(engine: &Engine) -> Result<()> {
+    let dead = engine.dead()?;
+    if !dead.is_empty() {
+        let names = dead.iter().map(|container| format!("`{}`", container.name)).collect::<Vec<_>>().join(", ");
+        failure::print(&format!("their namespace is gone: {names}"), Some("`portolan gc` takes them down"));
+    }
+    Ok(())
 }
 
 fn show(context: &Context, repaired: &Repaired, directories: usize) -> Result<i32> {
