@@ -11,6 +11,7 @@ use portolan_dns::{Endpoint, Network, ResolvConf, Service, Transport};
 use portolan_lab::{Host, Lab, Lan, eventually};
 use portolan_model::Id;
 use portolan_resident::dns::{Change, Config, DnsServer, HandOver, ListenerEvent};
+use rustix::net::{AddressFamily, SocketType};
 
 fn id(number: u64) -> Id {
     let mut bytes = [0; 32];
@@ -577,6 +578,42 @@ fn a_port_in_use_is_reported_with_its_holder_and_taken_once_free() {
     holder.wait().unwrap();
     assert_eq!(server.barrier().unwrap(), []);
     assert_eq!(scene.dig(0, &["c0"]), ["10.99.0.10"]);
+}
+
+#[test]
+fn there_are_1024_connections_and_the_idlest_gives_way() {
+    let Some(scene) = Scene::new("dns crowd", 2) else { return };
+    let server = scene.server();
+    let addresses: Vec<IpAddr> = (0..33).map(|number| IpAddr::from([10, 99, 0, 100 + number])).collect();
+    for address in &addresses {
+        scene.containers[0].add_address("eth0", &format!("{address}/24")).unwrap();
+    }
+    let to: SocketAddr = SocketAddr::new(GATEWAY.parse().unwrap(), 53);
+    let connect = |from: IpAddr| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+        rustix::net::connect(&socket, &to).unwrap();
+        TcpStream::from(socket)
+    };
+    // One at a time, so that all of one address have waited longer than those of the next.
+    let crowd: Vec<TcpStream> = scene.containers[0].enter(|| {
+        let mut crowd = Vec::new();
+        for (number, from) in addresses.iter().enumerate() {
+            crowd.extend((0..32).map(|_| connect(*from)));
+            let served = (32 * (number + 1)).min(1024);
+            assert!(eventually(Duration::from_secs(5), || server.stats().unwrap().connections == served));
+        }
+        crowd
+    });
+    assert!(eventually(Duration::from_secs(5), || server.stats().unwrap().evicted == 32), "{:?}", server.stats());
+    let is_open = |stream: &TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        (&*stream).read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let open: Vec<bool> = crowd.iter().map(is_open).collect();
+    assert_eq!(open, [vec![false; 32], vec![true; 1024]].concat());
+    assert_eq!(scene.dig(1, &["+tcp", "c0"]), ["10.99.0.10"], "who comes is served");
+    assert_eq!(scene.dig(1, &["c0"]), ["10.99.0.10"]);
 }
 
 /// Asks `count` times and returns how long each answer took, in order of length; lost ones are counted apart.
