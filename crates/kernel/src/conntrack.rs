@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_bindings::conntrack::{
-    ConntrackAttrs, IterableTupleAttrs, OpGetDump, PushConntrackAttrs, PushTupleAttrs, TupleAttrs, TupleIpAttrs,
-    TupleProtoAttrs,
+    ConntrackAttrs, IterableProtoinfoAttrs, IterableTupleAttrs, NfCtTcpState, OpGetDump, ProtoinfoAttrs,
+    ProtoinfoTcpAttrs, PushConntrackAttrs, PushTupleAttrs, TupleAttrs, TupleIpAttrs, TupleProtoAttrs,
 };
 use netlink_bindings::traits::Pusher;
 
@@ -68,6 +68,8 @@ pub struct Entry {
     pub mark: u32,
     /// Seconds left.
     pub timeout: Option<u32>,
+    /// Whether it is one of TCP that both ends have closed, or one has reset: nothing of use comes any more.
+    pub is_closed: bool,
 }
 
 impl Entry {
@@ -256,7 +258,7 @@ pub fn delete_matching(
 pub(crate) fn parse(payload: &[u8]) -> Option<Entry> {
     let (_, attrs) = OpGetDump::decode_request(payload);
     let (mut original, mut reply) = (None, None);
-    let (mut id, mut status, mut zone, mut mark, mut timeout) = (None, 0, 0, 0, None);
+    let (mut id, mut status, mut zone, mut mark, mut timeout, mut is_closed) = (None, 0, 0, 0, None, false);
     for attr in attrs.flatten() {
         match attr {
             ConntrackAttrs::TupleOrig(tuple) => original = parse_tuple(tuple),
@@ -266,10 +268,24 @@ pub(crate) fn parse(payload: &[u8]) -> Option<Entry> {
             ConntrackAttrs::Zone(value) => zone = value,
             ConntrackAttrs::Mark(value) => mark = value,
             ConntrackAttrs::Timeout(value) => timeout = Some(value),
+            ConntrackAttrs::Protoinfo(info) => is_closed = is_closed_tcp(info),
             _ => {}
         }
     }
-    Some(Entry { id, original: original?, reply: reply?, status, zone, mark, timeout })
+    Some(Entry { id, original: original?, reply: reply?, status, zone, mark, timeout, is_closed })
+}
+
+/// By what tcp_packet() of net/netfilter/nf_conntrack_proto_tcp.c calls it.
+fn is_closed_tcp(info: IterableProtoinfoAttrs<'_>) -> bool {
+    info.flatten().any(|attr| match attr {
+        ProtoinfoAttrs::ProtoinfoTcp(attrs) => attrs.flatten().any(|attr| match attr {
+            ProtoinfoTcpAttrs::TcpState(state) => {
+                [NfCtTcpState::TimeWait as u8, NfCtTcpState::Close as u8].contains(&state)
+            }
+            _ => false,
+        }),
+        _ => false,
+    })
 }
 
 fn parse_tuple(attrs: IterableTupleAttrs<'_>) -> Option<Tuple> {

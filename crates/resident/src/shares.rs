@@ -7,7 +7,8 @@
 //! One thread asks the kernel how full the table is, a few times a second, which costs microseconds; after some seconds in which
 //! nothing was added it sleeps until a connection begins. Only when it is about to
 //! be [`ROOM`] full, or a network has a limit of its own that may be reached, it lists the entries and counts whose they are.
-//! Who has too many begins no connection, and none leads to him, until he has few enough: his addresses go into a set that a
+//! Of who has too many those that are closed are forgotten, oldest first: the kernel would remember them for two minutes, and
+//! they are of no use. Who has too many all the same begins no connection, and none leads to him, until he has few enough: his addresses go into a set that a
 //! rule of our table looks up ([`Set::Excess`]). Elements of it go by themselves after [`STAY`], so nobody is kept from the
 //! network by a daemon that died.
 //!
@@ -44,6 +45,8 @@ const LEAST_ROOM: u64 = 1;
 const CROWDED: u64 = 15;
 /// So many are forgotten between two looks.
 const FORGOTTEN: usize = 1 << 14;
+/// So many closed ones, so that it is some time until there are too many again.
+const FORGOTTEN_CLOSED: usize = 1 << 16;
 /// How often to look while nothing calls for more.
 const CALM: Duration = Duration::from_millis(250);
 /// So many looks that find nothing new are enough: whoever begins something then has us look again.
@@ -203,12 +206,12 @@ impl Thread {
             }
             let entries = self.before.map_or(0, |(_, entries)| entries);
             // A kernel without connection tracking has none to share.
-            let pause = self.look().unwrap_or_else(|error| {
+            let (pause, is_calm) = self.look().unwrap_or_else(|error| {
                 tracing::debug!(%error, "the table of connections cannot be read");
-                AHEAD
+                (AHEAD, false)
             });
             due = Instant::now() + pause;
-            let is_quiet = pause == CALM && self.before.is_some_and(|(_, now)| now <= entries);
+            let is_quiet = is_calm && self.before.is_some_and(|(_, now)| now <= entries);
             quiet = if is_quiet { quiet + 1 } else { 0 };
             if quiet >= QUIET {
                 // Where it cannot be heard of we go on looking.
@@ -240,8 +243,8 @@ impl Thread {
         }
     }
 
-    /// Looks once; when to look again.
-    fn look(&mut self) -> Result<Duration, NetlinkError> {
+    /// Looks once; when to look again, and whether nobody can have too many.
+    fn look(&mut self) -> Result<(Duration, bool), NetlinkError> {
         let now = Instant::now();
         let fill = conntrack::fill(&mut self.socket)?;
         let growth = self.before.map_or(0, |(then, entries)| growth(entries, fill.entries, now - then));
@@ -249,23 +252,31 @@ impl Thread {
         let limits = || self.places.values().flatten().filter_map(|place| place.limit);
         let is_tight = is_tight(fill, growth);
         if !is_tight && limits().min().is_none_or(|limit| fill.entries < limit) {
-            return Ok(if fill.max.is_some_and(|max| fill.entries > max / 4) { BUSY } else { CALM });
+            // A limit is reached sooner than a table is filled.
+            let is_near = limits().next().is_some() || fill.max.is_some_and(|max| fill.entries > max / 4);
+            return Ok((if is_near { BUSY } else { CALM }, true));
         }
-        let entries = conntrack::dump(&mut self.socket, Filter::default())?;
-        let mut counts: BTreeMap<IpAddr, u64> = BTreeMap::new();
-        for end in entries.iter().flat_map(Entry::ends) {
-            *counts.entry(end).or_default() += 1;
+        let mut fill = fill;
+        let mut entries = conntrack::dump(&mut self.socket, Filter::default())?;
+        let mut excess = excess(&self.places, &counts(&entries), fill, growth);
+        if is_tight {
+            let closed = closed(&mut entries, &excess);
+            if !closed.is_empty() {
+                fill.entries = fill.entries.saturating_sub(closed.len() as u32);
+                self.before = Some((now, fill.entries));
+                self.forget(&closed)?;
+                excess = self::excess(&self.places, &counts(&entries), fill, growth);
+            }
         }
-        let excess = excess(&self.places, &counts, fill, growth);
         if let Err(error) = self.hold(&excess) {
             tracing::warn!("{error:#}");
         }
         if fill.max.is_some_and(|max| u64::from(fill.entries) * 16 > u64::from(max) * CROWDED) {
-            self.forget(&entries, &excess)?;
+            self.forget(&beyond(&entries, &excess))?;
         }
         // Counting is not to take more than a tenth of the time, or half of it while nobody is held back who should be.
         let is_urgent = is_tight && excess.is_empty();
-        Ok(BUSY.max(now.elapsed() * if is_urgent { 1 } else { 9 }).min(STAY / 4))
+        Ok((BUSY.max(now.elapsed() * if is_urgent { 1 } else { 9 }).min(STAY / 4), false))
     }
 
     /// Keeps those who have too many from beginning connections, for [`STAY`].
@@ -329,27 +340,55 @@ impl Thread {
         self.socket.transact(&batch).map(drop)
     }
 
-    /// Gives others room again: what those who are held back have beyond their share is forgotten.
-    fn forget(&mut self, entries: &[Entry], excess: &[Excess]) -> Result<(), NetlinkError> {
-        let mut whose: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        let mut beyond: Vec<u64> = excess.iter().map(|excess| excess.count.saturating_sub(excess.share)).collect();
-        for (at, excess) in excess.iter().enumerate() {
-            whose.extend(excess.place.addresses.iter().map(|address| (*address, at)));
-        }
-        let mut batch = Batch::new();
-        for entry in entries {
-            let Some(at) = entry.ends().find_map(|end| whose.get(&end)) else { continue };
-            if beyond[*at] > 0 && batch.len() < FORGOTTEN {
-                beyond[*at] -= 1;
+    fn forget(&mut self, entries: &[Entry]) -> Result<(), NetlinkError> {
+        for entries in entries.chunks(FORGOTTEN) {
+            let mut batch = Batch::new();
+            for entry in entries {
                 conntrack::delete(&mut batch, entry);
             }
-        }
-        if !batch.is_empty() {
             // Those that went by themselves are gone as well.
             self.socket.transact_each(&batch)?;
         }
         Ok(())
     }
+}
+
+/// How many connections each address has.
+fn counts(entries: &[Entry]) -> BTreeMap<IpAddr, u64> {
+    let mut counts = BTreeMap::new();
+    for end in entries.iter().flat_map(Entry::ends) {
+        *counts.entry(end).or_default() += 1;
+    }
+    counts
+}
+
+/// Who of `excess` an address is of, by number.
+fn owners(excess: &[Excess]) -> BTreeMap<IpAddr, usize> {
+    let addresses = |(at, excess): (usize, &Excess)| {
+        excess.place.addresses.iter().map(move |address| (*address, at)).collect::<Vec<_>>()
+    };
+    excess.iter().enumerate().flat_map(addresses).collect()
+}
+
+/// What gives others room again: what those who are held back have beyond their share.
+fn beyond(entries: &[Entry], excess: &[Excess]) -> Vec<Entry> {
+    let owners = owners(excess);
+    let mut beyond: Vec<u64> = excess.iter().map(|excess| excess.count.saturating_sub(excess.share)).collect();
+    let is_beyond = |entry: &&Entry| {
+        let owner = entry.ends().find_map(|end| owners.get(&end));
+        owner.is_some_and(|at| beyond[*at].checked_sub(1).map(|less| beyond[*at] = less).is_some())
+    };
+    entries.iter().filter(is_beyond).take(FORGOTTEN).cloned().collect()
+}
+
+/// Takes those out that are closed, of who has too many: the ones that would go soonest.
+fn closed(entries: &mut Vec<Entry>, excess: &[Excess]) -> Vec<Entry> {
+    let owners = owners(excess);
+    let is_closed = |entry: &Entry| entry.is_closed && entry.ends().any(|end| owners.contains_key(&end));
+    let mut closed: Vec<Entry> = entries.extract_if(.., |entry| is_closed(entry)).collect();
+    closed.sort_by_key(|entry| entry.timeout);
+    entries.extend(closed.split_off(closed.len().min(FORGOTTEN_CLOSED)));
+    closed
 }
 
 /// How many entries more there will be after [`AHEAD`], if it goes on like this.
@@ -471,6 +510,42 @@ mod tests {
         let places = BTreeMap::from([(id, vec![place("a", "10.0.0.2", Some(30))])]);
         let counts = BTreeMap::from([("10.0.0.2".parse().unwrap(), 31)]);
         assert_eq!(excess(&places, &counts, fill, 0).len(), 1);
+    }
+
+    #[test]
+    fn the_oldest_closed_ones_of_who_has_too_many_are_forgotten() {
+        let tuple = |from: &str| conntrack::Tuple {
+            src: from.parse().unwrap(),
+            dst: "10.9.9.9".parse().unwrap(),
+            protocol: 6,
+            src_port: 1,
+            dst_port: 2,
+            icmp: None,
+        };
+        let entry = |from: &str, timeout, is_closed| Entry {
+            id: None,
+            original: tuple(from),
+            reply: tuple(from),
+            status: 0,
+            zone: 0,
+            mark: 0,
+            timeout: Some(timeout),
+            is_closed,
+        };
+        let excess = [Excess { place: place("a", "10.0.0.2", None), count: 9, share: 4 }];
+        let open = entry("10.0.0.2", 5, false);
+        let of_another = entry("10.0.0.3", 5, true);
+        let mut entries =
+            vec![entry("10.0.0.2", 9, true), open.clone(), of_another.clone(), entry("10.0.0.2", 7, true)];
+        let closed = closed(&mut entries, &excess);
+        assert_eq!(closed, [entry("10.0.0.2", 7, true), entry("10.0.0.2", 9, true)]);
+        assert_eq!(entries, [open.clone(), of_another.clone()]);
+        let mut many = vec![entry("10.0.0.2", 9, true); FORGOTTEN_CLOSED + 3];
+        assert_eq!(self::closed(&mut many, &excess).len(), FORGOTTEN_CLOSED);
+        assert_eq!(many.len(), 3);
+        // Of open ones as many as it has too many.
+        let entries = [vec![open; 20], vec![of_another; 20]].concat();
+        assert_eq!(beyond(&entries, &excess), entries[..5]);
     }
 
     #[test]
