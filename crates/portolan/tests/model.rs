@@ -1,6 +1,6 @@
 //! Random verbs on a real kernel against a simple model, with namespaces that vanish and processes that are killed.
 //!
-//! `PORTOLAN_MODEL_STEPS` sets how many steps are taken.
+//! `PORTOLAN_MODEL_STEPS` sets how many steps are taken, by all hosts together.
 
 mod common;
 
@@ -20,6 +20,7 @@ use portolan_model::IfName;
 use portolan_store::SqliteStore;
 
 const STEPS: usize = 10_000;
+const HOSTS: usize = 4;
 const NETWORKS: usize = 4;
 const CONTAINERS: usize = 12;
 const PORTS: usize = 20;
@@ -473,20 +474,35 @@ impl Host<'_> {
     }
 }
 
-/// Takes random steps until `steps` or the deadline, then takes everything down.
+/// Takes random steps on each of several hosts, then takes everything down.
 #[test]
 fn random_verbs_on_a_real_kernel_follow_the_model() {
-    let Some(world) = World::or_skip("model") else { return };
+    // Most of the time each waits for the kernel.
+    let worlds: Option<Vec<World>> = (0..HOSTS).map(|host| World::or_skip(&format!("model-{host}"))).collect();
+    let Some(worlds) = worlds else { return };
     let steps = std::env::var("PORTOLAN_MODEL_STEPS")
         .map_or(STEPS, |steps| steps.parse().expect("PORTOLAN_MODEL_STEPS is a number"));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let hosts: Vec<_> = (1u64..)
+            .zip(&worlds)
+            .map(|(seed, world)| {
+                let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                scope.spawn(move || random_verbs(world, steps.div_ceil(HOSTS), random))
+            })
+            .collect();
+        hosts.into_iter().for_each(|host| host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    });
+    eprintln!("{steps} steps in {:?}", started.elapsed());
+}
+
+fn random_verbs(world: &World, steps: usize, mut random: Random) {
     let untouched = world.untouched();
     world.portolan_ok(&["network", "ls"]);
-    let started = Instant::now();
     world.h.enter(|| {
         let root = world.root.canonicalize().unwrap().to_str().unwrap().to_owned();
         let engine = Engine::new(root, SqliteStore::open(&world.root).unwrap(), HostKernel::new());
-        let mut host = Host { world: &world, engine, model: Model::default(), lives: [0; CONTAINERS] };
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut host = Host { world, engine, model: Model::default(), lives: [0; CONTAINERS] };
         for number in 1..=steps {
             host.step(&mut random, number);
         }
@@ -502,7 +518,6 @@ fn random_verbs_on_a_real_kernel_follow_the_model() {
         host.check("after the end");
         assert_eq!(host.veths(), 0);
     });
-    eprintln!("{steps} steps in {:?}", started.elapsed());
     world.assert_untouched(&untouched, "the test");
 }
 

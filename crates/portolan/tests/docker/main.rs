@@ -28,8 +28,8 @@ use scene::{Driver, PROGRAMS, Scene, timed};
 /// What came of a case: nothing wrong, or why not.
 type Outcome = std::result::Result<(), String>;
 
-/// How many machines share the cases.
-const LANES: usize = 2;
+/// How many machines share the cases: most of the time each waits.
+const LANES: usize = 3;
 
 fn wanted() -> impl Iterator<Item = Case> {
     let word = env::var("PORTOLAN_DOCKER").unwrap_or_default();

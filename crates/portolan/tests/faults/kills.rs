@@ -1,26 +1,49 @@
 //! Killed on entry to each of the system calls by which it changes anything: whoever comes next completes or undoes what it
 //! was at, and leaves nothing else.
+//!
+//! By default at every second call, with `gc`, the same verb and another one coming next by turns; with `PORTOLAN_KILLS=all` at
+//! each of them, and with `gc` coming next after each.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::place::*;
 
-/// Kills `verb` at each of its steps, and looks at what comes of it.
+/// Whether it is to be killed at every step.
+fn is_everywhere() -> bool {
+    std::env::var("PORTOLAN_KILLS").is_ok_and(|value| value == "all")
+}
+
+/// How far apart the steps are at which it is killed.
+fn stride() -> usize {
+    if is_everywhere() { 1 } else { 2 }
+}
+
+/// Kills `verb` at each of its steps, or at some, and looks at what comes of it.
 fn kill_everywhere(verb: &Verb) {
     let Some(mut lanes) = Lanes::or_skip(verb.name, verb) else { return };
     let started = Instant::now();
-    let points = lanes.play(1.., |trial, n| kill_at_step(trial, verb, n, Next::Gc));
+    // Neither the same steps of each verb nor the same others.
+    let (stride, first) = (stride(), 1 + verb.name.len() % stride());
+    let others = || OTHERS.iter().cycle().skip(verb.name.len() % OTHERS.len());
+    let by_turns = others().flat_map(|other| [Next::Gc, Next::Again, Next::Other(other)]);
+    let one_by_one = by_turns.map(|next| if is_everywhere() { Next::Gc } else { next });
+    let steps = (first..).step_by(stride).zip(one_by_one);
+    let killed = lanes.play(steps, |trial, (n, next)| kill_at_step(trial, verb, n, next));
+    let points = first + (killed * stride).saturating_sub(1);
     assert!(points >= verb.at_least, "{} has {points} steps: is that all?", verb.name);
-    // What is taken down is the same; who does it matters less: that is tried at every third step, and by turns.
-    let apart = (points / OTHERS.len()).clamp(1, 3);
-    let again = (1..=points + 3).step_by(3).map(|n| (n, Next::Again));
-    let others = (1..=points).step_by(apart).zip(OTHERS.iter().cycle()).map(|(n, other)| (n, Next::Other(other)));
-    lanes.play(again.chain(others), |trial, (n, next)| {
-        kill_at_step(trial, verb, n, next);
-        true
-    });
+    if is_everywhere() {
+        // What is taken down is the same; who does it matters less: that is tried at every third step, and by turns.
+        let apart = (points / OTHERS.len()).clamp(1, 3);
+        let again = (1..=points + 3).step_by(3).map(|n| (n, Next::Again));
+        let others = (1..=points).step_by(apart).zip(others()).map(|(n, other)| (n, Next::Other(other)));
+        lanes.play(again.chain(others), |trial, (n, next)| {
+            kill_at_step(trial, verb, n, next);
+            true
+        });
+    }
     lanes.clear(verb.name);
-    eprintln!("{}: killed at {points} steps, {:?}", verb.name, started.elapsed());
+    eprintln!("{}: killed at {killed} of {points} steps, {:?}", verb.name, started.elapsed());
 }
 
 /// Kills `verb` at its `n`th step; answers whether there is one.
@@ -227,23 +250,36 @@ fn rm_force() {
 /// A command in the foreground that removes itself: nothing is left, wherever it is killed.
 #[test]
 fn run_in_the_foreground() {
+    let places: Option<Vec<_>> = (0..LANES).map(|_| Place::or_skip("run --rm", ON_NETWORK_A)).collect();
+    let Some(places) = places else { return };
+    let next = AtomicUsize::new(0);
+    let killed: usize = std::thread::scope(|scope| {
+        let lanes: Vec<_> = places.iter().map(|place| scope.spawn(|| kill_in_the_foreground(place, &next))).collect();
+        lanes.into_iter().map(joined).sum()
+    });
+    eprintln!("run --rm: killed at {killed} steps");
+    assert!(killed * stride() > 40, "killed {killed} times");
+}
+
+/// Kills it where nobody else does, as long as there are such steps; answers at how many.
+fn kill_in_the_foreground(place: &Place, next: &AtomicUsize) -> usize {
     const RUN_RM: Line =
         "run --rm --name r --network name=a,ip=10.91.0.6,ip6=fd91::6 -p 8080:80 -p 5353:53/udp -- true";
-    let Some(place) = Place::or_skip("run --rm", ON_NETWORK_A) else { return };
     place.line(NETWORK_A);
     let before = place.rows();
-    for n in 1.. {
-        let other = (n % 4 == 1).then(|| &OTHERS[n / 4 % OTHERS.len()]);
+    for killed in 0.. {
+        let round = next.fetch_add(1, Ordering::Relaxed);
+        let other = round.is_multiple_of(4).then(|| &OTHERS[round / 4 % OTHERS.len()]);
         for line in other.into_iter().flat_map(|other| other.given) {
             place.line(line);
         }
-        let (what, ended) = place.kill(RUN_RM, n);
+        let (what, ended) = place.kill(RUN_RM, 1 + round * stride());
         if let Some(status) = ended {
-            eprintln!("run --rm: killed at {} steps", n - 1);
-            assert!(status.success() && n > 40, "{status} after {n} steps");
-            break;
+            assert!(status.success(), "{what}");
+            place.clear("run --rm");
+            return killed;
         }
-        if n % 2 == 0 {
+        if !round.is_multiple_of(2) {
             place.line("gc");
             place.line("verify");
             assert_eq!(place.rows(), before, "{what}");
@@ -263,5 +299,5 @@ fn run_in_the_foreground() {
             place.line(NETWORK_A);
         }
     }
-    place.clear("run --rm");
+    unreachable!("there is always one more")
 }

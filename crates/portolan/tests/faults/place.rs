@@ -516,7 +516,7 @@ impl<'a> Trial<'a> {
 }
 
 /// How many hosts a verb is tried on at once: most of the time each waits for the kernel.
-const LANES: usize = 3;
+pub(crate) const LANES: usize = 3;
 
 /// A verb on several hosts at once.
 pub(crate) struct Lanes<'a>(Vec<Trial<'a>>);
@@ -562,7 +562,7 @@ impl<'a> Lanes<'a> {
 }
 
 /// What a thread came to; it panicked if that did.
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+pub(crate) fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::netns::with_netns;
@@ -261,10 +263,12 @@ impl Pair {
 
     /// Adds a container on both sides, checks it, and takes it off: results are the same, and what `look`
     /// sees of a container that is on the network, and what CHECK says of it.
+    ///
+    /// Both at once: much of it is waiting for addresses.
     #[track_caller]
-    pub(crate) fn same<T: Debug + PartialEq>(&self, chain: &Chain, look: impl Fn(&Side, &Pod) -> T) {
+    pub(crate) fn same<T: Debug + PartialEq + Send>(&self, chain: &Chain, look: impl Fn(&Side, &Pod) -> T + Sync) {
         for version in chain.versions_to_try() {
-            let [ours, mut theirs] = [&self.ours, &self.theirs].map(|side| {
+            let [ours, mut theirs] = self.both(|side| {
                 let pod = side.pod(&format!("{}-{}", chain.name, version.replace('.', "")));
                 // To see once that IPv6 addresses are waited for is enough: it takes the originals seconds.
                 if Some(&version) != chain.versions.last() {
@@ -295,6 +299,15 @@ impl Pair {
             }
             assert_eq!(ours, theirs, "{version} {chain:#?}");
         }
+    }
+
+    /// What is done on each side, on both at the same time: ours, theirs.
+    fn both<T: Send>(&self, side: impl Fn(&Side) -> T + Sync) -> [T; 2] {
+        thread::scope(|scope| {
+            let theirs = scope.spawn(|| side(&self.theirs));
+            let ours = side(&self.ours);
+            [ours, theirs.join().unwrap_or_else(|panic| resume_unwind(panic))]
+        })
     }
 }
 

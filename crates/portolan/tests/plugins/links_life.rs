@@ -162,7 +162,7 @@ fn killed_while_a_port_changes_hands() {
         let config = with(&chain.config(&chain.plugins[0], "1.0.0", None), given(address));
         answer(&output_of(side.command("portmap", verb, &pod, "eth0"), config.to_string().as_bytes())).unwrap();
     };
-    let before = snapshot(&side.world.h).unwrap();
+    let before = side.world.untouched();
     let add_both = || {
         ask("ADD", &first, "10.4.0.2/24");
         ask("ADD", &second, "10.5.0.2/24");

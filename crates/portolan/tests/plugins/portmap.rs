@@ -242,7 +242,7 @@ fn del_gc_and_check_look_at_the_kernel() {
     let peers = Chain::new("peers", [bridge()]);
     let keeper = side.pod("keeper");
     side.add(&keeper, &peers, "1.0.0", "eth0").unwrap();
-    let before = snapshot(&side.world.h).unwrap();
+    let before = side.world.untouched();
     let assert_nothing_left = |what: &str| {
         let now = snapshot(&side.world.h).unwrap();
         let rules: Vec<String> = portolan_lab::snapshot::diff(&before, &now);
@@ -323,7 +323,7 @@ fn many_at_once() {
     let Some(pair) = Pair::or_skip("portmap-many") else { return };
     let side = &pair.ours;
     side.world.network("web", &[]);
-    let before = snapshot(&side.world.h).unwrap();
+    let before = side.world.untouched();
     let pods: Vec<Pod> = (0..8).map(|number| side.pod(&format!("c{number}"))).collect();
     let each = |verb: &str, with_all: bool| {
         std::thread::scope(|scope| {
@@ -400,7 +400,7 @@ fn two_networks_of_one_container() {
         Chain::new(name, plugins).runtime("portMappings", ports.clone())
     };
     let (first, second) = (on("first", 4), on("second", 5));
-    let before = snapshot(&side.world.h).unwrap();
+    let before = side.world.untouched();
     for (round, goes_first) in ["second", "first", "GC"].into_iter().enumerate() {
         let pod = side.pod(&format!("c{round}"));
         let add = |chain: &Chain, ifname: &str| side.add(&pod, chain, "1.0.0", ifname).unwrap();
