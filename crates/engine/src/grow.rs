@@ -7,7 +7,7 @@ use portolan_model::{
     Bandwidth, ContainerKind, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid,
     Mac, Network, Phase, Publication, PublishSpec, Tuning,
 };
-use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
+use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name, in_order_of};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::engine::{Engine, Unapplied};
@@ -87,7 +87,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 (false, Some(networks)) => format!("connect `{name}` to {networks}"),
             }
         };
-        let steps = diff(&after, &before);
+        let steps = in_order_of(&view, diff(&after, &before));
         let mut made = self.apply(guard, &table, &steps, doing);
         let mut is_settling = false;
         if made.is_ok() {
