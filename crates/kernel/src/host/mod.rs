@@ -257,7 +257,7 @@ impl Kernel for HostKernel {
     }
 
     fn host_ports_free(&self, publication: &Publication, keeper: Option<&str>) -> Result<(), PortClash> {
-        facts::host_ports_free(publication, keeper)
+        facts::host_ports_free(self, publication, keeper)
     }
 
     fn forget_flows(&self, publications: &[Publication]) {
