@@ -54,6 +54,8 @@ pub struct NetworkRequest {
     pub routes: Vec<StaticRoute>,
     /// Whether names are answered on its gateway addresses.
     pub names: bool,
+    /// Where they are answered instead, on a bridge that is somebody else's: addresses that it has.
+    pub names_at: Vec<IpAddr>,
     /// The port that they are answered on behind port 53; none for 53 itself.
     pub names_port: Option<u16>,
 }
@@ -67,6 +69,7 @@ impl NetworkRequest {
             pooled: false,
             routes: Vec::new(),
             names: true,
+            names_at: Vec::new(),
             names_port: None,
             name,
             driver: Driver::Bridge,

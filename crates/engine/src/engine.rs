@@ -380,6 +380,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     subinterface: None,
                     routes: Vec::new(),
                     names: false,
+                    names_at: Vec::new(),
                     names_port: None,
                     transient: false,
                     ipam: portolan_model::Ipam::Local,

@@ -154,6 +154,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             subinterface,
             routes: request.routes.clone(),
             names: request.names,
+            names_at: request.names_at.clone(),
             names_port: request.names_port,
             transient: false,
             mtu,

@@ -78,6 +78,22 @@ pub(super) fn find_interface(kernel: &HostKernel, name: &str) -> Result<Option<H
     })
 }
 
+pub(super) fn addresses(kernel: &HostKernel, name: &str) -> Result<Option<Vec<IpAddr>>, KernelError> {
+    kernel.with_route(|socket| {
+        let read = |socket: &mut _| {
+            let Some(link) = link::lookup(socket, name)? else { return Ok(None) };
+            let found = addr::dump(socket, Some(link.index))?;
+            // An address that somebody else has, too, is not reached by all.
+            let is_reached = |one: &addr::Address| match one.addr {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(_) => one.scope != libc::RT_SCOPE_LINK && one.flags & addr::DADFAILED == 0,
+            };
+            Ok(Some(found.into_iter().filter(is_reached).map(|one| one.addr).collect()))
+        };
+        read(socket).map_err(|error| refusal(format!("read the addresses of interface `{name}`"), &error))
+    })
+}
+
 pub(super) fn default_interface(kernel: &HostKernel) -> Result<Option<IfName>, KernelError> {
     kernel.with_route(|socket| {
         for family in [rtnl::Family::V4, rtnl::Family::V6] {

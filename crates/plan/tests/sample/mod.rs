@@ -37,6 +37,7 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         subinterface: None,
         routes: Vec::new(),
         names: true,
+        names_at: Vec::new(),
         names_port: None,
         transient: false,
         ipam: portolan_model::Ipam::Local,

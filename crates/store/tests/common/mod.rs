@@ -90,6 +90,7 @@ pub fn network(number: u32, name: &str) -> Network {
         subinterface: None,
         routes: Vec::new(),
         names: true,
+        names_at: Vec::new(),
         names_port: None,
         transient: false,
         ipam: portolan_model::Ipam::Local,
