@@ -87,6 +87,11 @@ fn a_bridge_that_is_not_ours_is_named() {
     let pod = podman.pod("c").at(&bridge("web", 1), 5);
     let error = podman.refused(&pod);
     assert!(error.contains("podman1") && error.contains("another network backend"), "{error}");
+    // What it advises, done.
+    assert!(error.contains("--opt mode=unmanaged --interface-name podman1;"), "{error}");
+    let joined = podman.pod("joined").at(&merged(bridge("web", 1), json!({"options": {"mode": "unmanaged"}})), 6);
+    podman.up(&joined);
+    assert!(ping(&joined, ip(FAMILIES[0], 1, 1), LONG).is_open());
     // Something else has the name.
     let other = podman.pod("d").at(&merged(bridge("lan", 2), json!({"network_interface": "eth0"})), 5);
     let error = podman.refused(&other);
