@@ -41,6 +41,8 @@ pub struct NetworkRequest {
     pub dns: Vec<IpAddr>,
     /// Options as given.
     pub options: BTreeMap<String, String>,
+    /// Options for whoever gives out addresses, of which there are none: whether they were spoken of.
+    pub ipam_options: Option<BTreeMap<String, String>>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// The identity, for faces whose callers bring one.
@@ -84,6 +86,7 @@ impl NetworkRequest {
             ipv6: true,
             dns: Vec::new(),
             options: BTreeMap::new(),
+            ipam_options: None,
             labels: BTreeMap::new(),
         }
     }

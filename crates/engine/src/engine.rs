@@ -375,6 +375,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     options: Default::default(),
                     dns: Vec::new(),
                     raw_options: BTreeMap::new(),
+                    ipam_options: None,
                     labels: BTreeMap::new(),
                     bridge: "none".parse().expect("a valid interface name"),
                     subinterface: None,

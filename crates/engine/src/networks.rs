@@ -149,6 +149,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             options,
             dns: request.dns.clone(),
             raw_options: request.options.clone(),
+            ipam_options: request.ipam_options.clone(),
             labels: request.labels.clone(),
             bridge,
             subinterface,

@@ -294,6 +294,9 @@ pub struct Network {
     pub dns: Vec<IpAddr>,
     /// Options as given, for `inspect`.
     pub raw_options: BTreeMap<String, String>,
+    /// Options for whoever gives out addresses, as given, for `inspect`; none where nothing was said of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam_options: Option<BTreeMap<String, String>>,
     /// Labels, for people.
     pub labels: BTreeMap<String, String>,
     /// The device on the host: the bridge; of macvlan and ipvlan the parent; `none` where there is none.
@@ -457,6 +460,7 @@ pub(crate) mod tests {
             options: NetworkOptions::from_pairs(Driver::Bridge, &options).unwrap(),
             dns: Vec::new(),
             raw_options: options,
+            ipam_options: None,
             labels: BTreeMap::new(),
             bridge: "br0".parse().unwrap(),
             subinterface: None,

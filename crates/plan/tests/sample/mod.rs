@@ -32,6 +32,7 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         options: NetworkOptions::from_pairs(Driver::Bridge, &pairs).unwrap(),
         dns: Vec::new(),
         raw_options: pairs,
+        ipam_options: None,
         labels: BTreeMap::new(),
         bridge: format!("br-{name}").parse().unwrap(),
         subinterface: None,

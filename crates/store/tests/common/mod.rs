@@ -85,6 +85,7 @@ pub fn network(number: u32, name: &str) -> Network {
         options: NetworkOptions::default(),
         dns: Vec::new(),
         raw_options: Default::default(),
+        ipam_options: None,
         labels: [("made by".to_owned(), "a test, \"quoted\"".to_owned())].into(),
         bridge: parse(&format!("pt{number}")),
         subinterface: None,
