@@ -23,7 +23,7 @@ fn names() -> Names {
         upstreams: vec!["192.0.2.1:53".parse().expect("an address")],
         subnets: vec!["10.0.0.0/24".parse().expect("a subnet")],
     };
-    names.put_network(network).expect("it is the first");
+    names.put_network(network);
     let web = Endpoint {
         id: Id::from_bytes([2; 32]),
         network: Id::from_bytes([1; 32]),

@@ -1,6 +1,7 @@
 //! What Podman says to its network backend.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use portolan_model::{Ipam, Name};
@@ -28,8 +29,13 @@ pub fn setup(bytes: &[u8]) {
     planned(&setup, bytes.len());
 }
 
+/// A host whose every bridge is there.
+fn with_address(_: &str) -> Result<Option<Vec<IpAddr>>, Failure> {
+    Ok(Some(vec![IpAddr::from([192, 0, 2, 1])]))
+}
+
 fn planned(setup: &Setup, said: usize) {
-    let plan = match plan(setup, Path::new("/run/netns/x"), Some(1053)) {
+    let plan = match plan(setup, Path::new("/run/netns/x"), Some(1053), with_address) {
         Ok(plan) => plan,
         Err(failure) => return refused(&failure, said),
     };
@@ -126,7 +132,7 @@ pub fn create(bytes: &[u8]) {
         port_mappings: None,
         dns_servers: None,
     };
-    if let Err(failure) = plan(&setup, Path::new("/run/netns/x"), None) {
+    if let Err(failure) = plan(&setup, Path::new("/run/netns/x"), None, with_address) {
         panic!("what `create` made, `setup` refuses: {failure}: {:?}", setup.network_info);
     }
 }

@@ -101,14 +101,6 @@ pub enum NamesError {
         /// Its network.
         network: Id,
     },
-    /// Two networks cannot be told apart.
-    #[error("address `{address}` is the gateway of network `{holder}` already")]
-    GatewayTaken {
-        /// The address.
-        address: IpAddr,
-        /// The name of the network that has it.
-        holder: String,
-    },
 }
 
 /// What became of a question.
@@ -221,7 +213,8 @@ pub struct Names {
     endpoint_ids: Table<Id, u32>,
     /// The endpoints of each container.
     containers: Table<Id, Vec<u32>>,
-    gateways: Table<IpAddr, u32>,
+    /// Several networks on one bridge of somebody else's have the host's addresses there in common.
+    gateways: Table<IpAddr, Vec<u32>>,
     host_upstreams: Option<Arc<[SocketAddr]>>,
     host_search: Box<[Box<[u8]>]>,
     /// Whose turn it is among several of one name.
@@ -253,28 +246,16 @@ impl Names {
         Self::default()
     }
 
-    /// Adds a network, or changes it; its endpoints stay.
-    ///
-    /// # Errors
-    /// [`NamesError::GatewayTaken`]; the index is as before.
-    pub fn put_network(&mut self, network: Network) -> Result<(), NamesError> {
+    /// Adds a network, or changes it; its endpoints stay. Of networks with a gateway in common, the one that an asker is on is
+    /// meant; the host itself asks the one that was first.
+    pub fn put_network(&mut self, network: Network) {
         let known = self.network_ids.get(&network.id).copied();
-        for &address in &network.gateways {
-            if let Some(&holder) = self.gateways.get(&address)
-                && Some(holder) != known
-            {
-                let holder = self.networks[holder].input.name.clone();
-                return Err(NamesError::GatewayTaken { address, holder });
-            }
-        }
         let suffix = wire::labels_of(&network.name).map(|labels| [&labels, &b"\0"[..]].concat().into());
         let upstreams: Arc<[SocketAddr]> = network.upstreams.as_slice().into();
         let slot = match known {
             Some(slot) => {
                 let old = &mut self.networks[slot];
-                for address in &old.input.gateways {
-                    self.gateways.remove(address);
-                }
+                leave(&mut self.gateways, &old.input.gateways, slot);
                 old.input = network;
                 old.suffix = suffix;
                 old.upstreams = upstreams;
@@ -296,9 +277,8 @@ impl Names {
             }
         };
         for &address in &self.networks[slot].input.gateways {
-            self.gateways.insert(address, slot);
+            self.gateways.entry(address).or_default().push(slot);
         }
-        Ok(())
     }
 
     /// Removes a network and the endpoints on it; whether it was there.
@@ -311,9 +291,7 @@ impl Names {
                 self.remove_endpoint(&endpoint);
             }
         }
-        for address in &self.networks.remove(slot).input.gateways {
-            self.gateways.remove(address);
-        }
+        leave(&mut self.gateways, &self.networks.remove(slot).input.gateways, slot);
         true
     }
 
@@ -403,7 +381,8 @@ impl Names {
 
     /// The addresses where questions come in, each network's, with the port if it is not the usual one.
     pub fn gateways(&self) -> impl Iterator<Item = (IpAddr, Option<u16>)> + '_ {
-        self.gateways.iter().map(|(address, slot)| (*address, self.networks[*slot].input.port))
+        let place = |address, slot: &u32| (address, self.networks[*slot].input.port);
+        self.gateways.iter().flat_map(move |(&address, slots)| slots.iter().map(move |slot| place(address, slot)))
     }
 
     /// Whether `address` is a network's gateway.
@@ -451,7 +430,7 @@ impl Names {
         out: &mut Vec<u8>,
     ) -> Decision {
         let Some(asker) = self.asker(gateway, source) else {
-            if let Some(&network) = self.gateways.get(&gateway) {
+            if let Some(&network) = self.gateways.get(&gateway).and_then(|slots| slots.first()) {
                 self.networks[network].tally.refused += 1;
             }
             wire::write_code(query, rcode::REFUSED, out);
@@ -475,12 +454,13 @@ impl Names {
     }
 
     fn asker(&self, gateway: IpAddr, source: IpAddr) -> Option<Asker> {
-        let &network = self.gateways.get(&gateway)?;
-        let place = &self.networks[network];
-        match place.addresses.get(&source) {
-            Some(&endpoint) => Some(Asker { network, endpoint: Some(endpoint) }),
-            None => place.input.gateways.contains(&source).then_some(Asker { network, endpoint: None }),
+        let slots = self.gateways.get(&gateway)?;
+        let on = |&network: &u32| Some((network, *self.networks[network].addresses.get(&source)?));
+        if let Some((network, endpoint)) = slots.iter().find_map(on) {
+            return Some(Asker { network, endpoint: Some(endpoint) });
         }
+        let network = slots.iter().copied().find(|&slot| self.networks[slot].input.gateways.contains(&source))?;
+        Some(Asker { network, endpoint: None })
     }
 
     fn decide(&self, asker: Asker, query: &Query<'_>, name: &[u8], limit: usize, out: &mut Vec<u8>) -> Decision {
@@ -715,6 +695,18 @@ impl Names {
                 || HOST_NAMES.contains(&rest)
                 || self.visible(asker).any(|network| network.suffix.as_deref() == Some(rest))
         }) || OWN_DOMAINS.contains(&name)
+    }
+}
+
+/// Takes network `slot` from those with these gateways.
+fn leave(gateways: &mut Table<IpAddr, Vec<u32>>, addresses: &[IpAddr], slot: u32) {
+    for address in addresses {
+        if let Some(slots) = gateways.get_mut(address) {
+            slots.retain(|&other| other != slot);
+            if slots.is_empty() {
+                gateways.remove(address);
+            }
+        }
     }
 }
 

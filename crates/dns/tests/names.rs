@@ -39,10 +39,10 @@ fn endpoint(number: u64, network: u64, container: u64, name: &str, addresses: &[
 /// `back`, `db` on `back`, `cli` on `front` alone, `shy` on `lonely`, `stranger` on `far`.
 fn scene() -> Names {
     let mut names = Names::new();
-    names.put_network(network(1, "front")).unwrap();
-    names.put_network(network(2, "back")).unwrap();
-    names.put_network(Network { internal: true, ..network(3, "lonely") }).unwrap();
-    names.put_network(network(4, "far.away")).unwrap();
+    names.put_network(network(1, "front"));
+    names.put_network(network(2, "back"));
+    names.put_network(Network { internal: true, ..network(3, "lonely") });
+    names.put_network(network(4, "far.away"));
     let web = Endpoint {
         names: vec!["www".into(), "0123456789ab".into(), "My.App_1".into(), "www".into()],
         services: vec![
@@ -326,12 +326,10 @@ fn services() {
 fn the_nearest_upstreams_are_asked_and_never_ourselves() {
     let mut names = scene();
     let upstream = |text: &str| vec![text.parse::<SocketAddr>().unwrap()];
-    names
-        .put_network(Network {
-            upstreams: vec!["10.2.0.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()],
-            ..network(1, "front")
-        })
-        .unwrap();
+    names.put_network(Network {
+        upstreams: vec!["10.2.0.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()],
+        ..network(1, "front")
+    });
     assert_eq!(ask(&mut names, CLI, "example.net", "A"), "to 192.0.2.2:53", "a gateway is left out");
     assert_eq!(ask(&mut names, "10.2.0.3", "example.net", "A"), "to 192.0.2.53:53", "of its own network only");
     let own = Endpoint { upstreams: upstream("192.0.2.7:5353"), ..endpoint(13, 1, 102, "cli", &[CLI]) };
@@ -360,7 +358,7 @@ fn changes_leave_nothing_behind() {
     assert_eq!(ask(&mut names, "10.1.0.5", "next", "A"), "NoError aa | next. 0 IN A 10.1.0.5");
     // A network by another name and gateway.
     let moved = Network { gateways: vec!["10.1.0.254".parse().unwrap()], ..network(1, "edge") };
-    names.put_network(moved).unwrap();
+    names.put_network(moved);
     assert_eq!(ask_at(&mut names, "10.1.0.1", CLI, "cli", "A"), "Refused");
     assert_eq!(ask_at(&mut names, "10.1.0.254", CLI, "cli.edge", "A"), "NoError aa | cli.edge. 0 IN A 10.1.0.3");
     assert!(names.remove_network(&id(1)));
@@ -378,7 +376,7 @@ fn changes_leave_nothing_behind() {
 fn a_network_whose_name_is_no_domain_name_has_the_names_of_its_containers() {
     for name in ["x".repeat(64), "a..b".into(), "x.".repeat(128)] {
         let mut names = scene();
-        names.put_network(network(9, &name)).unwrap();
+        names.put_network(network(9, &name));
         names.put_endpoint(endpoint(90, 9, 190, "solo", &["10.9.0.2"])).unwrap();
         let asker = "10.9.0.2";
         assert_eq!(ask(&mut names, asker, "solo", "A"), "NoError aa | solo. 0 IN A 10.9.0.2");
@@ -388,12 +386,39 @@ fn a_network_whose_name_is_no_domain_name_has_the_names_of_its_containers() {
     }
 }
 
+/// As on a bridge of somebody else's that several networks are on.
+#[test]
+fn networks_with_a_gateway_in_common_are_told_apart_by_who_asks() {
+    let gateway = |number, name| Network { gateways: vec!["10.9.0.1".parse().unwrap()], ..network(number, name) };
+    let mut names = Names::new();
+    names.put_network(gateway(1, "one"));
+    names.put_network(Network { internal: true, ..gateway(2, "other") });
+    names.put_endpoint(endpoint(11, 1, 101, "aa", &["10.9.0.11"])).unwrap();
+    names.put_endpoint(endpoint(12, 1, 102, "bb", &["10.9.0.12"])).unwrap();
+    names.put_endpoint(endpoint(21, 2, 201, "cc", &["10.9.0.21"])).unwrap();
+    let asks = |names: &mut Names, last: u8, name: &str| ask(names, &format!("10.9.0.{last}"), name, "A");
+    assert_eq!(asks(&mut names, 11, "bb"), "NoError aa | bb. 0 IN A 10.9.0.12");
+    assert!(asks(&mut names, 11, "cc").starts_with("NXDomain"), "it is on the other network");
+    assert_eq!(asks(&mut names, 21, "cc"), "NoError aa | cc. 0 IN A 10.9.0.21");
+    assert!(asks(&mut names, 21, "bb").starts_with("NXDomain"));
+    assert!(asks(&mut names, 11, "example.net").starts_with("to "));
+    assert!(asks(&mut names, 21, "example.net").starts_with("NXDomain"), "that one is internal");
+    assert_eq!(asks(&mut names, 1, "bb"), "NoError aa | bb. 0 IN A 10.9.0.12", "the host itself");
+    assert!(asks(&mut names, 99, "bb").starts_with("Refused"), "somebody on the LAN");
+    // The place stays while one of them is there.
+    assert!(names.remove_network(&id(1)));
+    assert_eq!(names.gateways().collect::<Vec<_>>(), [("10.9.0.1".parse().unwrap(), None)]);
+    assert_eq!(asks(&mut names, 21, "cc"), "NoError aa | cc. 0 IN A 10.9.0.21");
+    assert!(asks(&mut names, 11, "bb").starts_with("Refused"));
+    names.put_network(network(2, "other"));
+    assert!(!names.is_gateway("10.9.0.1".parse().unwrap()), "it has moved");
+    assert!(names.remove_network(&id(2)));
+    assert_eq!(names.gateways().count(), 0);
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let mut names = scene();
-    let twice = Network { gateways: vec!["10.2.0.1".parse().unwrap()], ..network(9, "twin") };
-    let error = names.put_network(twice).unwrap_err();
-    assert_eq!(error.to_string(), "address `10.2.0.1` is the gateway of network `back` already");
     let error = names.put_endpoint(endpoint(30, 77, 1, "x", &[])).unwrap_err();
     assert!(matches!(error, NamesError::UnknownNetwork { .. }));
     // A name that nobody can ask for does not keep its endpoint from its other names.
@@ -406,7 +431,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
 #[test]
 fn a_crowd_is_truncated_over_udp_and_whole_over_tcp() {
     let mut names = Names::new();
-    names.put_network(network(1, "front")).unwrap();
+    names.put_network(network(1, "front"));
     for number in 0..200u64 {
         let crowd = Endpoint {
             names: vec!["crowd".into()],

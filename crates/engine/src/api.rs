@@ -41,6 +41,8 @@ pub struct NetworkRequest {
     pub dns: Vec<IpAddr>,
     /// Options as given.
     pub options: BTreeMap<String, String>,
+    /// Options for whoever gives out addresses, of which there are none: whether they were spoken of.
+    pub ipam_options: Option<BTreeMap<String, String>>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// The identity, for faces whose callers bring one.
@@ -54,6 +56,8 @@ pub struct NetworkRequest {
     pub routes: Vec<StaticRoute>,
     /// Whether names are answered on its gateway addresses.
     pub names: bool,
+    /// Where they are answered instead, on a bridge that is somebody else's: addresses that it has.
+    pub names_at: Vec<IpAddr>,
     /// The port that they are answered on behind port 53; none for 53 itself.
     pub names_port: Option<u16>,
 }
@@ -67,6 +71,7 @@ impl NetworkRequest {
             pooled: false,
             routes: Vec::new(),
             names: true,
+            names_at: Vec::new(),
             names_port: None,
             name,
             driver: Driver::Bridge,
@@ -81,6 +86,7 @@ impl NetworkRequest {
             ipv6: true,
             dns: Vec::new(),
             options: BTreeMap::new(),
+            ipam_options: None,
             labels: BTreeMap::new(),
         }
     }

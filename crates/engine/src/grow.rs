@@ -7,7 +7,7 @@ use portolan_model::{
     Bandwidth, ContainerKind, Driver, Endpoint, EndpointAddress, ExposedPort, Family, HostPorts, Id, IfName, Invalid,
     Mac, Network, Phase, Publication, PublishSpec, Tuning,
 };
-use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name};
+use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name, in_order_of};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::engine::{Engine, Unapplied};
@@ -87,7 +87,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 (false, Some(networks)) => format!("connect `{name}` to {networks}"),
             }
         };
-        let steps = diff(&after, &before);
+        let steps = in_order_of(&view, diff(&after, &before));
         let mut made = self.apply(guard, &table, &steps, doing);
         let mut is_settling = false;
         if made.is_ok() {
@@ -266,10 +266,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let existing = request.id.map(|id| tx.network(id)).transpose()?.flatten();
         match existing {
             Some(existing) if is_as_asked(&existing, request) => {
-                if existing.dns == request.dns && existing.labels == request.labels {
+                let changed = Network {
+                    dns: request.dns.clone(),
+                    labels: request.labels.clone(),
+                    names_at: request.names_at.clone(),
+                    ..existing.clone()
+                };
+                if changed == existing {
                     return Ok((existing, Row::Stays));
                 }
-                let changed = Network { dns: request.dns.clone(), labels: request.labels.clone(), ..existing.clone() };
                 Ok((changed, Row::Changes(Box::new(existing))))
             }
             Some(existing) => Err(Error::InUse {
@@ -453,7 +458,8 @@ fn random_mac(random: [u8; 32]) -> Mac {
     Mac::local([random[0], random[1], random[2], random[3], random[4], random[5]])
 }
 
-/// Whether a transient network is what is asked for, but for what may change while it is in use: its servers and labels.
+/// Whether a transient network is what is asked for, but for what may change while it is in use: its servers, its labels
+/// and the addresses of a bridge that is somebody else's.
 fn is_as_asked(network: &Network, request: &NetworkRequest) -> bool {
     let gateways = || network.subnets.iter().filter_map(|subnet| subnet.gateway);
     network.name == request.name

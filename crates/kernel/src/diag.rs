@@ -172,6 +172,18 @@ pub fn holder_of(inode: u32) -> Option<Holder> {
 /// # Errors
 /// What bind(2) says: `EADDRINUSE`, or `EADDRNOTAVAIL` for an address this host does not have.
 pub fn probe_bind(transport: Transport, addr: IpAddr, port: u16) -> io::Result<()> {
+    probe(transport, addr, port, false)
+}
+
+/// The same, whether the host has the IPv6 address or not: one that is tentative (RFC 4862 §5.4) cannot be bound to yet.
+///
+/// # Errors
+/// What bind(2) says: `EADDRINUSE`.
+pub fn probe_bind_ahead(transport: Transport, addr: Ipv6Addr, port: u16) -> io::Result<()> {
+    probe(transport, addr.into(), port, true)
+}
+
+fn probe(transport: Transport, addr: IpAddr, port: u16, ahead: bool) -> io::Result<()> {
     let family = i32::from(Family::of(addr).number());
     let kind = match transport {
         Transport::Udp => libc::SOCK_DGRAM,
@@ -191,6 +203,9 @@ pub fn probe_bind(transport: Transport, addr: IpAddr, port: u16) -> io::Result<(
     }
     if addr.is_ipv6() {
         sys::setsockopt_int(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    if ahead {
+        sys::setsockopt_int(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1)?;
     }
     sys::bind(socket.as_fd(), SocketAddr::new(addr, port))
 }

@@ -268,6 +268,21 @@ impl Host {
         Ok(())
     }
 
+    /// Removes an address like `10.0.0.1/24` from an interface.
+    ///
+    /// # Errors
+    /// No such interface or address.
+    pub fn remove_address(&self, ifname: &str, address: &str) -> Result<()> {
+        let (addr, prefix_len) = parse_prefix(address)?;
+        let mut socket = self.route_socket()?;
+        let link = link::lookup(&mut socket, ifname)?
+            .with_context(|| format!("`{}` has no interface `{ifname}`", self.name))?;
+        let mut batch = Batch::new();
+        addr::delete(&mut batch, link.index, addr, prefix_len);
+        socket.transact(&batch).with_context(|| format!("address `{address}` off `{ifname}`"))?;
+        Ok(())
+    }
+
     /// Makes it forward packets of both families.
     ///
     /// # Errors

@@ -294,6 +294,9 @@ pub struct Network {
     pub dns: Vec<IpAddr>,
     /// Options as given, for `inspect`.
     pub raw_options: BTreeMap<String, String>,
+    /// Options for whoever gives out addresses, as given, for `inspect`; none where nothing was said of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam_options: Option<BTreeMap<String, String>>,
     /// Labels, for people.
     pub labels: BTreeMap<String, String>,
     /// The device on the host: the bridge; of macvlan and ipvlan the parent; `none` where there is none.
@@ -307,6 +310,9 @@ pub struct Network {
     /// Whether names are answered on its gateway addresses.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub names: bool,
+    /// Where they are answered on a bridge that is somebody else's: addresses that it has. Its gateways may be no host's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names_at: Vec<IpAddr>,
     /// The port that names are answered on behind port 53, where somebody else has that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names_port: Option<u16>,
@@ -357,9 +363,27 @@ impl Network {
         self.is_managed_bridge() || self.driver == Driver::Ptp
     }
 
-    /// Whether names are answered on its gateway addresses.
+    /// Whether names are answered on addresses of the host.
     pub fn answers_names(&self) -> bool {
-        self.names && self.is_ruled()
+        self.names && (self.is_ruled() || !self.names_at.is_empty())
+    }
+
+    /// The addresses of the host where names are answered.
+    pub fn names_places(&self) -> Vec<IpAddr> {
+        match self.answers_names() {
+            true if self.is_ruled() => self.gateways(),
+            true => self.names_at.clone(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Whom a container asks for names in `family`, if its gateway there is `gateway`.
+    pub fn name_server(&self, family: Family, gateway: Option<IpAddr>) -> Option<IpAddr> {
+        match self.answers_names() {
+            true if self.is_ruled() => gateway,
+            true => self.names_at.iter().copied().find(|address| Family::of(*address) == family),
+            false => None,
+        }
     }
 
     /// Whether its interfaces have the MAC of the parent.
@@ -436,11 +460,13 @@ pub(crate) mod tests {
             options: NetworkOptions::from_pairs(Driver::Bridge, &options).unwrap(),
             dns: Vec::new(),
             raw_options: options,
+            ipam_options: None,
             labels: BTreeMap::new(),
             bridge: "br0".parse().unwrap(),
             subinterface: None,
             routes: Vec::new(),
             names: true,
+            names_at: Vec::new(),
             names_port: None,
             transient: false,
             mtu: Mtu::ETHERNET,

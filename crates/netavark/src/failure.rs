@@ -112,9 +112,11 @@ pub fn engine_failure(error: &Error) -> Failure {
                  mode=unmanaged"
             ));
         }
-        Error::DeviceTaken { .. } => {
+        Error::DeviceTaken { name } => {
             return Failure(format!(
-                "{error} (if another network backend made it, stop the containers that it keeps there first)"
+                "{error}: the rules of a managed network would hold for all that is on it (if it is a bridge of your own, \
+                 have the network join it as it is: podman network create --opt mode=unmanaged --interface-name {name}; if \
+                 another network backend made it, stop the containers that it keeps there first)"
             ));
         }
         _ => {}

@@ -55,11 +55,17 @@ fn hashed(kind: &str, id: &str) -> Id {
 }
 
 /// Decides what is to be asked of the engine and of plugins to put the namespace at `netns` on all networks. Names are
-/// answered on `names_port` of the gateways if it is given, behind port 53.
+/// answered on `names_port` of the gateways if it is given, behind port 53; on a bridge that is somebody else's at those of
+/// its addresses that `addresses_of` tells, which knows nothing of a bridge that is not there.
 ///
 /// # Errors
-/// Whatever netavark refuses before it touches anything, in its words.
-pub fn plan<'a>(setup: &'a Setup, netns: &Path, names_port: Option<u16>) -> Result<Plan<'a>, Failure> {
+/// Whatever netavark refuses before it touches anything, in its words, and that such a bridge has no address.
+pub fn plan<'a>(
+    setup: &'a Setup,
+    netns: &Path,
+    names_port: Option<u16>,
+    addresses_of: impl Fn(&str) -> Result<Option<Vec<IpAddr>>, Failure>,
+) -> Result<Plan<'a>, Failure> {
     let mut warnings = Vec::new();
     let mut endpoints = Vec::new();
     let mut plugins = Vec::new();
@@ -72,23 +78,52 @@ pub fn plan<'a>(setup: &'a Setup, netns: &Path, names_port: Option<u16>) -> Resu
             None => plugins.push((network, attachment)),
         }
     }
-    check_name_servers(setup)?;
+    let asked = endpoints.iter_mut().filter_map(|endpoint| endpoint.transient.as_mut());
+    for request in asked.filter(|request| request.names) {
+        request.names_at = names_at(request, &addresses_of)?;
+    }
+    check_name_servers(setup, &endpoints)?;
     let attach =
         if endpoints.is_empty() { None } else { Some(attach_request(setup, netns, endpoints, &mut warnings)?) };
     Ok(Plan { attach, plugins, warnings })
 }
 
+/// Where names are answered on a bridge that is somebody else's; nowhere for one of ours, whose gateways are for that.
+fn names_at(
+    request: &NetworkRequest,
+    addresses_of: impl Fn(&str) -> Result<Option<Vec<IpAddr>>, Failure>,
+) -> Result<Vec<IpAddr>, Failure> {
+    let Some(bridge) = request.options.get("bridge").filter(|_| is_unmanaged(request)) else { return Ok(Vec::new()) };
+    match addresses_of(bridge)? {
+        Some(addresses) if addresses.is_empty() => Err(Failure::new(format!(
+            "bridge '{bridge}' in unmanaged mode has no usable IP addresses. Aardvark-dns requires at least one address \
+             (should not be an IPv6 link-local address) to bind to. Please add an IP address or disable DNS for this \
+             network (--disable-dns)."
+        ))),
+        Some(addresses) => Ok(addresses),
+        // That is refused as what it is.
+        None => Ok(Vec::new()),
+    }
+}
+
+fn is_unmanaged(request: &NetworkRequest) -> bool {
+    request.driver == Driver::Bridge && request.options.get("mode").is_some_and(|mode| mode == "unmanaged")
+}
+
 /// Refuses name servers where our own answers: it would ask itself.
-fn check_name_servers(setup: &Setup) -> Result<(), Failure> {
-    let networks = || setup.networks.iter().filter_map(|place| setup.network_info.get(&place.name));
-    let serves = |network: &&Network| network.dns_enabled && is_managed_bridge(network);
+fn check_name_servers(setup: &Setup, endpoints: &[EndpointRequest]) -> Result<(), Failure> {
+    let networks = || endpoints.iter().filter_map(|endpoint| endpoint.transient.as_ref());
+    let serves = |network: &&NetworkRequest| network.names;
     let at = |server: &IpAddr| {
-        let is_there = |network: &&Network| network.subnets.iter().flatten().any(|net| net.gateway == Some(*server));
-        networks().filter(serves).find(is_there).map(|network| shortened(&network.name))
+        let places = |network: &NetworkRequest| match is_unmanaged(network) {
+            true => network.names_at.clone(),
+            false => network.gateways.clone(),
+        };
+        networks().filter(serves).find(|network| places(network).contains(server)).map(|network| network.name.clone())
     };
-    let refuse = |what: &str, name| {
+    let refuse = |what: &str, name: Name| {
         Failure::new(format!(
-            "{what} of network {name:?}; using it would cause aardvark-dns to forward queries to itself."
+            "{what} of network \"{name}\"; using it would cause aardvark-dns to forward queries to itself."
         ))
     };
     if networks().any(|network| serves(&network)) {
@@ -96,7 +131,7 @@ fn check_name_servers(setup: &Setup) -> Result<(), Failure> {
             at(server).map_or(Ok(()), |name| Err(refuse(&format!("DNS server {server} is the gateway"), name)))?;
         }
     }
-    for server in networks().filter(serves).flat_map(|network| network.network_dns_servers.iter().flatten()) {
+    for server in networks().filter(serves).flat_map(|network| &network.dns) {
         at(server)
             .map_or(Ok(()), |name| Err(refuse(&format!("network DNS server {server} matches the gateway"), name)))?;
     }
@@ -231,8 +266,8 @@ fn network_request(
         options,
         labels: network.labels.clone().unwrap_or_default(),
         routes,
-        // Elsewhere we have no address to answer at: the gateway is somebody else's.
-        names: network.dns_enabled && is_managed_bridge(network),
+        // Of whom no address is known, nothing could be told, nor by whom it is asked.
+        names: network.dns_enabled && driver == Driver::Bridge && (is_managed_bridge(network) || ipam != Ipam::None),
         names_port,
         ..NetworkRequest::new(network_name(network)?)
     })

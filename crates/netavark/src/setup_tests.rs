@@ -13,8 +13,13 @@ fn setup(attachment: &str, network: &str, rest: &str) -> Setup {
     parse_setup(text.as_bytes()).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
+/// A host that has no bridge yet.
+fn no_bridges(_: &str) -> Result<Option<Vec<IpAddr>>, Failure> {
+    Ok(None)
+}
+
 fn request(attachment: &str, network: &str, rest: &str) -> Result<AttachRequest, Failure> {
-    plan(&setup(attachment, network, rest), Path::new("/n"), None).map(|plan| plan.attach.unwrap())
+    plan(&setup(attachment, network, rest), Path::new("/n"), None, no_bridges).map(|plan| plan.attach.unwrap())
 }
 
 fn options(network: &str) -> portolan_model::NetworkOptions {
@@ -78,7 +83,7 @@ fn what_cannot_be_is_refused_in_netavarks_words() {
             r#"{{"container_id":"x","container_name":"web","networks":{{"n":{attachment}}},"network_info":{{"n":{network}}}}}"#
         );
         let setup = parse_setup(text.as_bytes()).unwrap();
-        plan(&setup, Path::new("/n"), None).map(drop).unwrap_err().to_string()
+        plan(&setup, Path::new("/n"), None, no_bridges).map(drop).unwrap_err().to_string()
     };
     let bridge = |rest: &str| {
         format!(
@@ -121,7 +126,7 @@ fn what_cannot_be_is_refused_in_netavarks_words() {
     let missing =
         parse_setup(br#"{"container_id":"x","container_name":"web","networks":{"n":{"interface_name":"a"}}}"#);
     assert_eq!(
-        plan(&missing.unwrap(), Path::new("/n"), None).map(drop).unwrap_err().to_string(),
+        plan(&missing.unwrap(), Path::new("/n"), None, no_bridges).map(drop).unwrap_err().to_string(),
         "network info for network n not found"
     );
 }
@@ -158,9 +163,42 @@ fn our_own_name_server_is_nobody_to_ask() {
 }
 
 #[test]
+fn names_on_somebody_elses_bridge() {
+    let asked = |network: &str, rest: &str, has: Option<&[&str]>| {
+        let setup = setup("", &format!(r#","dns_enabled":true,"options":{{"mode":"unmanaged"}}{network}"#), rest);
+        let addresses_of = |bridge: &str| {
+            assert_eq!(bridge, "podman0");
+            Ok(has.map(|all| all.iter().map(|address| address.parse().unwrap()).collect()))
+        };
+        let planned = plan(&setup, Path::new("/n"), None, addresses_of).map(|plan| plan.attach.unwrap());
+        planned.map(|attach| attach.endpoints[0].transient.clone().unwrap())
+    };
+    let own: &[&str] = &["10.88.0.100", "2001:db8::100"];
+    let network = asked("", "", Some(own)).unwrap();
+    assert_eq!(network.names_at, own.iter().map(|one| one.parse::<IpAddr>().unwrap()).collect::<Vec<_>>());
+    assert!(network.names);
+    // That there is no such bridge is for the engine to say.
+    assert_eq!(asked("", "", None).unwrap().names_at, Vec::<IpAddr>::new());
+    assert_eq!(
+        asked("", "", Some(&[])).unwrap_err().to_string(),
+        "bridge 'podman0' in unmanaged mode has no usable IP addresses. Aardvark-dns requires at least one address (should not \
+         be an IPv6 link-local address) to bind to. Please add an IP address or disable DNS for this network (--disable-dns)."
+    );
+    // The gateway is a server like any other here, and what the bridge has is our own.
+    asked("", r#","dns_servers":["10.88.0.1"]"#, Some(own)).unwrap();
+    assert_eq!(
+        asked("", r#","dns_servers":["10.88.0.100"]"#, Some(own)).unwrap_err().to_string(),
+        "DNS server 10.88.0.100 is the gateway of network \"podman\"; using it would cause aardvark-dns to forward queries to \
+         itself."
+    );
+    // Whose addresses nobody gives, nobody knows when they ask.
+    assert!(!asked(r#","ipam_options":{"driver":"none"}"#, "", Some(&[])).unwrap().names);
+}
+
+#[test]
 fn names_that_are_none_are_left_out_aloud() {
     let setup = setup(r#","aliases":["good","bad name","c,d"]"#, r#","dns_enabled":true"#, "");
-    let plan = plan(&setup, Path::new("/n"), None).unwrap();
+    let plan = plan(&setup, Path::new("/n"), None, no_bridges).unwrap();
     assert_eq!(plan.attach.unwrap().endpoints[0].aliases, ["good".parse().unwrap()]);
     assert_eq!(plan.warnings.len(), 2);
     assert!(plan.warnings[0].starts_with("invalid network alias \"bad name\""), "{:?}", plan.warnings);

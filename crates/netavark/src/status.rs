@@ -26,8 +26,12 @@ pub fn status(
         let id = network_id(network);
         let Some((endpoint, joined)) = info.endpoints.iter().find(|(_, joined)| joined.id == id) else { continue };
         let (servers, search) = if joined.names {
-            let gateways = network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway).collect();
-            (gateways, vec![SEARCH_DOMAIN.to_owned()])
+            let servers = if joined.is_managed_bridge() {
+                network.subnets.iter().flatten().filter_map(|subnet| subnet.gateway).collect()
+            } else {
+                joined.names_at.clone()
+            };
+            (servers, vec![SEARCH_DOMAIN.to_owned()])
         } else {
             // What a person chose with --dns is Podman's to write down, before what a DHCP server says.
             let leased = || endpoint.leases().flat_map(|lease| lease.dns.iter().copied()).collect();

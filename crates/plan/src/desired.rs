@@ -235,15 +235,16 @@ pub fn leased_names(view: &ContainerView) -> (Vec<IpAddr>, Vec<String>) {
 pub fn name_servers(view: &ContainerView) -> Vec<IpAddr> {
     let out: Vec<IpAddr> = Family::ALL
         .into_iter()
-        .filter_map(|family| ways_out(view, family).find(|(_, network, _)| network.answers_names()))
-        .map(|(_, _, gateway)| gateway)
+        .filter_map(|family| {
+            ways_out(view, family).find_map(|(_, network, gateway)| network.name_server(family, Some(gateway)))
+        })
         .collect();
     if !out.is_empty() {
         return out;
     }
     let mut on = view.endpoints.iter().filter(|(_, network)| network.answers_names());
     let Some((endpoint, network)) = on.next() else { return Vec::new() };
-    let of = |family| network.gateway_for(endpoint.address(family)?);
+    let of = |family| network.name_server(family, network.gateway_for(endpoint.address(family)?));
     Family::ALL.into_iter().filter_map(of).collect()
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use portolan_model::Sandbox;
 
+use crate::desired::ContainerView;
 use crate::object::{Key, Object, Objects, Port};
 use crate::set::Set;
 
@@ -78,6 +79,27 @@ pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// Has `steps` make the interfaces of a container in the order of its endpoints: a namespace numbers them as they come.
+pub fn in_order_of(view: &ContainerView, steps: Vec<Step>) -> Vec<Step> {
+    let place = |step: &Step| match step {
+        Step::Create(Object::Port(port)) => {
+            view.endpoints.iter().position(|(endpoint, _)| endpoint.host_end == port.host_end)
+        }
+        Step::Create(Object::Child(child)) => {
+            let sandbox = view.container.sandbox.as_ref().map(|sandbox| (sandbox.device, sandbox.inode));
+            let is_its = sandbox == Some((child.sandbox.device, child.sandbox.inode));
+            view.endpoints.iter().position(|(endpoint, _)| is_its && endpoint.ifname == child.name)
+        }
+        _ => None,
+    };
+    // What they are on comes before all of them, and what is on them after.
+    let Some(first) = steps.iter().position(|step| place(step).is_some()) else { return steps };
+    let (mut made, mut ordered): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(|step| place(step).is_some());
+    made.sort_by_key(place);
+    ordered.splice(first..first, made);
+    ordered
 }
 
 /// Whether `object` is a setting of an interface that `steps` configure anew, with what we set on every interface.

@@ -23,7 +23,7 @@ pub use desired::{
     default_route, default_routes, generated_mac, host_end_name, is_host_end_name, leased_names, name_servers,
     network_objects, published_endpoint, shaper_name,
 };
-pub use diff::{Step, diff, inverse, possible};
+pub use diff::{Step, diff, in_order_of, inverse, possible};
 pub use firewall::{Firewall, Guard};
 pub use object::{
     ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups,

@@ -265,7 +265,7 @@ fn dns_network(network: &Network) -> DnsNetwork {
     DnsNetwork {
         id: network.id,
         name: network.name.to_string(),
-        gateways: if network.answers_names() { network.gateways() } else { Vec::new() },
+        gateways: network.names_places(),
         port: network.names_port,
         internal: network.internal,
         upstreams: network.dns.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),

@@ -56,8 +56,7 @@ struct ConfigFrom {
 struct Addresses {
     #[serde(deserialize_with = "or_default")]
     driver: String,
-    #[serde(deserialize_with = "or_default")]
-    options: BTreeMap<String, String>,
+    options: Option<BTreeMap<String, String>>,
     #[serde(deserialize_with = "or_default")]
     config: Vec<Config>,
 }
@@ -185,9 +184,10 @@ fn addresses(ipam: Addresses, mut asked: NetworkRequest) -> Result<(NetworkReque
             ));
         }
     };
-    if let Some(key) = ipam.options.keys().next() {
+    if let Some(key) = ipam.options.iter().flat_map(BTreeMap::keys).next() {
         return Err(Failure::unsupported(format!("IPAM option `{key}`"), "leave it out"));
     }
+    asked.ipam_options = ipam.options;
     let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
     for config in &ipam.config {
         match part(config, &mut asked) {
@@ -306,6 +306,7 @@ mod tests {
         assert_eq!(asked.aux["printer"].to_string(), "10.60.0.5");
         assert_eq!(asked.options["com.docker.network.driver.mtu"], "1400");
         assert_eq!((asked.labels["a"].as_str(), asked.labels[ATTACHABLE].as_str()), ("b", "true"));
+        assert_eq!(asked.ipam_options, Some(BTreeMap::new()));
     }
 
     #[test]
@@ -397,6 +398,6 @@ mod tests {
             41,
         )
         .unwrap();
-        assert_eq!((asked.driver, asked.ipv6), (Driver::Bridge, false));
+        assert_eq!((asked.driver, asked.ipv6, asked.ipam_options), (Driver::Bridge, false, None));
     }
 }

@@ -51,7 +51,7 @@ struct ConfigFrom {
 #[serde(rename_all = "PascalCase")]
 struct Addresses {
     driver: &'static str,
-    options: BTreeMap<String, String>,
+    options: Option<BTreeMap<String, String>>,
     config: Vec<Config>,
 }
 
@@ -110,7 +110,7 @@ fn show(network: &Network, containers: BTreeMap<String, Member>, version: Versio
                 Ipam::Dhcp => "dhcp",
                 Ipam::None => "null",
             },
-            options: BTreeMap::new(),
+            options: network.ipam_options.clone(),
             config: network.subnets.iter().map(config).collect(),
         },
         internal: network.internal,

@@ -14,7 +14,7 @@ use portolan_model::{Family, IfName, Mac, Mtu, ProcessId, Protocol, Publication,
 use super::{HostKernel, failure, refusal};
 use crate::diag::{self, Transport};
 use crate::netns::NetnsFd;
-use crate::rtnl::{link, route};
+use crate::rtnl::{addr, link, route};
 use crate::{conntrack, process, rtnl, sys};
 
 /// From this many ports on, one listing of all listeners is cheaper than trying each port.
@@ -75,6 +75,22 @@ pub(super) fn find_interface(kernel: &HostKernel, name: &str) -> Result<Option<H
             mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
             mac: link.mac.map(Mac::from_bytes),
         }))
+    })
+}
+
+pub(super) fn addresses(kernel: &HostKernel, name: &str) -> Result<Option<Vec<IpAddr>>, KernelError> {
+    kernel.with_route(|socket| {
+        let read = |socket: &mut _| {
+            let Some(link) = link::lookup(socket, name)? else { return Ok(None) };
+            let found = addr::dump(socket, Some(link.index))?;
+            // An address that somebody else has, too, is not reached by all.
+            let is_reached = |one: &addr::Address| match one.addr {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(_) => one.scope != libc::RT_SCOPE_LINK && one.flags & addr::DADFAILED == 0,
+            };
+            Ok(Some(found.into_iter().filter(is_reached).map(|one| one.addr).collect()))
+        };
+        read(socket).map_err(|error| refusal(format!("read the addresses of interface `{name}`"), &error))
     })
 }
 
@@ -248,7 +264,32 @@ const fn transport(protocol: Protocol) -> Transport {
     }
 }
 
-pub(super) fn host_ports_free(publication: &Publication, keeper: Option<&str>) -> Result<(), PortClash> {
+/// Whether the host is about to have the address: it is tentative, and nobody has been found to have it, too.
+fn is_tentative(kernel: &HostKernel, address: Ipv6Addr) -> bool {
+    let all = kernel.with_route(|socket| addr::dump(socket, None).map_err(|error| refusal("list addresses", &error)));
+    let is_it = |one: &addr::Address| {
+        one.addr == address && one.flags & addr::TENTATIVE != 0 && one.flags & addr::DADFAILED == 0
+    };
+    all.is_ok_and(|all| all.iter().any(is_it))
+}
+
+/// Tries to bind to a port of the host.
+fn probe(kernel: &HostKernel, transport: Transport, address: IpAddr, port: u16) -> io::Result<()> {
+    match (diag::probe_bind(transport, address, port), address) {
+        (Err(error), IpAddr::V6(ip))
+            if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && is_tentative(kernel, ip) =>
+        {
+            diag::probe_bind_ahead(transport, ip, port)
+        }
+        (probed, _) => probed,
+    }
+}
+
+pub(super) fn host_ports_free(
+    kernel: &HostKernel,
+    publication: &Publication,
+    keeper: Option<&str>,
+) -> Result<(), PortClash> {
     let transport = transport(publication.protocol);
     let addresses = Family::ALL.into_iter().filter(|family| publication.covers(*family)).map(|family| {
         publication.bound_to().unwrap_or(match family {
@@ -262,7 +303,7 @@ pub(super) fn host_ports_free(publication: &Publication, keeper: Option<&str>) -
             if many && port != publication.host.first() {
                 break;
             }
-            match diag::probe_bind(transport, address, port) {
+            match probe(kernel, transport, address, port) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
                     if let Some(holder) = holder(transport, address, port, keeper) {

@@ -10,6 +10,7 @@ mod removal;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use portolan_engine::{About, Kernel, KernelError, Kind, PortClash};
@@ -76,6 +77,15 @@ impl HostKernel {
             crate::rtnl::link::lookup(socket, index).map_err(|error| refusal("read an interface", &error))
         };
         self.with_route(look).ok().flatten()
+    }
+
+    /// The addresses of an interface of the host by which others on its link reach the host: not those of the link alone.
+    /// None if there is no such interface.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn addresses(&self, name: &str) -> Result<Option<Vec<IpAddr>>, KernelError> {
+        facts::addresses(self, name)
     }
 
     /// Tells firewalld, where one runs, to let these bridges pass: a reload makes it forget. For drivers other than
@@ -257,7 +267,7 @@ impl Kernel for HostKernel {
     }
 
     fn host_ports_free(&self, publication: &Publication, keeper: Option<&str>) -> Result<(), PortClash> {
-        facts::host_ports_free(publication, keeper)
+        facts::host_ports_free(self, publication, keeper)
     }
 
     fn forget_flows(&self, publications: &[Publication]) {

@@ -305,7 +305,9 @@ impl Args {
         there.map_err(|error| Failure::io(&error).within("invalid namespace path"))?;
         let setup = portolan_netavark::parse_setup(&self.read()?)?;
         let context = self.context("setup")?;
-        let plan = portolan_netavark::plan(&setup, netns, names_port()?)?;
+        let host = portolan_kernel::host::HostKernel::new();
+        let addresses_of = |bridge: &str| host.addresses(bridge).map_err(|error| Failure::new(error.to_string()));
+        let plan = portolan_netavark::plan(&setup, netns, names_port()?, addresses_of)?;
         let programs = self.programs(&plan)?;
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
@@ -492,10 +494,9 @@ fn settle(context: &Context, info: &ContainerInfo, starting: Option<daemon::Star
     let places: Vec<SocketAddr> = info
         .endpoints
         .iter()
-        .filter(|(_, network)| network.names)
         .flat_map(|(_, network)| {
             let port = network.names_port.unwrap_or(NAMES_PORT);
-            network.subnets.iter().filter_map(move |subnet| Some(SocketAddr::new(subnet.gateway?, port)))
+            network.names_places().into_iter().map(move |address| SocketAddr::new(address, port))
         })
         .collect();
     // Podman starts the container when this is done.
@@ -514,7 +515,12 @@ fn settle(context: &Context, info: &ContainerInfo, starting: Option<daemon::Star
     match done.unanswered.iter().find(|address| places.contains(address)) {
         Some(address) => {
             let why = done.warnings.iter().find(|warning| warning.contains(&address.to_string()));
-            Err(served(Failure::new(why.cloned().unwrap_or_else(|| format!("names are not answered on {address}")))))
+            let mut why = why.cloned().unwrap_or_else(|| format!("names are not answered on {address}"));
+            // On a bridge of their own, people may well have a name server already.
+            if info.endpoints.iter().any(|(_, network)| network.names_at.contains(&address.ip())) {
+                why.push_str(" (free it, or disable DNS for this network: --disable-dns)");
+            }
+            Err(served(Failure::new(why)))
         }
         None => Ok(()),
     }

@@ -53,6 +53,7 @@ step("networks.list(greedy=True)", lambda: names(client.networks.list(greedy=Tru
 
 attrs = lambda: client.networks.get("sdk").attrs
 step("get().attrs['IPAM']['Config']", lambda: attrs()["IPAM"]["Config"])
+step("get().attrs['IPAM']['Options']", lambda: attrs()["IPAM"]["Options"])
 step("get().attrs['Options'], ['Labels'], ['Attachable']", lambda: [attrs()[k] for k in ("Options", "Labels", "Attachable")])
 step("networks.get('nosuch')", lambda: client.networks.get("nosuch").name)
 

@@ -9,7 +9,7 @@ use portolan_kernel::rtnl::link::{self, LinkChange};
 use portolan_lab::InNetns;
 use portolan_lab::probe::{Probe, ping, tcp_probe};
 use portolan_lab::server::TcpServer;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::{FAMILIES, LONG, SHORT, addresses, any, at, choose, host_ip, interface, links, mac, neighbour_ip};
 use crate::podman::{Pod, Podman, bridge, ip, merged};
@@ -87,6 +87,11 @@ fn a_bridge_that_is_not_ours_is_named() {
     let pod = podman.pod("c").at(&bridge("web", 1), 5);
     let error = podman.refused(&pod);
     assert!(error.contains("podman1") && error.contains("another network backend"), "{error}");
+    // What it advises, done.
+    assert!(error.contains("--opt mode=unmanaged --interface-name podman1;"), "{error}");
+    let joined = podman.pod("joined").at(&merged(bridge("web", 1), json!({"options": {"mode": "unmanaged"}})), 6);
+    podman.up(&joined);
+    assert!(ping(&joined, ip(FAMILIES[0], 1, 1), LONG).is_open());
     // Something else has the name.
     let other = podman.pod("d").at(&merged(bridge("lan", 2), json!({"network_interface": "eth0"})), 5);
     let error = podman.refused(&other);
@@ -409,4 +414,37 @@ fn two_networks_of_one_container() {
         assert!(ping(&pod, neighbour_ip(family), Duration::from_secs(5)).is_open());
     }
     podman.world.verify();
+}
+
+/// The kernel numbers interfaces as they come, and who lists them sees them so: in the order of the request, whatever they are
+/// called.
+#[test]
+fn interfaces_are_made_in_the_order_of_the_request() {
+    let Some(podman) = Podman::or_skip("nv-order") else { return };
+    let lan = merged(bridge("lan", 9), json!({"driver": "macvlan", "network_interface": "eth0"}));
+    let networks = [("z", 1), ("a", 2), ("m", 3), ("k", 4)].map(|(name, n)| bridge(name, n));
+    for (name, reversed) in [("forth", false), ("back", true)] {
+        let mut order: Vec<_> = networks.iter().take(2).chain([&lan]).chain(&networks[2..]).collect();
+        if reversed {
+            order.reverse();
+        }
+        let mut pod = podman.pod(name);
+        pod.is_list = true;
+        for network in &order {
+            let ifname = format!("if-{}", network["name"].as_str().unwrap());
+            pod = pod.at_with(network, if reversed { 6 } else { 5 }, json!({"interface_name": ifname}));
+        }
+        podman.up(&pod);
+        let index = |network: &&Value| {
+            let ifname = format!("if-{}", network["name"].as_str().unwrap());
+            interface(&pod, &ifname).unwrap().index
+        };
+        let indexes: Vec<u32> = order.iter().map(index).collect();
+        assert!(indexes.is_sorted(), "{name}: {indexes:?}");
+        for n in 1..=4 {
+            assert!(ping(&pod, ip(FAMILIES[0], n, 1), LONG).is_open());
+        }
+        podman.world.verify();
+        podman.down(&pod);
+    }
 }

@@ -9,6 +9,7 @@ use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
 use portolan_lab::eventually;
 use portolan_lab::probe::udp_probe;
+use portolan_lab::server::UdpServer;
 use serde_json::{Value, json};
 
 use crate::common::upstream::{Upstream, output, short, status};
@@ -61,12 +62,81 @@ fn everybody_is_known_by_all_names() {
     podman.world.verify();
 }
 
-/// On somebody else's bridge nobody of ours answers: containers are not sent to its gateway, and come up without a daemon.
+/// A network on bridge `br0` of somebody else's.
+fn unmanaged(network: Value) -> Value {
+    merged(network, json!({"network_interface": "br0", "options": {"mode": "unmanaged"}}))
+}
+
+/// On somebody else's bridge names are answered at the addresses that it has, whatever its networks call their gateway.
 #[test]
 fn a_bridge_of_somebody_elses() {
-    let Some(podman) = Podman::with_names("nv-names-unmanaged") else { return };
+    let Some(mut podman) = Podman::with_names("nv-names-unmanaged") else { return };
+    let servers = Servers::start(&mut podman);
+    podman.foreign_bridge("br0", &[]);
+    let (lan, next) = (unmanaged(named("lan", 1)), unmanaged(named("next", 2)));
+    let (site, asks) = (podman.pod("site").at(&lan, 5), podman.pod("asks").at(&lan, 6));
+    assert_eq!(
+        podman.refused(&site),
+        "bridge 'br0' in unmanaged mode has no usable IP addresses. Aardvark-dns requires at least one address (should not be \
+         an IPv6 link-local address) to bind to. Please add an IP address or disable DNS for this network (--disable-dns)."
+    );
+    for address in ["10.9.1.100/24", "10.9.2.1/24", "fd09:1::100/64", "fe80::100/64"] {
+        podman.world.h.add_address("br0", address).unwrap();
+    }
+    let before = podman.world.untouched();
+    // As libvirt has its own on its bridges.
+    let theirs = UdpServer::start(&podman.world.h, at(ip(FAMILIES[0], 1, 100), 53), "theirs").unwrap();
+    let error = podman.refused(&site);
+    assert!(error.starts_with("error while applying dns entries: "), "{error}");
+    assert!(error.contains("10.9.1.100") && error.contains("--disable-dns"), "{error}");
+    drop(theirs);
+    let site = site.with(json!({"container_hostname": "host-of-site"}));
+    let answered = podman.up(&site);
+    assert_eq!(answered["lan"]["dns_search_domains"], json!(["dns.podman"]));
+    assert_eq!(answered["lan"]["dns_server_ips"], json!(["10.9.1.100", "10.9.2.1", "fd09:1::100"]));
+    podman.up(&asks);
+    // Several networks on one bridge do not hear of each other.
+    let far = podman.pod("far").at(&next, 5);
+    podman.up(&far);
+    let bystander = podman.pod("bystander").at(&unmanaged(bridge("quiet", 1)), 7);
+    assert_eq!(podman.up(&bystander)["quiet"]["dns_server_ips"], json!([]));
+    let bridges: Vec<IpAddr> = ["10.9.1.100", "fd09:1::100"].map(|address| address.parse().unwrap()).into();
+    for server in bridges.iter().copied() {
+        let Some(found) = short(&asks, server, &["site"]) else { return };
+        assert_eq!(found, ["10.9.1.5"]);
+        assert_eq!(short(&asks, server, &["host-of-site.dns.podman", "AAAA", "+tcp"]).unwrap(), ["fd09:1::5"]);
+        assert_eq!(short(&asks, server, &["host.containers.internal"]).unwrap().len(), 2, "both of IPv4");
+        assert_eq!(status(&asks, server, &["far"]).unwrap(), "NXDOMAIN");
+        assert_eq!(whom(&asks, server, "example.com"), ["192.0.2.2"]);
+        assert_eq!(status(&bystander, server, &["site"]).unwrap(), "REFUSED", "whoever else is on the LAN");
+    }
+    assert_eq!(short(&far, ip(FAMILIES[0], 2, 1), &["far"]).unwrap(), ["10.9.2.5"]);
+    assert_eq!(status(&far, ip(FAMILIES[0], 2, 1), &["site"]).unwrap(), "NXDOMAIN");
+    assert!(servers.asked()[0] >= 1);
+    podman.world.verify();
+    for pod in [&asks, &far] {
+        podman.down(pod);
+    }
+    assert_eq!(short(&bystander, bridges[0], &["site"]).unwrap(), Vec::<String>::new());
+    // With the next container, its addresses as they are then.
+    podman.world.h.add_address("br0", "10.9.1.101/24").unwrap();
+    let late = podman.pod("late").at(&lan, 8);
+    let servers = podman.up(&late)["lan"]["dns_server_ips"].clone();
+    assert_eq!(servers, json!(["10.9.1.100", "10.9.2.1", "10.9.1.101", "fd09:1::100"]));
+    assert_eq!(short(&late, ip(FAMILIES[0], 1, 101), &["site"]).unwrap(), ["10.9.1.5"]);
+    podman.world.h.remove_address("br0", "10.9.1.101/24").unwrap();
+    for pod in [&late, &site, &bystander] {
+        podman.down(pod);
+    }
+    podman.world.assert_untouched(&before, "names on br0");
+}
+
+/// Where no names are asked for on such a bridge, its containers are not sent to it, and come up without a daemon.
+#[test]
+fn a_bridge_of_somebody_elses_without_names() {
+    let Some(podman) = Podman::with_names("nv-nameless-unmanaged") else { return };
     podman.foreign_bridge("br0", &["10.9.1.1/24", "fd09:1::1/64"]);
-    let lan = merged(named("lan", 1), json!({"network_interface": "br0", "options": {"mode": "unmanaged"}}));
+    let lan = unmanaged(bridge("lan", 1));
     // Nothing can be locked where a directory is.
     fs::create_dir_all(podman.world.root.join("run/daemon.lock")).unwrap();
     let (plain, told) = (podman.pod("plain").at(&lan, 5), podman.pod("told").at(&lan, 6));
@@ -75,9 +145,11 @@ fn a_bridge_of_somebody_elses() {
     assert_eq!(status["lan"]["dns_search_domains"], json!([]));
     let status = podman.up(&told.with(json!({"dns_servers": ["192.0.2.53"]})));
     assert_eq!(status["lan"]["dns_server_ips"], json!(["192.0.2.53"]));
-    // The twin: on a bridge of ours that is a failure.
-    let error = podman.refused(&podman.pod("web").at(&named("web", 2), 5));
-    assert!(error.starts_with("error while applying dns entries: "), "{error}");
+    // The twins, with names: on that bridge, and on one of ours.
+    for network in [unmanaged(named("other", 1)), named("web", 2)] {
+        let error = podman.refused(&podman.pod(network["name"].as_str().unwrap()).at(&network, 7));
+        assert!(error.starts_with("error while applying dns entries: "), "{error}");
+    }
 }
 
 /// Names that are none are left out aloud, and the container is there all the same.

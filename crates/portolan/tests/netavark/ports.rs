@@ -4,16 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use portolan_kernel::conntrack::{self, Filter};
-use portolan_kernel::netlink::{NETFILTER, Socket};
+use portolan_kernel::netlink::{Batch, NETFILTER, Socket};
 use portolan_kernel::netns::with_netns;
-use portolan_kernel::rtnl::Family;
+use portolan_kernel::rtnl::{Family, addr};
 use portolan_lab::probe::{tcp_probe, udp_probe};
 use portolan_lab::sctp::{SctpServer, sctp_probe};
 use portolan_lab::server::{TcpServer, UdpServer};
 use portolan_lab::{InNetns, eventually};
 use serde_json::json;
 
-use crate::common::{FAMILIES, LONG, SHORT, any, assert_closed, assert_leads, at, host_ip, loopback, pick};
+use crate::common::{FAMILIES, LONG, SHORT, any, assert_closed, assert_leads, at, host_ip, interface, loopback, pick};
 use crate::podman::{Podman, bridge, ip, merged};
 
 /// From the neighbour, the host, the container itself, another of its network, and one of another network.
@@ -103,6 +103,52 @@ fn on_one_address_of_the_host() {
     let foreign = podman.pod("foreign").at(&bridge("web", 1), 7).ports(&[(9999, 80, "tcp", "203.0.113.9")]);
     let error = podman.refused(&foreign);
     assert!(error.contains("203.0.113.9"), "{error}");
+}
+
+/// While duplicate address detection runs nobody can bind to the address, and it is the host's all the same.
+#[test]
+fn on_an_address_that_is_still_tentative() {
+    let Some(podman) = Podman::with_names("nv-tentative") else { return };
+    let (n, h) = (&podman.world.n, &podman.world.h);
+    // A minute of it.
+    h.sysctl(&["net", "ipv6", "conf", "eth0", "dad_transmits"], "60").unwrap();
+    let tentative = |address: &str| {
+        let mut batch = Batch::new();
+        let index = interface(h, "eth0").unwrap().index;
+        let address = address.parse().unwrap();
+        addr::add(&mut batch, &addr::Address { flags: 0, ..addr::Address::new(index, address, 64) });
+        h.route_socket().unwrap().transact(&batch).unwrap();
+        let flags = addr::dump(&mut h.route_socket().unwrap(), Some(index)).unwrap();
+        let flags = flags.into_iter().find(|found| found.addr == address).unwrap().flags;
+        assert_ne!(flags & addr::TENTATIVE, 0);
+    };
+    tentative("fd00:1::77");
+    let web = bridge("web", 1);
+    let site =
+        podman.pod("site").at(&web, 5).ports(&[(8080, 80, "tcp", "fd00:1::77"), (5353, 53, "udp", "fd00:1::77")]);
+    podman.up(&site);
+    let _tcp = TcpServer::start(&site, any(Family::V6, 80), "t80").unwrap();
+    let _udp = UdpServer::start(&site, any(Family::V6, 53), "u53").unwrap();
+    podman.world.verify();
+    // Found to be nobody else's.
+    h.remove_address("eth0", "fd00:1::77/64").unwrap();
+    h.add_address("eth0", "fd00:1::77/64").unwrap();
+    let place = |port| at("fd00:1::77".parse().unwrap(), port);
+    assert_leads(n, place(8080), "t80");
+    let probe = udp_probe(n, place(5353), LONG);
+    assert_eq!(probe.banner(), Some("u53"), "{probe}");
+    // Whoever has a port on all addresses has it there as well.
+    tentative("fd00:1::78");
+    let taken = TcpServer::start(h, any(Family::V6, 8081), "taken").unwrap();
+    let other = podman.pod("other").at(&web, 6).ports(&[(8081, 80, "tcp", "fd00:1::78")]);
+    let error = podman.refused(&other);
+    assert!(error.contains("8081"), "{error}");
+    drop(taken);
+    podman.up(&other);
+    // The twin: an address that the host is not about to have.
+    let absent = podman.pod("absent").at(&web, 7).ports(&[(8082, 80, "tcp", "fd00:1::79")]);
+    let error = podman.refused(&absent);
+    assert!(error.contains("fd00:1::79"), "{error}");
 }
 
 #[test]

@@ -284,7 +284,8 @@ impl Server {
             let result = match change {
                 Change::PutNetwork(network) => {
                     places_changed = true;
-                    self.core.names.put_network(network)
+                    self.core.names.put_network(network);
+                    Ok(())
                 }
                 Change::RemoveNetwork(id) => {
                     places_changed |= self.core.names.remove_network(&id);
