@@ -5,7 +5,9 @@
 //! ([`Engine::begin_claims`]). What it did not say by then is nobody's, provided that it could be heard all the time.
 //!
 //! We may die, too, between a change and its answer. What is asked for is then asked for again, so what was given is written
-//! down with the change, until the answer is sent ([`Engine::answered`]): given to nobody, it is what is given next time.
+//! down with the change, until the answer is sent ([`Engine::answered`]): given to nobody, it is what is given next time. Nobody
+//! knows of an answer that we die over whether it came; but who was given an address for a network of ours makes an endpoint
+//! with it, so it is written down until there is one.
 
 use std::net::IpAddr;
 
@@ -80,6 +82,9 @@ struct Unanswered {
     /// Whether the process that was to answer is gone, and so nobody has what it was given.
     #[serde(default)]
     lost: bool,
+    /// Whether the answer may have been sent: then it was if an endpoint has the address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    sent: bool,
 }
 
 /// Who claims pools, and what it has asked for last. One value of the store.
@@ -108,7 +113,7 @@ impl Claims {
         let number = self.next;
         self.next += 1;
         let (method, body) = (call.method.to_owned(), call.body.to_owned());
-        self.calls.push(Unanswered { number, method, body, pool, address, lost: false });
+        self.calls.push(Unanswered { number, method, body, pool, address, lost: false, sent: false });
         number
     }
 }
@@ -216,6 +221,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let mut claims = self.claims(&tx)?;
         let mut pool = tx.pool(id)?.ok_or_else(|| Error::NotFound { what: "pool", name: id.to_string() })?;
+        self.forget_used(&tx, &mut claims)?;
         let address = match claims.repeated(call).and_then(|lost| lost.address) {
             Some(address) => address,
             None => self.plan_address(&tx, &claims, &pool, request)?,
@@ -266,6 +272,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let Some(pool) = tx.pool(id)? else { return Ok(()) };
         self.rest_address(&tx, &pool, address)?;
+        let mut claims = self.claims(&tx)?;
+        let count = claims.calls.len();
+        claims.calls.retain(|call| call.pool != id || call.address.is_none_or(|given| given.addr() != address));
+        if claims.calls.len() < count {
+            self.put_claims(&tx, &claims)?;
+        }
         Ok(tx.commit(Durability::Process)?)
     }
 
@@ -390,13 +402,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let mut claims = self.claims(&tx)?;
         claims.replaying = false;
+        self.forget_used(&tx, &mut claims)?;
         claims.calls.iter_mut().for_each(|call| call.lost = true);
         self.put_claims(&tx, &claims)?;
         Ok(tx.commit(Durability::Process)?)
     }
 
     /// Takes note that the answer with this number is being sent: from now on somebody may have what was given. Said before,
-    /// for what somebody has is not to be given again.
+    /// for what somebody has is not to be given again; but an address for a network of ours that has no endpoint with it when
+    /// we begin anew, which is given to who asks in the same words.
     ///
     /// # Errors
     /// When the store cannot serve.
@@ -404,9 +418,34 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
         let mut claims = self.claims(&tx)?;
-        claims.calls.retain(|call| call.number != number);
+        let Some(at) = claims.calls.iter().position(|call| call.number == number) else { return Ok(()) };
+        let call = &mut claims.calls[at];
+        let pool = call.address.map(|_| tx.pool(call.pool)).transpose()?.flatten();
+        let is_gateway = |pool: &Pool| pool.subnet.gateway == call.address.map(|address| address.addr());
+        call.sent = pool.is_some_and(|pool| pool.network.is_some() && !is_gateway(&pool));
+        if !call.sent {
+            claims.calls.remove(at);
+        }
+        self.forget_used(&tx, &mut claims)?;
         self.put_claims(&tx, &claims)?;
         Ok(tx.commit(Durability::Process)?)
+    }
+
+    /// Forgets the calls of which it shows that they were answered.
+    fn forget_used(&self, tx: &S::Tx<'_>, claims: &mut Claims) -> Result<()> {
+        let mut rest = Vec::new();
+        for call in claims.calls.drain(..) {
+            let network = tx.pool(call.pool)?.and_then(|pool| pool.network);
+            let lease = match (network, call.address) {
+                (Some(network), Some(address)) if call.sent => tx.lease(network, address.addr())?,
+                _ => None,
+            };
+            if lease.is_none_or(|lease| lease.endpoint.is_none()) {
+                rest.push(call);
+            }
+        }
+        claims.calls = rest;
+        Ok(())
     }
 
     /// The pool that a network is to be made on.
