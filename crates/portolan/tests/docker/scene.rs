@@ -183,7 +183,11 @@ impl Scene {
         // Our child only stands before it.
         let pid = fs::read_to_string(self.machine.outside("/run/docker.pid"))?;
         self.machine.run("kill", &["-9", pid.trim()])?;
+        let containerd = fs::read_to_string(self.machine.outside("/run/docker/containerd/containerd.pid"))?;
         dockerd.take().context("Docker runs")?.wait()?;
+        // It dies with Docker (PR_SET_PDEATHSIG): another that finds it dying takes it for alive, and never starts its own.
+        let containerd = self.machine.outside(&format!("/proc/{}", containerd.trim()));
+        ensure!(eventually(LONG, || !containerd.exists()), "its containerd stays");
         meanwhile()?;
         *dockerd = Some(start_dockerd(&self.machine)?);
         Ok(())
