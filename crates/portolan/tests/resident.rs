@@ -410,7 +410,7 @@ fn activity(pid: i32) -> (u64, u64) {
 fn many_networks_cost_little_and_nothing_when_idle() {
     const NETWORKS: usize = 1000;
     const EACH: usize = 20;
-    const LIMIT: u64 = 40 << 10;
+    const LIMIT: u64 = 20 << 10;
     const QUIET: Duration = Duration::from_secs(3);
     let Some(world) = world("idle") else { return };
     let began = Instant::now();
@@ -429,9 +429,10 @@ fn many_networks_cost_little_and_nothing_when_idle() {
     let pid = pid(&world);
     let told = status(&world).unwrap();
     assert_eq!((told["networks"].as_u64(), told["endpoints"].as_u64()), (Some(1003), Some(1000)), "{told}");
+    // Its own: how much of its file is mapped is the page cache's affair, and most of that is what a debugger wants.
     let memory = |pid: i32| {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim();
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap().trim();
         line.trim_end_matches(" kB").parse::<u64>().unwrap()
     };
     // What the verbs left to do is done once a whole while passes without anything.

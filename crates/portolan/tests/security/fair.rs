@@ -354,12 +354,23 @@ fn limited(stage: &Stage) -> Row {
 
 /// How often the daemon held a container back.
 fn held_back(world: &World) -> u64 {
-    let mut stream = UnixStream::connect(world.root.join("run/metrics.sock")).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let count = text.lines().find_map(|line| line.strip_prefix("portolan_held_back_total "));
-    count.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+    let ask = || {
+        let mut stream = UnixStream::connect(world.root.join("run/metrics.sock")).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        // While it has other things to do it says so.
+        text.lines().find_map(|line| line.strip_prefix("portolan_held_back_total "))?.parse().ok()
+    };
+    let mut count = None;
+    assert!(
+        eventually(PATIENCE * 5, || {
+            count = ask();
+            count.is_some()
+        }),
+        "no metrics"
+    );
+    count.unwrap()
 }
 
 /// One container has as many connections that are over soon. The control is an attack that follows.
