@@ -235,12 +235,15 @@ impl Soak {
             let values: Vec<u64> = self.samples.iter().map(|sample| sample[column]).collect();
             let most = values.iter().max().copied().unwrap_or(0).max(1);
             let top = column * (height + 30) + 22;
+            // One point for each of its width, the greatest of what falls on it.
+            let step = values.len().div_ceil(width).max(1);
             let points: Vec<String> = values
-                .iter()
+                .chunks(step)
                 .enumerate()
-                .map(|(at, value)| {
-                    let x = 20.0 + at as f64 * width as f64 / values.len().max(2) as f64;
-                    let y = (top + height) as f64 - *value as f64 * height as f64 / most as f64;
+                .map(|(at, values_here)| {
+                    let value = values_here.iter().max().copied().unwrap_or(0);
+                    let x = 20.0 + (at * step) as f64 * width as f64 / values.len().max(2) as f64;
+                    let y = (top + height) as f64 - value as f64 * height as f64 / most as f64;
                     format!("{x:.1},{y:.1}")
                 })
                 .collect();
