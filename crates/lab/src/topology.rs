@@ -258,14 +258,9 @@ impl Host {
     /// # Errors
     /// When the address is malformed, or the interface has it or does not exist.
     pub fn add_address(&self, ifname: &str, address: &str) -> Result<()> {
-        let (addr, prefix_len) = parse_prefix(address)?;
-        let mut socket = self.route_socket()?;
-        let link = link::lookup(&mut socket, ifname)?
-            .with_context(|| format!("`{}` has no interface `{ifname}`", self.name))?;
-        let mut batch = Batch::new();
-        addr::add(&mut batch, &Address::new(link.index, addr, prefix_len));
-        socket.transact(&batch).with_context(|| format!("address `{address}` on `{ifname}`"))?;
-        Ok(())
+        self.change_address(ifname, address, |batch, link, addr, prefix_len| {
+            addr::add(batch, &Address::new(link, addr, prefix_len));
+        })
     }
 
     /// Removes an address like `10.0.0.1/24` from an interface.
@@ -273,13 +268,24 @@ impl Host {
     /// # Errors
     /// No such interface or address.
     pub fn remove_address(&self, ifname: &str, address: &str) -> Result<()> {
+        self.change_address(ifname, address, |batch, link, addr, prefix_len| {
+            addr::delete(batch, link, addr, prefix_len);
+        })
+    }
+
+    fn change_address(
+        &self,
+        ifname: &str,
+        address: &str,
+        change: impl FnOnce(&mut Batch, u32, IpAddr, u8),
+    ) -> Result<()> {
         let (addr, prefix_len) = parse_prefix(address)?;
         let mut socket = self.route_socket()?;
         let link = link::lookup(&mut socket, ifname)?
             .with_context(|| format!("`{}` has no interface `{ifname}`", self.name))?;
         let mut batch = Batch::new();
-        addr::delete(&mut batch, link.index, addr, prefix_len);
-        socket.transact(&batch).with_context(|| format!("address `{address}` off `{ifname}`"))?;
+        change(&mut batch, link.index, addr, prefix_len);
+        socket.transact(&batch).with_context(|| format!("address `{address}` of `{ifname}`"))?;
         Ok(())
     }
 
