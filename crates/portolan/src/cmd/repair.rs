@@ -41,7 +41,8 @@ impl VerifyArgs {
 /// Make the kernel hold what the state says
 ///
 /// Missing links, addresses, routes and rules are put back, changed ones are corrected, and those of ours that nothing
-/// claims are removed. What is not ours is left alone.
+/// claims are removed. What is not ours is left alone. Containers whose namespace is gone are named: `portolan gc` takes
+/// them down.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
