@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::sys;
 
@@ -64,6 +65,17 @@ impl Front {
             }
         }
     }
+
+    /// The same, for `patience`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`]; what recv(2) says.
+    pub fn wait_for(self, patience: Duration) -> io::Result<Option<u8>> {
+        if !sys::poll(self.0.as_fd(), libc::POLLIN, patience)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.wait()
+    }
 }
 
 impl Back {
@@ -81,7 +93,7 @@ impl Back {
     /// What poll(2) says.
     pub fn is_abandoned(&self) -> io::Result<bool> {
         // The front never sends; what can be read is its end.
-        sys::poll(self.0.as_fd(), libc::POLLIN, std::time::Duration::ZERO)
+        sys::poll(self.0.as_fd(), libc::POLLIN, Duration::ZERO)
     }
 }
 

@@ -111,6 +111,31 @@ fn a_killed_one_is_back_at_once_and_knows_everything() {
     }
 }
 
+/// The root may be gone before the supervisor has noticed that its daemon left, and another one be there in its place.
+#[test]
+fn one_that_left_takes_nothing_from_the_next() {
+    let Some(world) = world("left") else { return };
+    world.portolan_ok(&["daemon", "start"]);
+    let parent = fs::read_to_string(format!("/proc/{}/stat", pid(&world))).unwrap();
+    let parent = parent.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let supervisor = PidFd::open(parent).unwrap();
+    let signal =
+        |signal| rustix::process::kill_process(rustix::process::Pid::from_raw(parent).unwrap(), signal).unwrap();
+    signal(rustix::process::Signal::STOP);
+    world.portolan_ok(&["daemon", "stop"]);
+    fs::remove_dir_all(&world.root).unwrap();
+    world.portolan_ok(&["daemon", "start"]);
+    signal(rustix::process::Signal::CONT);
+    assert!(supervisor.wait_readable(LONG).unwrap());
+    // Ready, and restarted after it, is what the supervisor is told by its socket.
+    for _ in 0..2 {
+        let before = pid(&world);
+        kill(before);
+        assert_ne!(pid(&world), before);
+    }
+    assert!(world.root.join("run/notify.sock").exists());
+}
+
 #[test]
 fn an_upgrade_keeps_the_process_and_its_start() {
     let Some(world) = world("upgrade") else { return };

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -23,6 +23,7 @@ use portolan_kernel::inherit;
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals::{self, Event, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -33,13 +34,15 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A message of the protocol is a few lines; one descriptor at a time comes with it.
 const MESSAGE: usize = 4096;
 
+const SOCKET: &str = "notify.sock";
+
 /// What is started, and where it reports to.
 #[derive(Debug)]
 pub struct Service<'a> {
     /// The program and its arguments.
     pub command: (&'a Path, &'a [OsString]),
-    /// Where the notification socket is made.
-    pub socket: &'a Path,
+    /// The directory in which the notification socket is made.
+    pub run: &'a Path,
     /// Held open as long as either of the two lives.
     pub lock: &'a File,
 }
@@ -50,14 +53,16 @@ pub struct Service<'a> {
 /// When it cannot be started.
 pub fn supervise(service: &Service<'_>, mut ready: impl FnMut()) -> Result<i32> {
     let signals = Signals::take(signals::SERVICE).context("take signals")?;
-    match fs::remove_file(service.socket) {
+    let path = &service.run.join(SOCKET);
+    // The lock is of this directory: in another one that is there in its place by the time we end, another supervisor may be.
+    let run = File::open(service.run).with_context(|| format!("open `{}`", service.run.display()))?;
+    match remove(&run) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove `{}`", service.socket.display()));
+            return Err(error).with_context(|| format!("remove `{}`", path.display()));
         }
         _ => {}
     }
-    let notifications =
-        door::receive_alone(service.socket).with_context(|| format!("bind `{}`", service.socket.display()))?;
+    let notifications = door::receive_alone(path).with_context(|| format!("bind `{}`", path.display()))?;
     notifications.set_nonblocking(true)?;
     // The resident keeps the lock if we die before it does.
     fcntl_setfd(service.lock, FdFlags::empty())?;
@@ -70,12 +75,12 @@ pub fn supervise(service: &Service<'_>, mut ready: impl FnMut()) -> Result<i32> 
         ready();
     };
     loop {
-        let mut child = start(service, &kept)?;
+        let mut child = start(service, path, &kept)?;
         let process = PidFd::open(child.id().cast_signed()).context("open the resident's process")?;
         let status = attend(&mut child, &process, &signals, &notifications, &mut kept, &mut ready)?;
         // It left because nothing needs it or it was told to; or it could not even start, and said why.
         if status.success() || !was_ready.get() {
-            let _ = fs::remove_file(service.socket);
+            let _ = remove(&run);
             return Ok(status.code().unwrap_or(1));
         }
         tracing::warn!(%status, "the resident died: starting it again");
@@ -86,7 +91,11 @@ pub fn supervise(service: &Service<'_>, mut ready: impl FnMut()) -> Result<i32> 
     }
 }
 
-fn start(service: &Service<'_>, kept: &BTreeMap<String, OwnedFd>) -> Result<Child> {
+fn remove(run: &File) -> io::Result<()> {
+    Ok(unlinkat(run, SOCKET, AtFlags::empty())?)
+}
+
+fn start(service: &Service<'_>, socket: &Path, kept: &BTreeMap<String, OwnedFd>) -> Result<Child> {
     let numbers: Vec<String> = kept
         .values()
         .map(|fd| fd.as_raw_fd())
@@ -98,7 +107,7 @@ fn start(service: &Service<'_>, kept: &BTreeMap<String, OwnedFd>) -> Result<Chil
         // Under the name of a face it would speak that face's language.
         .arg0("portolan")
         .args(arguments)
-        .env("NOTIFY_SOCKET", service.socket)
+        .env("NOTIFY_SOCKET", socket)
         .env_remove("INVOCATION_ID")
         .env_remove("LISTEN_FDS")
         .env(inherit::NUMBERS, numbers.join(","))

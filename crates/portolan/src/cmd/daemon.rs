@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,6 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use portolan_engine::ContainerInfo;
@@ -175,6 +177,10 @@ fn arguments(context: &Context, run: &RunArgs) -> Vec<OsString> {
     arguments
 }
 
+/// How long a daemon has until it says that it is ready: as long as systemd gives a service (`DefaultTimeoutStartSec=`,
+/// systemd-system.conf(5)).
+const READY: Duration = Duration::from_secs(90);
+
 fn start(context: &Context, run: &RunArgs) -> Result<i32> {
     daemon::directories(&context.root, &context.run)?;
     // Others who want one wait here until it answers.
@@ -199,9 +205,15 @@ fn start(context: &Context, run: &RunArgs) -> Result<i32> {
     }
     let log = context.run.join("daemon.log");
     match session::detach().context("go to the background")? {
-        Side::Front(front) => match front.wait().context("wait for the daemon")? {
-            Some(0) => Ok(0),
-            _ => Err(did_not_start(&log).into()),
+        Side::Front(front) => match front.wait_for(READY) {
+            Ok(Some(0)) => Ok(0),
+            Ok(_) => Err(did_not_start(&log).into()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(Refused::new(format!("the daemon is not ready after {} s", READY.as_secs()))
+                    .hint(format!("its log is `{}`; `portolan daemon stop` ends it", log.display()))
+                    .into())
+            }
+            Err(error) => Err(error).context("wait for the daemon"),
         },
         Side::Back(back) => {
             drop(starting);
@@ -228,11 +240,7 @@ fn supervise(context: &Context, run: &RunArgs, log: &Path, ready: impl FnMut()) 
     std::env::set_current_dir("/")?;
     let Some(lock) = daemon::lock(&context.run)? else { return Ok(0) };
     let program = std::env::current_exe().context("find this program")?;
-    let service = Service {
-        command: (&program, &arguments(context, run)),
-        socket: &context.run.join("notify.sock"),
-        lock: &lock,
-    };
+    let service = Service { command: (&program, &arguments(context, run)), run: &context.run, lock: &lock };
     supervise::supervise(&service, ready)
 }
 
