@@ -1,0 +1,20 @@
+//! What hosts share: the keys and records in etcd, what one host knows of them, blocks of addresses, and which transaction
+//! does what. Everything here is a value or a function of values; sockets, clocks and etcd itself are elsewhere.
+//!
+//! Two rules keep hosts from getting the same thing twice, whatever is lost in between:
+//!
+//! - whatever must be one host's or one network's alone has a key of its own, which is written only where there is none
+//!   ([`Write`]);
+//! - a host uses what it has seen to be its own, never what it has only asked for.
+
+mod blocks;
+mod key;
+mod record;
+mod view;
+mod write;
+
+pub use blocks::{block_length, blocks_of, choose, subnet};
+pub use key::{Key, Layout};
+pub use record::{Block, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, Vni};
+pub use view::{Change, Event, View, WentBack};
+pub use write::{Condition, Operation, Write};

@@ -1,0 +1,140 @@
+//! What the values in etcd say. JSON; what a later version adds is passed over.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::{Id, Invalid, Mac, Mtu, Name, PerFamily};
+use serde::{Deserialize, Serialize};
+
+/// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
+pub const FORMAT: u32 = 1;
+
+/// A VXLAN network identifier (RFC 7348 §5): 1 to 2^24 - 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Vni(u32);
+
+impl Vni {
+    /// # Errors
+    /// When it is 0 or has more than 24 bits.
+    pub fn new(number: u32) -> Result<Self, Invalid> {
+        match number {
+            1..0x100_0000 => Ok(Self(number)),
+            _ => Err(Invalid::new("VNI", number.to_string(), "is not between 1 and 16777215")),
+        }
+    }
+
+    /// The number.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl TryFrom<u32> for Vni {
+    type Error = Invalid;
+
+    fn try_from(number: u32) -> Result<Self, Invalid> {
+        Self::new(number)
+    }
+}
+
+impl From<Vni> for u32 {
+    fn from(vni: Vni) -> Self {
+        vni.0
+    }
+}
+
+/// What is the same on every host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// Drawn at random when it began: an etcd that was emptied and begun anew holds another one.
+    pub id: Id,
+    /// See [`FORMAT`].
+    pub format: u32,
+    /// What networks are cut out of for which nobody chooses a subnet.
+    pub pools: PerFamily<IpNet>,
+    /// How long the prefix of such a network is.
+    pub lengths: PerFamily<u8>,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// What it is called, in this cluster alone.
+    pub name: Name,
+    /// Where it takes packets of other hosts; at least one.
+    pub underlay: PerFamily<Option<IpAddr>>,
+    /// The MAC of its ends of tunnels, drawn at random.
+    pub mac: Mac,
+    /// The MTU of its way to the others.
+    pub mtu: Mtu,
+    /// Its version, for people.
+    pub version: String,
+}
+
+impl HostRecord {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        [self.underlay.v4, self.underlay.v6].into_iter().flatten()
+    }
+}
+
+/// A network that all hosts have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterNetwork {
+    /// Its name, in this cluster alone.
+    pub name: Name,
+    /// Its number.
+    pub vni: Vni,
+    /// Its addresses, cut into blocks; of either family one at most.
+    pub prefixes: PerFamily<Option<IpNet>>,
+    /// How long the prefixes of its blocks are.
+    pub block_lengths: PerFamily<u8>,
+    /// No way out.
+    #[serde(default)]
+    pub internal: bool,
+    /// Options as given.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// Labels, for people.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Seconds since 1970 of its creation, by the clock of the host that made it: for people.
+    pub created: u64,
+}
+
+impl ClusterNetwork {
+    /// Its prefixes, those of IPv4 first.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
+        [self.prefixes.v4, self.prefixes.v6].into_iter().flatten()
+    }
+}
+
+/// Who gives out a block's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The host.
+    pub host: Id,
+}
+
+/// A container's place on a network, as the names of other hosts need it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointRecord {
+    /// The container.
+    pub container: Id,
+    /// What it is called.
+    pub name: String,
+    /// What else it is called on this network.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}

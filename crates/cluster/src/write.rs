@@ -1,0 +1,195 @@
+//! What is written together, and on which conditions: etcd's transactions, as values.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use portolan_model::Id;
+use serde::Serialize;
+
+use crate::key::Key;
+use crate::record::{Block, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord};
+use crate::view::View;
+
+/// So many operations go into one transaction: etcd refuses more than 128 unless told otherwise (`--max-txn-ops`).
+const OPERATIONS: usize = 100;
+
+/// What must be so for a transaction to do anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// There is no such key.
+    Absent(Key),
+    /// There is one.
+    Present(Key),
+    /// Its value is this.
+    Is(Key, String),
+    /// It was last written by this revision; 0 for never.
+    WrittenAt(Key, i64),
+    /// There is no key of an endpoint on this network.
+    NoEndpointsOn(Id),
+}
+
+/// What it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Writes a value.
+    Put(Key, String),
+    /// Writes a value that goes with the host's lease.
+    PutWhileAlive(Key, String),
+    /// Removes a key, if it is there.
+    Delete(Key),
+    /// Removes the keys of all blocks of a network.
+    DeleteBlocksOf(Id),
+}
+
+/// A transaction: all of `then` if all of `only_if`, otherwise nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// The conditions.
+    pub only_if: Vec<Condition>,
+    /// The operations.
+    pub then: Vec<Operation>,
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain values serialise")
+}
+
+/// What every host writes only as long as it belongs to the cluster.
+fn belongs(host: Id) -> [Condition; 2] {
+    [Condition::Present(Key::Host(host)), Condition::Absent(Key::Gone(host))]
+}
+
+impl Write {
+    /// Begins a cluster where there is none.
+    pub fn begin(cluster: &ClusterRecord) -> Self {
+        Self { only_if: vec![Condition::Absent(Key::Cluster)], then: vec![Operation::Put(Key::Cluster, json(cluster))] }
+    }
+
+    /// Makes a host known, if neither its id, its name nor any of its addresses is another's.
+    pub fn join(host: Id, record: &HostRecord) -> Self {
+        let own = [Key::Host(host), Key::HostName(record.name.clone())];
+        let own: Vec<Key> = own.into_iter().chain(record.addresses().map(Key::HostAddress)).collect();
+        let absent = own.iter().cloned().chain([Key::Gone(host)]).map(Condition::Absent);
+        let value = |key: &Key| if *key == Key::Host(host) { json(record) } else { host.to_string() };
+        Self {
+            only_if: absent.chain([Condition::Present(Key::Cluster)]).collect(),
+            then: own.iter().map(|key| Operation::Put(key.clone(), value(key))).collect(),
+        }
+    }
+
+    /// Changes what a host says of itself: its addresses, its MTU, its version.
+    pub fn change(host: Id, before: &HostRecord, after: &HostRecord) -> Self {
+        let index = |record: &HostRecord| -> Vec<Key> {
+            let name = [Key::HostName(record.name.clone())];
+            name.into_iter().chain(record.addresses().map(Key::HostAddress)).collect()
+        };
+        let (old, new) = (index(before), index(after));
+        let come: Vec<Key> = new.iter().filter(|key| !old.contains(key)).cloned().collect();
+        let go = old.into_iter().filter(|key| !new.contains(key));
+        Self {
+            only_if: belongs(host).into_iter().chain(come.iter().cloned().map(Condition::Absent)).collect(),
+            then: [Operation::Put(Key::Host(host), json(after))]
+                .into_iter()
+                .chain(come.into_iter().map(|key| Operation::Put(key, host.to_string())))
+                .chain(go.map(Operation::Delete))
+                .collect(),
+        }
+    }
+
+    /// Says that a host runs, unless another run of it says so already.
+    pub fn live(host: Id, run: &str) -> Self {
+        let [present, absent] = belongs(host);
+        Self {
+            only_if: vec![present, absent, Condition::Absent(Key::Alive(host))],
+            then: vec![Operation::PutWhileAlive(Key::Alive(host), run.to_owned())],
+        }
+    }
+
+    /// Removes a host and all that it has, as far as `view` shows: its record last, so that what is begun can be ended.
+    pub fn leave(host: Id, view: &View) -> Vec<Self> {
+        let endpoints = view.endpoints_at(host).map(|(network, endpoint)| Key::Endpoint { network, host, endpoint });
+        let blocks = view.blocks_of(host).map(|(network, net)| Key::Block(network, net));
+        let mut all: Vec<Operation> = endpoints.chain(blocks).map(Operation::Delete).collect();
+        all.push(Operation::Delete(Key::Alive(host)));
+        if let Some(record) = view.hosts().get(&host) {
+            all.push(Operation::Delete(Key::HostName(record.name.clone())));
+            all.extend(record.addresses().map(|address| Operation::Delete(Key::HostAddress(address))));
+        }
+        all.push(Operation::Delete(Key::Host(host)));
+        in_parts(&[], all)
+    }
+
+    /// Makes a network. `written` is the revision at which the writer saw that no other network is in its way.
+    pub fn create_network(network: Id, record: &ClusterNetwork, written: i64) -> Self {
+        let value = network.to_string();
+        Self {
+            only_if: vec![
+                Condition::Present(Key::Cluster),
+                Condition::WrittenAt(Key::Networks, written),
+                Condition::Absent(Key::Network(network)),
+                Condition::Absent(Key::NetworkName(record.name.clone())),
+                Condition::Absent(Key::Vni(record.vni)),
+            ],
+            then: vec![
+                Operation::Put(Key::Networks, value.clone()),
+                Operation::Put(Key::Network(network), json(record)),
+                Operation::Put(Key::NetworkName(record.name.clone()), value.clone()),
+                Operation::Put(Key::Vni(record.vni), value),
+            ],
+        }
+    }
+
+    /// Removes a network on which nobody is, with its blocks.
+    pub fn remove_network(network: Id, record: &ClusterNetwork) -> Self {
+        Self {
+            only_if: vec![Condition::Present(Key::Network(network)), Condition::NoEndpointsOn(network)],
+            then: vec![
+                Operation::Put(Key::Networks, network.to_string()),
+                Operation::Delete(Key::Network(network)),
+                Operation::Delete(Key::NetworkName(record.name.clone())),
+                Operation::Delete(Key::Vni(record.vni)),
+                Operation::DeleteBlocksOf(network),
+            ],
+        }
+    }
+
+    /// Takes a block that nobody has.
+    pub fn claim(host: Id, network: Id, block: IpNet) -> Self {
+        let [present, absent] = belongs(host);
+        let free = Condition::Absent(Key::Block(network, block));
+        Self {
+            only_if: vec![present, absent, Condition::Present(Key::Network(network)), free],
+            then: vec![Operation::Put(Key::Block(network, block), json(&Block { host }))],
+        }
+    }
+
+    /// Gives a block back, of which the host uses nothing any more.
+    pub fn release(host: Id, network: Id, block: IpNet) -> Self {
+        let key = Key::Block(network, block);
+        Self { only_if: vec![Condition::Is(key.clone(), json(&Block { host }))], then: vec![Operation::Delete(key)] }
+    }
+
+    /// Has the endpoints of a host be `wanted`, by network and id; nothing where they are.
+    ///
+    /// A network that is gone meanwhile refuses only the part that it is in.
+    pub fn endpoints(host: Id, view: &View, wanted: &BTreeMap<(Id, Id), EndpointRecord>) -> Vec<Self> {
+        let key = |(network, endpoint): (Id, Id)| Key::Endpoint { network, host, endpoint };
+        let gone = view.endpoints_at(host).filter(|at| !wanted.contains_key(at)).map(|at| Operation::Delete(key(at)));
+        let mut writes = in_parts(&[], gone.collect());
+        let mut new: BTreeMap<Id, Vec<Operation>> = BTreeMap::new();
+        for (at, record) in wanted {
+            if view.endpoint(at.0, host, at.1) != Some(record) {
+                new.entry(at.0).or_default().push(Operation::Put(key(*at), json(record)));
+            }
+        }
+        for (network, operations) in new {
+            let [present, absent] = belongs(host);
+            writes.extend(in_parts(&[present, absent, Condition::Present(Key::Network(network))], operations));
+        }
+        writes
+    }
+}
+
+fn in_parts(only_if: &[Condition], then: Vec<Operation>) -> Vec<Write> {
+    then.chunks(OPERATIONS).map(|part| Write { only_if: only_if.to_vec(), then: part.to_vec() }).collect()
+}

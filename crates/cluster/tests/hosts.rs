@@ -1,0 +1,352 @@
+//! Hosts over an etcd that is a value: what they see late, write twice and lose the answer of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use portolan_cluster::{
+    ClusterNetwork, ClusterRecord, Condition, EndpointRecord, Event, FORMAT, HostRecord, Key, Layout, Operation, View,
+    Vni, WentBack, Write, choose,
+};
+use portolan_model::{Id, Mac, Mtu, PerFamily};
+
+/// etcd, as far as transactions and watches go.
+#[derive(Default)]
+struct Etcd {
+    layout: Layout,
+    revision: i64,
+    keys: BTreeMap<String, (String, i64)>,
+    /// What each revision did.
+    log: Vec<(i64, Vec<Event>)>,
+}
+
+impl Etcd {
+    fn under(&self, prefix: &str) -> Vec<String> {
+        self.keys
+            .range(prefix.to_owned()..)
+            .map(|(key, _)| key.clone())
+            .take_while(|key| key.starts_with(prefix))
+            .collect()
+    }
+
+    fn holds(&self, condition: &Condition) -> bool {
+        let found = |key: &Key| self.keys.get(&self.layout.text(key));
+        match condition {
+            Condition::Absent(key) => found(key).is_none(),
+            Condition::Present(key) => found(key).is_some(),
+            Condition::Is(key, value) => found(key).is_some_and(|(found, _)| found == value),
+            Condition::WrittenAt(key, revision) => found(key).map_or(0, |(_, at)| *at) == *revision,
+            Condition::NoEndpointsOn(network) => self.under(&self.layout.endpoints(*network)).is_empty(),
+        }
+    }
+
+    /// Whether its conditions held, and it was done.
+    fn write(&mut self, write: &Write) -> bool {
+        assert!(write.then.len() <= 128, "etcd takes no more");
+        if !write.only_if.iter().all(|condition| self.holds(condition)) {
+            return false;
+        }
+        self.revision += 1;
+        let mut events = Vec::new();
+        let mut written = BTreeSet::new();
+        for operation in &write.then {
+            let gone = match operation {
+                Operation::Put(key, value) | Operation::PutWhileAlive(key, value) => {
+                    let text = self.layout.text(key);
+                    assert!(written.insert(text.clone()), "etcd refuses to write `{text}` twice");
+                    self.keys.insert(text.clone(), (value.clone(), self.revision));
+                    let (key, value) = (text.into_bytes(), value.clone().into_bytes());
+                    events.push(Event::Put { key, value, revision: self.revision });
+                    continue;
+                }
+                Operation::Delete(key) => vec![self.layout.text(key)],
+                Operation::DeleteBlocksOf(network) => self.under(&self.layout.blocks(*network)),
+            };
+            let gone = gone.into_iter().filter(|key| self.keys.remove(key).is_some());
+            events.extend(gone.collect::<Vec<_>>().into_iter().map(|key| Event::Delete { key: key.into_bytes() }));
+        }
+        self.log.push((self.revision, events));
+        true
+    }
+
+    fn all(&self) -> Vec<(Vec<u8>, Vec<u8>, i64)> {
+        self.keys.iter().map(|(key, (value, at))| (key.clone().into_bytes(), value.clone().into_bytes(), *at)).collect()
+    }
+
+    fn list(&self) -> View {
+        let mut view = View::default();
+        view.replace(&self.layout, self.revision, self.all()).unwrap();
+        view
+    }
+}
+
+fn id(kind: u8, number: u64) -> Id {
+    let mut bytes = [kind; 32];
+    bytes[..8].copy_from_slice(&number.to_be_bytes());
+    Id::from_bytes(bytes)
+}
+
+fn host(number: u64) -> HostRecord {
+    HostRecord {
+        name: format!("host-{number}").parse().unwrap(),
+        underlay: PerFamily { v4: Some(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number as u32).into()), v6: None },
+        mac: Mac::local([number as u8; 6]),
+        mtu: Mtu::ETHERNET,
+        version: "0".to_owned(),
+    }
+}
+
+fn network(number: u64, prefix: &str) -> ClusterNetwork {
+    ClusterNetwork {
+        name: format!("net-{number}").parse().unwrap(),
+        vni: Vni::new(4097 + number as u32).unwrap(),
+        prefixes: PerFamily { v4: Some(prefix.parse().unwrap()), v6: None },
+        block_lengths: PerFamily { v4: 26, v6: 112 },
+        internal: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        created: 0,
+    }
+}
+
+fn begun() -> Etcd {
+    let mut etcd = Etcd::default();
+    let cluster = ClusterRecord {
+        id: id(9, 9),
+        format: FORMAT,
+        pools: PerFamily { v4: "10.128.0.0/9".parse().unwrap(), v6: "fd00::/48".parse().unwrap() },
+        lengths: PerFamily { v4: 18, v6: 64 },
+    };
+    assert!(etcd.write(&Write::begin(&cluster)));
+    assert!(!etcd.write(&Write::begin(&cluster)), "one begins it");
+    etcd
+}
+
+#[test]
+fn hosts_are_told_apart() {
+    let mut etcd = begun();
+    let (a, b) = (id(1, 1), id(1, 2));
+    assert!(etcd.write(&Write::join(a, &host(1))));
+    assert!(!etcd.write(&Write::join(a, &host(1))), "an id is one host's");
+    assert!(!etcd.write(&Write::join(b, &HostRecord { name: host(1).name, ..host(2) })), "so is a name");
+    assert!(!etcd.write(&Write::join(b, &HostRecord { underlay: host(1).underlay, ..host(2) })), "and an address");
+    assert!(etcd.write(&Write::join(b, &host(2))));
+
+    // An address that a host leaves is free for another one.
+    let moved = HostRecord { underlay: host(3).underlay, ..host(1) };
+    assert!(!etcd.write(&Write::change(a, &host(1), &HostRecord { underlay: host(2).underlay, ..host(1) })));
+    assert!(etcd.write(&Write::change(a, &host(1), &moved)));
+    assert!(etcd.write(&Write::change(b, &host(2), &HostRecord { underlay: host(1).underlay, ..host(2) })));
+
+    // A copy of a host's disk runs beside it.
+    assert!(etcd.write(&Write::live(a, "first run")));
+    assert!(!etcd.write(&Write::live(a, "second run")));
+    let view = etcd.list();
+    assert_eq!((view.run_of(a), view.run_of(b)), (Some("first run"), None));
+
+    let write = Write { only_if: vec![], then: vec![Operation::Put(Key::Gone(b), String::new())] };
+    assert!(etcd.write(&write));
+    assert!(!etcd.write(&Write::live(b, "back")), "who is gone does not come back");
+}
+
+#[test]
+fn who_leaves_leaves_nothing() {
+    let mut etcd = begun();
+    let before = etcd.keys.clone();
+    let (a, net) = (id(1, 1), id(2, 1));
+    assert!(etcd.write(&Write::join(a, &host(1))));
+    assert!(etcd.write(&Write::live(a, "run")));
+    let prefix = "10.128.0.0/16";
+    assert!(etcd.write(&Write::create_network(net, &network(1, prefix), 0)));
+    for number in 0..150 {
+        let block = choose(prefix.parse().unwrap(), 26, &BTreeSet::new(), number).unwrap();
+        assert!(etcd.write(&Write::claim(a, net, block)));
+    }
+    let record = |number| EndpointRecord {
+        container: id(3, number),
+        name: format!("c{number}"),
+        aliases: vec![],
+        addresses: vec![],
+    };
+    let wanted: BTreeMap<_, _> = (0..250).map(|number| ((net, id(4, number)), record(number))).collect();
+    let writes = Write::endpoints(a, &etcd.list(), &wanted);
+    assert_eq!(writes.len(), 3);
+    assert!(writes.iter().all(|write| etcd.write(write)));
+    assert!(Write::endpoints(a, &etcd.list(), &wanted).is_empty(), "what is there is not written again");
+    assert!(!etcd.write(&Write::remove_network(net, &network(1, prefix))), "somebody is on it");
+    for write in Write::leave(a, &etcd.list()) {
+        assert!(etcd.write(&write));
+    }
+    assert!(etcd.write(&Write::remove_network(net, &network(1, prefix))));
+    etcd.keys.remove(&etcd.layout.text(&Key::Networks));
+    assert_eq!(etcd.keys, before);
+}
+
+#[test]
+fn what_is_strange_is_left_alone_and_named() {
+    let mut etcd = begun();
+    let layout = etcd.layout.clone();
+    let mut put = |key: String, value: &str| {
+        etcd.revision += 1;
+        etcd.keys.insert(key, (value.to_owned(), etcd.revision));
+    };
+    put(format!("{}policy/1", layout.root()), "{}");
+    put(layout.text(&Key::Host(id(1, 1))), "\u{0}garbage");
+    put(layout.text(&Key::Block(id(2, 2), "10.0.0.0/26".parse().unwrap())), r#"{"host":"short"}"#);
+    let mut view = etcd.list();
+    assert_eq!(view.strange().len(), 3, "{:?}", view.strange());
+    assert!(view.hosts().is_empty() && view.blocks_on(id(2, 2)).next().is_none());
+    view.apply(&layout, 99, &[Event::Delete { key: layout.text(&Key::Host(id(1, 1))).into_bytes() }]);
+    assert_eq!(view.strange().len(), 2);
+}
+
+#[test]
+fn an_older_etcd_changes_nothing() {
+    let etcd = begun();
+    let mut view = etcd.list();
+    view.apply(&etcd.layout, 10, &[]);
+    let before = view.clone();
+    assert_eq!(view.replace(&etcd.layout, 5, etcd.all()), Err(WentBack::Revision { seen: 10, found: 5 }));
+    let other = view.replace(&etcd.layout, 11, []);
+    assert_eq!(other, Err(WentBack::Cluster { seen: id(9, 9), found: None }));
+    assert_eq!(view, before);
+}
+
+/// A generator that a seed determines (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+/// One host: what it has seen, and which blocks it gives addresses out of.
+struct Member {
+    id: Id,
+    view: View,
+    /// How much of the log it has seen.
+    seen: usize,
+    uses: BTreeSet<IpNet>,
+}
+
+impl Member {
+    fn watch(&mut self, etcd: &Etcd, net: Id, upto: usize) {
+        for (revision, events) in &etcd.log[self.seen..upto] {
+            for change in self.view.apply(&etcd.layout, *revision, events) {
+                if let portolan_cluster::Change::Block(of, block) = change
+                    && of == net
+                {
+                    self.notice(net, block);
+                }
+            }
+        }
+        self.seen = self.seen.max(upto);
+    }
+
+    fn notice(&mut self, net: Id, block: IpNet) {
+        if self.view.block(net, block) == Some(self.id) {
+            self.uses.insert(block);
+        } else {
+            self.uses.remove(&block);
+        }
+    }
+
+    fn list(&mut self, etcd: &Etcd, net: Id) {
+        self.view = etcd.list();
+        self.seen = etcd.log.len();
+        self.uses = self.view.blocks_on(net).filter(|(_, owner)| *owner == self.id).map(|(block, _)| block).collect();
+    }
+}
+
+/// `PORTOLAN_SEEDS`, as many as say something in a second or two without it.
+fn seeds() -> u64 {
+    std::env::var("PORTOLAN_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
+/// Blocks move between hosts that see changes late, lose answers, die and list again: none is ever used by two.
+#[test]
+fn no_block_is_used_by_two_hosts() {
+    let mut full = 0;
+    for seed in 0..seeds() {
+        let mut random = Random(seed);
+        let mut etcd = begun();
+        let net = id(2, 1);
+        let prefix: IpNet = "10.128.0.0/22".parse().unwrap();
+        assert!(etcd.write(&Write::create_network(net, &network(1, "10.128.0.0/22"), 0)));
+        let mut members: Vec<Member> = Vec::new();
+        for number in 0..5 {
+            assert!(etcd.write(&Write::join(id(1, number), &host(number))));
+            members.push(Member { id: id(1, number), view: View::default(), seen: 0, uses: BTreeSet::new() });
+        }
+        for member in &mut members {
+            member.list(&etcd, net);
+        }
+        for _ in 0..120 {
+            let at = random.below(members.len());
+            let member = &mut members[at];
+            match random.below(10) {
+                0..4 => {
+                    let taken: BTreeSet<IpNet> = member.view.blocks_on(net).map(|(block, _)| block).collect();
+                    match choose(prefix, 26, &taken, random.next()) {
+                        // Whether the answer comes or not: what counts is what is seen.
+                        Some(block) => drop(etcd.write(&Write::claim(member.id, net, block))),
+                        None => full += 1,
+                    }
+                }
+                4..6 => {
+                    let Some(block) = member.uses.iter().nth(random.below(4)).copied() else { continue };
+                    member.uses.remove(&block);
+                    // The request may get lost; then it is found to be its own when it lists.
+                    if random.below(4) > 0 {
+                        etcd.write(&Write::release(member.id, net, block));
+                    }
+                }
+                6..9 => {
+                    let upto = member.seen + random.below(etcd.log.len() - member.seen + 1);
+                    member.watch(&etcd, net, upto);
+                }
+                _ => member.list(&etcd, net),
+            }
+            let mut all = BTreeSet::new();
+            for member in &members {
+                for block in &member.uses {
+                    assert!(all.insert(*block), "seed {seed}: {block} is used by two");
+                }
+            }
+        }
+        // What everybody has seen in the end is what etcd says.
+        for member in &mut members {
+            member.watch(&etcd, net, etcd.log.len());
+            assert_eq!(member.view, etcd.list(), "seed {seed}");
+        }
+    }
+    assert!(full > 0, "some were so unlucky that all blocks were taken");
+}
+
+/// Two that make networks at once: one of them sees the other's, and no name, number or address is given twice.
+#[test]
+fn networks_do_not_overlap() {
+    let mut etcd = begun();
+    let (first, second) = (etcd.list(), etcd.list());
+    assert!(etcd.write(&Write::create_network(id(2, 1), &network(1, "10.128.0.0/18"), first.networks_written())));
+    let same = network(2, "10.128.0.0/18");
+    assert!(!etcd.write(&Write::create_network(id(2, 2), &same, second.networks_written())));
+    let now = etcd.list();
+    let taken = |record: ClusterNetwork| Write::create_network(id(2, 3), &record, now.networks_written());
+    assert!(!etcd.write(&taken(ClusterNetwork { name: network(1, "10.0.0.0/8").name, ..network(2, "10.1.0.0/18") })));
+    assert!(!etcd.write(&taken(ClusterNetwork { vni: network(1, "10.0.0.0/8").vni, ..network(2, "10.1.0.0/18") })));
+    assert!(etcd.write(&taken(network(2, "10.1.0.0/18"))));
+    assert!(etcd.write(&Write::remove_network(id(2, 1), &network(1, "10.128.0.0/18"))));
+    assert!(
+        !etcd.write(&Write::claim(id(1, 1), id(2, 1), "10.128.0.0/26".parse().unwrap())),
+        "of a network that is gone"
+    );
+}
