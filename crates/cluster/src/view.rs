@@ -152,6 +152,12 @@ impl View {
         self.endpoints.get(&(host, network, endpoint))
     }
 
+    /// The names of the hosts that have endpoints on a network (a list over all endpoints).
+    pub fn hosts_on(&self, network: Id) -> impl Iterator<Item = &Name> + '_ {
+        let on = self.endpoints.keys().filter(move |(_, of, _)| *of == network);
+        on.filter_map(|(host, _, _)| Some(&self.hosts.get(host)?.name))
+    }
+
     /// How many endpoints there are.
     pub fn endpoint_count(&self) -> usize {
         self.endpoints.len()

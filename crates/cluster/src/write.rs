@@ -96,11 +96,15 @@ impl Write {
         }
     }
 
-    /// Says that a host runs, unless another run of it says so already.
-    pub fn live(host: Id, run: &str) -> Self {
+    /// Says that this run of a host is the one that runs, after `before` said so, or none.
+    pub fn live(host: Id, run: &str, before: Option<&str>) -> Self {
         let [present, absent] = belongs(host);
+        let last = match before {
+            Some(before) => Condition::Is(Key::Alive(host), before.to_owned()),
+            None => Condition::Absent(Key::Alive(host)),
+        };
         Self {
-            only_if: vec![present, absent, Condition::Absent(Key::Alive(host))],
+            only_if: vec![present, absent, last],
             then: vec![Operation::PutWhileAlive(Key::Alive(host), run.to_owned())],
         }
     }

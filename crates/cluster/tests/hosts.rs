@@ -138,14 +138,17 @@ fn hosts_are_told_apart() {
     assert!(etcd.write(&Write::change(b, &host(2), &HostRecord { underlay: host(1).underlay, ..host(2) })));
 
     // A copy of a host's disk runs beside it.
-    assert!(etcd.write(&Write::live(a, "first run")));
-    assert!(!etcd.write(&Write::live(a, "second run")));
+    assert!(etcd.write(&Write::live(a, "first run", None)));
+    assert!(!etcd.write(&Write::live(a, "second run", None)));
+    assert!(!etcd.write(&Write::live(a, "second run", Some("another"))));
     let view = etcd.list();
     assert_eq!((view.run_of(a), view.run_of(b)), (Some("first run"), None));
+    // Its next run knows which one was before it.
+    assert!(etcd.write(&Write::live(a, "second run", Some("first run"))));
 
     let write = Write { only_if: vec![], then: vec![Operation::Put(Key::Gone(b), String::new())] };
     assert!(etcd.write(&write));
-    assert!(!etcd.write(&Write::live(b, "back")), "who is gone does not come back");
+    assert!(!etcd.write(&Write::live(b, "back", None)), "who is gone does not come back");
 }
 
 #[test]
@@ -154,7 +157,7 @@ fn who_leaves_leaves_nothing() {
     let before = etcd.keys.clone();
     let (a, net) = (id(1, 1), id(2, 1));
     assert!(etcd.write(&Write::join(a, &host(1))));
-    assert!(etcd.write(&Write::live(a, "run")));
+    assert!(etcd.write(&Write::live(a, "run", None)));
     let prefix = "10.128.0.0/16";
     assert!(etcd.write(&Write::create_network(net, &network(1, prefix), 0)));
     for number in 0..150 {

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod etcd;
 pub mod probe;
 pub mod sctp;
 pub mod server;

@@ -186,6 +186,14 @@ impl Host {
         &self.path
     }
 
+    /// Another handle of the same namespace.
+    ///
+    /// # Errors
+    /// When out of descriptors.
+    pub fn again(&self) -> Result<Self> {
+        Ok(Self { name: self.name.clone(), path: self.path.clone(), ns: NetnsFd::open(&self.path)? })
+    }
+
     /// A netlink socket in it.
     ///
     /// # Errors

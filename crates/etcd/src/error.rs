@@ -1,0 +1,109 @@
+use std::error::Error as _;
+
+use tonic::{Code, ConnectError, Status};
+
+/// Why etcd could not be asked, or did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A URL that is none, or certificates that are none.
+    #[error("{0}")]
+    Config(String),
+    /// No member answers.
+    #[error("no member of etcd is reached: {0}")]
+    Unreachable(String),
+    /// It does not answer in time.
+    #[error("etcd did not answer within {0} s")]
+    Timeout(u64),
+    /// It answers, but has no leader: too few of its members reach each other.
+    #[error("etcd has no leader: {0}")]
+    NoLeader(String),
+    /// It does not know us, or does not let us.
+    #[error("etcd refuses: {0}")]
+    Denied(String),
+    /// It takes no more writes until somebody makes room (`etcdctl alarm list`).
+    #[error("etcd is out of space: {0}")]
+    NoSpace(String),
+    /// The revision that is asked for is thrown away: all has to be listed again.
+    #[error("etcd has thrown away what was before revision {0}")]
+    Compacted(i64),
+    /// The lease is over.
+    #[error("the lease of this host is over")]
+    LeaseGone,
+    /// The connection ended while an answer or the next event was waited for.
+    #[error("the connection to etcd ended: {0}")]
+    Lost(String),
+    /// Whether a write was done is not known.
+    #[error("whether etcd has written it is not known: {0}")]
+    Unknown(String),
+    /// Anything else.
+    #[error("etcd: {0}")]
+    Other(String),
+}
+
+impl Error {
+    /// Whether another member may answer what this one did not, if asked the same.
+    pub(crate) const fn is_of_member(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Lost(_) | Self::Timeout(_) | Self::NoLeader(_))
+    }
+
+    /// Whether a new token may help.
+    pub(crate) fn is_of_token(&self) -> bool {
+        matches!(self, Self::Denied(text) if text.contains("invalid auth token") || text.contains("revision of auth store is old"))
+    }
+
+    /// What a member's answer means (etcd, api/v3rpc/rpctypes/error.go), or that there is none.
+    pub(crate) fn of(url: &str, status: &Status, seconds: u64) -> Self {
+        let text = said(status);
+        if is_caused_by::<ConnectError>(status) {
+            return Self::Unreachable(format!("{url}: {text}"));
+        }
+        match status.code() {
+            _ if text.contains("mvcc: required revision has been compacted") => Self::Compacted(0),
+            _ if text.contains("requested lease not found") => Self::LeaseGone,
+            _ if text.contains("no leader") || text.contains("leader changed") || text.contains("lost leader") => {
+                Self::NoLeader(text)
+            }
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied(text),
+            _ if text.contains("etcdserver: authentication failed") || text.contains("user name is empty") => {
+                Self::Denied(text)
+            }
+            Code::ResourceExhausted if text.contains("database space exceeded") => Self::NoSpace(text),
+            Code::DeadlineExceeded => Self::Timeout(seconds),
+            // What it has not done for want of others, it says itself.
+            _ if text.contains("request timed out") => Self::NoLeader(text),
+            Code::Unavailable | Code::Cancelled => Self::Lost(text),
+            _ if status.source().is_some() => Self::Lost(text),
+            _ => Self::Other(text),
+        }
+    }
+}
+
+fn is_caused_by<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<T>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// What a status says, its causes included: those of the transport are in there.
+pub(crate) fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = match error.downcast_ref::<Status>() {
+        Some(status) if !status.message().is_empty() => status.message().to_owned(),
+        Some(status) => status.code().description().to_owned(),
+        None => error.to_string(),
+    };
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    // It goes to terminals and logs.
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(600).collect()
+}

@@ -1,0 +1,402 @@
+//! The client and a real etcd, in namespaces.
+
+use std::fs;
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use portolan_etcd::{Batch, Client, Compare, Config, Error, Event, Op, Tls, Txn};
+use portolan_lab::etcd::{Etcd, is_there};
+use portolan_lab::{Host, Lab};
+
+/// A LAN with three hosts for members.
+struct World {
+    hosts: Vec<Host>,
+    _lan: portolan_lab::Lan,
+    // Last, as it removes the others.
+    lab: Lab,
+}
+
+const ADDRESSES: [&str; 3] = ["10.0.1.1", "10.0.1.2", "10.0.1.3"];
+
+fn address(number: usize) -> IpAddr {
+    ADDRESSES[number].parse().unwrap()
+}
+
+impl World {
+    fn or_skip(name: &str) -> Option<Self> {
+        if !is_there(name) {
+            return None;
+        }
+        let lab = Lab::or_skip(name)?;
+        let hosts: Vec<Host> = (0..3).map(|number| lab.host(&format!("e{number}")).unwrap()).collect();
+        let prefixed: Vec<String> = ADDRESSES.iter().map(|address| format!("{address}/24")).collect();
+        let prefixed: Vec<[&str; 1]> = prefixed.iter().map(|address| [address.as_str()]).collect();
+        let members: Vec<(&Host, &str, &[&str])> =
+            hosts.iter().zip(&prefixed).map(|(host, addresses)| (host, "eth0", &addresses[..])).collect();
+        let lan = lab.lan("lan", &members).unwrap();
+        Some(Self { hosts, _lan: lan, lab })
+    }
+
+    fn start(&self, members: usize, scheme: &str, options: &[&str]) -> Etcd {
+        let places: Vec<(&Host, IpAddr)> =
+            self.hosts.iter().zip(0..members).map(|(host, at)| (host, address(at))).collect();
+        Etcd::start(self.lab.dir(), &places, scheme, options).unwrap()
+    }
+
+    /// Runs a future on the first host.
+    fn run<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
+        self.hosts[0].enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(work())
+        })
+    }
+
+    fn etcdctl(&self, line: &str) {
+        let mut command = Command::new("etcdctl");
+        command.args(line.split(' ')).env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", "http://10.0.1.1:2379");
+        let output = self.hosts[0].adopt(command).unwrap().stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "etcdctl {line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn config(etcd: &Etcd) -> Config {
+    Config { endpoints: etcd.endpoints("http"), tls: None, user: None, timeout: Duration::from_secs(3) }
+}
+
+fn put(key: &str, value: &str) -> Txn {
+    Txn { compares: vec![], then: vec![Op::put(key, value, None)] }
+}
+
+/// The next batch in which something happened.
+async fn next(watch: &mut portolan_etcd::Watch) -> Result<Batch, Error> {
+    loop {
+        let batch = watch.next().await?;
+        if !batch.events.is_empty() {
+            return Ok(batch);
+        }
+    }
+}
+
+async fn within<T>(seconds: u64, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(seconds), work).await.expect("in time")
+}
+
+#[test]
+fn keys_transactions_leases_and_watches() {
+    let Some(world) = World::or_skip("etcd-keys") else { return };
+    let etcd = world.start(1, "http", &[]);
+    let config = config(&etcd);
+    world.run(async || {
+        let client = Client::connect(&config).await.unwrap();
+        assert_eq!(client.range_all("/a/").await.unwrap().1, []);
+
+        // More than come with one answer, while others write: all of one revision.
+        for part in 0..25 {
+            let then = (0..100).map(|number| Op::put(format!("/a/{:04}", part * 100 + number), "x", None)).collect();
+            assert!(client.txn(Txn { compares: vec![], then }).await.unwrap().succeeded);
+        }
+        client.txn(put("/b", "not under it")).await.unwrap();
+        let (revision, all) = client.range_all("/a/").await.unwrap();
+        assert_eq!(all.len(), 2500);
+        assert!(all.is_sorted_by(|one, other| one.key < other.key));
+
+        // Each condition, met and not.
+        let one = client.find("/a/0001").await.unwrap().unwrap();
+        assert_eq!((one.value.as_slice(), one.create_revision, one.lease), (&b"x"[..], one.mod_revision, 0));
+        for (compare, holds) in [
+            (Compare::exists("/a/0001"), true),
+            (Compare::exists("/none"), false),
+            (Compare::create_revision("/none", 0), true),
+            (Compare::create_revision("/a/0001", 0), false),
+            (Compare::mod_revision("/a/0001", one.mod_revision), true),
+            (Compare::mod_revision("/a/0001", 1), false),
+            (Compare::mod_revision("/none", 0), true),
+            (Compare::value("/a/0001", "x"), true),
+            (Compare::value("/a/0001", "y"), false),
+            (Compare::none_under("/c/"), true),
+            (Compare::none_under("/a/"), false),
+        ] {
+            let txn = Txn { compares: vec![compare.clone()], then: vec![Op::put("/done", "1", None)] };
+            assert_eq!(client.txn(txn).await.unwrap().succeeded, holds, "{compare:?}");
+            assert_eq!(client.find("/done").await.unwrap().is_some(), holds, "{compare:?}");
+            client.txn(Txn { compares: vec![], then: vec![Op::delete("/done")] }).await.unwrap();
+        }
+
+        // What a watch tells, from before it began, and the end of a lease.
+        let mut watch = client.watch("/a/", revision + 1).await.unwrap();
+        let lease = client.lease_grant(2).await.unwrap();
+        assert!((1..=2).contains(&client.keep_alive(lease).await.unwrap()));
+        let with_lease = Txn { compares: vec![], then: vec![Op::put("/a/alive", "me", Some(lease))] };
+        let written = client.txn(with_lease).await.unwrap().revision;
+        let batch = within(5, next(&mut watch)).await.unwrap();
+        let Event::Put(found) = &batch.events[0] else { panic!("{batch:?}") };
+        assert_eq!((found.key.as_slice(), found.lease, found.mod_revision), (&b"/a/alive"[..], lease, written));
+        let batch = within(15, next(&mut watch)).await.unwrap();
+        let gone = Event::Delete { key: b"/a/alive".to_vec(), revision: batch.revision };
+        assert_eq!(batch.events, [gone]);
+        assert_eq!(client.keep_alive(lease).await, Err(Error::LeaseGone));
+        assert_eq!(client.lease_revoke(lease).await, Err(Error::LeaseGone));
+
+        // All keys of one transaction come at once.
+        client.txn(Txn { compares: vec![], then: vec![Op::delete_prefix("/a/")] }).await.unwrap();
+        let batch = within(5, next(&mut watch)).await.unwrap();
+        assert_eq!(batch.events.len(), 2500);
+        assert_eq!(client.range_all("/a/").await.unwrap().1, []);
+    });
+    world.etcdctl("put /a/new x");
+    world.etcdctl("compaction 20");
+    world.run(async || {
+        let client = Client::connect(&config).await.unwrap();
+        let mut watch = client.watch("/a/", 5).await;
+        let lost = match &mut watch {
+            Ok(watch) => within(5, next(watch)).await.err(),
+            Err(error) => Some(error.clone()),
+        };
+        assert_eq!(lost, Some(Error::Compacted(20)));
+    });
+}
+
+#[test]
+fn members_come_and_go() {
+    let Some(world) = World::or_skip("etcd-members") else { return };
+    let mut etcd = world.start(3, "http", &[]);
+    let config = config(&etcd);
+    let write = |key: &'static str| {
+        world.run(async || {
+            let client = Client::connect(&config).await?;
+            client.txn(put(key, "x")).await?;
+            client.range_all("/").await.map(|(_, all)| all.len())
+        })
+    };
+    assert_eq!(write("/1"), Ok(1));
+    // Each of them is the leader, or the one that is asked first, once.
+    for number in 0..3 {
+        etcd.kill(number);
+        let began = Instant::now();
+        let done = loop {
+            match write("/2") {
+                // While they elect another leader.
+                Err(Error::NoLeader(_) | Error::Unknown(_) | Error::Timeout(_))
+                    if began.elapsed() < Duration::from_secs(20) => {}
+                done => break done,
+            }
+        };
+        assert_eq!(done, Ok(2), "without member {number}");
+        etcd.restart(number).unwrap();
+    }
+    etcd.kill(0);
+    etcd.kill(1);
+    let began = Instant::now();
+    let refused = loop {
+        match write("/3") {
+            // The one that is left has not noticed yet.
+            Err(Error::Unknown(_) | Error::Timeout(_)) if began.elapsed() < Duration::from_secs(30) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(refused, Err(Error::NoLeader(_))), "{refused:?}");
+    etcd.kill(2);
+    let began = Instant::now();
+    let refused = write("/3");
+    assert!(matches!(refused, Err(Error::Unreachable(_))), "{refused:?}");
+    assert!(began.elapsed() < Duration::from_secs(15));
+}
+
+/// A watch at a member that is killed, or paused, ends: it does not wait for ever.
+#[test]
+fn a_watch_notices_that_nobody_is_there() {
+    let Some(world) = World::or_skip("etcd-watch") else { return };
+    let mut etcd = world.start(1, "http", &[]);
+    let config = config(&etcd);
+    for pauses in [true, false] {
+        let pid = etcd.pid(0).unwrap().to_string();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (world, config) = (&world, &config);
+        let ended = std::thread::scope(|scope| {
+            let ended = scope.spawn(move || {
+                world.run(async move || {
+                    let client = Client::connect(config).await.unwrap();
+                    let mut watch = client.watch("/", 0).await.unwrap();
+                    tell.send(()).unwrap();
+                    within(30, next(&mut watch)).await
+                })
+            });
+            told.recv().unwrap();
+            if pauses {
+                assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+            } else {
+                etcd.kill(0);
+            }
+            ended.join().unwrap()
+        });
+        assert!(matches!(ended, Err(Error::Lost(_))), "{ended:?}");
+        if pauses {
+            assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+        }
+    }
+}
+
+#[test]
+fn users_may_do_what_their_roles_say() {
+    let Some(world) = World::or_skip("etcd-users") else { return };
+    let etcd = world.start(1, "http", &[]);
+    for line in [
+        "user add root:secret",
+        "user add host:word",
+        "role add hosts",
+        "role grant-permission --prefix hosts readwrite /portolan/",
+        "user grant-role host hosts",
+        "user grant-role root root",
+        "auth enable",
+    ] {
+        world.etcdctl(line);
+    }
+    let with = |user: Option<(&str, &str)>| {
+        let user = user.map(|(name, password)| (name.to_owned(), password.to_owned()));
+        Config { user, ..config(&etcd) }
+    };
+    world.run(async || {
+        let client = Client::connect(&with(Some(("host", "word")))).await.unwrap();
+        client.txn(put("/portolan/1", "x")).await.unwrap();
+        assert_eq!(client.range_all("/portolan/").await.unwrap().1.len(), 1);
+        client.watch("/portolan/", 0).await.unwrap();
+        for denied in [client.txn(put("/other", "x")).await.err(), client.range_all("/").await.err()] {
+            assert!(matches!(&denied, Some(Error::Denied(text)) if text.contains("permission denied")), "{denied:?}");
+        }
+        let wrong = Client::connect(&with(Some(("host", "wrong")))).await.err();
+        assert!(matches!(&wrong, Some(Error::Denied(_))), "{wrong:?}");
+        let nobody = Client::connect(&with(None)).await.unwrap().range_all("/portolan/").await.err();
+        assert!(matches!(&nobody, Some(Error::Denied(_) | Error::Other(_))), "{nobody:?}");
+    });
+    let text = format!("{:?}", with(Some(("host", "word"))));
+    assert!(text.contains("host") && !text.contains("word"), "{text}");
+}
+
+/// Tokens last five minutes; here, until etcd has forgotten them.
+#[test]
+fn a_token_that_is_not_known_any_more_is_replaced() {
+    let Some(world) = World::or_skip("etcd-token") else { return };
+    let mut etcd = world.start(1, "http", &[]);
+    for line in ["user add root:secret", "user grant-role root root", "auth enable"] {
+        world.etcdctl(line);
+    }
+    let config = Config { user: Some(("root".to_owned(), "secret".to_owned())), ..config(&etcd) };
+    let (to_world, from_client) = std::sync::mpsc::channel();
+    let (to_client, from_world) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            world.run(async move || {
+                let client = Client::connect(&config).await.unwrap();
+                client.txn(put("/1", "x")).await.unwrap();
+                to_world.send(()).unwrap();
+                from_world.recv().unwrap();
+                // The connection is gone as well: what may be asked twice is asked by a new one.
+                client.range_all("/").await.unwrap();
+                client.txn(put("/2", "x")).await.unwrap();
+            });
+        });
+        from_client.recv().unwrap();
+        etcd.kill(0);
+        etcd.restart(0).unwrap();
+        to_client.send(()).unwrap();
+        client.join().unwrap();
+    });
+}
+
+fn openssl(dir: &Path, line: &str) {
+    let mut command = Command::new("openssl");
+    let output = command.args(line.split(' ')).current_dir(dir).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn certificates_are_checked_both_ways() {
+    let Some(world) = World::or_skip("etcd-tls") else { return };
+    let dir = world.lab.dir();
+    for name in ["ca", "other"] {
+        openssl(
+            dir,
+            &format!(
+                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.pem -days 2 -subj /CN={name}"
+            ),
+        );
+    }
+    fs::write(dir.join("server.ext"), "subjectAltName=IP:10.0.1.1\n").unwrap();
+    fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    for name in ["server", "client"] {
+        openssl(
+            dir,
+            &format!(
+                "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
+            ),
+        );
+        openssl(
+            dir,
+            &format!(
+                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile {name}.ext"
+            ),
+        );
+    }
+    let file = |name: &str| dir.join(name).display().to_string();
+    let options = [
+        format!("--cert-file={}", file("server.pem")),
+        format!("--key-file={}", file("server.key")),
+        format!("--trusted-ca-file={}", file("ca.pem")),
+        "--client-cert-auth".to_owned(),
+    ];
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let etcd = world.start(1, "https", &options);
+    let read = |name: &str| fs::read(dir.join(name)).unwrap();
+    let with = |ca: &str, has_identity: bool| Config {
+        endpoints: etcd.endpoints("https"),
+        tls: Some(Tls {
+            ca: read(ca),
+            identity: has_identity.then(|| (read("client.pem"), read("client.key"))),
+            server_name: None,
+        }),
+        user: None,
+        timeout: Duration::from_secs(3),
+    };
+    let ask = |config: Config| world.run(async move || Client::connect(&config).await?.range_all("/").await.map(drop));
+    assert_eq!(ask(with("ca.pem", true)), Ok(()));
+    let refused = ask(with("other.pem", true)).unwrap_err().to_string();
+    assert!(refused.contains("certificate"), "{refused}");
+    let refused = ask(with("ca.pem", false)).unwrap_err().to_string();
+    assert!(refused.contains("ertificate"), "{refused}");
+    let named = Tls { server_name: Some("another.example".to_owned()), ..with("ca.pem", true).tls.unwrap() };
+    let refused = ask(Config { tls: Some(named), ..with("ca.pem", true) }).unwrap_err().to_string();
+    assert!(refused.contains("certificate") && refused.contains("name"), "{refused}");
+    let garbage = Tls { ca: b"no certificate".to_vec(), ..with("ca.pem", true).tls.unwrap() };
+    assert!(ask(Config { tls: Some(garbage), ..with("ca.pem", true) }).is_err());
+    // Its own configuration comes back from where it is kept.
+    let kept = serde_json::to_string(&with("ca.pem", true)).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&kept).unwrap(), with("ca.pem", true));
+}
+
+#[test]
+fn what_is_no_endpoint_is_said() {
+    let Some(world) = World::or_skip("etcd-config") else { return };
+    let config = |url: &str| Config {
+        endpoints: vec![url.to_owned()],
+        tls: None,
+        user: None,
+        timeout: Duration::from_millis(500),
+    };
+    world.run(async || {
+        for (url, why) in [
+            ("10.0.1.1:2379", "does not begin with"),
+            ("http://", "endpoint"),
+            ("https://10.0.1.1:2379", "nothing says who may sign"),
+        ] {
+            let said = Client::connect(&config(url)).await.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains(why), "{url}: {said}");
+        }
+        let client = Client::connect(&config("http://10.0.1.2:2379")).await.unwrap();
+        let error = client.range_all("/").await.unwrap_err();
+        assert!(matches!(error, Error::Unreachable(_)), "{error:?}");
+        assert!(error.to_string().contains("10.0.1.2"), "{error}");
+    });
+}
