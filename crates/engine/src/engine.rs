@@ -25,6 +25,8 @@ pub(crate) mod meta {
     pub(crate) const SETTINGS: &str = "settings";
     /// Interfaces between which the host did not forward before us.
     pub(crate) const CLOSED: &str = "closed";
+    /// What this host knows of its cluster.
+    pub(crate) const CLUSTER: &str = "cluster";
     /// Who claims pools, and which of its calls got no answer.
     pub(crate) const CLAIMS: &str = "claims";
     /// Ten hexadecimal digits: the global id of our unique local addresses (RFC 4193 §3.2.1).

@@ -22,6 +22,7 @@ mod grow;
 mod ipam;
 mod kernel;
 mod leases;
+mod membership;
 mod networks;
 mod pools;
 mod publish;

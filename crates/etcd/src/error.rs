@@ -41,6 +41,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// What to do about it.
+    pub const fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Config(_) => "an endpoint is written as http://192.0.2.10:2379 or https://etcd.example:2379",
+            Self::Unreachable(_) | Self::Timeout(_) | Self::Lost(_) => {
+                "see that etcd runs there, listens for clients, and is not kept from this host"
+            }
+            Self::NoLeader(_) => "see to etcd's members: more than half of them have to reach each other",
+            Self::Denied(_) => {
+                "see which user and which certificate etcd asks for, and what the user's role lets it do"
+            }
+            Self::NoSpace(_) => {
+                "make room in etcd: compact, defragment, and take the alarm back (etcdctl alarm disarm)"
+            }
+            Self::Unknown(_) => "see how things stand before it is tried again",
+            Self::Compacted(_) | Self::LeaseGone | Self::Other(_) => return None,
+        })
+    }
+
     /// Whether another member may answer what this one did not, if asked the same.
     pub(crate) const fn is_of_member(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Lost(_) | Self::Timeout(_) | Self::NoLeader(_))

@@ -116,7 +116,11 @@ impl Etcd {
         self.members[number].child.as_ref().map(Child::id)
     }
 
-    fn launch(&mut self, number: usize) -> Result<()> {
+    /// Starts a member that was killed, and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self, number: usize) -> Result<()> {
         let member = &mut self.members[number];
         let log = File::options().create(true).append(true).open(member.dir.with_extension("log"))?;
         let mut command = Command::new("etcd");

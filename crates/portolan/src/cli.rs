@@ -98,6 +98,8 @@ enum Command {
     Events(cmd::stats::EventsArgs),
     Daemon(cmd::daemon::Args),
     #[command(subcommand)]
+    Cluster(cmd::cluster::Command),
+    #[command(subcommand)]
     Install(cmd::install::Command),
     Netavark(cmd::netavark::Args),
     Demo(cmd::demo::Args),
@@ -138,6 +140,7 @@ impl Cli {
             Command::Stats(args) => args.run(&context),
             Command::Events(args) => args.run(&context),
             Command::Daemon(args) => args.run(&context),
+            Command::Cluster(command) => command.run(&context),
             Command::Install(command) => command.run(&context),
             Command::Netavark(args) => Ok(args.run()),
             Command::Demo(args) => args.run(&context),

@@ -75,6 +75,8 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
             store.hint()
         } else if let Some(silent) = cause.downcast_ref::<portolan_resident::control::Silent>() {
             silent.hint()
+        } else if let Some(etcd) = cause.downcast_ref::<portolan_etcd::Error>() {
+            etcd.hint().map(str::to_owned)
         } else if let Some(spawn) = cause.downcast_ref::<SpawnError>() {
             spawn_hint(spawn)
         } else {

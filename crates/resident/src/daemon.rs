@@ -447,8 +447,8 @@ impl Daemon {
 
     /// Takes notice of what was committed.
     fn follow(&mut self) -> Result<()> {
-        let has_endpoints = self.services.follow(&self.engine)?;
-        self.idle_since = match (self.config.on_demand && !has_endpoints, self.idle_since) {
+        let is_needed = self.services.follow(&self.engine)?;
+        self.idle_since = match (self.config.on_demand && !is_needed, self.idle_since) {
             (false, _) => None,
             (true, None) => Some(Instant::now()),
             (true, since) => since,

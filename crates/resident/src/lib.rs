@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod control;
 pub mod daemon;
 pub mod dns;

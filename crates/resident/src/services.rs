@@ -18,6 +18,7 @@ use portolan_model::{FirewallDriver, Id};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{self, Cluster};
 use crate::control::Done;
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, Barrier, DnsServer, HandOver, HandOverData, ListenerEvent};
@@ -127,6 +128,8 @@ pub struct Services {
     api: (Option<docker_api::Config>, Option<Api>),
     /// What those who follow Docker's events were told.
     chronicle: Chronicle,
+    /// Who speaks with etcd, while this host is in a cluster.
+    cluster: Option<Cluster>,
 }
 
 /// Whether the fence is to stand.
@@ -192,6 +195,7 @@ impl Services {
             docker: (config.docker.clone(), None),
             api: (config.api.clone(), None),
             chronicle: Chronicle::default(),
+            cluster: None,
         };
         services.resume(inherited)?;
         Ok(services)
@@ -329,7 +333,8 @@ impl Services {
         }
     }
 
-    /// Reads what was committed since, and tells those whom it concerns; whether any container is on any network.
+    /// Reads what was committed since, and tells those whom it concerns; whether there is anything to stay for: a
+    /// container on a network, or a cluster.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -392,6 +397,7 @@ impl Services {
         if let Some(api) = &self.api.1 {
             messages.into_iter().for_each(|message| api.tell(message));
         }
+        self.follow_membership(engine);
         let has_endpoints = self.feed.endpoints() > 0;
         // It goes up while the first container is still being made, which then need not wait for it.
         let is_needed = has_endpoints || !self.coming.is_empty();
@@ -400,7 +406,23 @@ impl Services {
         if let Some(repairer) = self.repairer.as_ref().filter(|_| self.fence.is_needed != is_needed || is_first) {
             self.fence = Fence { is_needed, answer: Some(repairer.set_needed(is_needed)?), failure: None };
         }
-        Ok(has_endpoints)
+        Ok(has_endpoints || self.cluster.is_some())
+    }
+
+    /// Has the thread that speaks with etcd be there while this host is in a cluster.
+    fn follow_membership(&mut self, engine: &Engine) {
+        let membership = match cluster::membership(engine) {
+            Ok(membership) => membership,
+            Err(error) => return tracing::error!("cluster: {error:#}"),
+        };
+        match membership {
+            None => self.cluster = None,
+            Some(_) if self.cluster.is_some() => {}
+            Some(membership) => match Cluster::start(engine, &self.run, membership) {
+                Ok(cluster) => self.cluster = Some(cluster),
+                Err(error) => tracing::error!("cluster: {error:#}"),
+            },
+        }
     }
 
     /// Waits until all that was told is in force; what is not as it should be.
@@ -481,7 +503,7 @@ impl Services {
 
     /// Ends the threads.
     pub fn stop(&mut self) {
-        (self.docker.1, self.api.1) = (None, None);
+        (self.docker.1, self.api.1, self.cluster) = (None, None, None);
         self.dns = None;
         self.proxy = None;
         self.repairer = None;
@@ -496,7 +518,7 @@ impl Services {
     /// # Errors
     /// When one has ended before its time.
     pub fn hand_over(&mut self) -> Result<Inherited> {
-        (self.docker.1, self.api.1) = (None, None);
+        (self.docker.1, self.api.1, self.cluster) = (None, None, None);
         self.scrape = None;
         self.shares = None;
         // Leases are in the rows.

@@ -1,6 +1,7 @@
 //! The commands, one file for each noun.
 
 pub(crate) mod attach;
+pub(crate) mod cluster;
 pub(crate) mod cni;
 pub(crate) mod completion;
 pub(crate) mod daemon;

@@ -1,0 +1,28 @@
+//! What this host knows of the cluster that it is in: a text that the engine keeps and does not read.
+
+use crate::engine::{Engine, meta};
+use crate::error::Result;
+use crate::kernel::Kernel;
+use crate::store::{Durability, Store, Tx};
+
+impl<S: Store, K: Kernel> Engine<S, K> {
+    /// What was kept; none if the host is in no cluster.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn cluster_settings(&self) -> Result<Option<String>> {
+        Ok(self.store.read()?.meta(meta::CLUSTER)?)
+    }
+
+    /// Keeps it, or forgets it.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing has changed then.
+    pub fn set_cluster_settings(&self, settings: Option<&str>) -> Result<()> {
+        let guard = self.store.lock()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.write(&guard)?;
+        tx.put_meta(meta::CLUSTER, settings)?;
+        Ok(tx.commit(Durability::Disk)?)
+    }
+}

@@ -1,0 +1,401 @@
+//! `portolan cluster …`
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use ipnet::{IpNet, Ipv6Net};
+use portolan_cluster::{ClusterRecord, FORMAT};
+use portolan_engine::Kernel as _;
+use portolan_etcd::{Config, Tls};
+use portolan_kernel::netlink::{ROUTE, Socket};
+use portolan_kernel::rtnl::addr::{self, Address};
+use portolan_kernel::rtnl::{self, link, route};
+use portolan_model::{Family, Id, Mtu, Name, PerFamily};
+use portolan_resident::cluster::talk::{self, Ask, Reply, Standing};
+use portolan_resident::cluster::{self, CannotJoin, Joining};
+
+use crate::cmd::daemon;
+use crate::context::Context;
+use crate::failure::Refused;
+use crate::{output, spec, table};
+
+/// What networks will be cut out of: private space (RFC 1918) that other tools begin with last.
+const POOL: &str = "10.128.0.0/9";
+/// How long the prefixes of networks are.
+const LENGTHS: PerFamily<u8> = PerFamily { v4: 18, v6: 64 };
+/// How long etcd may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Make this host one of several that know each other by way of an etcd
+///
+/// Which hosts there are, how they are called, where they take packets and whether they run is in etcd, and nowhere else: no
+/// server of ours is in between. Networks over several hosts are not there yet.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub(crate) enum Command {
+    Init(Box<InitArgs>),
+    Join(Box<JoinArgs>),
+    Leave(LeaveArgs),
+    Status(StatusArgs),
+    Nodes(NodesArgs),
+}
+
+impl Command {
+    pub(crate) fn run(self, context: &Context) -> Result<i32> {
+        match self {
+            Self::Init(args) => args.run(context),
+            Self::Join(args) => join(context, "cluster join", args.member, None),
+            Self::Leave(args) => args.run(context),
+            Self::Status(args) => args.run(context),
+            Self::Nodes(args) => args.run(context),
+        }
+    }
+}
+
+/// Begin a cluster with this host
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  portolan cluster init --etcd http://192.0.2.10:2379
+  portolan cluster init --etcd https://etcd1:2379,https://etcd2:2379 --cacert ca.pem --cert host.pem --key host.key")]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    member: MemberArgs,
+}
+
+/// Make this host one of a cluster
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  portolan cluster join --etcd http://192.0.2.10:2379
+  portolan cluster join --etcd http://192.0.2.10:2379 --name web-3 --address 192.0.2.23")]
+pub(crate) struct JoinArgs {
+    #[command(flatten)]
+    member: MemberArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct MemberArgs {
+    /// Where etcd is: http:// or https:// URLs with commas between them
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        required = true,
+        env = "PORTOLAN_ETCD",
+        hide_env_values = true
+    )]
+    etcd: Vec<String>,
+    /// What all keys of the cluster begin with, so that several can share an etcd
+    #[arg(long, value_name = "PREFIX", default_value = "/portolan")]
+    prefix: String,
+    /// What this host is called in the cluster (default: its host name)
+    #[arg(long)]
+    name: Option<Name>,
+    /// Where this host takes packets of the others; one of either family (default: those of the default route's interface)
+    #[arg(long, value_name = "IP", value_parser = spec::address)]
+    address: Vec<IpAddr>,
+    /// File with the certificates of those who may sign etcd's (PEM)
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+    /// File with the certificate that this host shows to etcd (PEM)
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// File with its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// User of etcd; the password comes from --password-file
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    user: Option<String>,
+    /// File whose first line is the user's password
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
+}
+
+impl InitArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let engine = context.engine_for("cluster init")?;
+        let random = engine.kernel().random();
+        let ula = |random: &[u8]| {
+            let mut address = [0; 16];
+            address[0] = 0xfd;
+            address[1..6].copy_from_slice(&random[..5]);
+            IpNet::V6(Ipv6Net::new(address.into(), 48).expect("a valid prefix length"))
+        };
+        let pools = PerFamily { v4: POOL.parse().context("read the pool")?, v6: ula(&random) };
+        let id = Id::from_bytes(engine.kernel().random());
+        drop(engine);
+        join(context, "cluster init", self.member, Some(ClusterRecord { id, format: FORMAT, pools, lengths: LENGTHS }))
+    }
+}
+
+fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<ClusterRecord>) -> Result<i32> {
+    let engine = context.engine_for(verb)?;
+    let (underlay, mtu) = underlay(&member.address)?;
+    let name = match member.name {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let read = |path: &Path| fs::read(path).with_context(|| format!("read `{}`", path.display()));
+    let identity = match (&member.cert, &member.key) {
+        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+        _ => None,
+    };
+    let is_tls = member.etcd.iter().any(|url| url.starts_with("https://"));
+    let ca = member.cacert.as_deref().map(read).transpose()?;
+    let tls = match ca {
+        Some(ca) => Some(Tls { ca, identity, server_name: None }),
+        None if is_tls => {
+            return Err(Refused::new("etcd by https: nothing says who may sign its certificate")
+                .hint("--cacert FILE names those who may")
+                .into());
+        }
+        None => None,
+    };
+    let user = match (member.user, &member.password_file) {
+        (Some(user), Some(path)) => {
+            let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+            Some((user, text.lines().next().unwrap_or_default().to_owned()))
+        }
+        _ => None,
+    };
+    let joining = Joining {
+        etcd: Config { endpoints: member.etcd, tls, user, timeout: PATIENCE },
+        prefix: member.prefix,
+        name,
+        underlay,
+        mtu,
+        begin,
+    };
+    let id = cluster::join(&engine, &joining).map_err(with_hint).context("join the cluster")?;
+    // The daemon is what makes it so from now on.
+    daemon::settle(context, true);
+    if context.json {
+        output::json(&serde_json::json!({ "cluster": id, "name": joining.name }))?;
+    } else {
+        output::print(&format!("{id}\n"))?;
+    }
+    Ok(0)
+}
+
+fn with_hint(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<CannotJoin>() {
+        Ok(CannotJoin { reason, hint }) => Refused::new(reason).hint(hint).into(),
+        Err(error) => error,
+    }
+}
+
+fn host_name() -> Result<Name> {
+    let path = "/proc/sys/kernel/hostname";
+    let name = fs::read_to_string(path).with_context(|| format!("read `{path}`"))?.trim().to_owned();
+    match name.parse() {
+        Ok(name) => Ok(name),
+        Err(_) => Err(Refused::new(format!("the host is called `{name}`, which no host of a cluster can be"))
+            .hint("give it another name there: --name node-1")
+            .into()),
+    }
+}
+
+/// An address of an interface of this host.
+struct Own {
+    address: IpAddr,
+    mtu: Mtu,
+    is_on_default_route: bool,
+}
+
+/// Those that other hosts can reach, as far as that can be told.
+fn own_addresses() -> Result<Vec<Own>> {
+    let doing = "list this host's addresses";
+    let mut socket = Socket::open(ROUTE).context(doing)?;
+    let mut out = Vec::new();
+    for family in [rtnl::Family::V4, rtnl::Family::V6] {
+        out.extend(route::default_route_path(&mut socket, family).context(doing)?.map(|path| path.oif));
+    }
+    let links = link::dump(&mut socket).context(doing)?;
+    let addresses = addr::dump(&mut socket, None).context(doing)?;
+    let own = |found: &Address| {
+        let link = links.iter().find(|link| link.index == found.ifindex)?;
+        let is_local = match found.addr {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+        };
+        (!is_local).then_some(Own {
+            address: found.addr,
+            mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
+            is_on_default_route: out.contains(&found.ifindex),
+        })
+    };
+    Ok(addresses.iter().filter_map(own).collect())
+}
+
+/// Where this host takes packets: as given, or those of its default route's interface; and the MTU of that way.
+fn underlay(given: &[IpAddr]) -> Result<(PerFamily<Option<IpAddr>>, Mtu)> {
+    let there = own_addresses()?;
+    let mut underlay: PerFamily<Option<IpAddr>> = PerFamily::default();
+    for address in given {
+        if !there.iter().any(|found| found.address == *address) {
+            return Err(Refused::new(format!("no interface of this host has address {address}"))
+                .hint("`ip address` shows those that it has")
+                .into());
+        }
+        let family = Family::of(*address);
+        if underlay.of_mut(family).replace(*address).is_some() {
+            return Err(Refused::new(format!("address {address}: another one of {family} is given"))
+                .hint("give one of either family")
+                .into());
+        }
+    }
+    if given.is_empty() {
+        for found in there.iter().filter(|found| found.is_on_default_route) {
+            underlay.of_mut(Family::of(found.address)).get_or_insert(found.address);
+        }
+    }
+    let addresses: Vec<IpAddr> = [underlay.v4, underlay.v6].into_iter().flatten().collect();
+    let mtus = there.iter().filter(|found| addresses.contains(&found.address)).map(|found| found.mtu);
+    match mtus.min() {
+        Some(mtu) => Ok((underlay, mtu)),
+        None => Err(Refused::new("this host has no default route that tells its address")
+            .hint("say where it takes packets of the others: --address 192.0.2.23")
+            .into()),
+    }
+}
+
+/// Take this host out of its cluster
+///
+/// Its name and its addresses there are free for others then.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  portolan cluster leave")]
+pub(crate) struct LeaveArgs {
+    /// Leave although etcd cannot be reached: there this host stays what it was
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl LeaveArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let engine = context.engine_for("cluster leave")?;
+        if cluster::membership(&engine)?.is_none() {
+            return Err(not_joined().into());
+        }
+        daemon::settle(context, true);
+        match ask(context, &Ask::Leave {}) {
+            Ok(_) => {}
+            Err(error) if self.force => drop(crate::failure::report(&error.context("etcd is not told"), 0)),
+            Err(error) => return Err(error),
+        }
+        cluster::forget(&engine)?;
+        daemon::settle(context, false);
+        if context.json {
+            output::json(&serde_json::json!({ "done": "left" }))?;
+        }
+        Ok(0)
+    }
+}
+
+/// Show how this host stands in its cluster
+///
+/// Exits with 1 when something is not as it should be.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  portolan cluster status --json | jq .warnings")]
+pub(crate) struct StatusArgs {}
+
+impl StatusArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let standing = standing(context)?;
+        if context.json {
+            output::json(&standing)?;
+        } else {
+            let up = standing.hosts.iter().filter(|host| host.state == "up").count();
+            let mut text = format!(
+                "cluster {} by {}\nhost `{}` ({}), {} revision {}\nhosts: {} of {} up\n",
+                standing.cluster,
+                standing.endpoints.join(", "),
+                standing.name,
+                standing.host.short(),
+                if standing.connected { "follows etcd, now at" } else { "does not reach etcd; knows it up to" },
+                standing.revision,
+                up,
+                standing.hosts.len(),
+            );
+            for warning in &standing.warnings {
+                text.push_str(&format!("warning: {warning}\n"));
+            }
+            output::print(&text)?;
+        }
+        Ok(i32::from(!standing.warnings.is_empty() || !standing.connected))
+    }
+}
+
+/// List the hosts of the cluster
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  portolan cluster nodes
+  portolan cluster nodes --json | jq '.[] | select(.state != \"up\")'
+
+A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on.")]
+pub(crate) struct NodesArgs {}
+
+impl NodesArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let standing = standing(context)?;
+        if context.json {
+            output::json(&standing.hosts)?;
+            return Ok(0);
+        }
+        let row = |host: &talk::HostRow| {
+            let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
+            vec![
+                host.id.short(),
+                host.name.to_string(),
+                host.state.clone(),
+                addresses.join(", "),
+                host.mtu.to_string(),
+                host.version.clone(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = standing.hosts.iter().map(row).collect();
+        let header = ["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
+        output::print(&table::render(&header, &rows))?;
+        Ok(0)
+    }
+}
+
+fn standing(context: &Context) -> Result<Standing> {
+    if cluster::membership(&context.engine()?)?.is_none() {
+        return Err(not_joined().into());
+    }
+    match ask(context, &Ask::Status {})? {
+        Reply::Status(standing) => Ok(*standing),
+        other => anyhow::bail!("the daemon answered something else: {other:?}"),
+    }
+}
+
+fn not_joined() -> Refused {
+    Refused::new("this host is in no cluster")
+        .hint("`portolan cluster join` makes it one of a cluster, `portolan cluster init` begins one")
+}
+
+/// Asks the daemon's thread; what it refuses is an error.
+///
+/// # Errors
+/// When no daemon runs, or it refuses.
+fn ask(context: &Context, ask: &Ask) -> Result<Reply> {
+    match talk::ask(&context.run, ask)? {
+        Some(Reply::Refused { reason }) => {
+            Err(Refused::new(reason).hint("`portolan cluster status` tells how this host stands").into())
+        }
+        Some(reply) => Ok(reply),
+        None => Err(Refused::new("no daemon of this root speaks with the cluster")
+            .hint("`portolan daemon start` starts one")
+            .into()),
+    }
+}

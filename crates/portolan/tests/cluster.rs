@@ -1,0 +1,354 @@
+//! Hosts that join a cluster by way of a real etcd: who knows whom, what survives, and what is refused.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use portolan_kernel::process::PidFd;
+use portolan_kernel::signals;
+use portolan_lab::etcd::{Etcd, is_there};
+use portolan_lab::{Host, Lab, Lan, eventually};
+use serde_json::Value;
+
+/// A host is down some 15 s after its last word.
+const LONG: Duration = Duration::from_secs(40);
+
+/// A host with a root of its own.
+struct Node {
+    host: Host,
+    root: PathBuf,
+}
+
+/// Hosts `a`, `b`, `c` and those of etcd on one LAN.
+struct World {
+    nodes: Vec<Node>,
+    etcds: Vec<Host>,
+    _lan: Lan,
+    // Last, as it removes the others.
+    lab: Lab,
+}
+
+fn etcd_address(number: usize) -> IpAddr {
+    IpAddr::from([10, 0, 1, 11 + number as u8])
+}
+
+impl World {
+    fn or_skip(name: &str) -> Option<Self> {
+        if !is_there(name) {
+            return None;
+        }
+        let lab = Lab::or_skip(name)?;
+        let hosts: Vec<Host> = ["a", "b", "c"].iter().map(|name| lab.host(name).unwrap()).collect();
+        let etcds: Vec<Host> = (0..3).map(|number| lab.host(&format!("e{number}")).unwrap()).collect();
+        let mut lan = lab.lan("lan", &[]).unwrap();
+        for (number, host) in (1..).zip(&hosts) {
+            let addresses = [format!("10.0.1.{number}/24"), format!("fd00:1::{number}/64")];
+            lan.connect(host, "eth0", &addresses.each_ref().map(String::as_str)).unwrap();
+            host.add_default_route("10.0.1.11").unwrap();
+        }
+        for (number, host) in etcds.iter().enumerate() {
+            lan.connect(host, "eth0", &[&format!("{}/24", etcd_address(number))]).unwrap();
+        }
+        let nodes = hosts
+            .into_iter()
+            .map(|host| Node { root: lab.dir().join(format!("root-{}", host.name())), host })
+            .collect();
+        Some(Self { nodes, etcds, _lan: lan, lab })
+    }
+
+    fn etcd(&self, members: usize) -> Etcd {
+        let places: Vec<(&Host, IpAddr)> =
+            self.etcds.iter().zip(0..members).map(|(host, at)| (host, etcd_address(at))).collect();
+        Etcd::start(self.lab.dir(), &places, "http", &[]).unwrap()
+    }
+
+    fn etcdctl(&self, words: &[&str]) {
+        let mut command = Command::new("etcdctl");
+        command.args(words).env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", "http://10.0.1.11:2379");
+        let output = self.etcds[0].adopt(command).unwrap().stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "etcdctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Node {
+    fn run(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+        command.args(words).env("PORTOLAN_ROOT", &self.root).env("PORTOLAN_DAEMON", "auto").stdin(Stdio::null());
+        self.host.adopt(command).unwrap().output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(&line.split(' ').collect::<Vec<_>>());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {line}: {said}", self.host.name());
+        assert_eq!(said, "", "{}: {line}", self.host.name());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, line: &str) -> String {
+        let output = self.run(&line.split(' ').collect::<Vec<_>>());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains("\nhint: "), "{line}: {said}");
+        assert_eq!(output.stdout, b"", "{line}");
+        said
+    }
+
+    fn join(&self, verb: &str, etcd: &Etcd) {
+        let etcd = etcd.endpoints("http").join(",");
+        self.ok(&format!("cluster {verb} --etcd {etcd} --name {}", self.host.name()));
+    }
+
+    /// What `cluster status` says, whatever it thinks of it.
+    fn status(&self) -> Value {
+        serde_json::from_slice(&self.run(&["--json", "cluster", "status"]).stdout).unwrap_or_default()
+    }
+
+    /// The hosts and how they are, as this one sees it.
+    fn nodes(&self) -> String {
+        let nodes: Value = serde_json::from_str(&self.ok("--json cluster nodes")).unwrap();
+        let one = |node: &Value| format!("{} {}", node["name"].as_str().unwrap(), node["state"].as_str().unwrap());
+        nodes.as_array().unwrap().iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+
+    #[track_caller]
+    fn sees(&self, nodes: &str) {
+        assert!(eventually(LONG, || self.nodes() == nodes), "{} sees {}, not {nodes}", self.host.name(), self.nodes());
+    }
+
+    #[track_caller]
+    fn is_well(&self) {
+        assert!(eventually(LONG, || self.run(&["cluster", "status"]).status.success()), "{}", self.status());
+    }
+
+    /// Waits until it is not, and says so.
+    #[track_caller]
+    fn warns(&self, of: &str) {
+        let has_said = || self.status()["warnings"].to_string().contains(of);
+        assert!(eventually(LONG, has_said), "{of}: {}", self.status());
+        assert_eq!(self.run(&["cluster", "status"]).status.code(), Some(1));
+    }
+
+    fn daemon(&self) -> PidFd {
+        let status: Value = serde_json::from_str(&self.ok("--json daemon status")).unwrap();
+        PidFd::open(status["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
+    }
+
+    fn kill_daemon(&self) {
+        let daemon = self.daemon();
+        daemon.signal(signals::KILL).unwrap();
+        assert!(daemon.wait_readable(LONG).unwrap());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.run(&["daemon", "stop"]);
+    }
+}
+
+#[test]
+fn hosts_know_each_other() {
+    let Some(world) = World::or_skip("cluster-hosts") else { return };
+    let etcd = world.etcd(1);
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    a.join("init", &etcd);
+    a.sees("a up");
+    b.join("join", &etcd);
+    c.join("join", &etcd);
+    for node in [a, b, c] {
+        node.sees("a up, b up, c up");
+        node.is_well();
+    }
+    let nodes: Value = serde_json::from_str(&a.ok("--json cluster nodes")).unwrap();
+    assert_eq!(nodes[1]["addresses"], serde_json::json!(["10.0.1.2", "fd00:1::2"]));
+    assert_eq!(nodes[1]["mtu"], "1500");
+    let table = a.ok("cluster nodes");
+    assert!(table.starts_with("HOST ID") && table.lines().count() == 4, "{table}");
+
+    // A daemon that is killed, or becomes another binary, is the same host; nothing keeps it but the cluster.
+    b.kill_daemon();
+    b.is_well();
+    b.ok("daemon upgrade");
+    b.is_well();
+    a.sees("a up, b up, c up");
+    // One that was stopped is down for the others, and back when it is back.
+    b.ok("daemon stop");
+    a.sees("a up, b down, c up");
+    b.ok("daemon start");
+    a.sees("a up, b up, c up");
+    b.is_well();
+
+    // Who leaves leaves nothing, and may come back under its name.
+    c.ok("cluster leave");
+    a.sees("a up, b up");
+    assert!(c.refused("cluster status").contains("is in no cluster"));
+    c.join("join", &etcd);
+    a.sees("a up, b up, c up");
+
+    // With etcd away, only by force; for the others it is down then, and its name taken.
+    drop(etcd);
+    a.warns("etcd");
+    let said = c.refused("cluster leave");
+    assert!(said.contains("etcd"), "{said}");
+    let output = c.run(&["cluster", "leave", "--force"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(c.refused("cluster nodes").contains("is in no cluster"));
+}
+
+#[test]
+fn etcd_comes_and_goes() {
+    let Some(world) = World::or_skip("cluster-etcd") else { return };
+    let mut etcd = world.etcd(3);
+    let [a, b, _] = &world.nodes[..] else { panic!("three hosts") };
+    a.join("init", &etcd);
+    b.join("join", &etcd);
+    // Whichever member is killed, the leader among them: the others do.
+    for number in 0..3 {
+        etcd.kill(number);
+        a.is_well();
+        b.is_well();
+        a.sees("a up, b up");
+        etcd.restart(number).unwrap();
+    }
+    for number in 0..3 {
+        etcd.kill(number);
+    }
+    a.warns("no member of etcd is reached");
+    // What is known stays known, and is said in no time; a daemon that starts meanwhile waits.
+    let began = Instant::now();
+    assert!(a.nodes().contains("b "), "{}", a.nodes());
+    assert!(began.elapsed() < Duration::from_secs(5));
+    b.kill_daemon();
+    b.warns("etcd");
+    assert_eq!(b.status()["connected"], false);
+    etcd.launch(0).unwrap();
+    etcd.launch(1).unwrap();
+    a.is_well();
+    b.is_well();
+    a.sees("a up, b up");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let Some(world) = World::or_skip("cluster-refused") else { return };
+    let etcd = world.etcd(1);
+    let url = "http://10.0.1.11:2379";
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    for (line, why) in [
+        ("cluster status".to_owned(), "is in no cluster"),
+        ("cluster leave".to_owned(), "is in no cluster"),
+        (format!("cluster join --etcd {url} --name a"), "no cluster under `/portolan`"),
+        (format!("cluster init --etcd {url} --name a --address 10.0.1.99"), "no interface of this host has address"),
+        (format!("cluster init --etcd {url} --name a --address 10.0.1.1 --address 10.0.1.1"), "another one of IPv4"),
+        (format!("cluster init --etcd {url} --name a/b"), "a/b"),
+        (format!("cluster init --etcd {url} --name a --prefix nowhere"), "does not begin with a slash"),
+        ("cluster init --etcd 10.0.1.11:2379 --name a".to_owned(), "http://"),
+        ("cluster init --etcd https://10.0.1.11:2379 --name a".to_owned(), "--cacert"),
+    ] {
+        let said = a.refused(&line);
+        assert!(said.contains(why), "{line}: {said}");
+    }
+    let began = Instant::now();
+    let said = a.refused("cluster init --etcd http://10.0.1.12:2379 --name a");
+    assert!(said.contains("no member of etcd is reached") && said.contains("10.0.1.12"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(30));
+    assert!(a.refused("cluster status").contains("is in no cluster"), "nothing of it is left");
+
+    a.join("init", &etcd);
+    assert!(a.refused(&format!("cluster join --etcd {url} --name a")).contains("is in cluster"));
+    assert!(b.refused(&format!("cluster init --etcd {url} --name b")).contains("already"));
+    let said = b.refused(&format!("cluster join --etcd {url} --name a"));
+    assert!(said.contains("a host `a` is in the cluster already"), "{said}");
+    assert!(b.refused("cluster status").contains("is in no cluster"));
+    // Another cluster beside it.
+    b.ok(&format!("cluster init --etcd {url} --name a --prefix /other"));
+    b.sees("a up");
+
+    // What others write under our keys is left alone, and said.
+    world.etcdctl(&["put", "/portolan/v1/host/nobody", "garbage"]);
+    a.warns("is no key of this version");
+    world.etcdctl(&["del", "/portolan/v1/host/nobody"]);
+    a.is_well();
+    // An operator said that it is not to come back.
+    let host = a.status()["host"].as_str().unwrap().to_owned();
+    world.etcdctl(&["put", &format!("/portolan/v1/gone/{host}"), "x"]);
+    a.warns("not one of the cluster any more");
+    world.etcdctl(&["del", &format!("/portolan/v1/gone/{host}")]);
+    a.is_well();
+    // Later versions know what this one does not.
+    let id = "11".repeat(32);
+    let later = format!(
+        r#"{{"id":"{id}","format":2,"pools":{{"v4":"10.0.0.0/8","v6":"fd00::/48"}},"lengths":{{"v4":18,"v6":64}}}}"#
+    );
+    world.etcdctl(&["put", "/later/v1/cluster", &later]);
+    let said = c.refused(&format!("cluster join --etcd {url} --name c --prefix /later"));
+    assert!(said.contains("format 2"), "{said}");
+    // etcd was emptied, or is another one: nothing is written into it.
+    world.etcdctl(&["del", "--prefix", "/portolan/"]);
+    a.kill_daemon();
+    a.warns("there is no cluster under");
+}
+
+/// Two hosts with one identity: a machine that was copied.
+#[test]
+fn a_copy_is_noticed() {
+    let Some(world) = World::or_skip("cluster-copy") else { return };
+    let etcd = world.etcd(1);
+    let [a, b, _] = &world.nodes[..] else { panic!("three hosts") };
+    a.join("init", &etcd);
+    a.is_well();
+    fs::create_dir(&b.root).unwrap();
+    for file in fs::read_dir(&a.root).unwrap().flatten().filter(|file| file.file_type().unwrap().is_file()) {
+        fs::copy(file.path(), b.root.join(file.file_name())).unwrap();
+    }
+    b.ok("daemon start");
+    // Each has the other's word against it; one of them sees that first.
+    let knows = |node: &Node| node.status()["warnings"].to_string().contains("runs with this host's identity");
+    assert!(eventually(LONG, || knows(a) || knows(b)), "{} {}", a.status(), b.status());
+    b.ok("daemon stop");
+    a.is_well();
+}
+
+/// A host that is let in by a user of etcd who may do no more than he has to.
+#[test]
+fn a_user_of_etcd_with_one_prefix_is_enough() {
+    let Some(world) = World::or_skip("cluster-user") else { return };
+    let _etcd = world.etcd(1);
+    for line in [
+        "user add root:secret",
+        "user add host:word",
+        "role add hosts",
+        "role grant-permission --prefix hosts readwrite /portolan/",
+        "user grant-role host hosts",
+        "user grant-role root root",
+        "auth enable",
+    ] {
+        world.etcdctl(&line.split(' ').collect::<Vec<_>>());
+    }
+    let [a, ..] = &world.nodes[..] else { panic!("three hosts") };
+    let password = world.lab.dir().join("password");
+    fs::write(&password, "word\n").unwrap();
+    let with = |prefix: &str| {
+        let password = password.display();
+        format!(
+            "cluster init --etcd http://10.0.1.11:2379 --name a --user host --password-file {password} --prefix {prefix}"
+        )
+    };
+    let output = a.run(&with("/other").split(' ').collect::<Vec<_>>());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("permission denied"), "{said}");
+    a.ok(&with("/portolan"));
+    a.is_well();
+    a.kill_daemon();
+    a.is_well();
+    for file in fs::read_dir(&a.root).unwrap().flatten().filter(|file| file.file_type().unwrap().is_file()) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "the password is in there: {}", file.path().display());
+    }
+    assert!(!a.ok("--json cluster status").contains("word"));
+}

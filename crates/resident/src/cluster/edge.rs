@@ -1,0 +1,32 @@
+//! The values of `portolan-cluster` as the client of etcd takes them.
+
+use portolan_cluster::{Condition, Event, Layout, Operation, Write};
+use portolan_etcd::{Compare, Op, Txn};
+
+/// A transaction; what lasts while the host is alive goes with `lease`.
+pub(super) fn transaction(layout: &Layout, write: &Write, lease: Option<i64>) -> Txn {
+    let compare = |condition: &Condition| match condition {
+        Condition::Absent(key) => Compare::create_revision(layout.text(key), 0),
+        Condition::Present(key) => Compare::exists(layout.text(key)),
+        Condition::Is(key, value) => Compare::value(layout.text(key), value.as_bytes()),
+        Condition::WrittenAt(key, revision) => Compare::mod_revision(layout.text(key), *revision),
+        Condition::NoEndpointsOn(network) => Compare::none_under(layout.endpoints(*network)),
+    };
+    let operation = |operation: &Operation| match operation {
+        Operation::Put(key, value) => Op::put(layout.text(key), value.as_bytes(), None),
+        Operation::PutWhileAlive(key, value) => Op::put(layout.text(key), value.as_bytes(), lease),
+        Operation::Delete(key) => Op::delete(layout.text(key)),
+        Operation::DeleteBlocksOf(network) => Op::delete_prefix(layout.blocks(*network)),
+    };
+    Txn { compares: write.only_if.iter().map(compare).collect(), then: write.then.iter().map(operation).collect() }
+}
+
+/// An event of a watch.
+pub(super) fn event(event: portolan_etcd::Event) -> Event {
+    match event {
+        portolan_etcd::Event::Put(found) => {
+            Event::Put { key: found.key, value: found.value, revision: found.mod_revision }
+        }
+        portolan_etcd::Event::Delete { key, .. } => Event::Delete { key },
+    }
+}

@@ -1,0 +1,163 @@
+//! Joining and leaving, as commands do it: this host's rows say so first, so that what is begun can be ended.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, View, Write};
+use portolan_engine::Kernel as _;
+use portolan_etcd::Client;
+use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
+
+use super::{Membership, edge};
+use crate::daemon::Engine;
+
+/// A host that is to join a cluster.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// Where etcd is, and how to get in.
+    pub etcd: portolan_etcd::Config,
+    /// What all keys of the cluster begin with.
+    pub prefix: String,
+    /// What the host is to be called.
+    pub name: Name,
+    /// Where it takes packets of the others.
+    pub underlay: PerFamily<Option<IpAddr>>,
+    /// The MTU of its way to them.
+    pub mtu: Mtu,
+    /// The cluster that is to begin with this host; none to join the one that is there.
+    pub begin: Option<ClusterRecord>,
+}
+
+/// Why a host cannot join, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct CannotJoin {
+    /// Why.
+    pub reason: String,
+    /// What to do.
+    pub hint: String,
+}
+
+fn cannot(reason: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    CannotJoin { reason: reason.into(), hint: hint.into() }.into()
+}
+
+/// What this host knows of its cluster; none if it is in none.
+///
+/// # Errors
+/// When the state cannot be read, or says something else.
+pub fn membership(engine: &Engine) -> Result<Option<Membership>> {
+    let Some(text) = engine.cluster_settings()? else { return Ok(None) };
+    Ok(Some(serde_json::from_str(&text).context("read what this host knows of its cluster")?))
+}
+
+/// Has this host be one of the cluster, or begins one with it; the cluster's id.
+///
+/// # Errors
+/// [`CannotJoin`]; what etcd says. Nothing has changed here then.
+pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
+    if let Some(membership) = membership(engine)? {
+        return Err(cannot(
+            format!("this host is in cluster {} already", membership.cluster.short()),
+            "`portolan cluster leave` takes it out",
+        ));
+    }
+    let layout = Layout::new(&joining.prefix)?;
+    runtime()?.block_on(async {
+        let client = Client::connect(&joining.etcd).await?;
+        if let Some(cluster) = &joining.begin
+            && !client.txn(edge::transaction(&layout, &Write::begin(cluster), None)).await?.succeeded
+        {
+            return Err(cannot(
+                format!("there is a cluster under `{}` already", joining.prefix),
+                "`portolan cluster join` makes this host one of it; --prefix begins another beside it",
+            ));
+        }
+        let view = list(&client, &layout).await?;
+        let Some(cluster) = view.cluster().map(|cluster| cluster.id) else {
+            return Err(cannot(
+                format!("there is no cluster under `{}`", joining.prefix),
+                "`portolan cluster init` begins one with its first host",
+            ));
+        };
+        if let Some(format) = view.newer_format() {
+            return Err(cannot(
+                format!("the cluster has format {format}, and this version knows {FORMAT}"),
+                "use the version that the other hosts have",
+            ));
+        }
+        let me = Id::from_bytes(engine.kernel().random());
+        let mac = engine.kernel().random();
+        let record = HostRecord {
+            name: joining.name.clone(),
+            underlay: joining.underlay,
+            mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
+            mtu: joining.mtu,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        refuse_double(&view, &record)?;
+        let membership = Membership {
+            cluster,
+            host: me,
+            record: record.clone(),
+            prefix: joining.prefix.clone(),
+            etcd: joining.etcd.clone(),
+            run: String::new(),
+            last_run: String::new(),
+        };
+        remember(engine, &membership)?;
+        let written = client.txn(edge::transaction(&layout, &Write::join(me, &record), None)).await;
+        let failure = match written {
+            Ok(answer) if answer.succeeded => return Ok(cluster),
+            Ok(_) => match list(&client, &layout).await.and_then(|view| refuse_double(&view, &record)) {
+                Ok(()) => cannot("another host joined at the same time", "try again"),
+                Err(error) => error,
+            },
+            Err(error) => error.into(),
+        };
+        forget(engine)?;
+        Err(failure)
+    })
+}
+
+pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {
+    let text = serde_json::to_string(membership).expect("plain values serialise");
+    Ok(engine.set_cluster_settings(Some(&text))?)
+}
+
+/// Makes this host one of no cluster, after etcd was told.
+///
+/// # Errors
+/// When the state cannot be written.
+pub fn forget(engine: &Engine) -> Result<()> {
+    Ok(engine.set_cluster_settings(None)?)
+}
+
+async fn list(client: &Client, layout: &Layout) -> Result<View> {
+    let (revision, all) = client.range_all(layout.root()).await?;
+    let mut view = View::default();
+    view.replace(layout, revision, all.into_iter().map(|found| (found.key, found.value, found.mod_revision)))?;
+    Ok(view)
+}
+
+fn refuse_double(view: &View, record: &HostRecord) -> Result<()> {
+    if view.host_named(&record.name).is_some() {
+        return Err(cannot(
+            format!("a host `{}` is in the cluster already", record.name),
+            "give this one another --name; `portolan cluster rm` on another host removes one that is no more",
+        ));
+    }
+    for other in view.hosts().values() {
+        if let Some(address) = record.addresses().find(|address| other.addresses().any(|its| its == *address)) {
+            return Err(cannot(
+                format!("host `{}` of the cluster has address {address}", other.name),
+                "give this one another --address",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")
+}
