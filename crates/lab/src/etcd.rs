@@ -33,17 +33,20 @@ struct Member {
     child: Option<Child>,
 }
 
-/// Whether there is an etcd; a loud word if not.
+/// Whether there is an etcd, and what tests of it ask it with; a loud word if not.
 ///
 /// # Panics
 /// When there is none and `CI` is set: there nothing may be skipped.
 pub fn is_there(test: &str) -> bool {
-    let is_there = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !is_there {
-        assert!(std::env::var_os("CI").is_none(), "etcd is not installed");
-        eprintln!("SKIP: `{test}`: etcd is not installed");
+    let is_missing = |program: &&str| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    };
+    let missing = ["etcd", "etcdctl", "openssl"].into_iter().find(is_missing);
+    if let Some(program) = missing {
+        assert!(std::env::var_os("CI").is_none(), "{program} is not installed");
+        eprintln!("SKIP: `{test}`: {program} is not installed");
     }
-    is_there
+    missing.is_none()
 }
 
 impl Etcd {
