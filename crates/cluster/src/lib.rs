@@ -7,6 +7,8 @@
 //!   ([`Write`]);
 //! - a host uses what it has seen to be its own, never what it has only asked for.
 
+#![forbid(unsafe_code)]
+
 mod blocks;
 mod key;
 mod record;

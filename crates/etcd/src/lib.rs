@@ -4,6 +4,8 @@
 //! The transport is the library `tonic`'s. Messages are written down in [`wire`], for etcd's own are to be compiled by a
 //! program that machines which build us need not have.
 
+#![forbid(unsafe_code)]
+
 mod client;
 mod config;
 mod error;
