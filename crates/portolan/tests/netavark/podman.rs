@@ -12,10 +12,10 @@ use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::rtnl::Family;
 use portolan_kernel::rtnl::link::{self, AddrGenMode, BridgeSpec, LinkChange};
 use portolan_kernel::rtnl::route::{self, Route};
-use portolan_lab::{Host, InNetns};
+use portolan_lab::{Host, InNetns, eventually};
 use serde_json::{Map, Value, json};
 
-use crate::common::World;
+use crate::common::{LONG, World};
 
 /// A world whose host calls our binary `netavark`.
 #[derive(Debug)]
@@ -93,6 +93,8 @@ impl Podman {
     pub(crate) fn refused(&self, pod: &Pod) -> String {
         let before = self.world.state();
         let error = self.setup(pod).expect_err("setup should be refused");
+        // The fence stood for what was taken back, and goes after it: nobody waits for that.
+        let _ = eventually(LONG, || self.world.state() == before);
         before.assert_same(&self.world.state(), &error);
         error
     }
