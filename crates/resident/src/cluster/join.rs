@@ -144,7 +144,7 @@ fn refuse_double(view: &View, record: &HostRecord) -> Result<()> {
     if view.host_named(&record.name).is_some() {
         return Err(cannot(
             format!("a host `{}` is in the cluster already", record.name),
-            "give this one another --name; `portolan cluster rm` on another host removes one that is no more",
+            "give this one another --name",
         ));
     }
     for other in view.hosts().values() {
