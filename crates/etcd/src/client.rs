@@ -1,9 +1,11 @@
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -313,7 +315,8 @@ impl Client {
         Ok(answer.kvs.into_iter().next().map(KeyValue::from))
     }
 
-    /// Does a transaction. It is asked for once: the next member is asked only where the one before was not reached.
+    /// Does a transaction. It is sent once: the next member gets it only where the one before cannot have had it, for no
+    /// connection came about, or has no leader, or does not take our token.
     ///
     /// # Errors
     /// [`Error::Unknown`] when it was sent, and no answer came; what etcd says.
@@ -336,51 +339,40 @@ impl Client {
         for _ in 0..self.members.len() {
             let member = self.state().member;
             let (url, channel) = &self.members[member];
+            let seal = Arc::new(Seal::default());
+            // A unary request and a stream of one message are the same to gRPC; of this one we know whether it was taken.
+            let message = tokio_stream::once(request.clone()).filter({
+                let seal = Arc::clone(&seal);
+                move |_| seal.is_broken_first()
+            });
             let mut grpc = grpc(channel);
-            match timeout(self.patience, ready(&mut grpc, url)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    failure = error;
-                    self.pass_over(member);
-                    continue;
-                }
-                Err(_) => {
-                    failure = Error::Timeout(self.patience.as_secs());
-                    self.pass_over(member);
-                    continue;
-                }
-            }
-            let codec = ProstCodec::<wire::TxnRequest, wire::TxnResponse>::default();
-            let sent = grpc.unary(self.request(request.clone()), path("etcdserverpb.KV/Txn")?, codec);
-            let unknown = |error: Error| match error {
-                Error::Lost(_) | Error::Timeout(_) => Error::Unknown(error.to_string()),
-                // It may have been on its way when the leader was lost; that there was none is said before.
-                Error::NoLeader(text) if !text.contains("no leader") => Error::Unknown(text),
-                other => other,
+            let work = async {
+                ready(&mut grpc, url).await?;
+                let codec = ProstCodec::<wire::TxnRequest, wire::TxnResponse>::default();
+                let answer = grpc.client_streaming(self.request(message), path("etcdserverpb.KV/Txn")?, codec).await;
+                answer.map_err(|status| self.failed(url, &status))
             };
-            return match timeout(self.patience, sent).await {
+            let error = match timeout(self.patience, work).await {
                 Ok(Ok(answer)) => {
                     let answer = answer.into_inner();
                     let revision = answer.header.unwrap_or_default().revision;
-                    Ok(Answer { succeeded: answer.succeeded, revision })
+                    return Ok(Answer { succeeded: answer.succeeded, revision });
                 }
-                Ok(Err(status)) => {
-                    let error = self.failed(url, &status);
-                    if error.is_of_member() {
-                        self.pass_over(member);
-                    }
-                    // Neither was sent on.
-                    let is_refused = matches!(&error, Error::NoLeader(text) if text.contains("no leader"));
-                    if is_refused || matches!(error, Error::Unreachable(_)) {
-                        failure = error;
-                        continue;
-                    }
-                    Err(unknown(error))
+                Ok(Err(error)) => error,
+                Err(_) => Error::Timeout(self.patience.as_secs()),
+            };
+            if !error.is_of_member() {
+                return Err(error);
+            }
+            self.pass_over(member);
+            failure = match error {
+                // It is said before the transaction is looked at.
+                Error::NoLeader(text) if text.contains("no leader") => Error::NoLeader(text),
+                Error::Unreachable(text) => Error::Unreachable(text),
+                error if seal.is_broken_first() => {
+                    Error::Unreachable(format!("{url}: there was no connection to send it by: {error}"))
                 }
-                Err(_) => {
-                    self.pass_over(member);
-                    Err(Error::Unknown(format!("no answer came within {} s", self.patience.as_secs())))
-                }
+                error => return Err(Error::Unknown(error.to_string())),
             };
         }
         Err(failure)
@@ -440,7 +432,7 @@ impl Client {
         self.call::<_, wire::Nothing>("etcdserverpb.Lease/LeaseRevoke", &request).await.map(drop)
     }
 
-    /// Follows all keys that begin with `prefix`, from `revision` on.
+    /// Follows all keys that begin with `prefix`, from `revision` on; 0 for from now on. Begun at the member that answers.
     ///
     /// # Errors
     /// [`Error::Compacted`] when that is thrown away already; what etcd says.
@@ -448,30 +440,52 @@ impl Client {
         let key = prefix.into();
         let range_end = after(&key);
         let create = wire::WatchCreateRequest { key, range_end, start_revision: revision, progress_notify: true };
-        let member = self.state().member;
-        let (url, channel) = &self.members[member];
-        let begin = async {
-            let mut grpc = grpc(channel);
-            ready(&mut grpc, url).await?;
-            let (keep, requests) = tokio::sync::mpsc::channel(1);
-            let _ = keep.try_send(wire::WatchRequest { create: Some(create) });
-            let codec = ProstCodec::<wire::WatchRequest, wire::WatchResponse>::default();
-            let request = self.request(tokio_stream::wrappers::ReceiverStream::new(requests));
-            let answers = grpc.streaming(request, path("etcdserverpb.Watch/Watch")?, codec).await;
-            let answers = answers.map_err(|status| self.failed(url, &status))?.into_inner();
-            Watch::begin(answers, keep, url, self.patience.as_secs()).await
-        };
-        match timeout(self.patience, begin).await {
-            Ok(done) => done.inspect_err(|error| {
-                if error.is_of_member() {
-                    self.pass_over(member);
-                }
-            }),
-            Err(_) => {
-                self.pass_over(member);
-                Err(Error::Timeout(self.patience.as_secs()))
+        match self.watch_members(&create).await {
+            Err(error) if error.is_of_token() && self.user.is_some() => {
+                self.authenticate().await?;
+                self.watch_members(&create).await
             }
+            done => done,
         }
+    }
+
+    async fn watch_members(&self, create: &wire::WatchCreateRequest) -> Result<Watch, Error> {
+        let mut failure = Error::Unreachable("there is none".to_owned());
+        // One whose connection has just ended is worth another one.
+        for _ in 0..=self.members.len() {
+            let member = self.state().member;
+            match timeout(self.patience, self.watch_at(member, create.clone())).await {
+                Ok(Err(error)) if error.is_of_member() => failure = error,
+                Ok(done) => return done,
+                Err(_) => failure = Error::Timeout(self.patience.as_secs()),
+            }
+            self.pass_over(member);
+        }
+        Err(failure)
+    }
+
+    async fn watch_at(&self, member: usize, create: wire::WatchCreateRequest) -> Result<Watch, Error> {
+        let (url, channel) = &self.members[member];
+        let mut grpc = grpc(channel);
+        ready(&mut grpc, url).await?;
+        let (keep, requests) = tokio::sync::mpsc::channel(1);
+        let _ = keep.try_send(wire::WatchRequest { create: Some(create) });
+        let codec = ProstCodec::<wire::WatchRequest, wire::WatchResponse>::default();
+        let request = self.request(tokio_stream::wrappers::ReceiverStream::new(requests));
+        let answers = grpc.streaming(request, path("etcdserverpb.Watch/Watch")?, codec).await;
+        let answers = answers.map_err(|status| self.failed(url, &status))?.into_inner();
+        Watch::begin(answers, keep, url, self.patience.as_secs()).await
+    }
+}
+
+/// Of a message that may be sent once. Who breaks it first decides: the transport, which then has the message, or who gives
+/// up waiting, and then it is never sent, however late a connection is there.
+#[derive(Debug, Default)]
+struct Seal(AtomicBool);
+
+impl Seal {
+    fn is_broken_first(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
@@ -479,7 +493,7 @@ fn grpc(channel: &Channel) -> Grpc<Channel> {
     Grpc::new(channel.clone()).max_decoding_message_size(LONGEST)
 }
 
-/// Waits until there is a connection: what fails before was not sent.
+/// Waits until the channel takes a request. Whether it has a connection shows only later.
 async fn ready(grpc: &mut Grpc<Channel>, url: &str) -> Result<(), Error> {
     grpc.ready().await.map_err(|error| Error::Unreachable(format!("{url}: {}", said(&error))))
 }

@@ -40,6 +40,8 @@ pub enum Error {
     Other(String),
 }
 
+const OLD_TOKEN: &str = "revision of auth store is old";
+
 impl Error {
     /// What to do about it.
     pub const fn hint(&self) -> Option<&'static str> {
@@ -67,7 +69,7 @@ impl Error {
 
     /// Whether a new token may help.
     pub(crate) fn is_of_token(&self) -> bool {
-        matches!(self, Self::Denied(text) if text.contains("invalid auth token") || text.contains("revision of auth store is old"))
+        matches!(self, Self::Denied(text) if text.contains("invalid auth token") || text.contains(OLD_TOKEN))
     }
 
     /// What a member's answer means (etcd, api/v3rpc/rpctypes/error.go), or that there is none.
@@ -83,6 +85,8 @@ impl Error {
                 Self::NoLeader(text)
             }
             Code::PermissionDenied | Code::Unauthenticated => Self::Denied(text),
+            // A token that says how users and roles stood, and they have changed.
+            _ if text.contains(OLD_TOKEN) => Self::Denied(text),
             _ if text.contains("etcdserver: authentication failed") || text.contains("user name is empty") => {
                 Self::Denied(text)
             }
