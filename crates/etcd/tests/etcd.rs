@@ -361,6 +361,32 @@ fn a_member_that_lets_nobody_in_is_passed_over() {
     });
 }
 
+/// It says so, still reads, and lets room be made.
+#[test]
+fn an_etcd_that_is_full_says_so() {
+    let Some(world) = World::or_skip("etcd-full") else { return };
+    let etcd = world.start(1, "http", &["--quota-backend-bytes=4194304"]);
+    let config = config(&etcd);
+    world.run(async || {
+        let client = Client::connect(&config).await.unwrap();
+        let value = vec![b'x'; 500_000];
+        let mut written = 0;
+        let full = loop {
+            assert!(written < 100, "it takes more than it may");
+            let then = vec![Op::put(format!("/{written}"), value.clone(), None)];
+            match client.txn(Txn { compares: vec![], then }).await {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, Error::NoSpace(_)), "{full:?}");
+        let refused = client.lease_grant(60).await;
+        assert!(matches!(refused, Err(Error::NoSpace(_))), "{refused:?}");
+        assert_eq!(client.range_all("/").await.unwrap().1.len(), written);
+        assert!(client.txn(Txn { compares: vec![], then: vec![Op::delete("/0")] }).await.unwrap().succeeded);
+    });
+}
+
 #[test]
 fn certificates_are_checked_both_ways() {
     let Some(world) = World::or_skip("etcd-tls") else { return };
