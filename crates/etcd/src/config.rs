@@ -33,9 +33,9 @@ impl fmt::Debug for Config {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
     /// The certificates of those who may sign etcd's (PEM).
-    pub ca: Vec<u8>,
+    pub ca: String,
     /// Our certificate and its key (PEM), where etcd wants one.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub identity: Option<(String, String)>,
     /// The name that etcd's certificate is to have; none for that in the endpoint.
     pub server_name: Option<String>,
 }

@@ -53,13 +53,6 @@ impl World {
             runtime.block_on(work())
         })
     }
-
-    fn etcdctl(&self, line: &str) {
-        let mut command = Command::new("etcdctl");
-        command.args(line.split(' ')).env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", "http://10.0.1.1:2379");
-        let output = self.hosts[0].adopt(command).unwrap().stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "etcdctl {line}: {}", String::from_utf8_lossy(&output.stderr));
-    }
 }
 
 fn config(etcd: &Etcd) -> Config {
@@ -146,8 +139,8 @@ fn keys_transactions_leases_and_watches() {
         assert_eq!(batch.events.len(), 2500);
         assert_eq!(client.range_all("/a/").await.unwrap().1, []);
     });
-    world.etcdctl("put /a/new x");
-    world.etcdctl("compaction 20");
+    etcd.ctl(&["put", "/a/new", "x"]).unwrap();
+    etcd.ctl(&["compaction", "20"]).unwrap();
     world.run(async || {
         let client = Client::connect(&config).await.unwrap();
         let mut watch = client.watch("/a/", 5).await;
@@ -243,17 +236,7 @@ fn a_watch_notices_that_nobody_is_there() {
 fn users_may_do_what_their_roles_say() {
     let Some(world) = World::or_skip("etcd-users") else { return };
     let etcd = world.start(1, "http", &[]);
-    for line in [
-        "user add root:secret",
-        "user add host:word",
-        "role add hosts",
-        "role grant-permission --prefix hosts readwrite /portolan/",
-        "user grant-role host hosts",
-        "user grant-role root root",
-        "auth enable",
-    ] {
-        world.etcdctl(line);
-    }
+    etcd.let_in_users("/portolan/").unwrap();
     let with = |user: Option<(&str, &str)>| {
         let user = user.map(|(name, password)| (name.to_owned(), password.to_owned()));
         Config { user, ..config(&etcd) }
@@ -296,15 +279,13 @@ fn a_token_that_is_too_old_is_replaced() {
         TTL.as_secs()
     );
     let etcd = world.start(1, "http", &[&token]);
-    for line in ["user add root:secret", "user grant-role root root", "auth enable"] {
-        world.etcdctl(line);
-    }
+    etcd.let_in_users("/").unwrap();
     let config = Config { user: Some(("root".to_owned(), "secret".to_owned())), ..config(&etcd) };
     world.run(async || {
         let connect = || async { Client::connect(&config).await.unwrap() };
         // All have their tokens before a role is added, and use them after that.
         let (reads, writes, watches) = (connect().await, connect().await, connect().await);
-        world.etcdctl("--user root:secret role add another");
+        etcd.ctl(&["--user", "root:secret", "role", "add", "another"]).unwrap();
         reads.range_all("/").await.unwrap();
         writes.txn(put("/1", "x")).await.unwrap();
         watches.watch("/", 0).await.unwrap();
@@ -424,7 +405,7 @@ fn certificates_are_checked_both_ways() {
     ];
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let etcd = world.start(1, "https", &options);
-    let read = |name: &str| fs::read(dir.join(name)).unwrap();
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
     let with = |ca: &str, has_identity: bool| Config {
         endpoints: etcd.endpoints("https"),
         tls: Some(Tls {
@@ -444,7 +425,7 @@ fn certificates_are_checked_both_ways() {
     let named = Tls { server_name: Some("another.example".to_owned()), ..with("ca.pem", true).tls.unwrap() };
     let refused = ask(Config { tls: Some(named), ..with("ca.pem", true) }).unwrap_err().to_string();
     assert!(refused.contains("certificate") && refused.contains("name"), "{refused}");
-    let garbage = Tls { ca: b"no certificate".to_vec(), ..with("ca.pem", true).tls.unwrap() };
+    let garbage = Tls { ca: "no certificate".to_owned(), ..with("ca.pem", true).tls.unwrap() };
     assert!(ask(Config { tls: Some(garbage), ..with("ca.pem", true) }).is_err());
     // Its own configuration comes back from where it is kept.
     let kept = serde_json::to_string(&with("ca.pem", true)).unwrap();

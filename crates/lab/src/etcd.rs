@@ -114,6 +114,41 @@ impl Etcd {
         self.wait(&[number])
     }
 
+    /// Runs etcdctl(1) at the first member with these words; it has to work.
+    ///
+    /// # Errors
+    /// When it cannot be started; what it says when it fails.
+    pub fn ctl(&self, words: &[&str]) -> Result<()> {
+        let member = &self.members[0];
+        let mut command = Command::new("etcdctl");
+        command.args(words).stdin(Stdio::null()).env("ETCDCTL_API", "3");
+        command.env("ETCDCTL_ENDPOINTS", format!("http://{}", SocketAddr::new(member.address, CLIENTS)));
+        let output = member.host.adopt(command)?.output().context("start etcdctl")?;
+        ensure!(output.status.success(), "etcdctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// Asks everybody for a password from now on: `root` has `secret` and may do all, `host` has `word` and may read and write
+    /// below `prefix`.
+    ///
+    /// # Errors
+    /// As for [`Self::ctl`].
+    pub fn let_in_users(&self, prefix: &str) -> Result<()> {
+        let grant = format!("role grant-permission --prefix hosts readwrite {prefix}");
+        for line in [
+            "user add root:secret",
+            "user grant-role root root",
+            "user add host:word",
+            "role add hosts",
+            &grant,
+            "user grant-role host hosts",
+            "auth enable",
+        ] {
+            self.ctl(&line.split(' ').collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
     /// The process of a member that runs.
     pub fn pid(&self, number: usize) -> Option<u32> {
         self.members[number].child.as_ref().map(Child::id)

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use portolan_engine::{Durability, Store as _, Tx as _};
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
 use portolan_lab::etcd::{Etcd, is_there};
 use portolan_lab::{Host, Lab, Lan, eventually};
+use portolan_store::SqliteStore;
 use serde_json::Value;
 
 /// A host is down some 15 s after its last word.
@@ -62,13 +64,6 @@ impl World {
         let places: Vec<(&Host, IpAddr)> =
             self.etcds.iter().zip(0..members).map(|(host, at)| (host, etcd_address(at))).collect();
         Etcd::start(self.lab.dir(), &places, "http", &[]).unwrap()
-    }
-
-    fn etcdctl(&self, words: &[&str]) {
-        let mut command = Command::new("etcdctl");
-        command.args(words).env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", "http://10.0.1.11:2379");
-        let output = self.etcds[0].adopt(command).unwrap().stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "etcdctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -132,6 +127,24 @@ impl Node {
         assert_eq!(self.run(&["cluster", "status"]).status.code(), Some(1));
     }
 
+    fn store(&self) -> SqliteStore {
+        SqliteStore::open(&self.root).unwrap()
+    }
+
+    /// What it knows of its cluster.
+    fn settings(&self) -> String {
+        let store = self.store();
+        store.read().unwrap().meta("cluster").unwrap().unwrap()
+    }
+
+    fn set_settings(&self, text: &str) {
+        let store = self.store();
+        let guard = store.lock().unwrap();
+        let tx = store.write(&guard).unwrap();
+        tx.put_meta("cluster", Some(text)).unwrap();
+        tx.commit(Durability::Disk).unwrap();
+    }
+
     fn daemon(&self) -> PidFd {
         let status: Value = serde_json::from_str(&self.ok("--json daemon status")).unwrap();
         PidFd::open(status["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
@@ -186,6 +199,22 @@ fn hosts_know_each_other() {
     c.ok("cluster leave");
     a.sees("a up, b up");
     assert!(c.refused("cluster status").contains("is in no cluster"));
+    c.join("join", &etcd);
+    a.sees("a up, b up, c up");
+
+    // A command that dies while it leaves, in the middle of which the row says so: nothing makes the host known again.
+    let said = {
+        let settings = c.settings();
+        let text = settings.replace("\"leaving\":false", "\"leaving\":true");
+        assert_ne!(text, settings);
+        c.set_settings(&text);
+        c.kill_daemon();
+        c.refused("cluster status")
+    };
+    assert!(said.contains("about to leave"), "{said}");
+    a.sees("a up, b up, c down");
+    c.ok("cluster leave");
+    a.sees("a up, b up");
     c.join("join", &etcd);
     a.sees("a up, b up, c up");
 
@@ -269,26 +298,26 @@ fn what_cannot_be_is_refused() {
     b.sees("a up");
 
     // What others write under our keys is left alone, and said.
-    world.etcdctl(&["put", "/portolan/v1/host/nobody", "garbage"]);
+    etcd.ctl(&["put", "/portolan/v1/host/nobody", "garbage"]).unwrap();
     a.warns("is no key of this version");
-    world.etcdctl(&["del", "/portolan/v1/host/nobody"]);
+    etcd.ctl(&["del", "/portolan/v1/host/nobody"]).unwrap();
     a.is_well();
     // An operator said that it is not to come back.
     let host = a.status()["host"].as_str().unwrap().to_owned();
-    world.etcdctl(&["put", &format!("/portolan/v1/gone/{host}"), "x"]);
+    etcd.ctl(&["put", &format!("/portolan/v1/gone/{host}"), "x"]).unwrap();
     a.warns("not one of the cluster any more");
-    world.etcdctl(&["del", &format!("/portolan/v1/gone/{host}")]);
+    etcd.ctl(&["del", &format!("/portolan/v1/gone/{host}")]).unwrap();
     a.is_well();
     // Later versions know what this one does not.
     let id = "11".repeat(32);
     let later = format!(
         r#"{{"id":"{id}","format":2,"pools":{{"v4":"10.0.0.0/8","v6":"fd00::/48"}},"lengths":{{"v4":18,"v6":64}}}}"#
     );
-    world.etcdctl(&["put", "/later/v1/cluster", &later]);
+    etcd.ctl(&["put", "/later/v1/cluster", &later]).unwrap();
     let said = c.refused(&format!("cluster join --etcd {url} --name c --prefix /later"));
     assert!(said.contains("format 2"), "{said}");
     // etcd was emptied, or is another one: nothing is written into it.
-    world.etcdctl(&["del", "--prefix", "/portolan/"]);
+    etcd.ctl(&["del", "--prefix", "/portolan/"]).unwrap();
     a.kill_daemon();
     a.warns("there is no cluster under");
 }
@@ -317,18 +346,8 @@ fn a_copy_is_noticed() {
 #[test]
 fn a_user_of_etcd_with_one_prefix_is_enough() {
     let Some(world) = World::or_skip("cluster-user") else { return };
-    let _etcd = world.etcd(1);
-    for line in [
-        "user add root:secret",
-        "user add host:word",
-        "role add hosts",
-        "role grant-permission --prefix hosts readwrite /portolan/",
-        "user grant-role host hosts",
-        "user grant-role root root",
-        "auth enable",
-    ] {
-        world.etcdctl(&line.split(' ').collect::<Vec<_>>());
-    }
+    let etcd = world.etcd(1);
+    etcd.let_in_users("/portolan/").unwrap();
     let [a, ..] = &world.nodes[..] else { panic!("three hosts") };
     let password = world.lab.dir().join("password");
     fs::write(&password, "word\n").unwrap();

@@ -11,6 +11,7 @@ use portolan_engine::Holder;
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Standing;
 use crate::stats::EndpointStats;
 
 /// How long an answer may take: the slowest is a verb that waits for thousands of listeners.
@@ -47,6 +48,8 @@ pub enum Request {
     Stats {},
     /// How are you?
     Status {},
+    /// Take notice of whether this host is in a cluster; how does it stand there?
+    Cluster {},
     /// End. Names are not answered any more and nothing is repaired until somebody starts another one.
     Stop {},
     /// Go on as another binary, with all sockets and connections.
@@ -70,6 +73,11 @@ pub enum Answer {
     Stats {
         /// By container and network.
         endpoints: Vec<EndpointStats>,
+    },
+    /// To [`Request::Cluster`]; none if it is in none.
+    Cluster {
+        /// How it stands.
+        standing: Option<Box<Standing>>,
     },
     /// It cannot be done.
     Refused {

@@ -570,6 +570,12 @@ impl Daemon {
                 let status = self.status();
                 self.answer(at, &Answer::Status(Box::new(status)));
             }
+            Request::Cluster {} => {
+                self.services.follow_membership(&self.engine);
+                self.follow()?;
+                let standing = self.services.standing().map(Box::new);
+                self.answer(at, &Answer::Cluster { standing });
+            }
             Request::Stats {} => {
                 let answer = match self.services.stats() {
                     Ok(endpoints) => Answer::Stats { endpoints },

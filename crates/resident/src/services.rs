@@ -18,7 +18,7 @@ use portolan_model::{FirewallDriver, Id};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Standing};
 use crate::control::Done;
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, Barrier, DnsServer, HandOver, HandOverData, ListenerEvent};
@@ -340,6 +340,10 @@ impl Services {
     /// When the state cannot be read.
     pub fn follow(&mut self, engine: &Engine) -> Result<bool> {
         let was_empty = self.feed.endpoints() == 0;
+        // Commits of networks and containers say nothing of it.
+        if self.revision.is_none() {
+            self.follow_membership(engine);
+        }
         let mut changes = Told::default();
         let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
         let (feed, leases) = (&mut self.feed, &mut self.leases);
@@ -397,7 +401,6 @@ impl Services {
         if let Some(api) = &self.api.1 {
             messages.into_iter().for_each(|message| api.tell(message));
         }
-        self.follow_membership(engine);
         let has_endpoints = self.feed.endpoints() > 0;
         // It goes up while the first container is still being made, which then need not wait for it.
         let is_needed = has_endpoints || !self.coming.is_empty();
@@ -410,19 +413,24 @@ impl Services {
     }
 
     /// Has the thread that speaks with etcd be there while this host is in a cluster.
-    fn follow_membership(&mut self, engine: &Engine) {
+    pub fn follow_membership(&mut self, engine: &Engine) {
         let membership = match cluster::membership(engine) {
-            Ok(membership) => membership,
+            Ok(membership) => membership.filter(|membership| !membership.leaving),
             Err(error) => return tracing::error!("cluster: {error:#}"),
         };
         match membership {
             None => self.cluster = None,
             Some(_) if self.cluster.is_some() => {}
-            Some(membership) => match Cluster::start(engine, &self.run, membership) {
+            Some(membership) => match Cluster::start(engine, membership) {
                 Ok(cluster) => self.cluster = Some(cluster),
                 Err(error) => tracing::error!("cluster: {error:#}"),
             },
         }
+    }
+
+    /// How this host stands in its cluster, if it is in one.
+    pub fn standing(&self) -> Option<Standing> {
+        self.cluster.as_ref().map(Cluster::standing)
     }
 
     /// Waits until all that was told is in force; what is not as it should be.

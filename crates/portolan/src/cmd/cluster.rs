@@ -15,8 +15,8 @@ use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::rtnl::addr::{self, Address};
 use portolan_kernel::rtnl::{self, link, route};
 use portolan_model::{Family, Id, Mtu, Name, PerFamily};
-use portolan_resident::cluster::talk::{self, Ask, Reply, Standing};
-use portolan_resident::cluster::{self, CannotJoin, Joining};
+use portolan_resident::cluster::{self, CannotJoin, HostRow, Joining, Standing};
+use portolan_resident::control::{Answer, Client, Request};
 
 use crate::cmd::daemon;
 use crate::context::Context;
@@ -140,7 +140,7 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
         Some(name) => name,
         None => host_name()?,
     };
-    let read = |path: &Path| fs::read(path).with_context(|| format!("read `{}`", path.display()));
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()));
     let identity = match (&member.cert, &member.key) {
         (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
         _ => None,
@@ -174,6 +174,7 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
     let id = cluster::join(&engine, &joining).map_err(with_hint).context("join the cluster")?;
     // The daemon is what makes it so from now on.
     daemon::settle(context, true);
+    notice(context)?;
     if context.json {
         output::json(&serde_json::json!({ "cluster": id, "name": joining.name }))?;
     } else {
@@ -280,17 +281,22 @@ pub(crate) struct LeaveArgs {
 impl LeaveArgs {
     fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine_for("cluster leave")?;
-        if cluster::membership(&engine)?.is_none() {
-            return Err(not_joined().into());
+        let Some(membership) = cluster::membership(&engine)? else { return Err(not_joined().into()) };
+        // Else the daemon would make it known again.
+        cluster::leaving(&engine, &membership, true)?;
+        notice(context)?;
+        match cluster::leave(&engine, &membership) {
+            Ok(()) => {}
+            Err(error) if self.force => {
+                crate::failure::report(&error.context("etcd is not told"), 0);
+                cluster::forget(&engine)?;
+            }
+            Err(error) => {
+                cluster::leaving(&engine, &membership, false)?;
+                notice(context)?;
+                return Err(error.context("leave the cluster"));
+            }
         }
-        daemon::settle(context, true);
-        match ask(context, &Ask::Leave {}) {
-            Ok(_) => {}
-            Err(error) if self.force => drop(crate::failure::report(&error.context("etcd is not told"), 0)),
-            Err(error) => return Err(error),
-        }
-        cluster::forget(&engine)?;
-        daemon::settle(context, false);
         if context.json {
             output::json(&serde_json::json!({ "done": "left" }))?;
         }
@@ -351,7 +357,7 @@ impl NodesArgs {
             output::json(&standing.hosts)?;
             return Ok(0);
         }
-        let row = |host: &talk::HostRow| {
+        let row = |host: &HostRow| {
             let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
             vec![
                 host.id.short(),
@@ -370,13 +376,15 @@ impl NodesArgs {
 }
 
 fn standing(context: &Context) -> Result<Standing> {
-    if cluster::membership(&context.engine()?)?.is_none() {
-        return Err(not_joined().into());
+    let Some(membership) = cluster::membership(&context.engine()?)? else { return Err(not_joined().into()) };
+    if membership.leaving {
+        return Err(Refused::new("this host was about to leave its cluster")
+            .hint("`portolan cluster leave` goes on with it")
+            .into());
     }
-    match ask(context, &Ask::Status {})? {
-        Reply::Status(standing) => Ok(*standing),
-        other => anyhow::bail!("the daemon answered something else: {other:?}"),
-    }
+    notice(context)?.ok_or_else(|| {
+        Refused::new("no daemon follows the cluster for this root").hint("`portolan daemon start` starts one").into()
+    })
 }
 
 fn not_joined() -> Refused {
@@ -384,18 +392,12 @@ fn not_joined() -> Refused {
         .hint("`portolan cluster join` makes it one of a cluster, `portolan cluster init` begins one")
 }
 
-/// Asks the daemon's thread; what it refuses is an error.
-///
-/// # Errors
-/// When no daemon runs, or it refuses.
-fn ask(context: &Context, ask: &Ask) -> Result<Reply> {
-    match talk::ask(&context.run, ask)? {
-        Some(Reply::Refused { reason }) => {
-            Err(Refused::new(reason).hint("`portolan cluster status` tells how this host stands").into())
-        }
-        Some(reply) => Ok(reply),
-        None => Err(Refused::new("no daemon of this root speaks with the cluster")
-            .hint("`portolan daemon start` starts one")
-            .into()),
+/// Has the daemon, if one runs, take notice of whether this host is in a cluster; how it stands there.
+fn notice(context: &Context) -> Result<Option<Standing>> {
+    let Some(mut client) = Client::connect(&context.run)? else { return Ok(None) };
+    match client.ask(&Request::Cluster {})? {
+        Some(Answer::Cluster { standing }) => Ok(standing.map(|standing| *standing)),
+        Some(other) => anyhow::bail!("the daemon answered something else: {other:?}"),
+        None => Ok(None),
     }
 }

@@ -1,7 +1,13 @@
 //! The values of `portolan-cluster` as the client of etcd takes them.
 
 use portolan_cluster::{Condition, Event, Layout, Operation, Write};
-use portolan_etcd::{Compare, Op, Txn};
+use portolan_etcd::{Client, Compare, Error, Op, Txn};
+
+/// All that is there: the revision, and each key with its value and the revision that wrote it.
+pub(super) async fn list(client: &Client, layout: &Layout) -> Result<(i64, Vec<(Vec<u8>, Vec<u8>, i64)>), Error> {
+    let (revision, all) = client.range_all(layout.root()).await?;
+    Ok((revision, all.into_iter().map(|found| (found.key, found.value, found.mod_revision)).collect()))
+}
 
 /// A transaction; what lasts while the host is alive goes with `lease`.
 pub(super) fn transaction(layout: &Layout, write: &Write, lease: Option<i64>) -> Txn {

@@ -8,7 +8,7 @@ use portolan_engine::Kernel as _;
 use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
 
-use super::{Membership, edge};
+use super::{Membership, edge, runtime};
 use crate::daemon::Engine;
 
 /// A host that is to join a cluster.
@@ -73,7 +73,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
                 "`portolan cluster join` makes this host one of it; --prefix begins another beside it",
             ));
         }
-        let view = list(&client, &layout).await?;
+        let view = look(&client, &layout).await?;
         let Some(cluster) = view.cluster().map(|cluster| cluster.id) else {
             return Err(cannot(
                 format!("there is no cluster under `{}`", joining.prefix),
@@ -102,6 +102,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             record: record.clone(),
             prefix: joining.prefix.clone(),
             etcd: joining.etcd.clone(),
+            leaving: false,
             run: String::new(),
             last_run: String::new(),
         };
@@ -109,7 +110,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         let written = client.txn(edge::transaction(&layout, &Write::join(me, &record), None)).await;
         let failure = match written {
             Ok(answer) if answer.succeeded => return Ok(cluster),
-            Ok(_) => match list(&client, &layout).await.and_then(|view| refuse_double(&view, &record)) {
+            Ok(_) => match look(&client, &layout).await.and_then(|view| refuse_double(&view, &record)) {
                 Ok(()) => cannot("another host joined at the same time", "try again"),
                 Err(error) => error,
             },
@@ -125,7 +126,34 @@ pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {
     Ok(engine.set_cluster_settings(Some(&text))?)
 }
 
-/// Makes this host one of no cluster, after etcd was told.
+/// Has etcd know this host no more, and this host be in no cluster. The daemon has let go of etcd by then, for the row says that
+/// it leaves ([`leaving`]).
+///
+/// # Errors
+/// What etcd says; this host leaves still.
+pub fn leave(engine: &Engine, membership: &Membership) -> Result<()> {
+    let layout = Layout::new(&membership.prefix)?;
+    runtime()?.block_on(async {
+        let client = Client::connect(&membership.etcd).await?;
+        let view = look(&client, &layout).await?;
+        // What is there may be another cluster, in which this host has nothing.
+        for write in Write::leave(membership.host, &view) {
+            client.txn(edge::transaction(&layout, &write, None)).await?;
+        }
+        anyhow::Ok(())
+    })?;
+    forget(engine)
+}
+
+/// Writes down that this host leaves, or stays after all.
+///
+/// # Errors
+/// When the state cannot be written.
+pub fn leaving(engine: &Engine, membership: &Membership, leaving: bool) -> Result<()> {
+    remember(engine, &Membership { leaving, ..membership.clone() })
+}
+
+/// Has this host be in no cluster, whatever etcd says.
 ///
 /// # Errors
 /// When the state cannot be written.
@@ -133,10 +161,11 @@ pub fn forget(engine: &Engine) -> Result<()> {
     Ok(engine.set_cluster_settings(None)?)
 }
 
-async fn list(client: &Client, layout: &Layout) -> Result<View> {
-    let (revision, all) = client.range_all(layout.root()).await?;
+/// What etcd says now.
+async fn look(client: &Client, layout: &Layout) -> Result<View> {
+    let (revision, all) = edge::list(client, layout).await?;
     let mut view = View::default();
-    view.replace(layout, revision, all.into_iter().map(|found| (found.key, found.value, found.mod_revision)))?;
+    view.replace(layout, revision, all)?;
     Ok(view)
 }
 
@@ -156,8 +185,4 @@ fn refuse_double(view: &View, record: &HostRecord) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")
 }

@@ -1,0 +1,83 @@
+use std::net::IpAddr;
+
+use portolan_cluster::{HostRecord, View};
+use portolan_model::{Id, Mtu, Name};
+use serde::{Deserialize, Serialize};
+
+use super::Membership;
+
+/// How this host stands in its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The cluster.
+    pub cluster: Id,
+    /// This host.
+    pub host: Id,
+    /// What it is called.
+    pub name: Name,
+    /// Where etcd is.
+    pub endpoints: Vec<String>,
+    /// Whether changes come and go.
+    pub connected: bool,
+    /// Up to which revision of etcd it knows everything.
+    pub revision: i64,
+    /// What is not as it should be, a sentence each.
+    pub warnings: Vec<String>,
+    /// The hosts, by name.
+    pub hosts: Vec<HostRow>,
+}
+
+/// A host, as all see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRow {
+    /// Its id.
+    pub id: Id,
+    /// What it is called.
+    pub name: Name,
+    /// Where it takes packets.
+    pub addresses: Vec<IpAddr>,
+    /// The MTU of its way to the others.
+    pub mtu: Mtu,
+    /// Its version.
+    pub version: String,
+    /// `up`; `down` if it has not said for a while that it runs; `gone` if it is not to come back.
+    pub state: String,
+}
+
+impl Standing {
+    /// What a host can say that knows this of etcd; `trouble` is why it does not follow it.
+    pub(super) fn new(membership: &Membership, view: &View, trouble: Option<&str>) -> Self {
+        let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
+            (true, _) => "gone",
+            (false, Some(_)) => "up",
+            (false, None) => "down",
+        };
+        let row = |(id, record): (&Id, &HostRecord)| HostRow {
+            id: *id,
+            name: record.name.clone(),
+            addresses: record.addresses().collect(),
+            mtu: record.mtu,
+            version: record.version.clone(),
+            state: state(*id).to_owned(),
+        };
+        let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
+        hosts.sort_by(|one, other| one.name.cmp(&other.name));
+        let strange = view.strange();
+        let strange = strange.iter().next().map(|(key, why)| match strange.len() {
+            1 => format!("etcd has a key that is left alone: `{}` {why}", key.escape_debug()),
+            count => {
+                format!("etcd has {count} keys that are left alone, such as `{}`, which {why}", key.escape_debug())
+            }
+        });
+        Self {
+            cluster: membership.cluster,
+            host: membership.host,
+            name: membership.record.name.clone(),
+            endpoints: membership.etcd.endpoints.clone(),
+            connected: trouble.is_none(),
+            revision: view.revision(),
+            warnings: trouble.map(str::to_owned).into_iter().chain(strange).collect(),
+            hosts,
+        }
+    }
+}
