@@ -96,11 +96,11 @@ impl Agent {
                 }
             }
         }
-        let lease = client.lease_grant(LEASE).await?;
         // The run before this one is dead, for we have its lock; any other is somewhere else.
         if before.as_ref().is_some_and(|before| before != run && before != last_run) {
             bail!(COPY);
         }
+        let lease = client.lease_grant(LEASE).await?;
         if !self.write(&client, Some(lease), &Write::live(*me, run, before.as_deref())).await? {
             bail!(COPY);
         }

@@ -8,7 +8,7 @@ use portolan_engine::Kernel as _;
 use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
 
-use super::{Membership, edge, runtime};
+use super::{Membership, VERSION, edge, runtime};
 use crate::daemon::Engine;
 
 /// A host that is to join a cluster.
@@ -93,7 +93,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             underlay: joining.underlay,
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
         };
         refuse_double(&view, &record)?;
         let membership = Membership {

@@ -45,6 +45,9 @@ pub struct Membership {
     pub last_run: String,
 }
 
+/// What a host says of its version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The running thread; dropping it ends it.
 #[derive(Debug)]
 pub struct Cluster {
@@ -62,7 +65,8 @@ impl Cluster {
     pub fn start(engine: &Engine, membership: Membership) -> Result<Self> {
         let last_run = membership.run;
         let run = Id::from_bytes(engine.kernel().random()).to_string();
-        let membership = Membership { run, last_run, ..membership };
+        let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
+        let membership = Membership { run, last_run, record, ..membership };
         join::remember(engine, &membership)?;
         let shared = Shared::default();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -75,6 +79,8 @@ impl Cluster {
                     _ = stopped => {}
                 }
             });
+            // Who is asked for the address of a name may take his time.
+            runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("portolan-cluster".to_owned()).spawn(work)?;
         Ok(Self { membership, shared, stop: Some(stop), thread: Some(thread) })
