@@ -1,10 +1,9 @@
 //! Blocks: the parts of a network's addresses that one host gives out by itself.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portolan_model::Subnet;
 
 /// Sixty-four addresses: enough for most hosts, and a /16 is enough for a thousand of them.
 const V4: u8 = 26;
@@ -47,7 +46,8 @@ pub fn choose(prefix: IpNet, length: u8, taken: &BTreeSet<IpNet>, random: u64) -
     None
 }
 
-fn nth(prefix: IpNet, length: u8, number: u64) -> Option<IpNet> {
+/// Block `number` of those that a prefix is cut into.
+pub(crate) fn nth(prefix: IpNet, length: u8, number: u64) -> Option<IpNet> {
     match prefix {
         IpNet::V4(net) => {
             let step = u32::try_from(number).ok()?.checked_shl(u32::from(32 - length)).unwrap_or(0);
@@ -58,16 +58,6 @@ fn nth(prefix: IpNet, length: u8, number: u64) -> Option<IpNet> {
             Ipv6Net::new(Ipv6Addr::from_bits(net.network().to_bits() | step), length).ok().map(IpNet::V6)
         }
     }
-}
-
-/// A block as a subnet of the host's: its first address is the gateway.
-pub fn subnet(block: IpNet) -> Subnet {
-    let gateway = match block.network() {
-        IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() + 1)),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() + 1)),
-    };
-    // One of a family gives each endpoint an address; the others help out when it is full.
-    Subnet { gateway: Some(gateway), ..Subnet::new(block, false) }
 }
 
 #[cfg(test)]
@@ -115,7 +105,5 @@ mod tests {
         let prefix = net("fd00::/16");
         let block = choose(prefix, 112, &BTreeSet::new(), u64::MAX - 1).unwrap();
         assert!(prefix.contains(&block), "{block}");
-        assert_eq!(subnet(net("fd00::/112")).gateway, Some("fd00::1".parse().unwrap()));
-        assert_eq!(subnet(net("10.1.2.64/26")).gateway, Some("10.1.2.65".parse().unwrap()));
     }
 }

@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Id, Invalid, Name};
-
-use crate::record::Vni;
+use portolan_model::{Id, Invalid, Name, Vni};
 
 /// A key, without what all of ours begin with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,12 +11,14 @@
 
 mod blocks;
 mod key;
+mod network;
 mod record;
 mod view;
 mod write;
 
-pub use blocks::{block_length, blocks_of, choose, subnet};
+pub use blocks::{block_length, blocks_of, choose};
 pub use key::{Key, Layout};
-pub use record::{Block, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, Vni};
+pub use network::{NewNetwork, Refusal, plan_network};
+pub use record::{Block, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, VXLAN_PORT};
 pub use view::{Change, Event, View, WentBack};
 pub use write::{Condition, Operation, Write};

@@ -1,55 +1,20 @@
 //! What the values in etcd say. JSON; what a later version adds is passed over.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Id, Invalid, Mac, Mtu, Name, PerFamily};
+use portolan_model::{Id, Mac, Mtu, Name, PerFamily, Vni};
 use serde::{Deserialize, Serialize};
 
 /// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
 pub const FORMAT: u32 = 1;
 
-/// A VXLAN network identifier (RFC 7348 §5): 1 to 2^24 - 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Vni(u32);
+/// That of VXLAN (RFC 7348 §8).
+pub const VXLAN_PORT: u16 = 4789;
 
-impl Vni {
-    /// # Errors
-    /// When it is 0 or has more than 24 bits.
-    pub fn new(number: u32) -> Result<Self, Invalid> {
-        match number {
-            1..0x100_0000 => Ok(Self(number)),
-            _ => Err(Invalid::new("VNI", number.to_string(), "is not between 1 and 16777215")),
-        }
-    }
-
-    /// The number.
-    pub const fn number(self) -> u32 {
-        self.0
-    }
-}
-
-impl fmt::Display for Vni {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl TryFrom<u32> for Vni {
-    type Error = Invalid;
-
-    fn try_from(number: u32) -> Result<Self, Invalid> {
-        Self::new(number)
-    }
-}
-
-impl From<Vni> for u32 {
-    fn from(vni: Vni) -> Self {
-        vni.0
-    }
+const fn vxlan_port() -> u16 {
+    VXLAN_PORT
 }
 
 /// What is the same on every host.
@@ -59,6 +24,9 @@ pub struct ClusterRecord {
     pub id: Id,
     /// See [`FORMAT`].
     pub format: u32,
+    /// The UDP port of the tunnels between hosts.
+    #[serde(default = "vxlan_port")]
+    pub port: u16,
     /// What networks are cut out of for which nobody chooses a subnet.
     pub pools: PerFamily<IpNet>,
     /// How long the prefix of such a network is.

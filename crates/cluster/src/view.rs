@@ -84,6 +84,11 @@ pub struct View {
 }
 
 impl View {
+    /// Nothing, as of `revision`: what is older than that is a backup of it.
+    pub fn since(revision: i64) -> Self {
+        Self { revision, ..Self::default() }
+    }
+
     /// The revision of which it is.
     pub const fn revision(&self) -> i64 {
         self.revision
@@ -140,16 +145,26 @@ impl View {
         self.blocks.iter().filter(move |(_, owner)| **owner == host).map(|(at, _)| *at)
     }
 
-    /// The endpoints on a host: their networks and ids.
-    pub fn endpoints_at(&self, host: Id) -> impl Iterator<Item = (Id, Id)> + '_ {
+    /// The endpoints on a host, by network and id.
+    pub fn endpoints_at(&self, host: Id) -> BTreeMap<(Id, Id), EndpointRecord> {
         let from = (host, Id::from_bytes([0; 32]), Id::from_bytes([0; 32]));
         let of_host = self.endpoints.range(from..).take_while(move |((on, _, _), _)| *on == host);
-        of_host.map(|((_, network, endpoint), _)| (*network, *endpoint))
+        of_host.map(|((_, network, endpoint), record)| ((*network, *endpoint), record.clone())).collect()
     }
 
     /// An endpoint.
     pub fn endpoint(&self, network: Id, host: Id, endpoint: Id) -> Option<&EndpointRecord> {
         self.endpoints.get(&(host, network, endpoint))
+    }
+
+    /// All blocks, by network, with who has them.
+    pub const fn blocks(&self) -> &BTreeMap<(Id, IpNet), Id> {
+        &self.blocks
+    }
+
+    /// All endpoints: their hosts, networks and ids.
+    pub const fn endpoints(&self) -> &BTreeMap<(Id, Id, Id), EndpointRecord> {
+        &self.endpoints
     }
 
     /// The names of the hosts that have endpoints on a network (a list over all endpoints).

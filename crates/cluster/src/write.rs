@@ -111,7 +111,8 @@ impl Write {
 
     /// Removes a host and all that it has, as far as `view` shows: its record last, so that what is begun can be ended.
     pub fn leave(host: Id, view: &View) -> Vec<Self> {
-        let endpoints = view.endpoints_at(host).map(|(network, endpoint)| Key::Endpoint { network, host, endpoint });
+        let endpoints = view.endpoints_at(host).into_keys();
+        let endpoints = endpoints.map(|(network, endpoint)| Key::Endpoint { network, host, endpoint });
         let blocks = view.blocks_of(host).map(|(network, net)| Key::Block(network, net));
         let mut all: Vec<Operation> = endpoints.chain(blocks).map(Operation::Delete).collect();
         all.push(Operation::Delete(Key::Alive(host)));
@@ -173,16 +174,20 @@ impl Write {
         Self { only_if: vec![Condition::Is(key.clone(), json(&Block { host }))], then: vec![Operation::Delete(key)] }
     }
 
-    /// Has the endpoints of a host be `wanted`, by network and id; nothing where they are.
+    /// Has the endpoints of a host, of which these are `there`, be `wanted`, by network and id; nothing where they are.
     ///
     /// A network that is gone meanwhile refuses only the part that it is in.
-    pub fn endpoints(host: Id, view: &View, wanted: &BTreeMap<(Id, Id), EndpointRecord>) -> Vec<Self> {
+    pub fn endpoints(
+        host: Id,
+        there: &BTreeMap<(Id, Id), EndpointRecord>,
+        wanted: &BTreeMap<(Id, Id), EndpointRecord>,
+    ) -> Vec<Self> {
         let key = |(network, endpoint): (Id, Id)| Key::Endpoint { network, host, endpoint };
-        let gone = view.endpoints_at(host).filter(|at| !wanted.contains_key(at)).map(|at| Operation::Delete(key(at)));
+        let gone = there.keys().filter(|at| !wanted.contains_key(at)).map(|at| Operation::Delete(key(*at)));
         let mut writes = in_parts(&[], gone.collect());
         let mut new: BTreeMap<Id, Vec<Operation>> = BTreeMap::new();
         for (at, record) in wanted {
-            if view.endpoint(at.0, host, at.1) != Some(record) {
+            if there.get(at) != Some(record) {
                 new.entry(at.0).or_default().push(Operation::Put(key(*at), json(record)));
             }
         }

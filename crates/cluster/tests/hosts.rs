@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use portolan_cluster::{
-    ClusterNetwork, ClusterRecord, Condition, EndpointRecord, Event, FORMAT, HostRecord, Key, Layout, Operation, View,
-    Vni, WentBack, Write, choose,
+    ClusterNetwork, ClusterRecord, Condition, EndpointRecord, Event, FORMAT, HostRecord, Key, Layout, Operation,
+    VXLAN_PORT, View, WentBack, Write, choose,
 };
-use portolan_model::{Id, Mac, Mtu, PerFamily};
+use portolan_model::{Id, Mac, Mtu, PerFamily, Vni};
 
 /// etcd, as far as transactions and watches go.
 #[derive(Default)]
@@ -113,6 +113,7 @@ fn begun() -> Etcd {
     let cluster = ClusterRecord {
         id: id(9, 9),
         format: FORMAT,
+        port: VXLAN_PORT,
         pools: PerFamily { v4: "10.128.0.0/9".parse().unwrap(), v6: "fd00::/48".parse().unwrap() },
         lengths: PerFamily { v4: 18, v6: 64 },
     };
@@ -171,10 +172,13 @@ fn who_leaves_leaves_nothing() {
         addresses: vec![],
     };
     let wanted: BTreeMap<_, _> = (0..250).map(|number| ((net, id(4, number)), record(number))).collect();
-    let writes = Write::endpoints(a, &etcd.list(), &wanted);
+    let writes = Write::endpoints(a, &etcd.list().endpoints_at(a), &wanted);
     assert_eq!(writes.len(), 3);
     assert!(writes.iter().all(|write| etcd.write(write)));
-    assert!(Write::endpoints(a, &etcd.list(), &wanted).is_empty(), "what is there is not written again");
+    assert!(
+        Write::endpoints(a, &etcd.list().endpoints_at(a), &wanted).is_empty(),
+        "what is there is not written again"
+    );
     assert!(!etcd.write(&Write::remove_network(net, &network(1, prefix))), "somebody is on it");
     for write in Write::leave(a, &etcd.list()) {
         assert!(etcd.write(&write));

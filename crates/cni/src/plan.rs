@@ -210,7 +210,7 @@ fn describe(config: &Config, delegated: Option<&Success>) -> Result<NetworkReque
         options,
         labels: config.labels.clone(),
         routes,
-        names: matches!(driver, Driver::Bridge | Driver::Ptp),
+        names: driver == Driver::Bridge || driver.is_routed(),
         ..NetworkRequest::new(name)
     })
 }
@@ -413,7 +413,7 @@ pub fn result(
     if network.driver == Driver::Bridge {
         interfaces.push(on_host(&network.bridge));
     }
-    if matches!(network.driver, Driver::Bridge | Driver::Ptp) {
+    if network.driver == Driver::Bridge || network.driver.is_routed() {
         interfaces.push(on_host(&endpoint.host_end));
     }
     let mac = if network.shares_parents_mac() { mac_of(network.bridge.as_str()) } else { Some(endpoint.mac) };

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use portolan_model::{
     AddressRange, Bandwidth, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName,
-    Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, StaticRoute, Tuning,
+    Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, RemoteEndpoint,
+    StaticRoute, Tuning,
 };
 use portolan_plan::{ContainerView, Element, Firewall, Step};
 
@@ -265,6 +266,8 @@ pub enum Change {
     Network(Id, Option<Network>),
     /// A container, or its endpoints or ports; none if it is gone.
     Container(Id, Option<ContainerView>),
+    /// An endpoint at another host; none if it is gone.
+    Remote(Id, Option<RemoteEndpoint>),
 }
 
 /// How far [`crate::Engine::follow`] came.

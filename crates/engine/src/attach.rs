@@ -19,8 +19,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// Whatever is malformed, taken, exhausted or refused by the kernel; nothing has changed then.
     pub fn attach(&self, request: &AttachRequest) -> Result<ContainerInfo> {
         let sandbox = self.sandbox_of(request)?;
-        let guard = self.begin()?;
-        self.attach_under(&guard, request, sandbox)
+        self.with_room(|| self.attach_under(&self.begin()?, request, sandbox.clone()))
     }
 
     /// The namespace that a request names, if it names one.

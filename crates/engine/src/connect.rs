@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use portolan_model::{Container, Endpoint, Network, NetworkMode, Phase, Publication, PublishSpec};
+use portolan_model::{Container, Endpoint, Network, NetworkMode, Phase, Publication, PublishSpec, Sandbox};
 use portolan_plan::{ContainerView, Objects};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest};
@@ -18,9 +18,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// # Errors
     /// As for [`Engine::attach`]; [`Error::AlreadyConnected`], [`Error::WrongMode`], [`Error::NotRunning`].
     pub fn connect(&self, container: &str, wanted: &EndpointRequest) -> Result<ContainerInfo> {
-        let guard = self.begin()?;
-        let container = self.find_container(&self.store.read()?, container)?;
-        self.extend(&guard, container, std::slice::from_ref(wanted), &[])
+        self.with_room(|| {
+            let guard = self.begin()?;
+            let container = self.find_container(&self.store.read()?, container)?;
+            self.extend(&guard, container, std::slice::from_ref(wanted), &[])
+        })
     }
 
     /// Attaches a container, or, if one of this id is in the namespace already, connects it to these networks as well
@@ -33,6 +35,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// As for [`Engine::attach`] and [`Engine::connect`].
     pub fn join(&self, request: &AttachRequest) -> Result<ContainerInfo> {
         let sandbox = self.sandbox_of(request)?;
+        self.with_room(|| self.join_with(request, sandbox.clone()))
+    }
+
+    fn join_with(&self, request: &AttachRequest, sandbox: Option<Sandbox>) -> Result<ContainerInfo> {
         let guard = self.begin()?;
         let known = match request.id {
             Some(id) => self.store.read()?.container(id)?,

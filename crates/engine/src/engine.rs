@@ -5,10 +5,9 @@ use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Family, FirewallDriver, Id, IfName, Mtu, Network, NetworkMode,
     Phase, Publication, TAKEN_TO,
 };
-use portolan_plan::{
-    ContainerView, Firewall, Objects, Setting, Step, base_objects, container_objects, network_objects,
-};
+use portolan_plan::{ContainerView, Firewall, Objects, Setting, Step, base_objects, container_objects};
 
+use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, KernelError, is_connectionless};
 use crate::store::{Durability, Store, Tx};
@@ -27,6 +26,8 @@ pub(crate) mod meta {
     pub(crate) const CLOSED: &str = "closed";
     /// What this host knows of its cluster.
     pub(crate) const CLUSTER: &str = "cluster";
+    /// The revision of etcd that rows about other hosts are as of.
+    pub(crate) const CLUSTER_SEEN: &str = "cluster_seen";
     /// Who claims pools, and which of its calls got no answer.
     pub(crate) const CLAIMS: &str = "claims";
     /// Ten hexadecimal digits: the global id of our unique local addresses (RFC 4193 §3.2.1).
@@ -47,6 +48,7 @@ pub struct Engine<S, K> {
     pub(crate) store: S,
     pub(crate) kernel: K,
     pub(crate) firewall: Option<FirewallDriver>,
+    pub(crate) cluster: Option<Box<dyn Cluster>>,
 }
 
 /// Why steps were not taken.
@@ -62,7 +64,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         // An alias has at most 255 bytes (IFALIASZ); what does not fit is told apart by its end.
         let start = root.len().saturating_sub(100);
         let root = root.get(start..).unwrap_or(&root).to_owned();
-        Self { root, store, kernel, firewall: None }
+        Self { root, store, kernel, firewall: None, cluster: None }
     }
 
     /// Asks for this driver of rules, or for the usual one. Who has networks already keeps the driver they were made with.
@@ -240,10 +242,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         container_objects(&self.root, view)
     }
 
-    pub(crate) fn network_objects(&self, network: &Network) -> Objects {
-        network_objects(&self.root, network)
-    }
-
     /// Whether the kernel should hold a network's objects: always for those a person made here; for the predefined bridge
     /// and for transient ones as long as somebody is on it.
     pub(crate) fn is_materialised(&self, tx: &S::Tx<'_>, network: &Network) -> Result<bool> {
@@ -351,7 +349,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let mut objects = self.base(tx)?;
         for network in networks {
             if self.is_materialised(tx, network)? {
-                objects.extend(self.network_objects(network));
+                objects.extend(self.network_objects(tx, network)?);
             }
         }
         Ok(objects)
@@ -381,6 +379,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                     labels: BTreeMap::new(),
                     bridge: "none".parse().expect("a valid interface name"),
                     subinterface: None,
+                    overlay: None,
                     routes: Vec::new(),
                     names: false,
                     names_at: Vec::new(),
@@ -435,7 +434,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         // One that is being made is not there yet.
         view.endpoints.iter().filter(|(endpoint, _)| endpoint.phase.is_settled()).all(|(endpoint, network)| {
             // Both ends of a pair go when the namespace does that either of them is in.
-            if matches!(network.driver, Driver::Bridge | Driver::Ptp) {
+            if network.driver == Driver::Bridge || network.driver.is_routed() {
                 return is_there(&endpoint.host_end);
             }
             let taken_to = container.labels.get(TAKEN_TO).map(|path| self.kernel.sandbox(Path::new(path)));

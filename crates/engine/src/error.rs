@@ -1,8 +1,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Invalid, Mac, Publication};
+use portolan_model::{Family, Id, Invalid, Mac, Publication};
 
+use crate::cluster::{ClusterError, Wanting};
 use crate::kernel::KernelError;
 use crate::store::StoreError;
 
@@ -114,7 +115,22 @@ pub enum Error {
         of: String,
         /// Where addresses come from.
         ranges: String,
+        /// Which addresses.
+        family: Family,
     },
+    /// This host has none of an overlay network's addresses to give out.
+    #[error("{of} has no free address on this host")]
+    NoBlock {
+        /// The network.
+        network: Id,
+        /// What it is called.
+        of: String,
+        /// What is missing.
+        wanting: Wanting,
+    },
+    /// The cluster did not do its part.
+    #[error(transparent)]
+    Cluster(ClusterError),
     /// The address is leased, or set aside.
     #[error("address {address} of {of} is taken by {holder}")]
     AddressTaken {
@@ -265,9 +281,11 @@ impl Error {
             Self::Predefined { .. } => Kind::Denied,
             Self::PoolExhausted { .. }
             | Self::AddressesExhausted { .. }
+            | Self::NoBlock { .. }
             | Self::PortsExhausted { .. }
             | Self::BridgeFull { .. } => Kind::Exhausted,
             Self::Unsupported { .. } => Kind::Unsupported,
+            Self::Cluster(_) => Kind::Transient,
             Self::Kernel { source, .. } => source.kind,
             Self::Store(StoreError::Denied { .. }) => Kind::Denied,
             Self::Store(StoreError::Full { .. }) => Kind::Exhausted,
@@ -298,6 +316,8 @@ impl Error {
             Self::DeviceTaken { .. } => "remove or rename it, or choose another device name with --opt bridge=NAME".to_owned(),
             Self::PoolExhausted { .. } => "remove unused networks with `portolan network prune`, or name a --subnet".to_owned(),
             Self::AddressesExhausted { .. } => "`portolan gc` frees the addresses of containers that are gone; a new network can have a larger --subnet".to_owned(),
+            Self::NoBlock { .. } => "`portolan cluster status` tells whether this host can be given some".to_owned(),
+            Self::Cluster(error) => return error.hint.clone(),
             Self::AddressTaken { .. } => "choose another address, or none to be given a free one".to_owned(),
             Self::AddressOutside { .. } => "`portolan network inspect` shows the subnets".to_owned(),
             Self::MacTaken { .. } => "choose another MAC, or none to be given one".to_owned(),

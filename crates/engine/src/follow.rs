@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use portolan_model::{Driver, Endpoint, Family, Id, Mtu, Network, Phase};
+use portolan_model::{Endpoint, Family, Id, Mtu, Network, Phase};
 use portolan_plan::{ContainerView, Firewall};
 
 use crate::api::{Change, Followed, Repaired};
@@ -11,7 +11,7 @@ use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::repair::said;
-use crate::store::{Durability, Store, Touched, Tx};
+use crate::store::{Durability, Remotes as _, Store, Touched, Tx};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Shows what the commits after `since` changed, networks first; everything there is without it, or when the log of
@@ -29,7 +29,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             Some(touched) => touched,
             None => {
                 let networks = tx.networks()?.into_iter().map(|network| Touched::Network(network.id));
-                (tx.revision()?, networks.chain(tx.container_ids()?.into_iter().map(Touched::Container)).collect())
+                let containers = tx.container_ids()?.into_iter().map(Touched::Container);
+                let remote = tx.remote_endpoints()?.into_iter().map(|endpoint| Touched::Remote(endpoint.id));
+                (tx.revision()?, networks.chain(containers).chain(remote).collect())
             }
         };
         let mut networks = BTreeMap::new();
@@ -37,6 +39,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for what in touched {
             show(match what {
                 Touched::Network(id) => Change::Network(id, tx.network(id)?.filter(|row| row.phase.is_settled())),
+                Touched::Remote(id) => Change::Remote(id, tx.remote_endpoint(id)?),
                 Touched::Container(id) => {
                     let row = tx.container(id)?;
                     coming.extend(row.as_ref().filter(|row| matches!(row.phase, Phase::Pending(_))).map(|_| id));
@@ -126,7 +129,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             _ => None,
         };
         let Some(network) = id.map(|id| tx.network(id)).transpose()?.flatten() else { return Ok(None) };
-        let is_it = ours.starts_with("network:") || network.driver == Driver::Ptp;
+        let is_it = ours.starts_with("network:") || network.driver.is_routed();
         match Some(network).filter(|_| is_it).filter(|network| network.phase.is_settled()) {
             Some(network) => Ok(self.is_materialised(&tx, &network)?.then_some(network)),
             None => Ok(None),
@@ -162,7 +165,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.write(&guard)?;
         let mut is_other = false;
         for network in tx.networks()? {
-            let follows = network.is_ruled() && network.options.mtu.is_none() && network.mtu != mtu;
+            // What fits through tunnels is told by whoever knows of the way to the other hosts.
+            let is_ours = network.is_ruled() && network.overlay.is_none();
+            let follows = is_ours && network.options.mtu.is_none() && network.mtu != mtu;
             // IPv6 does not live below its minimum (RFC 8200 §5).
             if follows && (mtu >= Mtu::IPV6_MIN || !network.has(Family::V6)) {
                 tx.put_network(&Network { mtu, ..network })?;
@@ -177,12 +182,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(Repaired { steps, failures: said(failures), ..Repaired::default() })
     }
 
-    /// Whether there are networks of `driver`.
+    /// Whether there are networks without a bridge, whose subnets are unreachable but for what is there.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn has_networks_of(&self, driver: Driver) -> Result<bool> {
-        Ok(self.store.read()?.networks()?.iter().any(|network| network.driver == driver))
+    pub fn has_routed_networks(&self) -> Result<bool> {
+        Ok(self.store.read()?.networks()?.iter().any(|network| network.driver.is_routed()))
     }
 
     /// Whether anybody is on any network: then there are names to be answered and rules to be kept.

@@ -10,10 +10,12 @@ use portolan_model::{
 use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name, in_order_of};
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
+use crate::cluster::Wanting;
 use crate::engine::{Engine, Unapplied};
 use crate::error::{Error, Result};
 use crate::ipam::{self, Space};
 use crate::kernel::Kernel;
+use crate::overlay;
 use crate::sets;
 use crate::store::{Durability, PublicationRow, Store, Tx};
 
@@ -143,6 +145,10 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// # Errors
     /// Why it could not, as [`Engine::attach`] would say it; what only the kernel knows is not found out.
     pub fn could_join(&self, wanted: &EndpointRequest) -> Result<()> {
+        self.with_room(|| self.could_join_now(wanted))
+    }
+
+    fn could_join_now(&self, wanted: &EndpointRequest) -> Result<()> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
         let (network, _) = self.network_for(&tx, wanted)?;
@@ -342,11 +348,20 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
             }
             let holder = |endpoint| Ok(format!("container `{}`", self.name_of_endpoint(tx, endpoint)?));
+            if !overlay::is_own(network, address) {
+                return Err(no_block(network, Wanting::BlockOf(address)));
+            }
             found.push((ipam::request(tx, &space, address, holder)?, true));
         }
         if !wanted.exact {
             let chosen: Vec<IpAddr> = found.iter().map(|(found, _)| found.address.addr()).collect();
-            found.extend(ipam::complete(tx, network, &chosen)?.into_iter().map(|found| (found, false)));
+            let more = ipam::complete(tx, network, &chosen).map_err(|error| match error {
+                Error::AddressesExhausted { family, .. } if network.overlay.is_some() => {
+                    no_block(network, Wanting::Block(family))
+                }
+                error => error,
+            });
+            found.extend(more?.into_iter().map(|found| (found, false)));
         }
         found.sort_by_key(|(found, _)| Family::of(found.address.addr()));
         if let Some(mac) = wanted.mac.filter(|_| network.shares_parents_mac()) {
@@ -359,6 +374,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             Some((found, _)) if view.container.kind == ContainerKind::Handed && network.driver == Driver::Macvlan => {
                 mac_of(found.address.addr())
             }
+            // Nobody remembers it but the host, which is told: an address may be another container's on another host next.
+            Some(_) if network.overlay.is_some() => random_mac(self.kernel.random()),
             Some((found, _)) => generated_mac(network.id, found.address.addr()),
             None => random_mac(self.kernel.random()),
         });
@@ -434,7 +451,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
 /// Whether an endpoint of `network` can have its bandwidth limited: only what the host passes on can be held back where
 /// the container cannot undo it.
 pub(crate) fn check_bandwidth(network: &Network, wanted: Bandwidth) -> Result<()> {
-    if wanted.is_unlimited() || matches!(network.driver, Driver::Bridge | Driver::Ptp) {
+    if wanted.is_unlimited() || network.driver == Driver::Bridge || network.driver.is_routed() {
         return Ok(());
     }
     let why = format!(
@@ -442,6 +459,10 @@ pub(crate) fn check_bandwidth(network: &Network, wanted: Bandwidth) -> Result<()
         network.name, network.driver
     );
     Err(Invalid::new("bandwidth", wanted.to_string(), why).hint("leave it out, or use a bridge or ptp network").into())
+}
+
+fn no_block(network: &Network, wanting: Wanting) -> Error {
+    Error::NoBlock { network: network.id, of: format!("network `{}`", network.name), wanting }
 }
 
 /// The MAC that Docker's own driver gives to whoever has `address` (libnetwork, `netutils.GenerateMACFromIP`).

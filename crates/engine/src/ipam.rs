@@ -182,7 +182,8 @@ pub(crate) fn usable(net: IpNet) -> (IpAddr, IpAddr) {
 /// The part of a subnet that leases come from.
 pub(crate) fn lease_range(subnet: &Subnet) -> (IpAddr, IpAddr) {
     let (first, last) = usable(subnet.net);
-    let Some(range) = subnet.range else { return (first, last) };
+    // Of what others give out too, nothing is ours by default: a range that ends before it begins.
+    let Some(range) = subnet.range else { return if subnet.shared { (last, first) } else { (first, last) } };
     (first.max(range.first()), last.min(range.last()))
 }
 
@@ -317,7 +318,8 @@ pub(crate) fn allocate_of<T: Tx>(tx: &T, space: &Space<'_>, set: &[Subnet]) -> R
         }
     }
     let ranges: Vec<String> = set.iter().map(|subnet| subnet.range.unwrap_or(subnet.net.into()).to_string()).collect();
-    Err(Error::AddressesExhausted { of: space.name.clone(), ranges: ranges.join(", ") })
+    let family = set.first().map_or(Family::V4, Subnet::family);
+    Err(Error::AddressesExhausted { of: space.name.clone(), ranges: ranges.join(", "), family })
 }
 
 /// The lowest free address of `subnet`, for a gateway.
@@ -334,7 +336,7 @@ pub(crate) fn lowest<T: Tx>(tx: &T, space: &Space<'_>, subnet: &Subnet) -> Resul
             Err(error) => return Err(error),
         }
     }
-    Err(Error::AddressesExhausted { of: space.name.clone(), ranges: subnet.net.to_string() })
+    Err(Error::AddressesExhausted { of: space.name.clone(), ranges: subnet.net.to_string(), family: subnet.family() })
 }
 
 /// Finds a free address of `subnet`: the next never used one, else the one that has rested longest.

@@ -13,6 +13,7 @@
 mod api;
 mod attach;
 mod bandwidth;
+mod cluster;
 mod connect;
 mod containers;
 mod engine;
@@ -24,6 +25,7 @@ mod kernel;
 mod leases;
 mod membership;
 mod networks;
+mod overlay;
 mod pools;
 mod publish;
 mod repair;
@@ -36,10 +38,12 @@ pub use api::{
     Repaired, Rules, RulesOf,
 };
 pub use bandwidth::BandwidthChange;
+pub use cluster::{Cluster, ClusterError, Wanting};
 pub use engine::Engine;
 pub use error::{Error, Kind, Result};
 pub use kernel::{About, HostInterface, HostRoute, Kernel, KernelError, PortClash};
+pub use overlay::{OverlayNetwork, Remote, RemoteChanges, Room, first_of};
 pub use pools::{AddressRequest, Call, Given, PoolNet, PoolRequest};
 pub use store::{
-    Durability, Holder, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx,
+    Durability, Holder, LeaseRow, PublicationRow, Remotes, RestingLease, Store, StoreError, Touched, Transition, Tx,
 };

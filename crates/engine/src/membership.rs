@@ -23,6 +23,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         self.ensure_store(&guard)?;
         let tx = self.store.write(&guard)?;
         tx.put_meta(meta::CLUSTER, settings)?;
+        if settings.is_none() {
+            tx.put_meta(meta::CLUSTER_SEEN, None)?;
+        }
         Ok(tx.commit(Durability::Disk)?)
     }
 }

@@ -19,7 +19,7 @@ use crate::store::{Durability, Store, Tx};
 
 pub(crate) mod check;
 
-use check::{check_connections, check_ipam, check_ptp, check_subnet};
+use check::{check_connections, check_firewall, check_ipam, check_routed, check_subnet};
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Makes a network.
@@ -30,6 +30,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn create_network(&self, request: &NetworkRequest) -> Result<Network> {
         let guard = self.begin()?;
         let tx = self.store.write(&guard)?;
+        if request.driver == Driver::Overlay {
+            let avoid = self.check_overlay(&tx, request)?;
+            drop(tx);
+            drop(guard);
+            let id = self.in_cluster()?.create_network(request, &avoid).map_err(Error::Cluster)?;
+            return self.find_network(&self.store.read()?, &id.to_string());
+        }
         if let Some(taken) = tx.network_named(request.name.as_str())? {
             if taken.is_predefined() {
                 return Err(Error::Predefined { name: taken.name.to_string(), verb: "created" });
@@ -52,7 +59,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         let mut after = self.base(&tx)?;
-        after.extend(self.network_objects(&network));
+        after.extend(self.network_objects(&tx, &network)?);
         let table = self.table(&tx)?;
         tx.commit(Durability::Disk)?;
 
@@ -101,6 +108,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         request: &NetworkRequest,
         device: Option<&str>,
     ) -> Result<Network> {
+        if request.driver == Driver::Overlay {
+            return Err(Error::Unsupported {
+                what: format!("network `{}` of driver `{}`", request.name, request.driver),
+                why: "cannot be described by one host: all of them have it".to_owned(),
+                hint: "make it with `portolan network create -d overlay`, and refer to it by its name",
+            });
+        }
         let options = NetworkOptions::from_pairs(request.driver, &request.options)?;
         let id = request.id.unwrap_or_else(|| self.random_id());
         if !request.exact && !request.ipv4 && !request.ipv6 {
@@ -120,7 +134,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             check_connections(&options, self.table(tx)?.driver)?;
         }
         if request.driver == Driver::Ptp {
-            check_ptp(request, &options, self.table(tx)?.driver)?;
+            check_routed(&options)?;
+            check_firewall(request.driver, self.table(tx)?.driver)?;
         }
         let (speaks, subnets) = match request.ipam {
             Ipam::Local => (PerFamily::default(), self.plan_subnets(tx, request, &options)?),
@@ -153,6 +168,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             labels: request.labels.clone(),
             bridge,
             subinterface,
+            overlay: None,
             routes: request.routes.clone(),
             names: request.names,
             names_at: request.names_at.clone(),
@@ -353,6 +369,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if !holders.is_empty() {
             return Err(Error::InUse { name: network.name.to_string(), holders: holders.join(", ") });
         }
+        if network.overlay.is_some() {
+            drop(guard);
+            self.in_cluster()?.remove_network(network.id).map_err(Error::Cluster)?;
+            return Ok(network);
+        }
         self.take_down_network(&guard, network.clone())?;
         Ok(network)
     }
@@ -373,7 +394,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub(crate) fn take_down_network(&self, guard: &S::Guard<'_>, network: Network) -> Result<()> {
         let tx = self.store.write(guard)?;
         let mut before = self.base(&tx)?;
-        before.extend(self.network_objects(&network));
+        before.extend(self.network_objects(&tx, &network)?);
         tx.put_network(&Network { phase: Phase::Leaving(self.kernel.this_process()), ..network.clone() })?;
         tx.commit(Durability::Disk)?;
 

@@ -180,7 +180,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
         for network in tx.networks()? {
             if self.is_materialised(tx, &network)? {
-                objects.extend(self.network_objects(&network));
+                objects.extend(self.network_objects(tx, &network)?);
             }
             networks.insert(network.id, network);
         }

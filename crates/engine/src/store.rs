@@ -1,5 +1,7 @@
 //! The port through which the engine reads and writes its rows.
 
+mod remotes;
+
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
@@ -9,6 +11,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Pool, PortRange, Protocol, Publication};
+
+pub use remotes::Remotes;
 
 /// A row of the published ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,6 +186,8 @@ pub enum Touched {
     Network(Id),
     /// A container, or its endpoints or published ports.
     Container(Id),
+    /// An endpoint at another host.
+    Remote(Id),
 }
 
 /// How long a commit must last.
@@ -242,7 +248,7 @@ pub trait Store {
 /// One transaction over the rows.
 ///
 /// Look-ups by key and by index cost the same however many rows there are; only what is named a list is linear.
-pub trait Tx {
+pub trait Tx: Remotes {
     /// Makes the changes visible to others.
     ///
     /// # Errors
@@ -264,14 +270,14 @@ pub trait Tx {
     fn networks(&self) -> Result<Vec<Network>, StoreError>;
     /// Adds or replaces a network.
     fn put_network(&self, network: &Network) -> Result<(), StoreError>;
-    /// Removes a network and its resting leases.
+    /// Removes a network, its resting leases, and what other hosts have of it.
     fn delete_network(&self, id: Id) -> Result<(), StoreError>;
     /// The network that makes the host's interface of this name: a bridge of ours, or the VLAN that it is on.
     fn network_of_device(&self, name: &str) -> Result<Option<Network>, StoreError>;
     /// The network, other than the predefined one, whose bridge of ours has addresses in common with `net`. Such networks
     /// have none in common with each other.
     fn claimant(&self, net: IpNet) -> Result<Option<Id>, StoreError>;
-    /// Whether there is any bridge network of ours but the predefined one.
+    /// Whether there is any network with rules of ours but the predefined one; of several hosts, one that somebody is on.
     fn has_user_bridges(&self) -> Result<bool, StoreError>;
 
     /// A container by its id.

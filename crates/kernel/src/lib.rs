@@ -35,3 +35,5 @@ pub mod tap;
 pub mod udp;
 
 mod sys;
+
+pub use sys::random;

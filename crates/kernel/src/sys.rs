@@ -258,7 +258,7 @@ pub(crate) fn poll(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration)
 }
 
 /// 32 random bytes of the kernel's generator (getrandom(2)), which never fails once it is seeded.
-pub(crate) fn random() -> [u8; 32] {
+pub fn random() -> [u8; 32] {
     let mut bytes = [0u8; 32];
     // SAFETY: the pointer is to 32 live bytes; requests of up to 256 bytes are not interrupted.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::serde_by_text;
-use crate::{AddressRange, GatewayMode, Id, IfName, Invalid, MacvlanMode, Mtu, Name, NetworkOptions, ProcessId};
+use crate::{
+    AddressRange, GatewayMode, Id, IfName, Invalid, MacvlanMode, Mtu, Name, NetworkOptions, Overlay, ProcessId,
+};
 
 /// An internet protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,6 +81,8 @@ pub enum Driver {
     Ipvlan,
     /// A veth pair for each container and no bridge: the host routes between them.
     Ptp,
+    /// The same on each of several hosts, with tunnels between them (VXLAN, RFC 7348).
+    Overlay,
     /// The host's own namespace; predefined, holds no endpoints.
     Host,
     /// Nothing but loopback; predefined.
@@ -92,6 +96,7 @@ impl fmt::Display for Driver {
             Self::Macvlan => "macvlan",
             Self::Ipvlan => "ipvlan",
             Self::Ptp => "ptp",
+            Self::Overlay => "overlay",
             Self::Host => "host",
             Self::None => "null",
         })
@@ -107,9 +112,11 @@ impl FromStr for Driver {
             "macvlan" => Ok(Self::Macvlan),
             "ipvlan" => Ok(Self::Ipvlan),
             "ptp" => Ok(Self::Ptp),
+            "overlay" => Ok(Self::Overlay),
             "host" => Ok(Self::Host),
             "null" | "none" => Ok(Self::None),
-            _ => Err(Invalid::new("network driver", text, "is unknown").hint("choose bridge, macvlan, ipvlan or ptp")),
+            _ => Err(Invalid::new("network driver", text, "is unknown")
+                .hint("choose bridge, macvlan, ipvlan, ptp or overlay")),
         }
     }
 }
@@ -119,7 +126,12 @@ serde_by_text!(Driver);
 impl Driver {
     /// Whether containers can be on networks of this driver.
     pub const fn holds_endpoints(self) -> bool {
-        matches!(self, Self::Bridge | Self::Macvlan | Self::Ipvlan | Self::Ptp)
+        matches!(self, Self::Bridge | Self::Macvlan | Self::Ipvlan | Self::Ptp | Self::Overlay)
+    }
+
+    /// Whether the host routes to each container by a veth pair of its own, without a bridge.
+    pub const fn is_routed(self) -> bool {
+        matches!(self, Self::Ptp | Self::Overlay)
     }
 }
 
@@ -221,12 +233,24 @@ pub struct Subnet {
     /// The pool that it is, whose addresses others give out as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Id>,
+    /// Other hosts give out its addresses as well: only `range` is ours to give, and without one nothing is.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub shared: bool,
 }
 
 impl Subnet {
     /// All of `net`, without a gateway; `configured` if a person chose it.
     pub const fn new(net: IpNet, configured: bool) -> Self {
-        Self { net, range: None, gateway: None, aux: BTreeMap::new(), configured, fallback: false, pool: None }
+        Self {
+            net,
+            range: None,
+            gateway: None,
+            aux: BTreeMap::new(),
+            configured,
+            fallback: false,
+            pool: None,
+            shared: false,
+        }
     }
 
     /// The family of the subnet's addresses.
@@ -299,11 +323,15 @@ pub struct Network {
     pub ipam_options: Option<BTreeMap<String, String>>,
     /// Labels, for people.
     pub labels: BTreeMap<String, String>,
-    /// The device on the host: the bridge; of macvlan and ipvlan the parent; `none` where there is none.
+    /// The device on the host: the bridge; of macvlan and ipvlan the parent; of an overlay its end of the tunnels; `none`
+    /// where there is none.
     pub bridge: IfName,
     /// The VLAN interface that `bridge` is, if the network made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subinterface: Option<Subinterface>,
+    /// What it is on this host, if it is on others too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
     /// Routes that every container gets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<StaticRoute>,
@@ -360,7 +388,7 @@ impl Network {
 
     /// Whether its containers are behind interfaces of ours, with rules of ours.
     pub fn is_ruled(&self) -> bool {
-        self.is_managed_bridge() || self.driver == Driver::Ptp
+        self.is_managed_bridge() || self.driver.is_routed()
     }
 
     /// Whether names are answered on addresses of the host.
@@ -397,7 +425,7 @@ impl Network {
 
     /// Whether the kernel holds its objects only while it has endpoints.
     pub fn comes_and_goes(&self) -> bool {
-        self.transient || self.is_predefined()
+        self.transient || self.is_predefined() || self.driver == Driver::Overlay
     }
 
     /// Whether the network has subnets of `family`.
@@ -448,6 +476,7 @@ pub(crate) mod tests {
             configured: true,
             fallback: false,
             pool: None,
+            shared: false,
         };
         Network {
             id: Id::from_bytes([1; 32]),
@@ -464,6 +493,7 @@ pub(crate) mod tests {
             labels: BTreeMap::new(),
             bridge: "br0".parse().unwrap(),
             subinterface: None,
+            overlay: None,
             routes: Vec::new(),
             names: true,
             names_at: Vec::new(),
@@ -502,10 +532,11 @@ pub(crate) mod tests {
 
     #[test]
     fn drivers_by_their_names() {
-        for driver in [Driver::Bridge, Driver::Macvlan, Driver::Ipvlan, Driver::Ptp, Driver::Host, Driver::None] {
+        use Driver::{Bridge, Host, Ipvlan, Macvlan, None, Overlay, Ptp};
+        for driver in [Bridge, Macvlan, Ipvlan, Ptp, Overlay, Host, None] {
             assert_eq!(driver.to_string().parse(), Ok(driver));
         }
-        assert!("overlay".parse::<Driver>().unwrap_err().hint.is_some());
+        assert!("weave".parse::<Driver>().unwrap_err().hint.is_some());
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Mtu(u16);
 impl Mtu {
     /// Ethernet's 1500 bytes.
     pub const ETHERNET: Self = Self(1500);
+    /// The least that IPv4 needs (RFC 791).
+    pub const LEAST: Self = Self(68);
     /// The least that IPv6 needs (RFC 8200 §5).
     pub const IPV6_MIN: Self = Self(1280);
 
@@ -344,10 +346,10 @@ impl NetworkOptions {
         let own: &[(&str, &str)] = match driver {
             Driver::Macvlan => &[("mode", "macvlan_mode"), ("bclim", "macvlan_bclim")],
             Driver::Ipvlan => &[("mode", "ipvlan_mode")],
-            Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => &[],
+            Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => &[],
         };
         let common = if own.is_empty() { KEYS } else { CHILD_KEYS };
-        let is_meant = |short: &str| driver != Driver::Ptp || !BRIDGE_KEYS.contains(&short);
+        let is_meant = |short: &str| !driver.is_routed() || !BRIDGE_KEYS.contains(&short);
         let keys = || own.iter().chain(common).filter(|(short, _)| is_meant(short));
         let mut options = Self::default();
         for (key, value) in pairs {
@@ -355,7 +357,10 @@ impl NetworkOptions {
             let short = short.ok_or_else(|| {
                 let known = keys().map(|(short, _)| *short).collect::<Vec<_>>().join(", ");
                 let of_bridges = KEYS.iter().any(|(short, long)| (key == short || key == long) && !is_meant(short));
-                let why = if of_bridges { "is for bridges, and a ptp network has none" } else { "is unknown" };
+                let why = match of_bridges {
+                    true => format!("is for bridges, and {driver} networks have none"),
+                    false => "is unknown".to_owned(),
+                };
                 Invalid::new("network option", key, why)
                     .hint(format!("known options: {known}, and Docker's com.docker.network.* names for them"))
             })?;
@@ -431,7 +436,7 @@ impl NetworkOptions {
             "mode" => match driver {
                 Driver::Macvlan => self.macvlan_mode = value.parse()?,
                 Driver::Ipvlan => self.ipvlan_mode = value.parse()?,
-                Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => {
+                Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => {
                     self.managed = match value {
                         "managed" => true,
                         "unmanaged" => false,

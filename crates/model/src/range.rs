@@ -56,7 +56,7 @@ impl AddressRange {
     }
 
     /// The prefix that it is, if it is one.
-    fn prefix(&self) -> Option<IpNet> {
+    pub fn prefix(&self) -> Option<IpNet> {
         let length = match (self.first, self.last) {
             (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
             (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),

@@ -309,7 +309,7 @@ pub(crate) fn options(network: &Network, driver: Driver) -> Result<BTreeMap<Stri
                 put("bclim", limit.to_string());
             }
         }
-        Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => {
+        Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => {
             match mode {
                 None | Some("managed") => {}
                 Some("unmanaged") => drop(put("mode", "unmanaged".to_owned())),

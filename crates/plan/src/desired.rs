@@ -18,7 +18,10 @@ use crate::proxy::{Proxied, proxied};
 use crate::set::Set;
 
 mod elements;
+mod overlay;
 mod routed;
+
+pub use overlay::{peer_objects, vxlan_name};
 
 /// The port of domain name servers.
 const NAMES: u16 = 53;
@@ -137,8 +140,9 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
     }
     let owner = format!("network {}", network.name);
     elements::of_gateways(network, &owner, &mut objects);
-    if network.driver == Driver::Ptp {
+    if network.driver.is_routed() {
         routed::network_objects(network, &owner, &mut objects);
+        overlay::network_objects(root, network, &owner, &mut objects);
         return objects;
     }
     let bridge = || Field::IfName(network.bridge.clone());
@@ -335,9 +339,9 @@ fn endpoint_objects(
             Some(ChildKind::Macvlan { mode: network.options.macvlan_mode, bclim: network.options.bclim })
         }
         Driver::Ipvlan => Some(ChildKind::Ipvlan { mode: network.options.ipvlan_mode }),
-        Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => None,
+        Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => None,
     };
-    let is_routed = network.driver == Driver::Ptp;
+    let is_routed = network.driver.is_routed();
     let ipv6 = endpoint.address(Family::V6).is_some() || *network.speaks.of(Family::V6);
     // DHCPv6 tells an address, but neither what is on the link nor a way out.
     let routers = network.leases(Family::V6).then_some(Routers {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use portolan_model::Sandbox;
+use portolan_model::{IfName, Sandbox};
 
 use crate::desired::ContainerView;
 use crate::object::{Key, Object, Objects, Port};
@@ -69,10 +69,12 @@ pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
     let is_element = |step: &Step| matches!(step.object(), Object::Element(element) if element.set != Set::Closed);
     let (mut steps, rest): (Vec<Step>, Vec<Step>) = observed.iter().rev().filter_map(gone).partition(is_element);
     steps.extend(rest);
+    let anew = made_anew(desired, observed);
+    let is_lost = |object: &Object| !anew.is_empty() && object.device().is_some_and(|device| anew.contains(&device));
     for (key, wanted) in desired.iter() {
         match observed.find(key) {
             None => steps.push(Step::Create(wanted.clone())),
-            Some(found) if found != wanted || is_overwritten(wanted, &steps) => {
+            Some(found) if found != wanted || is_overwritten(wanted, &steps) || is_lost(wanted) => {
                 steps.push(Step::Change(found.clone(), wanted.clone()));
             }
             Some(_) => {}
@@ -112,6 +114,15 @@ fn is_overwritten(object: &Object, steps: &[Step]) -> bool {
         }
         _ => false,
     })
+}
+
+/// The ends of tunnels that are made anew, without what stands on them.
+fn made_anew<'a>(desired: &'a Objects, observed: &Objects) -> Vec<&'a IfName> {
+    let name = |(key, object): (&Key, &'a Object)| match (object, observed.find(key)) {
+        (Object::Vxlan(to), Some(Object::Vxlan(from))) if !from.is_same_end(to) => Some(&to.name),
+        _ => None,
+    };
+    desired.iter().filter_map(name).collect()
 }
 
 /// `steps` without those that nobody can take: what is made in a sandbox that is gone, or on a port into one.
@@ -274,6 +285,8 @@ mod tests {
             Object::Vlan(_) => "vlan",
             Object::Child(_) => "child",
             Object::Route(_) => "route",
+            Object::Vxlan(_) => "vxlan",
+            Object::Forwarding(_) => "forwarding",
             Object::HostRoute(_) => "host route",
             Object::Neighbour(_) => "neighbour",
             Object::Interface(_) => "interface",

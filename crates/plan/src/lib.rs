@@ -21,14 +21,14 @@ mod set;
 pub use desired::{
     ContainerView, alias_of_endpoint, alias_of_network, alias_of_shaper, base_objects, container_objects,
     default_route, default_routes, generated_mac, host_end_name, is_host_end_name, leased_names, name_servers,
-    network_objects, published_endpoint, shaper_name,
+    network_objects, peer_objects, published_endpoint, shaper_name, vxlan_name,
 };
 pub use diff::{Step, diff, in_order_of, inverse, possible};
 pub use firewall::{Firewall, Guard};
 pub use object::{
-    ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Group, Groups,
-    HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers, Ruleset,
-    SandboxSetting, Setting, Shaper, Vlan,
+    ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Forwarding,
+    Group, Groups, HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers,
+    Ruleset, SandboxSetting, Setting, Shaper, Vlan, Vxlan, Way,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

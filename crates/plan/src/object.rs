@@ -15,8 +15,10 @@ use crate::firewall::Firewall;
 use crate::set::Set;
 
 mod port;
+mod tunnel;
 
-pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed};
+pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed, Way};
+pub use tunnel::{Forwarding, Vxlan};
 
 /// Which of our interfaces a rule speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -511,6 +513,10 @@ pub enum Object {
     Shaper(Shaper),
     /// A macvlan or ipvlan interface in a sandbox.
     Child(Child),
+    /// An end of tunnels.
+    Vxlan(Vxlan),
+    /// Where an end of tunnels sends frames.
+    Forwarding(Forwarding),
     /// A permanent neighbour.
     Neighbour(Neighbour),
     /// A route of the host.
@@ -539,10 +545,14 @@ pub enum Key {
     Element(Set, Vec<Field>),
     /// By path. The host forwards only after the rules that keep it from forwarding what it did not before.
     Setting(String),
+    /// By name. Packets come out of it as soon as it is there, so it comes after the rules.
+    Vxlan(IfName),
     /// By the host end's name.
     Port(IfName),
     /// By the port's host end and direction.
     Shaper(IfName, Direction),
+    /// By device and MAC.
+    Forwarding(IfName, Mac),
     /// By device and address.
     Neighbour(IfName, IpAddr),
     /// By destination.
@@ -568,6 +578,8 @@ impl Object {
             Self::Bridge(o) => Key::Bridge(o.name.clone()),
             Self::Element(o) => Key::Element(o.set, o.key.clone()),
             Self::Vlan(o) => Key::Vlan(o.name.clone()),
+            Self::Vxlan(o) => Key::Vxlan(o.name.clone()),
+            Self::Forwarding(o) => Key::Forwarding(o.device.clone(), o.mac),
             Self::Child(o) => Key::Child(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::Route(o) => Key::Route(o.sandbox.device, o.sandbox.inode, o.route.destination, o.route.metric),
             Self::SandboxSetting(o) => Key::SandboxSetting(o.sandbox.device, o.sandbox.inode, o.key.clone()),
@@ -596,10 +608,11 @@ impl Object {
     }
 
     /// The interface of the host that it goes with.
-    fn device(&self) -> Option<&IfName> {
+    pub fn device(&self) -> Option<&IfName> {
         match self {
             Self::Neighbour(o) => Some(&o.device),
-            Self::HostRoute(o) => o.by.as_ref().map(|(host_end, _)| host_end),
+            Self::Forwarding(o) => Some(&o.device),
+            Self::HostRoute(o) => o.way.device(),
             Self::Shaper(o) => Some(&o.host_end),
             _ => None,
         }
@@ -681,11 +694,17 @@ impl fmt::Display for Object {
                 o.through.as_ref().map_or(Ok(()), |through| write!(f, " through `{through}`"))
             }
             Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.device),
-            Self::HostRoute(o) => match &o.by {
-                Some((host_end, gateway)) => {
-                    write!(f, "route of the host to {} by `{host_end}` from {gateway}", o.destination.addr())
+            Self::Vxlan(o) => o.fmt(f),
+            Self::Forwarding(o) => o.fmt(f),
+            Self::HostRoute(o) => match &o.way {
+                Way::HostEnd { device, from } => {
+                    write!(f, "route of the host to {} by `{device}` from {from}", o.destination.addr())
                 }
-                None => write!(f, "route of the host: {} is unreachable", o.destination),
+                Way::Tunnel { device, via, mtu } => {
+                    write!(f, "route of the host to {} via {via} on `{device}`", o.destination)?;
+                    mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
+                }
+                Way::Unreachable => write!(f, "route of the host: {} is unreachable", o.destination),
             },
             Self::Interface(o) => {
                 write!(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use portolan_kernel::probe;
 use portolan_model::FirewallDriver;
+use portolan_resident::cluster::AtDaemon;
 use portolan_resident::daemon;
 
 use crate::cli::DEFAULT_ROOT;
@@ -63,6 +64,7 @@ impl Context {
     /// Opens the state and puts the engine over it.
     pub(crate) fn engine(&self) -> Result<Engine> {
         let engine = daemon::engine_within(&self.root, self.wait)?.with_firewall(self.firewall);
+        let engine = engine.with_cluster(Box::new(AtDaemon::new(self.run.clone())));
         engine.kernel().leave_waits_to_a_copy();
         Ok(engine)
     }

@@ -109,10 +109,11 @@ fn speaks(network: &Network, family: Family) -> bool {
     network.has(family) || *network.speaks.of(family)
 }
 
-/// Docker's scope of a network: all of ours are this host's.
+/// Docker's scope of a network: this host's, or that of all hosts of a cluster.
 pub(crate) const fn scope(network: &Network) -> &'static str {
     match network.driver {
         Driver::Bridge | Driver::Macvlan | Driver::Ipvlan | Driver::Ptp | Driver::Host | Driver::None => "local",
+        Driver::Overlay => "global",
     }
 }
 

@@ -452,7 +452,7 @@ impl Host<'_> {
                     Object::Interface(interface) => &interface.sandbox.path,
                     Object::DefaultRoute(route) => &route.sandbox.path,
                     Object::Neighbour(neighbour) => return was_behind(&neighbour.device),
-                    Object::HostRoute(route) => return route.by.as_ref().is_some_and(|(device, _)| was_behind(device)),
+                    Object::HostRoute(route) => return route.way.device().is_some_and(was_behind),
                     _ => return false,
                 },
                 Step::Delete(_) => return false,

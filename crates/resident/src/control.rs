@@ -11,7 +11,7 @@ use portolan_engine::Holder;
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Standing;
+use crate::cluster::{Sharing, Standing};
 use crate::stats::EndpointStats;
 
 /// How long an answer may take: the slowest is a verb that waits for thousands of listeners.
@@ -50,6 +50,11 @@ pub enum Request {
     Status {},
     /// Take notice of whether this host is in a cluster; how does it stand there?
     Cluster {},
+    /// Have the cluster do what all hosts have to agree on; answered when rows and kernel are so.
+    Share {
+        /// What.
+        what: Box<Sharing>,
+    },
     /// End. Names are not answered any more and nothing is repaired until somebody starts another one.
     Stop {},
     /// Go on as another binary, with all sockets and connections.
@@ -79,10 +84,18 @@ pub enum Answer {
         /// How it stands.
         standing: Option<Box<Standing>>,
     },
+    /// To [`Request::Share`].
+    Shared {
+        /// The network that it was about.
+        network: Id,
+    },
     /// It cannot be done.
     Refused {
         /// Why.
         reason: String,
+        /// What to do about it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
     },
 }
 
@@ -242,7 +255,7 @@ impl Client {
     pub fn tell(&mut self, request: &Request) -> Result<Option<Done>> {
         match self.ask(request)? {
             Some(Answer::Done(done)) => Ok(Some(done)),
-            Some(Answer::Refused { reason }) => bail!(reason),
+            Some(Answer::Refused { reason, .. }) => bail!(reason),
             Some(other) => bail!("the daemon answered something else: {other:?}"),
             None => Ok(None),
         }

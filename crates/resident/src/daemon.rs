@@ -15,6 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
+use portolan_cluster::Refusal;
 use portolan_engine::ContainerInfo;
 use portolan_kernel::confine;
 use portolan_kernel::door;
@@ -442,6 +443,16 @@ impl Daemon {
         for line in lines {
             self.tell_followers(&line);
         }
+        for (token, outcome) in self.services.shared() {
+            // Whoever asked finds what he asked for.
+            self.follow()?;
+            let Some(at) = self.clients.iter().position(|client| client.token == token) else { continue };
+            let answer = match outcome {
+                Ok(network) => Answer::Shared { network },
+                Err(Refusal { reason, hint }) => Answer::Refused { reason, hint: Some(hint) },
+            };
+            self.answer(at, &answer);
+        }
         Ok(Next::GoOn)
     }
 
@@ -470,9 +481,7 @@ impl Daemon {
             let answer = match missing.first() {
                 // Names follow the rows.
                 None => Answer::Done(self.follow_and_settle()?),
-                Some(missing) if waiting.until <= Instant::now() => {
-                    Answer::Refused { reason: missing.explain(waiting.seconds) }
-                }
+                Some(missing) if waiting.until <= Instant::now() => refused(missing.explain(waiting.seconds)),
                 Some(_) => {
                     self.waiting.push(waiting);
                     continue;
@@ -505,7 +514,7 @@ impl Daemon {
         let client = &mut self.clients[at];
         let is_gone = loop {
             if client.input.len() > LINE {
-                self.answer(at, &Answer::Refused { reason: "no command is that long".to_owned() });
+                self.answer(at, &refused("no command is that long"));
                 self.clients.swap_remove(at);
                 return Ok(Next::GoOn);
             }
@@ -534,7 +543,7 @@ impl Daemon {
         let request: Request = match serde_json::from_slice(line) {
             Ok(request) => request,
             Err(error) => {
-                self.answer(at, &Answer::Refused { reason: format!("read the request: {error}") });
+                self.answer(at, &refused(format!("read the request: {error}")));
                 return Ok(Next::GoOn);
             }
         };
@@ -547,7 +556,7 @@ impl Daemon {
                 }
                 let answer = match settled {
                     Ok(done) => Answer::Done(done),
-                    Err(error) => Answer::Refused { reason: format!("{error:#}") },
+                    Err(error) => refused(format!("{error:#}")),
                 };
                 self.answer(at, &answer);
             }
@@ -576,10 +585,16 @@ impl Daemon {
                 let standing = self.services.standing().map(Box::new);
                 self.answer(at, &Answer::Cluster { standing });
             }
+            Request::Share { what } => {
+                let token = self.clients[at].token;
+                if let Err(Refusal { reason, hint }) = self.services.share(token, *what) {
+                    self.answer(at, &Answer::Refused { reason, hint: Some(hint) });
+                }
+            }
             Request::Stats {} => {
                 let answer = match self.services.stats() {
                     Ok(endpoints) => Answer::Stats { endpoints },
-                    Err(error) => Answer::Refused { reason: format!("{error:#}") },
+                    Err(error) => refused(format!("{error:#}")),
                 };
                 self.answer(at, &answer);
             }
@@ -637,7 +652,7 @@ impl Daemon {
         };
         tracing::error!("upgrade: {reason}");
         if let Some(at) = asker {
-            self.answer(at, &Answer::Refused { reason });
+            self.answer(at, &refused(reason));
         }
         Ok(())
     }
@@ -680,6 +695,10 @@ impl Daemon {
         self.follow_and_settle()?;
         Err(error).with_context(|| format!("execute `{}`", binary.display()))
     }
+}
+
+fn refused(reason: impl Into<String>) -> Answer {
+    Answer::Refused { reason: reason.into(), hint: None }
 }
 
 fn now() -> u64 {

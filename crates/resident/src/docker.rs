@@ -17,6 +17,7 @@ use portolan_kernel::door::{self, Door};
 use portolan_model::{FirewallDriver, ProcessId};
 use serde_json::{Value, json};
 
+use crate::cluster::AtDaemon;
 use crate::daemon::{self, Engine};
 use crate::docker_names::Names;
 use crate::http::{self, Caller, Service};
@@ -52,6 +53,7 @@ impl Plugin {
         }
         let door = Door::private(socket).context("serve Docker's plugin")?;
         let engine = daemon::engine(root)?.with_firewall(firewall);
+        let engine = engine.with_cluster(Box::new(AtDaemon::new(run.to_owned())));
         engine.begin_answering().with_context(doing)?;
         let names = Names::start(root, run)?;
         let served = Arc::new(Served { engine: Mutex::new(engine), run: run.to_owned(), names });

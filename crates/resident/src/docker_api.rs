@@ -26,6 +26,7 @@ use portolan_model::{FirewallDriver, Id};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::cluster::AtDaemon;
 use crate::control;
 use crate::daemon::{self, Engine, Refresh};
 use crate::http::{self, Service};
@@ -79,7 +80,7 @@ impl Api {
             root: root.to_owned(),
             run: run.to_owned(),
             // That the state can be opened is better known before anybody asks.
-            engines: Mutex::new(vec![daemon::engine(root)?.with_firewall(firewall)]),
+            engines: Mutex::new(vec![open(root, run, firewall)?]),
             firewall,
             hub: hub.clone(),
             pruning: Mutex::new(()),
@@ -301,14 +302,18 @@ struct Served {
     refresh: Refresh,
 }
 
+fn open(root: &Path, run: &Path, firewall: Option<FirewallDriver>) -> Result<Engine> {
+    let engine = daemon::engine(root)?.with_firewall(firewall);
+    Ok(engine.with_cluster(Box::new(AtDaemon::new(run.to_owned()))))
+}
+
 impl Served {
     fn answer(&self, request: api::Request<'_>) -> Answer {
         let idle = self.engines().pop();
-        let open = || Ok(daemon::engine(&self.root)?.with_firewall(self.firewall));
+        let open = || open(&self.root, &self.run, self.firewall);
         let engine = match idle.map_or_else(open, Ok) {
             Ok(engine) => engine,
             Err(error) => {
-                let error: anyhow::Error = error;
                 let failure = Failure::new(Kind::System, format!("open the state: {error:#}"));
                 return Answer::Reply(failure.into());
             }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use portolan_dns::{Endpoint as DnsEndpoint, Network as DnsNetwork, Service, Transport};
 use portolan_engine::Change;
 use portolan_kernel::diag;
-use portolan_model::{Id, IfName, Network, NetworkMode, Protocol};
+use portolan_model::{Container, Id, IfName, Network, NetworkMode, Protocol, RemoteEndpoint};
 use portolan_plan::{ContainerView, Proxied, proxied};
 
 use serde::Serialize;
@@ -123,6 +123,8 @@ pub struct Feed {
     containers: BTreeMap<Id, KnownContainer>,
     /// How many endpoints each network has that has any.
     members: BTreeMap<Id, usize>,
+    /// The endpoints of other hosts, by id.
+    remote: BTreeMap<Id, RemoteEndpoint>,
 }
 
 impl Feed {
@@ -146,11 +148,43 @@ impl Feed {
         match change {
             Change::Network(id, network) => self.take_network(id, network, tell),
             Change::Container(id, view) => self.take_container(id, view, tell),
+            Change::Remote(id, endpoint) => self.take_remote(id, endpoint, tell),
         }
     }
 
+    /// An endpoint at another host has a name here as long as anybody here could ask for it.
+    fn take_remote(&mut self, id: Id, endpoint: Option<RemoteEndpoint>, tell: &mut Told) {
+        let before = match &endpoint {
+            Some(endpoint) => self.remote.insert(id, endpoint.clone()),
+            None => self.remote.remove(&id),
+        };
+        let is_known = |network: &Id| self.members.contains_key(network);
+        match endpoint.filter(|endpoint| is_known(&endpoint.network)) {
+            Some(endpoint) => tell.dns.push(dns::Change::PutEndpoint(dns_remote(&endpoint))),
+            None if before.is_some_and(|before| is_known(&before.network)) => {
+                tell.dns.push(dns::Change::RemoveEndpoint(id));
+            }
+            None => {}
+        }
+    }
+
+    /// Has the network be known to the name server, with those who are on it at other hosts.
+    fn open_names(&self, network: &Network, tell: &mut Told) {
+        tell.dns.push(dns::Change::PutNetwork(dns_network(network)));
+        let on_it = self.remote.values().filter(|endpoint| endpoint.network == network.id);
+        tell.dns.extend(on_it.map(|endpoint| dns::Change::PutEndpoint(dns_remote(endpoint))));
+    }
+
     /// Takes note that there is nothing but these.
-    pub fn keep_only(&mut self, networks: &BTreeSet<Id>, containers: &BTreeSet<Id>, tell: &mut Told) {
+    pub fn keep_only(
+        &mut self,
+        networks: &BTreeSet<Id>,
+        containers: &BTreeSet<Id>,
+        remote: &BTreeSet<Id>,
+        tell: &mut Told,
+    ) {
+        let gone: Vec<Id> = self.remote.keys().filter(|id| !remote.contains(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.take_remote(id, None, tell));
         let gone: Vec<Id> = self.containers.keys().filter(|id| !containers.contains(id)).copied().collect();
         gone.into_iter().for_each(|id| self.take_container(id, None, tell));
         let gone: Vec<Id> = self.networks.keys().filter(|id| !networks.contains(id)).copied().collect();
@@ -197,7 +231,7 @@ impl Feed {
                 let members = self.members.entry(network.id).or_insert(0);
                 *members += 1;
                 if *members == 1 {
-                    tell.dns.push(dns::Change::PutNetwork(dns_network(network)));
+                    self.open_names(network, tell);
                     self.networks.entry(network.id).or_insert_with(|| network.clone());
                 }
             }
@@ -273,6 +307,18 @@ fn dns_network(network: &Network) -> DnsNetwork {
     }
 }
 
+/// What a container is called on a network besides its name.
+pub(crate) fn names_of(container: &Container, endpoint: &portolan_model::Endpoint) -> Vec<String> {
+    let mut names: Vec<String> = endpoint.aliases.iter().map(ToString::to_string).collect();
+    names.push(container.id.short());
+    names.extend(container.hostname.as_ref().map(ToString::to_string));
+    if container.called() != container.name.as_str() {
+        names.push(container.name.to_string());
+    }
+    names.extend(container.also_called().map(str::to_owned));
+    names
+}
+
 fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
     let container = &view.container;
     let published = view.publications.iter().flat_map(|publication| {
@@ -290,13 +336,7 @@ fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
         }
     }
     let endpoint = |(endpoint, network): &(portolan_model::Endpoint, Network)| {
-        let mut names: Vec<String> = endpoint.aliases.iter().map(ToString::to_string).collect();
-        names.push(container.id.short());
-        names.extend(container.hostname.as_ref().map(ToString::to_string));
-        if container.called() != container.name.as_str() {
-            names.push(container.name.to_string());
-        }
-        names.extend(container.also_called().map(str::to_owned));
+        let names = names_of(container, endpoint);
         DnsEndpoint {
             id: endpoint.id,
             network: network.id,
@@ -311,6 +351,21 @@ fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
         }
     };
     view.endpoints.iter().map(endpoint).collect()
+}
+
+fn dns_remote(endpoint: &RemoteEndpoint) -> DnsEndpoint {
+    DnsEndpoint {
+        id: endpoint.id,
+        network: endpoint.network,
+        container: endpoint.container,
+        name: endpoint.name.clone(),
+        names: endpoint.aliases.clone(),
+        addresses: endpoint.addresses.clone(),
+        links: Vec::new(),
+        services: Vec::new(),
+        upstreams: Vec::new(),
+        search: Vec::new(),
+    }
 }
 
 /// So many ports of one container can be asked for by SRV. A range of thousands is media, not services.

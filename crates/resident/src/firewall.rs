@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 use portolan_engine::{Kernel as _, Repaired};
-use portolan_model::{Driver, FirewallDriver};
+use portolan_model::FirewallDriver;
 
 use crate::daemon::Engine;
 
@@ -19,10 +19,11 @@ pub fn reload(engine: &Engine) -> Result<Repaired> {
         let mut bridges = Vec::new();
         for network in engine.networks()?.into_iter().filter(|network| network.is_ruled()) {
             // Without a bridge, its host ends are what has to be let pass.
-            if network.driver == Driver::Ptp {
+            if network.driver.is_routed() {
                 let endpoints = engine.network(&network.id.to_string())?.endpoints;
                 bridges.extend(endpoints.into_iter().map(|(endpoint, _)| endpoint.host_end.to_string()));
-            } else if engine.kernel().find_interface(network.bridge.as_str())?.is_some() {
+            }
+            if engine.kernel().find_interface(network.bridge.as_str())?.is_some() {
                 bridges.push(network.bridge.to_string());
             }
         }

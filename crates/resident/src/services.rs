@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
+use portolan_cluster::Refusal;
 use portolan_dns::ResolvConf;
 use portolan_docker::api::events::Chronicle;
 use portolan_engine::{Change, Error};
@@ -102,6 +103,8 @@ pub struct Services {
     shares: Option<Shares>,
     leases: Leases,
     say_leased: mpsc::Sender<Event>,
+    say_shared: mpsc::Sender<(u64, Result<Id, Refusal>)>,
+    shared: mpsc::Receiver<(u64, Result<Id, Refusal>)>,
     /// What happened to leases.
     leased: mpsc::Receiver<Event>,
     /// Containers that are being made.
@@ -167,10 +170,13 @@ impl Services {
     pub fn start(config: &Config, inherited: Inherited, manager: Manager, tell: mpsc::Sender<String>) -> Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (say_leased, leased) = mpsc::channel();
+        let (say_shared, shared) = mpsc::channel();
         let mut services = Self {
             leases: Leases::new(config.root.clone(), say_leased.clone(), wake.clone()),
             say_leased,
             leased,
+            say_shared,
+            shared,
             wake,
             resolv_conf: config.resolv_conf.clone(),
             manager,
@@ -345,8 +351,8 @@ impl Services {
             self.follow_membership(engine);
         }
         let mut changes = Told::default();
-        let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
-        let (feed, leases) = (&mut self.feed, &mut self.leases);
+        let (mut networks, mut containers, mut remote) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (feed, leases, cluster) = (&mut self.feed, &mut self.leases, self.cluster.as_ref());
         let mut leased = Ok(());
         let (mut happened, is_told) = (Vec::new(), self.api.1.is_some());
         let followed = engine.follow(self.revision, |change| {
@@ -359,8 +365,12 @@ impl Services {
                     if let Err(error) = leases.take(*id, view.as_ref()) {
                         leased = Err(error);
                     }
+                    if let Some(cluster) = cluster {
+                        cluster.take(*id, view.as_ref());
+                    }
                     containers.insert(*id)
                 }
+                Change::Remote(id, _) => remote.insert(*id),
             };
             feed.take(change, &mut changes);
         })?;
@@ -371,7 +381,7 @@ impl Services {
         happened.retain(|change| match change {
             Change::Network(id, None) => matches!(engine.network(&id.to_string()), Err(Error::NotFound { .. })),
             Change::Container(id, None) => matches!(engine.container(&id.to_string()), Err(Error::NotFound { .. })),
-            Change::Network(..) | Change::Container(..) => true,
+            Change::Network(..) | Change::Container(..) | Change::Remote(..) => true,
         });
         let mut messages = self.chronicle.take(&happened);
         if followed.is_everything {
@@ -379,7 +389,10 @@ impl Services {
             self.chronicle.keep_only(&networks, &containers);
             // Nothing of it is news.
             changes.events.clear();
-            feed.keep_only(&networks, &containers, &mut changes);
+            feed.keep_only(&networks, &containers, &remote, &mut changes);
+            if let Some(cluster) = cluster {
+                cluster.took_everything(&containers);
+            }
             let gone: Vec<Id> = leases.containers().filter(|id| !containers.contains(id)).collect();
             gone.into_iter().try_for_each(|id| leases.take(id, None))?;
         }
@@ -421,11 +434,41 @@ impl Services {
         match membership {
             None => self.cluster = None,
             Some(_) if self.cluster.is_some() => {}
-            Some(membership) => match Cluster::start(engine, membership) {
-                Ok(cluster) => self.cluster = Some(cluster),
+            Some(membership) => match Cluster::start(&self.root, engine, membership, self.shared_by()) {
+                // It has to be told of all containers.
+                Ok(cluster) => (self.cluster, self.revision) = (Some(cluster), None),
                 Err(error) => tracing::error!("cluster: {error:#}"),
             },
         }
+    }
+
+    /// Who hears of what came of [`Services::share`].
+    fn shared_by(&self) -> cluster::Tell {
+        let (tell, wake) = (self.say_shared.clone(), self.wake.clone());
+        Arc::new(move |token, outcome| {
+            let _ = tell.send((token, outcome));
+            let _ = rustix::io::write(&*wake, &1u64.to_ne_bytes());
+        })
+    }
+
+    /// Has the cluster do what all hosts have to agree on. What came of it is told under `token` ([`Services::shared`]).
+    ///
+    /// # Errors
+    /// When this host is in no cluster.
+    pub fn share(&self, token: u64, what: cluster::Sharing) -> Result<(), Refusal> {
+        let Some(cluster) = &self.cluster else {
+            return Err(Refusal::new(
+                "this host is in no cluster",
+                "`portolan cluster init` begins one, `portolan cluster join` makes this host one of it",
+            ));
+        };
+        cluster.share(token, what);
+        Ok(())
+    }
+
+    /// What came of what was asked for, by token.
+    pub fn shared(&self) -> Vec<(u64, Result<Id, Refusal>)> {
+        self.shared.try_iter().collect()
     }
 
     /// How this host stands in its cluster, if it is in one.

@@ -34,6 +34,9 @@ pub(crate) enum Fault {
     /// Bytes that are no address.
     #[error("an address of {0} bytes")]
     Address(usize),
+    /// A text that is no block of addresses.
+    #[error("a block of addresses `{0}`")]
+    Block(String),
     /// A change that names nothing.
     #[error("a change of {0} bytes")]
     Touched(usize),

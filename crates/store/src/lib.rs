@@ -12,6 +12,7 @@
 mod error;
 mod lock;
 mod migrations;
+mod remotes;
 mod sql;
 mod store;
 mod tx;

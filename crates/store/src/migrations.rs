@@ -17,6 +17,7 @@ const STEPS: &[&str] = &[
     include_str!("migrations/v2.sql"),
     include_str!("migrations/v3.sql"),
     include_str!("migrations/v4.sql"),
+    include_str!("migrations/v5.sql"),
 ];
 
 /// Brings the file from format `found` to [`FORMAT`], all or nothing.

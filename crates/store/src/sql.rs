@@ -34,7 +34,10 @@ statements! {
     Point NETWORK_NAMED = "SELECT body FROM network WHERE name = ?1";
     Point NETWORKS_WITH_PREFIX = "SELECT body FROM network WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 2";
     List NETWORKS = "SELECT body FROM network ORDER BY name";
-    Point HAS_USER_BRIDGES = "SELECT EXISTS (SELECT 1 FROM network WHERE ruled = 1)";
+    // Networks over several hosts (`ruled = 2`) are on each of them, used or not: of those, how many there are counts.
+    List HAS_USER_BRIDGES = "SELECT EXISTS (SELECT 1 FROM network WHERE ruled = 1)
+        OR EXISTS (SELECT 1 FROM network WHERE ruled = 2
+            AND EXISTS (SELECT 1 FROM endpoint WHERE endpoint.network = network.id))";
     Point NETWORK_OF_DEVICE = "SELECT body FROM network WHERE device = ?1 LIMIT 1";
     // Claims never overlap each other: the last one that begins before the end of a subnet is the one to look at.
     Point CLAIMANT = "SELECT iif(last >= ?2, network, NULL) FROM claim WHERE family = ?1 AND first <= ?3
@@ -120,6 +123,25 @@ statements! {
     Point PUT_POOL = "INSERT INTO pool (id, family, first, last, body) VALUES (?1, ?2, ?3, ?4, ?5)
         ON CONFLICT (id) DO UPDATE SET body = ?5";
     Point DELETE_POOL = "DELETE FROM pool WHERE id = ?1";
+
+    Point PEER = "SELECT body FROM peer WHERE host = ?1";
+    List PEERS = "SELECT body FROM peer ORDER BY host";
+    Point PUT_PEER = "INSERT INTO peer (host, body) VALUES (?1, ?2) ON CONFLICT (host) DO UPDATE SET body = ?2";
+    Point DELETE_PEER = "DELETE FROM peer WHERE host = ?1";
+    Point REMOTE_BLOCK = "SELECT host FROM remote_block WHERE network = ?1 AND block = ?2";
+    List REMOTE_BLOCKS = "SELECT network, block, host FROM remote_block";
+    Point REMOTE_BLOCKS_OF = "SELECT network, block, host FROM remote_block WHERE network = ?1";
+    Point REMOTE_BLOCKS_AT = "SELECT network, block, host FROM remote_block WHERE host = ?1";
+    Point PUT_REMOTE_BLOCK = "INSERT INTO remote_block (network, block, host) VALUES (?1, ?2, ?3)
+        ON CONFLICT (network, block) DO UPDATE SET host = ?3";
+    Point DELETE_REMOTE_BLOCK = "DELETE FROM remote_block WHERE network = ?1 AND block = ?2";
+    Point DELETE_REMOTE_BLOCKS = "DELETE FROM remote_block WHERE network = ?1";
+    Point REMOTE_ENDPOINT = "SELECT body FROM remote_endpoint WHERE id = ?1";
+    List REMOTE_ENDPOINTS = "SELECT body FROM remote_endpoint";
+    Point REMOTE_ENDPOINT_IDS = "SELECT id FROM remote_endpoint WHERE network = ?1";
+    Point PUT_REMOTE_ENDPOINT = "INSERT INTO remote_endpoint (id, network, body) VALUES (?1, ?2, ?3)
+        ON CONFLICT (id) DO UPDATE SET network = ?2, body = ?3";
+    Point DELETE_REMOTE_ENDPOINT = "DELETE FROM remote_endpoint WHERE id = ?1";
 
     Point PUBLICATIONS_OF = "SELECT container, body FROM publication WHERE container = ?1 ORDER BY seq";
     Point PUBLICATIONS_OVERLAPPING = "SELECT container, body, seq FROM publication

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, StoreError, Touched, Transition, Tx};
+use portolan_engine::{
+    Durability, LeaseRow, PublicationRow, Remotes as _, RestingLease, StoreError, Touched, Transition, Tx,
+};
 use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Pool, PortRange, Protocol, Publication};
 use rusqlite::types::{FromSql, FromSqlError, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
@@ -66,11 +68,11 @@ impl<'a> SqliteTx<'a> {
         self.connection.as_ref().expect("the connection is given back by commit and drop only")
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.store.path()
     }
 
-    fn read_error(&self, error: rusqlite::Error) -> StoreError {
+    pub(crate) fn read_error(&self, error: rusqlite::Error) -> StoreError {
         from_sqlite(READ, self.path(), error)
     }
 
@@ -78,12 +80,12 @@ impl<'a> SqliteTx<'a> {
         serde_json::from_str(body).map_err(|e| corrupt(self.path(), e))
     }
 
-    fn render<T: Serialize>(&self, row: &T) -> Result<String, StoreError> {
+    pub(crate) fn render<T: Serialize>(&self, row: &T) -> Result<String, StoreError> {
         serde_json::to_string(row).map_err(|e| other(WRITE, self.path(), e))
     }
 
     /// What `take` makes of each row.
-    fn rows<T>(
+    pub(crate) fn rows<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -104,16 +106,20 @@ impl<'a> SqliteTx<'a> {
         self.parse(text.map_err(|e| self.read_error(e))?)
     }
 
-    fn bodies<T: DeserializeOwned>(&self, sql: &str, params: impl Params) -> Result<Vec<T>, StoreError> {
+    pub(crate) fn bodies<T: DeserializeOwned>(&self, sql: &str, params: impl Params) -> Result<Vec<T>, StoreError> {
         self.rows(sql, params, |row| self.body(row, 0))
     }
 
-    fn maybe_body<T: DeserializeOwned>(&self, sql: &str, params: impl Params) -> Result<Option<T>, StoreError> {
+    pub(crate) fn maybe_body<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        params: impl Params,
+    ) -> Result<Option<T>, StoreError> {
         Ok(self.bodies(sql, params)?.pop())
     }
 
     /// The first row of a query, if there is one.
-    fn maybe<T>(
+    pub(crate) fn maybe<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -130,7 +136,7 @@ impl<'a> SqliteTx<'a> {
     }
 
     /// Changes rows; says how many.
-    fn change(&self, sql: &str, params: impl Params) -> Result<usize, StoreError> {
+    pub(crate) fn change(&self, sql: &str, params: impl Params) -> Result<usize, StoreError> {
         if !self.writable {
             return Err(other(WRITE, self.path(), Misuse::ReadOnly));
         }
@@ -178,7 +184,7 @@ impl<'a> SqliteTx<'a> {
         }
     }
 
-    fn touch(&self, what: Touched) {
+    pub(crate) fn touch(&self, what: Touched) {
         self.touched.borrow_mut().insert(what);
     }
 
@@ -219,6 +225,7 @@ impl<'a> SqliteTx<'a> {
             match kind {
                 0 => Ok(Touched::Network(id)),
                 1 => Ok(Touched::Container(id)),
+                2 => Ok(Touched::Remote(id)),
                 _ => Err(wrong()),
             }
         };
@@ -292,7 +299,7 @@ impl Tx for SqliteTx<'_> {
         let is_bridge = network.is_managed_bridge();
         let device = (is_bridge || network.subinterface.is_some()).then_some(network.bridge.as_str());
         let is_users = network.is_ruled() && !network.is_predefined();
-        let ruled = is_users.then_some(1);
+        let ruled = is_users.then_some(if network.overlay.is_some() { 2 } else { 1 });
         let (moving, body) = (self.moving(network.phase), self.render(network)?);
         self.touch(Touched::Network(network.id));
         let row = params![id, name, device, ruled, moving, body];
@@ -315,7 +322,11 @@ impl Tx for SqliteTx<'_> {
         self.change(sql::DELETE_RESTING, [id.as_bytes()])?;
         self.change(sql::DELETE_CURSORS, [id.as_bytes()])?;
         self.change(sql::DELETE_CLAIMS, [id.as_bytes()])?;
-        Ok(())
+        self.change(sql::DELETE_REMOTE_BLOCKS, [id.as_bytes()])?;
+        let remote = self.rows(sql::REMOTE_ENDPOINT_IDS, [id.as_bytes()], |row| {
+            row.get(0).map(Id::from_bytes).map_err(|e| self.read_error(e))
+        })?;
+        remote.into_iter().try_for_each(|id| self.delete_remote_endpoint(id))
     }
 
     fn network_of_device(&self, name: &str) -> Result<Option<Network>, StoreError> {
@@ -616,6 +627,7 @@ fn encode(touched: &BTreeSet<Touched>) -> Vec<u8> {
         let (kind, id) = match what {
             Touched::Network(id) => (0, id),
             Touched::Container(id) => (1, id),
+            Touched::Remote(id) => (2, id),
         };
         bytes.push(kind);
         bytes.extend(id.as_bytes());

@@ -8,8 +8,8 @@ mod common;
 use std::path::Path;
 
 use common::*;
-use portolan_engine::{Durability, Store, Tx};
-use portolan_model::{Driver, Network};
+use portolan_engine::{Durability, Remotes, Store, Tx};
+use portolan_model::{Driver, Network, RemoteBlock};
 use portolan_store::SqliteStore;
 use rusqlite::{Connection, params};
 
@@ -30,6 +30,11 @@ fn filled(scratch: &Scratch) -> Connection {
     tx.put_lease_cursor(row.network, parse("10.0.0.0/8"), parse("10.0.0.2")).unwrap();
     tx.put_publication(&publication(one.id, "tcp", Some("127.0.0.1"), "8080-8081")).unwrap();
     tx.put_pool(&pool(1, "10.9.0.0/24")).unwrap();
+    let other = peer(1);
+    let block = RemoteBlock { network: id(1, 1), block: parse("10.0.0.64/26"), host: other.host };
+    tx.put_peer(&other).unwrap();
+    tx.put_remote_block(&block).unwrap();
+    tx.put_remote_endpoint(&remote_endpoint(1, id(1, 1), other.host)).unwrap();
     tx.commit(Durability::Process).unwrap();
     Connection::open(store.path()).unwrap()
 }
@@ -55,7 +60,7 @@ fn schema() {
         text.push_str(&sql.unwrap());
         text.push_str(";\n");
     }
-    compare("schema-v4.sql", &text);
+    compare("schema-v5.sql", &text);
 }
 
 #[test]
@@ -63,7 +68,8 @@ fn rows() {
     let scratch = Scratch::new();
     let connection = filled(&scratch);
     let mut text = String::new();
-    for table in ["meta", "network", "container", "endpoint", "lease", "cursor", "publication", "pool", "change"] {
+    let tables = ["meta", "network", "container", "endpoint", "lease", "cursor", "publication", "pool", "peer"];
+    for table in tables.into_iter().chain(["remote_block", "remote_endpoint", "change"]) {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
         let names: Vec<_> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).unwrap();
@@ -84,13 +90,13 @@ fn rows() {
             }
         }
     }
-    compare("rows-v4.txt", &text);
+    compare("rows-v5.txt", &text);
 }
 
 /// A file of every earlier format becomes the same as a new one.
 #[test]
 fn earlier_formats_are_brought_up_to_date() {
-    for format in [1, 2, 3] {
+    for format in [1, 2, 3, 4] {
         bring_up_to_date(format);
     }
 }
@@ -111,7 +117,7 @@ fn bring_up_to_date(format: i64) {
         let body = serde_json::to_string(row).unwrap();
         let columns = params![row.id.as_bytes(), row.name.as_str(), body];
         connection.execute("INSERT INTO network (id, name, body) VALUES (?1, ?2, ?3)", columns).unwrap();
-        if format == 3 && row.driver == Driver::Bridge {
+        if format >= 3 && row.driver == Driver::Bridge {
             let device = params![row.id.as_bytes(), row.bridge.as_str()];
             connection.execute("UPDATE network SET device = ?2, ruled = 1 WHERE id = ?1", device).unwrap();
             let claim = params![[10u8, 0, 0, 0], [10u8, 255, 255, 255], row.id.as_bytes()];
@@ -135,6 +141,6 @@ fn bring_up_to_date(format: i64) {
     let mut statement =
         connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid").unwrap();
     let now: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    let reviewed = std::fs::read_to_string(snapshots.join("schema-v4.sql")).unwrap();
+    let reviewed = std::fs::read_to_string(snapshots.join("schema-v5.sql")).unwrap();
     assert_eq!(now.join(";\n") + ";\n", reviewed.split_once('\n').unwrap().1);
 }

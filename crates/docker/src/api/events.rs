@@ -195,7 +195,7 @@ impl Chronicle {
             match change {
                 Change::Container(id, Some(view)) => self.changed(*id, view, &mut told),
                 Change::Container(id, None) => self.gone(*id, &mut told),
-                Change::Network(..) => {}
+                Change::Network(..) | Change::Remote(..) => {}
             }
         }
         for change in changes {

@@ -201,7 +201,7 @@ fn by(destination: IpNet, next_hop: IpAddr) -> StaticRoute {
 
 /// What leads containers without a bridge to their own subnets.
 fn behind_gateways(endpoint: &Endpoint, network: &Network) -> Vec<StaticRoute> {
-    if network.driver != Driver::Ptp {
+    if !network.driver.is_routed() {
         return Vec::new();
     }
     let addresses = endpoint.addresses.iter().map(|one| one.address);

@@ -10,8 +10,12 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use portolan_engine::{Durability, LeaseRow, PublicationRow, RestingLease, Store, StoreError, Touched, Transition, Tx};
-use portolan_model::{Container, Endpoint, Family, Id, Mac, Network, Phase, Pool, PortRange, Protocol};
+use portolan_engine::{
+    Durability, LeaseRow, PublicationRow, Remotes, RestingLease, Store, StoreError, Touched, Transition, Tx,
+};
+use portolan_model::{
+    Container, Endpoint, Family, Id, Mac, Network, Peer, Phase, Pool, PortRange, Protocol, RemoteBlock, RemoteEndpoint,
+};
 use portolan_store::{SqliteGuard, SqliteStore, SqliteTx};
 
 /// What the unwinding of a dying process carries.
@@ -232,5 +236,24 @@ impl Tx for BrokenTx<'_> {
         fn transitions(limit: usize) -> Vec<(Transition, Phase)>;
         fn revision() -> u64;
         fn touched_since(revision: u64) -> Option<(u64, BTreeSet<Touched>)>;
+    }
+}
+
+impl Remotes for BrokenTx<'_> {
+    pass_on! {
+        fn peer(host: Id) -> Option<Peer>;
+        fn peers() -> Vec<Peer>;
+        fn put_peer(peer: &Peer) -> ();
+        fn delete_peer(host: Id) -> ();
+        fn remote_block(network: Id, block: IpNet) -> Option<Id>;
+        fn remote_blocks() -> Vec<RemoteBlock>;
+        fn remote_blocks_of(network: Id) -> Vec<RemoteBlock>;
+        fn remote_blocks_at(host: Id) -> Vec<RemoteBlock>;
+        fn put_remote_block(block: &RemoteBlock) -> ();
+        fn delete_remote_block(network: Id, block: IpNet) -> ();
+        fn remote_endpoint(id: Id) -> Option<RemoteEndpoint>;
+        fn remote_endpoints() -> Vec<RemoteEndpoint>;
+        fn put_remote_endpoint(endpoint: &RemoteEndpoint) -> ();
+        fn delete_remote_endpoint(id: Id) -> ();
     }
 }

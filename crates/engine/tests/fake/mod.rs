@@ -221,14 +221,16 @@ impl State {
     /// Whether what `object` stands on is there.
     fn has_ground(&self, object: &Object) -> bool {
         let bridge = |name: &IfName| self.objects.find(&Key::Bridge(name.clone())).is_some();
-        let device = |name: &IfName| bridge(name) || self.objects.find(&Key::Port(name.clone())).is_some();
+        let there = |key: Key| self.objects.find(&key).is_some();
+        let device = |name: &IfName| bridge(name) || there(Key::Port(name.clone())) || there(Key::Vxlan(name.clone()));
         object.sandbox().is_none_or(|sandbox| self.is_alive(sandbox))
             && match object {
                 Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
                 Object::Port(port) => port.bridge().is_none_or(bridge),
                 Object::Shaper(shaper) => self.objects.find(&Key::Port(shaper.host_end.clone())).is_some(),
                 Object::Neighbour(neighbour) => device(&neighbour.device),
-                Object::HostRoute(route) => route.by.as_ref().is_none_or(|(host_end, _)| device(host_end)),
+                Object::Forwarding(forwarding) => device(&forwarding.device),
+                Object::HostRoute(route) => route.way.device().is_none_or(device),
                 Object::Interface(interface) => self.objects.iter().any(|(_, object)| match object {
                     Object::Port(port) => port.sandbox == interface.sandbox && port.sandbox_end == interface.name,
                     Object::Child(child) => child.sandbox == interface.sandbox && child.name == interface.name,
@@ -249,9 +251,10 @@ impl State {
                 && match gone {
                     Object::Ruleset(_) => !matches!(object, Object::Element(_)),
                     Object::Bridge(bridge) => !matches!(object, Object::Neighbour(n) if n.device == bridge.name),
+                    Object::Vxlan(vxlan) => object.device() != Some(&vxlan.name),
                     Object::Port(port) => match object {
                         Object::Neighbour(n) => n.device != port.host_end,
-                        Object::HostRoute(r) => r.by.as_ref().is_none_or(|(host_end, _)| *host_end != port.host_end),
+                        Object::HostRoute(r) => r.way.device() != Some(&port.host_end),
                         Object::Shaper(s) => s.host_end != port.host_end || s.direction == Direction::Out,
                         Object::Interface(i) => i.sandbox != port.sandbox || i.name != port.sandbox_end,
                         Object::DefaultRoute(r) => r.sandbox != port.sandbox || r.interface != port.sandbox_end,
@@ -453,6 +456,7 @@ impl Kernel for FakeKernel {
         let ours = state.objects.iter().filter_map(|(_, object)| match object {
             Object::Bridge(bridge) => Some((bridge.name.clone(), Some(bridge.alias.clone()))),
             Object::Port(port) => Some((port.host_end.clone(), Some(port.alias.clone()))),
+            Object::Vxlan(vxlan) => Some((vxlan.name.clone(), Some(vxlan.alias.clone()))),
             _ => None,
         });
         Ok(ours.chain([("eth0".parse().unwrap(), None)]).collect())

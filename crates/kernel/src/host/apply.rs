@@ -11,6 +11,7 @@ mod ports;
 mod routes;
 mod sandbox;
 mod shapers;
+mod tunnels;
 
 pub(super) use routes::host_route;
 pub(super) use sandbox::{routed, static_route};
@@ -51,6 +52,8 @@ fn place(step: &Step) -> Place {
         | Object::Neighbour(_)
         | Object::HostRoute(_)
         | Object::Vlan(_)
+        | Object::Vxlan(_)
+        | Object::Forwarding(_)
         | Object::Child(_) => Place::Host,
         Object::Interface(_) | Object::DefaultRoute(_) | Object::Route(_) | Object::SandboxSetting(_) => Place::Sandbox,
     }
@@ -208,6 +211,7 @@ impl Context<'_> {
         self.steps.iter().any(|step| match step.object() {
             Object::Bridge(bridge) => bridge.ipv6,
             Object::Port(Port { place: HostEnd::Routed(routed), .. }) => routed.ipv6,
+            Object::Vxlan(vxlan) => vxlan.ipv6,
             _ => false,
         })
     }

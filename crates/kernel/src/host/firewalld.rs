@@ -119,6 +119,7 @@ pub(super) fn tell(firewall: &Firewall, steps: &[Step]) -> Result<(), KernelErro
     let bridge = |object: &Object| match object {
         Object::Bridge(bridge) => Some(bridge.name.to_string()),
         Object::Port(port) if port.bridge().is_none() => Some(port.host_end.to_string()),
+        Object::Vxlan(vxlan) => Some(vxlan.name.to_string()),
         _ => None,
     };
     let new: Vec<String> = steps

@@ -21,6 +21,7 @@ use crate::rtnl::{addr, neigh, route, tc};
 use crate::sysctl;
 
 mod ports;
+mod tunnels;
 
 use ports::{host_routes, port, routed_port};
 
@@ -126,7 +127,7 @@ fn links(
     let network = format!("portolan:{root}:network:");
     let endpoint = format!("portolan:{root}:endpoint:");
     let mut bridges: BTreeMap<u32, IfName> = BTreeMap::new();
-    // Host ends that the host routes by.
+    // Host ends and ends of tunnels that the host routes by.
     let mut devices: BTreeMap<u32, IfName> = BTreeMap::new();
     let routes = route::dump(socket).map_err(|error| refusal("list routes", &error))?;
     let connected: BTreeSet<(u32, IpNet)> = routes
@@ -148,6 +149,9 @@ fn links(
                 bridge.vlan = wanted.vlan;
             }
             found.insert(Object::Bridge(bridge));
+        } else if alias.starts_with(&network) && link.kind.as_deref() == Some("vxlan") {
+            devices.insert(link.index, name.clone());
+            tunnels::observe(socket, link, name, alias, groups, found)?;
         } else if alias.starts_with(&network) && link.kind.as_deref() == Some("vlan") {
             let wanted = desired.find(&portolan_plan::Key::Vlan(name.clone()));
             let parent = link.link.and_then(|index| names.get(&index)?.parse().ok());

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use ipnet::IpNet;
 use netlink_bindings::utils::IterableChunks;
 
 use super::answer::{Messages, NLMSG_OVERRUN};
@@ -37,6 +38,8 @@ pub enum Event {
         index: Option<u32>,
         /// Whether it was a default route.
         is_default: bool,
+        /// Where it led, unless it was a default route.
+        destination: Option<IpNet>,
     },
     /// A default route is new.
     DefaultRoute,
@@ -217,7 +220,9 @@ fn routing_event(kind: u16, payload: &[u8]) -> Option<Event> {
                 return is_default.then_some(Event::DefaultRoute);
             }
             let index = attribute(12, libc::RTA_OIF).and_then(|value| value.first_chunk());
-            Some(Event::RouteGone { index: index.map(|bytes| u32::from_ne_bytes(*bytes)), is_default })
+            let dst = attribute(12, libc::RTA_DST).and_then(address);
+            let destination = dst.and_then(|dst| IpNet::new(dst, *payload.get(1)?).ok());
+            Some(Event::RouteGone { index: index.map(|bytes| u32::from_ne_bytes(*bytes)), is_default, destination })
         }
         libc::RTM_DELNEIGH => {
             // struct ndmsg: family and padding, interface, …

@@ -2,6 +2,7 @@
 
 mod read;
 mod remove;
+mod vxlan;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -15,6 +16,7 @@ pub(crate) use read::parse_counters;
 pub use read::{BridgeState, Counters, Link, counters, dump, dump_ports, lookup, parse};
 pub use remove::remove;
 pub(crate) use remove::wait_until_gone;
+pub use vxlan::{VxlanSpec, VxlanState, create_vxlan};
 
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;

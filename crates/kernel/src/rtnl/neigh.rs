@@ -139,6 +139,53 @@ pub fn fdb_dump(socket: &mut Socket, bridge: u32) -> Result<Vec<FdbEntry>, Netli
     Ok(entries)
 }
 
+/// An entry of a VXLAN interface's forwarding table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelEntry {
+    /// The MAC; all zero for the way of what has no entry of its own.
+    pub mac: Mac,
+    /// The host that frames for it go to.
+    pub to: IpAddr,
+}
+
+/// Appends that frames for `mac` leave the VXLAN interface `vxlan` for the host `to`, in place of wherever they went: what
+/// bridge(8) calls `replace … self permanent`.
+pub fn tunnel_replace(batch: &mut Batch, vxlan: u32, mac: Mac, to: IpAddr) -> usize {
+    batch.message(libc::RTM_NEWNEIGH, CREATE | REPLACE, |buf| {
+        push_header(buf, AF_BRIDGE, vxlan, NUD_PERMANENT, NTF_SELF);
+        PushNeighbourAttrs::new(&mut *buf).push_dst(to).push_lladdr(&mac);
+    })
+}
+
+/// Appends the removal of such an entry; `ENOENT` if there is none.
+pub fn tunnel_delete(batch: &mut Batch, vxlan: u32, mac: Mac, to: IpAddr) -> usize {
+    batch.message(libc::RTM_DELNEIGH, 0, |buf| {
+        push_header(buf, AF_BRIDGE, vxlan, 0, NTF_SELF);
+        PushNeighbourAttrs::new(&mut *buf).push_dst(to).push_lladdr(&mac);
+    })
+}
+
+/// The forwarding table of the VXLAN interface `vxlan`.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn tunnel_dump(socket: &mut Socket, vxlan: u32) -> Result<Vec<TunnelEntry>, NetlinkError> {
+    socket.dump_all(
+        libc::RTM_GETNEIGH,
+        0,
+        |buf| push_header(buf, AF_BRIDGE, vxlan, 0, 0),
+        |kind, payload| {
+            if kind != libc::RTM_NEWNEIGH {
+                return None;
+            }
+            let (header, attrs) = OpGetneighDump::decode_request(payload);
+            // What is not a host is an interface, or the addresses that it takes for itself.
+            let (to, mac) = (attrs.get_dst().ok()?, attrs.get_lladdr().ok()?.try_into().ok()?);
+            (header.ndm_ifindex as u32 == vxlan).then_some(TunnelEntry { mac, to })
+        },
+    )
+}
+
 /// Decodes the payload of an `RTM_NEWNEIGH` message; none for families other than IP.
 pub(crate) fn parse(payload: &[u8]) -> Option<Neighbour> {
     let (header, attrs) = OpGetneighDump::decode_request(payload);

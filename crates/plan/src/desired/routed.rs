@@ -6,15 +6,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portolan_model::{Endpoint, Family, Network};
 
-use super::{elements, gateway_mac, member};
-use crate::object::{Element, Field, HostEnd, HostRoute, Neighbour, Object, Objects, Routed};
+use super::{elements, gateway_mac, member, overlay};
+use crate::object::{Element, Field, HostEnd, HostRoute, Neighbour, Object, Objects, Routed, Way};
 use crate::set::Set;
 
 /// What such a network holds whoever is on it: what may pass between its subnets, and that addresses which no container has
 /// are nowhere. Else the host's default route would lead to them.
 pub(super) fn network_objects(network: &Network, owner: &str, objects: &mut Objects) {
     for from in &network.subnets {
-        objects.insert(Object::HostRoute(HostRoute { destination: from.net, by: None }));
+        objects.insert(Object::HostRoute(HostRoute { destination: from.net, way: Way::Unreachable }));
         for to in network.subnets_of(from.family()) {
             objects.insert(Object::Element(Element {
                 set: Set::Between(from.family()),
@@ -57,8 +57,11 @@ pub(super) fn endpoint_objects(network: &Network, endpoint: &Endpoint, owner: &s
         let key = vec![Field::IfName(device.clone()), Field::Address(address)];
         objects.insert(member(Set::Behind(Family::of(address)), key, owner));
         objects.insert(Object::Neighbour(Neighbour { device: device.clone(), address, mac: endpoint.mac }));
-        let by = Some((device.clone(), gateway));
-        objects.insert(Object::HostRoute(HostRoute { destination: address.into(), by }));
+        let way = Way::HostEnd { device: device.clone(), from: gateway };
+        objects.insert(Object::HostRoute(HostRoute { destination: address.into(), way }));
+    }
+    if network.overlay.is_some() {
+        overlay::endpoint_objects(network, endpoint, owner, objects);
     }
 }
 

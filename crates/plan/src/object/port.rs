@@ -72,12 +72,44 @@ impl Port {
     }
 }
 
-/// Where the host sends what is for an address or a subnet of a network without a bridge.
+/// Where the host sends what is for an address, a subnet or a part of one, of a network without a bridge.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostRoute {
-    /// All of a container's address, or a subnet.
+    /// All of a container's address, a subnet, or a block of one.
     pub destination: IpNet,
-    /// The container's host end and the gateway address that the host itself sends from; none for what no container has,
-    /// which is unreachable instead of wherever the host's other routes lead.
-    pub by: Option<(IfName, IpAddr)>,
+    /// How it gets there.
+    pub way: Way,
+}
+
+/// The way that the host sends packets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Way {
+    /// To a container, by its host end.
+    HostEnd {
+        /// The host end.
+        device: IfName,
+        /// The gateway address that the host itself sends from.
+        from: IpAddr,
+    },
+    /// To another host, by this one's end of the tunnels.
+    Tunnel {
+        /// That end.
+        device: IfName,
+        /// The other host, as a neighbour there.
+        via: IpAddr,
+        /// What fits through, if that is less than elsewhere.
+        mtu: Option<Mtu>,
+    },
+    /// Nowhere: no container has it, and the host's other routes must not lead there.
+    Unreachable,
+}
+
+impl Way {
+    /// The interface that it leads out of.
+    pub const fn device(&self) -> Option<&IfName> {
+        match self {
+            Self::HostEnd { device, .. } | Self::Tunnel { device, .. } => Some(device),
+            Self::Unreachable => None,
+        }
+    }
 }

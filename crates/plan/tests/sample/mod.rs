@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portolan_model::{
     Container, ContainerKind, ContainerState, DnsConfig, Driver, Endpoint, EndpointAddress, HostPorts, Id, Mac, Mtu,
-    Network, NetworkMode, NetworkOptions, Phase, Publication, PublishSpec, Sandbox, Subnet,
+    Network, NetworkMode, NetworkOptions, Overlay, Phase, Publication, PublishSpec, Sandbox, Subnet, TunnelEnd, Vni,
 };
 
 /// The id whose first two bytes are `number`.
@@ -36,6 +36,7 @@ pub(crate) fn network(name: &str, number: u16, subnets: &[&str], options: &[(&st
         labels: BTreeMap::new(),
         bridge: format!("br-{name}").parse().unwrap(),
         subinterface: None,
+        overlay: None,
         routes: Vec::new(),
         names: true,
         names_at: Vec::new(),
@@ -61,6 +62,25 @@ pub(crate) fn ptp(name: &str, number: u16, subnets: &[&str], options: &[(&str, &
     }
 }
 
+/// As [`network`], over several hosts; this one is at `address`.
+pub(crate) fn overlay(name: &str, number: u16, subnets: &[&str], address: &str) -> Network {
+    let end = TunnelEnd {
+        address: address.parse().unwrap(),
+        port: 4789,
+        mac: Mac::from_bytes([2, 0, 0, 0, 0, 0x0a]),
+        mtu: Mtu::ETHERNET,
+    };
+    let network = network(name, number, subnets, &[]);
+    Network {
+        driver: Driver::Overlay,
+        bridge: format!("vx-{}", network.id.short()).parse().unwrap(),
+        subnets: network.subnets.iter().cloned().map(|subnet| Subnet { shared: true, ..subnet }).collect(),
+        overlay: Some(Overlay { vni: Vni::new(4097).unwrap(), end }),
+        mtu: end.inner_mtu(end.mtu, false),
+        ..network
+    }
+}
+
 /// As [`network`], internal.
 pub(crate) fn internal(name: &str, number: u16, subnets: &[&str], options: &[(&str, &str)]) -> Network {
     Network { internal: true, ..network(name, number, subnets, options) }
@@ -69,7 +89,16 @@ pub(crate) fn internal(name: &str, number: u16, subnets: &[&str], options: &[(&s
 fn subnet(text: &str) -> Subnet {
     let net: IpNet = text.trim_end_matches('-').parse().unwrap();
     let gateway = (!text.ends_with('-')).then(|| net.hosts().find(|ip| *ip != net.network()).unwrap());
-    Subnet { net, range: None, gateway, aux: BTreeMap::new(), configured: true, fallback: false, pool: None }
+    Subnet {
+        net,
+        range: None,
+        gateway,
+        aux: BTreeMap::new(),
+        configured: true,
+        fallback: false,
+        pool: None,
+        shared: false,
+    }
 }
 
 /// A running container with its own namespace, whose inode is `number`.

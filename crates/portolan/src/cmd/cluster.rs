@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::{IpNet, Ipv6Net};
-use portolan_cluster::{ClusterRecord, FORMAT};
+use portolan_cluster::{ClusterRecord, FORMAT, VXLAN_PORT};
 use portolan_engine::Kernel as _;
 use portolan_etcd::{Config, Tls};
 use portolan_kernel::netlink::{ROUTE, Socket};
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Make this host one of several that know each other by way of an etcd
 ///
 /// Which hosts there are, how they are called, where they take packets and whether they run is in etcd, and nowhere else: no
-/// server of ours is in between. Networks over several hosts are not there yet.
+/// server of ours is in between. Networks that all of them have are made by `portolan network create -d overlay`.
 #[derive(Debug, Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub(crate) enum Command {
@@ -65,6 +65,9 @@ Examples:
 pub(crate) struct InitArgs {
     #[command(flatten)]
     member: MemberArgs,
+    /// UDP port of the tunnels between hosts, the same on all of them
+    #[arg(long, value_name = "PORT", default_value_t = VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    vxlan_port: u16,
 }
 
 /// Make this host one of a cluster
@@ -129,7 +132,8 @@ impl InitArgs {
         let pools = PerFamily { v4: POOL.parse().context("read the pool")?, v6: ula(&random) };
         let id = Id::from_bytes(engine.kernel().random());
         drop(engine);
-        join(context, "cluster init", self.member, Some(ClusterRecord { id, format: FORMAT, pools, lengths: LENGTHS }))
+        let cluster = ClusterRecord { id, format: FORMAT, port: self.vxlan_port, pools, lengths: LENGTHS };
+        join(context, "cluster init", self.member, Some(cluster))
     }
 }
 
@@ -267,7 +271,8 @@ fn underlay(given: &[IpAddr]) -> Result<(PerFamily<Option<IpAddr>>, Mtu)> {
 
 /// Take this host out of its cluster
 ///
-/// Its name and its addresses there are free for others then.
+/// Its name and its addresses there are free for others then. Networks over several hosts are gone from this one; as long as
+/// containers are on them, it stays.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -282,6 +287,11 @@ impl LeaveArgs {
     fn run(self, context: &Context) -> Result<i32> {
         let engine = context.engine_for("cluster leave")?;
         let Some(membership) = cluster::membership(&engine)? else { return Err(not_joined().into()) };
+        if let Some(used) = engine.on_overlays()?.into_iter().next() {
+            return Err(Refused::new(format!("this host cannot leave the cluster: {used}"))
+                .hint("`portolan rm -f` or `portolan detach` takes containers down, `portolan network disconnect` off the network")
+                .into());
+        }
         // Else the daemon would make it known again.
         cluster::leaving(&engine, &membership, true)?;
         notice(context)?;

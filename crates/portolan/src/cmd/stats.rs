@@ -57,7 +57,7 @@ impl Args {
 fn ask(client: &mut Client) -> Result<Vec<EndpointStats>> {
     match client.ask(&Request::Stats {})? {
         Some(Answer::Stats { endpoints }) => Ok(endpoints),
-        Some(Answer::Refused { reason }) => bail!(reason),
+        Some(Answer::Refused { reason, .. }) => bail!(reason),
         _ => bail!("the daemon has left"),
     }
 }

@@ -1,15 +1,20 @@
-//! The conversation with etcd: list, watch, say that we run.
+//! The conversation with etcd: list, watch, say that we run and what is on this host, ask for what is shared.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use portolan_cluster::{Change, Event, Layout, View, Write};
+use portolan_cluster::{Change, Event, Layout, Refusal, View, Write};
 use portolan_etcd::Client;
+use portolan_kernel::random;
+use portolan_model::Id;
+use tokio::sync::mpsc as channel;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::{Membership, edge};
+use super::jobs::{Job, Next};
+use super::{Endpoints, Membership, Told, edge, rows};
 
 /// A host that has not said for so many seconds that it runs counts as down.
 const LEASE: i64 = 15;
@@ -18,12 +23,21 @@ const BEAT: Duration = Duration::from_secs(5);
 /// How long to wait before etcd is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the thread knows, for whoever asks.
+/// What the threads know, for whoever asks.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) view: View,
     /// Why etcd is not followed; none while it is.
     pub(super) trouble: Option<String>,
+    /// What of it could not be made so on this host, by network.
+    pub(super) problems: BTreeMap<Option<Id>, String>,
+}
+
+impl Known {
+    /// Nothing yet, but that etcd was at `revision` when last something was seen.
+    pub(super) fn since(revision: i64) -> Self {
+        Self { view: View::since(revision), ..Self::default() }
+    }
 }
 
 /// It is locked for as long as it takes to look or to change it.
@@ -37,6 +51,13 @@ pub(super) struct Agent {
     membership: Membership,
     layout: Layout,
     shared: Shared,
+    hears: channel::UnboundedReceiver<Told>,
+    rows: mpsc::Sender<rows::Job>,
+    /// The endpoints of this host, by container.
+    containers: BTreeMap<Id, Endpoints>,
+    /// Whether those are all.
+    is_complete: bool,
+    jobs: Vec<Job>,
 }
 
 /// What lasts as long as one connection.
@@ -44,19 +65,27 @@ struct Session {
     client: Client,
     watch: portolan_etcd::Watch,
     lease: i64,
+    /// The endpoints of this host that etcd has.
+    there: Endpoints,
 }
 
 impl Agent {
     /// # Errors
     /// When the key prefix is none.
-    pub(super) fn new(membership: Membership, shared: Shared) -> Result<Self> {
+    pub(super) fn new(
+        membership: Membership,
+        shared: Shared,
+        hears: channel::UnboundedReceiver<Told>,
+        rows: mpsc::Sender<rows::Job>,
+    ) -> Result<Self> {
         let layout = Layout::new(&membership.prefix)?;
         lock(&shared).trouble = Some("etcd is not reached yet".to_owned());
-        Ok(Self { membership, layout, shared })
+        let containers = BTreeMap::new();
+        Ok(Self { membership, layout, shared, hears, rows, containers, is_complete: false, jobs: Vec::new() })
     }
 
     /// Goes on for ever.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         loop {
             let ended = match self.connect().await {
                 Ok(session) => self.serve(session).await,
@@ -68,7 +97,32 @@ impl Agent {
             if before.as_ref() != Some(&text) {
                 tracing::warn!("cluster: {text}");
             }
-            sleep(PAUSE).await;
+            // Nobody is to wait for what may never come.
+            self.refuse_all(&text);
+            self.pause(&text).await;
+        }
+    }
+
+    fn refuse_all(&mut self, why: &str) {
+        for mut job in std::mem::take(&mut self.jobs) {
+            job.end(Err(Refusal::new(
+                format!("the cluster cannot be asked: {why}"),
+                "`portolan cluster status` shows how this host stands; what it has goes on as it is",
+            )));
+        }
+    }
+
+    /// Waits before etcd is tried again, and hears what is told meanwhile.
+    async fn pause(&mut self, why: &str) {
+        let mut over = std::pin::pin!(sleep(PAUSE));
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                Some(told) = self.hears.recv() => {
+                    drop(self.hear(told));
+                    self.refuse_all(why);
+                }
+            }
         }
     }
 
@@ -77,11 +131,12 @@ impl Agent {
         let Membership { host: me, run, last_run, record, .. } = &self.membership;
         let client = Client::connect(&self.membership.etcd).await?;
         let (revision, all) = edge::list(&client, &self.layout).await?;
-        let (known, before) = {
+        let (known, before, there) = {
             let mut known = lock(&self.shared);
             known.view.replace(&self.layout, revision, all)?;
             self.check(&known.view)?;
-            (known.view.hosts().get(me).cloned(), known.view.run_of(*me).map(str::to_owned))
+            let there = known.view.endpoints_at(*me);
+            (known.view.hosts().get(me).cloned(), known.view.run_of(*me).map(str::to_owned), there)
         };
         match known {
             Some(known) if known == *record => {}
@@ -106,7 +161,9 @@ impl Agent {
         }
         let watch = client.watch(self.layout.root(), revision + 1).await?;
         lock(&self.shared).trouble = None;
-        Ok(Session { client, watch, lease })
+        // Who cannot hear is about to end.
+        let _ = self.rows.send(rows::Job::Everything);
+        Ok(Session { client, watch, lease, there })
     }
 
     /// Whether this is what this host may write into.
@@ -128,21 +185,116 @@ impl Agent {
         Ok(client.txn(edge::transaction(&self.layout, write, lease)).await?.succeeded)
     }
 
-    async fn serve(&self, mut session: Session) -> Result<Infallible> {
+    async fn serve(&mut self, mut session: Session) -> Result<Infallible> {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.publish(&mut session).await?;
+            self.work(&session).await?;
             tokio::select! {
-                batch = session.watch.next() => self.see(batch?)?,
+                batch = session.watch.next() => self.see(batch?, &mut session)?,
                 _ = beat.tick() => session.client.keep_alive(session.lease).await.map(drop)?,
+                Some(told) = self.hears.recv() => {
+                    let mut touched = self.hear(told);
+                    while let Ok(told) = self.hears.try_recv() {
+                        touched.extend(self.hear(told));
+                    }
+                    if !touched.is_empty() {
+                        let _ = self.rows.send(rows::Job::Local(touched));
+                    }
+                }
             }
         }
     }
 
+    /// Takes note of what it is told; the networks on which endpoints of this host came or went.
+    fn hear(&mut self, told: Told) -> BTreeSet<Id> {
+        let mut touched = BTreeSet::new();
+        match told {
+            Told::Container(container, endpoints) => {
+                touched.extend(endpoints.keys().map(|(network, _)| *network));
+                let before = if endpoints.is_empty() {
+                    self.containers.remove(&container)
+                } else {
+                    self.containers.insert(container, endpoints)
+                };
+                touched.extend(before.iter().flat_map(|before| before.keys().map(|(network, _)| *network)));
+            }
+            Told::Everything(containers) => {
+                self.containers.retain(|container, _| containers.contains(container));
+                self.is_complete = true;
+            }
+            // What is being done already is waited for with it.
+            Told::Share(what, reply) => self.jobs.push(Job::new(what, reply)),
+        }
+        touched
+    }
+
+    /// Has etcd know the endpoints of this host.
+    async fn publish(&self, session: &mut Session) -> Result<()> {
+        if !self.is_complete {
+            return Ok(());
+        }
+        let wanted: Endpoints = self.containers.values().flatten().map(|(at, record)| (*at, record.clone())).collect();
+        if wanted == session.there {
+            return Ok(());
+        }
+        for write in Write::endpoints(self.membership.host, &session.there, &wanted) {
+            // Where a network is gone, what is on it is nobody's any more.
+            self.write(&session.client, None, &write).await?;
+        }
+        session.there = wanted;
+        Ok(())
+    }
+
+    /// Does what is asked for, as far as it can be done now.
+    async fn work(&mut self, session: &Session) -> Result<()> {
+        let me = self.membership.host;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut left: Vec<Job> = Vec::new();
+        let mut writing: Vec<super::Sharing> = Vec::new();
+        for mut job in std::mem::take(&mut self.jobs) {
+            let (next, revision) = {
+                let view = &lock(&self.shared).view;
+                (job.next(me, view, random(), now), view.revision())
+            };
+            match next {
+                Next::Wait => left.push(job),
+                Next::Refuse(refusal) => job.end(Err(refusal)),
+                Next::Seen(network) => {
+                    let _ = self.rows.send(rows::Job::Tell(network, job.into_reply()));
+                }
+                // One that another asked for as well is enough for both.
+                Next::Write(network, _) if writing.contains(job.what()) => {
+                    job.written(network, revision, None);
+                    left.push(job);
+                }
+                Next::Write(network, write) => {
+                    let answer = session.client.txn(edge::transaction(&self.layout, &write, None)).await;
+                    match answer {
+                        Ok(answer) => {
+                            job.written(network, revision, answer.succeeded.then_some(answer.revision));
+                            writing.push(job.what().clone());
+                            left.push(job);
+                        }
+                        Err(error) => {
+                            left.push(job);
+                            self.jobs = left;
+                            return Err(error.into());
+                        }
+                    }
+                }
+            }
+        }
+        self.jobs = left;
+        Ok(())
+    }
+
     /// Takes in what happened.
-    fn see(&self, batch: portolan_etcd::Batch) -> Result<()> {
+    fn see(&self, batch: portolan_etcd::Batch, session: &mut Session) -> Result<()> {
         let events: Vec<Event> = batch.events.into_iter().map(edge::event).collect();
-        let view = &mut lock(&self.shared).view;
+        let mut known = lock(&self.shared);
+        let view = &mut known.view;
         let changes = view.apply(&self.layout, batch.revision, &events);
         let me = self.membership.host;
         if changes.contains(&Change::Alive(me)) {
@@ -155,6 +307,21 @@ impl Agent {
         }
         if changes.contains(&Change::Host(me)) && (view.is_gone(me) || !view.hosts().contains_key(&me)) {
             bail!("this host is not one of the cluster any more");
+        }
+        for change in &changes {
+            // Somebody else wrote what is ours to write, or etcd says what we wrote.
+            if let Change::Endpoint(network, host, endpoint) = change
+                && *host == me
+            {
+                match view.endpoint(*network, me, *endpoint) {
+                    Some(record) => session.there.insert((*network, *endpoint), record.clone()),
+                    None => session.there.remove(&(*network, *endpoint)),
+                };
+            }
+        }
+        drop(known);
+        if !changes.is_empty() {
+            let _ = self.rows.send(rows::Job::Changes(changes));
         }
         Ok(())
     }

@@ -156,9 +156,9 @@ pub fn leaving(engine: &Engine, membership: &Membership, leaving: bool) -> Resul
 /// Has this host be in no cluster, whatever etcd says.
 ///
 /// # Errors
-/// When the state cannot be written.
+/// When containers are on networks of the cluster, or the state cannot be written.
 pub fn forget(engine: &Engine) -> Result<()> {
-    Ok(engine.set_cluster_settings(None)?)
+    Ok(engine.forget_cluster()?)
 }
 
 /// What etcd says now.

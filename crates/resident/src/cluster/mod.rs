@@ -1,26 +1,38 @@
-//! This host's part in a cluster: a thread (`portolan-cluster`) that follows what etcd says of the hosts, and says there that
-//! this one runs. It is there when the host has joined.
+//! This host's part in a cluster. One thread (`portolan-cluster`) speaks with etcd: it follows what is there, says that this
+//! host runs and what is on it, and asks for what all hosts have to agree on. Another (`portolan-overlay`) makes rows and
+//! kernel what was seen, for which it may have to wait for the lock. Both are there when the host has joined.
 //!
 //! What is to be written when, and what is read, is decided in [`portolan_cluster`].
 
 mod agent;
+mod asked;
 mod edge;
+mod jobs;
 mod join;
+mod rows;
 mod standing;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::HostRecord;
-use portolan_engine::Kernel as _;
-use portolan_model::Id;
+use portolan_cluster::{EndpointRecord, HostRecord, NewNetwork, Refusal};
+use portolan_engine::{Kernel as _, Wanting};
+use portolan_model::{Family, Id};
+use portolan_plan::ContainerView;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc as channel;
 use tokio::sync::oneshot;
 
 use crate::daemon::Engine;
+use crate::feed;
 
-use agent::{Agent, Shared};
+use agent::{Agent, Known, Shared};
+use rows::Rows;
 
+pub use asked::AtDaemon;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership};
 pub use standing::{HostRow, Standing};
 
@@ -48,29 +60,95 @@ pub struct Membership {
 /// What a host says of its version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The running thread; dropping it ends it.
-#[derive(Debug)]
+/// What all hosts have to agree on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "share", deny_unknown_fields)]
+pub enum Sharing {
+    /// A network is to be there.
+    Create {
+        /// What it is to be.
+        network: NewNetwork,
+    },
+    /// A network is to go, if nobody is on it.
+    Remove {
+        /// Which one.
+        network: Id,
+    },
+    /// This host needs more of a network's addresses.
+    Claim {
+        /// The network.
+        network: Id,
+        /// Of this family, or those around one.
+        wanted: Wanted,
+    },
+}
+
+/// Which addresses a host needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// Any of this family.
+    Family(Family),
+    /// Those of the block that this one is of.
+    Around(std::net::IpAddr),
+}
+
+impl From<Wanting> for Wanted {
+    fn from(wanting: Wanting) -> Self {
+        match wanting {
+            Wanting::Block(family) => Self::Family(family),
+            Wanting::BlockOf(address) => Self::Around(address),
+        }
+    }
+}
+
+/// Hears what came of what was asked for under a number: the network that it was about.
+pub type Tell = Arc<dyn Fn(u64, Result<Id, Refusal>) + Send + Sync>;
+
+/// Endpoints of a container on overlay networks, by network and id.
+type Endpoints = BTreeMap<(Id, Id), EndpointRecord>;
+
+/// What the thread that speaks with etcd is told.
+enum Told {
+    /// What a container of this host has on overlay networks.
+    Container(Id, Endpoints),
+    /// There are no others than these.
+    Everything(BTreeSet<Id>),
+    /// Somebody asks for something; who wants to hear what comes of it.
+    Share(Sharing, Reply),
+}
+
+/// Hears what came of it.
+type Reply = Box<dyn FnOnce(Result<Id, Refusal>) + Send>;
+
+/// The running threads; dropping it ends them.
 pub struct Cluster {
     membership: Membership,
     shared: Shared,
+    tell: Tell,
+    told: channel::UnboundedSender<Told>,
+    rows: mpsc::Sender<rows::Job>,
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Cluster {
-    /// Starts it for a host that has joined.
+    /// Starts them for a host that has joined, whose state is at `root`.
     ///
     /// # Errors
-    /// When the state cannot be written, or the thread cannot be made.
-    pub fn start(engine: &Engine, membership: Membership) -> Result<Self> {
+    /// When the state cannot be read or written, or a thread cannot be made.
+    pub fn start(root: &Path, engine: &Engine, membership: Membership, tell: Tell) -> Result<Self> {
         let last_run = membership.run;
         let run = Id::from_bytes(engine.kernel().random()).to_string();
         let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
         let membership = Membership { run, last_run, record, ..membership };
         join::remember(engine, &membership)?;
-        let shared = Shared::default();
+        let shared = Shared::new(Known::since(engine.remote()?.revision).into());
         let (stop, stopped) = oneshot::channel::<()>();
-        let agent = Agent::new(membership.clone(), shared.clone())?;
+        let (told, hears) = channel::unbounded_channel();
+        let (rows, jobs) = mpsc::channel();
+        let worker = Rows::new(root.to_owned(), membership.clone(), shared.clone(), told.clone());
+        let agent = Agent::new(membership.clone(), shared.clone(), hears, rows.clone())?;
         let runtime = runtime()?;
         let work = move || {
             runtime.block_on(async move {
@@ -82,24 +160,60 @@ impl Cluster {
             // Who is asked for the address of a name may take his time.
             runtime.shutdown_background();
         };
-        let thread = std::thread::Builder::new().name("portolan-cluster".to_owned()).spawn(work)?;
-        Ok(Self { membership, shared, stop: Some(stop), thread: Some(thread) })
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let threads =
+            vec![thread("portolan-cluster").spawn(work)?, thread("portolan-overlay").spawn(move || worker.run(&jobs))?];
+        Ok(Self { membership, shared, tell, told, rows, stop: Some(stop), threads })
     }
 
     /// How this host stands.
     pub fn standing(&self) -> Standing {
         let known = agent::lock(&self.shared);
-        Standing::new(&self.membership, &known.view, known.trouble.as_deref())
+        Standing::new(&self.membership, &known)
+    }
+
+    /// Takes note of what a container of this host is now, or that it is gone.
+    pub fn take(&self, container: Id, view: Option<&ContainerView>) {
+        let endpoints = view.map(endpoints_of).unwrap_or_default();
+        // Who cannot hear is about to end.
+        let _ = self.told.send(Told::Container(container, endpoints));
+    }
+
+    /// Takes note that there are no containers but these.
+    pub fn took_everything(&self, containers: &BTreeSet<Id>) {
+        let _ = self.told.send(Told::Everything(containers.clone()));
+    }
+
+    /// Does what all hosts have to agree on; what came of it is told under `token`.
+    pub fn share(&self, token: u64, what: Sharing) {
+        let tell = self.tell.clone();
+        let _ = self.told.send(Told::Share(what, Box::new(move |outcome| tell(token, outcome))));
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop = None;
-        if let Some(thread) = self.thread.take() {
+        let _ = self.rows.send(rows::Job::Stop);
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
+}
+
+/// What other hosts are told of a container.
+fn endpoints_of(view: &ContainerView) -> Endpoints {
+    let on = view.endpoints.iter().filter(|(_, network)| network.overlay.is_some());
+    on.map(|(endpoint, network)| {
+        let record = EndpointRecord {
+            container: view.container.id,
+            name: view.container.called().to_owned(),
+            aliases: feed::names_of(&view.container, endpoint),
+            addresses: endpoint.addresses.iter().map(|one| one.address.addr()).collect(),
+        };
+        ((network.id, endpoint.id), record)
+    })
+    .collect()
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

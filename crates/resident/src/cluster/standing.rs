@@ -1,10 +1,11 @@
 use std::net::IpAddr;
 
-use portolan_cluster::{HostRecord, View};
+use portolan_cluster::HostRecord;
 use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
 
 use super::Membership;
+use super::agent::Known;
 
 /// How this host stands in its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +46,9 @@ pub struct HostRow {
 }
 
 impl Standing {
-    /// What a host can say that knows this of etcd; `trouble` is why it does not follow it.
-    pub(super) fn new(membership: &Membership, view: &View, trouble: Option<&str>) -> Self {
+    /// What a host can say that knows this.
+    pub(super) fn new(membership: &Membership, known: &Known) -> Self {
+        let Known { view, trouble, problems } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -76,7 +78,7 @@ impl Standing {
             endpoints: membership.etcd.endpoints.clone(),
             connected: trouble.is_none(),
             revision: view.revision(),
-            warnings: trouble.map(str::to_owned).into_iter().chain(strange).collect(),
+            warnings: trouble.iter().chain(problems.values()).cloned().chain(strange).collect(),
             hosts,
         }
     }

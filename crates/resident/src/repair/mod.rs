@@ -14,12 +14,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use portolan_engine::{Kernel as _, Repaired};
 use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
-use portolan_model::{Driver, FirewallDriver, Mtu, Network};
+use portolan_model::{FirewallDriver, Mtu, Network};
 use portolan_plan::{Firewall, Groups};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -426,25 +427,27 @@ impl Thread {
                         work.links(format!("address {address} of network `{}` is gone", network.name));
                     }
                 }
-                Event::RouteGone { index, .. } => {
-                    if let Some(network) = index.and_then(|index| self.network_at(index)) {
+                Event::RouteGone { index, destination, .. } => {
+                    if let Some(network) = index.and_then(|index| self.network_at(index))
+                        && self.is_wanted(&network, *destination)
+                    {
                         work.links(format!("a route to network `{}` is gone", network.name));
                     } else if index.is_none_or(|index| index == LOOPBACK)
-                        && self.engine.has_networks_of(Driver::Ptp).unwrap_or(true)
+                        && self.engine.has_routed_networks().unwrap_or(true)
                     {
                         work.links("a route to nowhere is gone".to_owned());
                     }
                 }
                 Event::NeighbourGone { index, address: Some(address) } => {
                     if let Some(network) = self.network_at(*index)
-                        && self.engine.is_leased(network.id, *address).unwrap_or(true)
+                        && (network.overlay.is_some() || self.engine.is_leased(network.id, *address).unwrap_or(true))
                     {
                         work.links(format!("neighbour {address} on network `{}` is gone", network.name));
                     }
                 }
                 Event::NeighbourGone { address: None, index } => {
                     if let Some(link) = self.engine.kernel().interface(*index)
-                        && self.engine.is_host_end(&link.name).unwrap_or(true)
+                        && (self.engine.is_host_end(&link.name).unwrap_or(true) || self.network_on(&link).is_some())
                     {
                         work.links(format!("a forwarding entry of `{}` is gone", link.name));
                     }
@@ -458,6 +461,14 @@ impl Thread {
             }
         }
         work
+    }
+
+    /// Whether a route of a network should still be there: those to other hosts' addresses come and go with these.
+    fn is_wanted(&self, network: &Network, destination: Option<IpNet>) -> bool {
+        match destination.filter(|_| network.overlay.is_some()) {
+            Some(destination) => self.engine.is_remote_block(network.id, destination).unwrap_or(true),
+            None => true,
+        }
     }
 
     /// Whether an interface was down and still is.

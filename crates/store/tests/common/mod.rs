@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use portolan_engine::PublicationRow;
 use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Endpoint, EndpointAddress, Id, Mac, Mtu, Network, NetworkMode,
-    NetworkOptions, Phase, Pool, ProcessId, Publication, Sandbox, Subnet,
+    NetworkOptions, Peer, PerFamily, Phase, Pool, ProcessId, Publication, RemoteEndpoint, Sandbox, Subnet,
 };
 
 /// A directory of one test, gone when it ends.
@@ -81,6 +81,7 @@ pub fn network(number: u32, name: &str) -> Network {
             configured: false,
             fallback: false,
             pool: None,
+            shared: false,
         }],
         options: NetworkOptions::default(),
         dns: Vec::new(),
@@ -89,6 +90,7 @@ pub fn network(number: u32, name: &str) -> Network {
         labels: [("made by".to_owned(), "a test, \"quoted\"".to_owned())].into(),
         bridge: parse(&format!("pt{number}")),
         subinterface: None,
+        overlay: None,
         routes: Vec::new(),
         names: true,
         names_at: Vec::new(),
@@ -194,4 +196,26 @@ pub const DIRECTORY: &str = "PORTOLAN_STORE_TEST_DIRECTORY";
 /// The directory given to a role; none when somebody merely runs all ignored tests.
 pub fn directory() -> Option<PathBuf> {
     std::env::var_os(DIRECTORY).map(PathBuf::from)
+}
+
+pub fn peer(number: u32) -> Peer {
+    Peer {
+        host: id(7, number),
+        name: parse(&format!("host-{number}")),
+        underlay: PerFamily { v4: Some(parse("192.0.2.7")), v6: None },
+        mac: mac(number),
+        mtu: Mtu::ETHERNET,
+    }
+}
+
+pub fn remote_endpoint(number: u32, network: Id, host: Id) -> RemoteEndpoint {
+    RemoteEndpoint {
+        id: id(8, number),
+        network,
+        host,
+        container: id(9, number),
+        name: format!("far-{number}"),
+        aliases: vec!["db".to_owned()],
+        addresses: vec![parse("10.0.0.65")],
+    }
 }

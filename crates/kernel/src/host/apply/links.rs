@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use ipnet::IpNet;
 use portolan_model::{IfName, IpvlanMode, Mac, MacvlanMode, Mtu, Sandbox};
-use portolan_plan::{Bridge, Child, ChildKind, HostRoute, Object, Step, Vlan};
+use portolan_plan::{Bridge, Child, ChildKind, Object, Step, Vlan};
 
 use super::super::{failure, refusal, removal, unset};
 use super::sandbox::is_child;
@@ -81,6 +81,7 @@ impl Context<'_> {
             .filter_map(|step| match step {
                 Step::Delete(Object::Bridge(bridge)) => Some(&bridge.name),
                 Step::Delete(Object::Port(port)) if port.bridge().is_none() => Some(&port.host_end),
+                Step::Delete(Object::Vxlan(vxlan)) => Some(&vxlan.name),
                 _ => None,
             })
             .collect();
@@ -103,9 +104,28 @@ impl Context<'_> {
                         });
                     }
                 }
-                // Neighbours and routes go with their device.
-                Step::Delete(Object::Neighbour(neighbour)) if gone.contains(&&neighbour.device) => {}
-                Step::Delete(Object::HostRoute(HostRoute { by: Some((device, _)), .. })) if gone.contains(&device) => {}
+                // Neighbours, forwarding entries and routes go with their device.
+                Step::Delete(object @ (Object::Neighbour(_) | Object::Forwarding(_) | Object::HostRoute(_)))
+                    if object.device().is_some_and(|device| gone.contains(&device)) => {}
+                Step::Create(Object::Vxlan(vxlan)) => self.create_vxlan(socket, vxlan),
+                Step::Change(Object::Vxlan(from), Object::Vxlan(to)) => self.change_vxlan(socket, from, to),
+                Step::Delete(Object::Vxlan(vxlan))
+                    if !self.is_ours(socket, &vxlan.name, Some(self.groups.bridges), &vxlan.alias) => {}
+                Step::Delete(Object::Vxlan(vxlan)) => doomed.push(vxlan.name.as_str()),
+                Step::Create(Object::Forwarding(entry)) | Step::Change(_, Object::Forwarding(entry)) => {
+                    if let Some(index) = self.index(socket, &entry.device) {
+                        last.add(&doing, |batch| {
+                            neigh::tunnel_replace(batch, index, entry.mac.octets(), entry.to);
+                        });
+                    }
+                }
+                Step::Delete(Object::Forwarding(entry)) => {
+                    if let Some(index) = self.index(socket, &entry.device) {
+                        last.add(&doing, |batch| {
+                            neigh::tunnel_delete(batch, index, entry.mac.octets(), entry.to);
+                        });
+                    }
+                }
                 Step::Create(Object::HostRoute(route)) | Step::Change(_, Object::HostRoute(route)) => {
                     self.make_host_route(socket, step, route, &mut last);
                 }

@@ -1,6 +1,6 @@
 //! Routes of the host to containers of networks without a bridge.
 
-use portolan_plan::{HostRoute, Step};
+use portolan_plan::{HostRoute, Step, Way};
 
 use super::{Context, Labelled, Mode};
 use crate::netlink::Socket;
@@ -9,21 +9,26 @@ use crate::rtnl::route::{self, Route, RouteKind};
 /// The priority of routes that lead nowhere: whoever has a route of his own to such a subnet goes before ("PORT").
 const LAST: u32 = portolan_plan::ALLOWED;
 
-/// The route; `index` is that of its host end.
+/// The route; `index` is that of its interface.
 pub(in crate::host) fn host_route(wanted: &HostRoute, index: Option<u32>) -> Route {
     let net = wanted.destination;
     let route = Route::new(net.network(), net.prefix_len());
-    match &wanted.by {
-        Some((_, gateway)) => Route { oif: index, prefsrc: Some(*gateway), ..route },
-        None => Route { kind: RouteKind::Unreachable, metric: Some(LAST), ..route },
+    match &wanted.way {
+        Way::HostEnd { from, .. } => Route { oif: index, prefsrc: Some(*from), ..route },
+        // Neither end has an address there, so nothing says that the other one is on the link.
+        Way::Tunnel { via, mtu, .. } => {
+            let mtu = mtu.map(|mtu| mtu.bytes());
+            Route { oif: index, gateway: Some(*via), onlink: true, mtu, ..route }
+        }
+        Way::Unreachable => Route { kind: RouteKind::Unreachable, metric: Some(LAST), ..route },
     }
 }
 
 impl Context<'_> {
     /// Its index, or none for a route that needs no interface; nothing where that is not there.
     fn place_of(&mut self, socket: &mut Socket, route: &HostRoute) -> Option<Option<u32>> {
-        match &route.by {
-            Some((host_end, _)) => self.index(socket, host_end).map(Some),
+        match route.way.device() {
+            Some(device) => self.index(socket, device).map(Some),
             None => Some(None),
         }
     }
@@ -58,7 +63,7 @@ impl Context<'_> {
         let Some(index) = self.place_of(socket, unwanted) else { return };
         last.add(&step.to_string(), |batch| {
             // Where to and by which interface says which; one that somebody else made has another source.
-            route::delete(batch, &Route { prefsrc: None, ..host_route(unwanted, index) });
+            route::delete(batch, &Route { prefsrc: None, mtu: None, ..host_route(unwanted, index) });
         });
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{IfName, Mac, Mtu, Sandbox};
-use portolan_plan::{BridgePort, Groups, HostEnd, HostRoute, Object, Objects, Port, Routed};
+use portolan_plan::{BridgePort, Groups, HostEnd, HostRoute, Object, Objects, Port, Routed, Way};
 
 use super::{nets, speaks_ipv6};
 use crate::host::apply;
@@ -30,15 +30,20 @@ pub(super) fn host_routes<'a>(
                     let should = apply::host_route(wanted, found.oif);
                     let is_it = (found.kind, found.gateway) == (should.kind, should.gateway)
                         && should.metric.is_none_or(|metric| found.metric == Some(metric))
-                        && wanted.by.as_ref().is_none_or(|(name, _)| Some(name) == device)
+                        && wanted.way.device().is_none_or(|name| Some(name) == device)
+                        && found.mtu == should.mtu
                         && (should.prefsrc.is_none() || found.prefsrc == should.prefsrc);
                     is_it.then(|| wanted.clone())
                 }
                 _ => None,
             };
             let stray = || {
-                let from = found.prefsrc.or(found.gateway).unwrap_or(found.dst);
-                device.map(|name| HostRoute { destination, by: Some((name.clone(), from)) })
+                let device = device?.clone();
+                let way = match found.gateway {
+                    Some(via) => Way::Tunnel { device, via, mtu: None },
+                    None => Way::HostEnd { device, from: found.prefsrc.unwrap_or(found.dst) },
+                };
+                Some(HostRoute { destination, way })
             };
             wanted.or_else(stray)
         })

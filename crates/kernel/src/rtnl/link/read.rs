@@ -7,6 +7,7 @@ use netlink_bindings::rt_link::{
 };
 use netlink_bindings::utils::IterableChunks;
 
+use super::vxlan::{self, VxlanState};
 use super::{AddrGenMode, BrPort, IFF_UP, IFLA_INFO_DATA, IFLA_LINKINFO, Ipv4Conf, LinkRef, push_ifinfo, push_ref};
 use crate::netlink::{NetlinkError, Socket};
 use crate::rtnl::Mac;
@@ -46,6 +47,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Mode of a macvlan or ipvlan interface (`MACVLAN_MODE_*`, `IPVLAN_MODE_*`), or the VLAN of a VLAN interface.
     pub mode: Option<u32>,
+    /// What it is, if it is a VXLAN interface.
+    pub vxlan: Option<VxlanState>,
     /// Kind of what it sends by: `noqueue`, `tbf`, …
     pub qdisc: Option<String>,
     /// Kind of the master.
@@ -245,6 +248,9 @@ pub fn parse(payload: &[u8]) -> Link {
     }
     if matches!(link.kind.as_deref(), Some("macvlan" | "ipvlan" | "vlan")) {
         link.mode = mode(payload);
+    }
+    if link.kind.as_deref() == Some("vxlan") {
+        link.vxlan = vxlan::state(payload);
     }
     link
 }

@@ -1,0 +1,392 @@
+//! Networks over several hosts: their rows on this one, and what is known of the others. What all hosts share is decided
+//! elsewhere and told here ([`crate::Cluster`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::{
+    AddressRange, Driver, Family, Id, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily, Phase,
+    RemoteBlock, RemoteEndpoint, Subnet,
+};
+use portolan_plan::{Objects, diff, network_objects, peer_objects, vxlan_name};
+
+use crate::engine::{Engine, meta};
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::networks::check::check_firewall;
+use crate::repair::said;
+use crate::sets::check_claims;
+use crate::store::{Durability, Remotes as _, Store, Tx};
+
+/// A network over several hosts, as all of them have it, and what it is on this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayNetwork {
+    /// Its id, the same on all hosts.
+    pub id: Id,
+    /// Its name.
+    pub name: Name,
+    /// Its subnet in either family, whose addresses the hosts give out in blocks.
+    pub prefixes: PerFamily<Option<IpNet>>,
+    /// No way out.
+    pub internal: bool,
+    /// Options as given.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Seconds since 1970 of its creation.
+    pub created: u64,
+    /// What it is on this host.
+    pub overlay: Overlay,
+    /// The blocks that this host gives out.
+    pub blocks: BTreeSet<IpNet>,
+}
+
+/// What is other than before at other hosts; none for what is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RemoteChanges {
+    /// Hosts.
+    pub peers: BTreeMap<Id, Option<Peer>>,
+    /// The host that has a block, by network and block.
+    pub blocks: BTreeMap<(Id, IpNet), Option<Id>>,
+    /// Endpoints, by id.
+    pub endpoints: BTreeMap<Id, Option<RemoteEndpoint>>,
+    /// Up to which revision of what is shared this is known.
+    pub revision: i64,
+}
+
+impl RemoteChanges {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.blocks.is_empty() && self.endpoints.is_empty()
+    }
+}
+
+/// What rows say of other hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remote {
+    /// Hosts, by id.
+    pub peers: BTreeMap<Id, Peer>,
+    /// The host that has a block, by network and block.
+    pub blocks: BTreeMap<(Id, IpNet), Id>,
+    /// Endpoints, by id.
+    pub endpoints: BTreeMap<Id, RemoteEndpoint>,
+    /// Up to which revision of what is shared; 0 if nothing was ever seen.
+    pub revision: i64,
+}
+
+/// How much of a network's own addresses is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Addresses that endpoints have.
+    pub used: usize,
+    /// Addresses that this host could give out, those among them.
+    pub all: u128,
+}
+
+/// The first address of a subnet that is one of a host: the gateway, which every host of an overlay network has.
+pub fn first_of(net: IpNet) -> IpAddr {
+    crate::ipam::usable(net).0
+}
+
+/// The subnets of a row: a set for each family, with a range for each block of this host's, or one without any.
+fn subnets(wanted: &OverlayNetwork) -> Vec<Subnet> {
+    let mut subnets = Vec::new();
+    for net in [wanted.prefixes.v4, wanted.prefixes.v6].into_iter().flatten() {
+        let base = Subnet { gateway: Some(first_of(net)), shared: true, ..Subnet::new(net, true) };
+        let blocks = wanted.blocks.iter().filter(|block| net.contains(*block));
+        let mut ranges: Vec<Subnet> =
+            blocks.map(|block| Subnet { range: Some((*block).into()), fallback: true, ..base.clone() }).collect();
+        match ranges.first_mut() {
+            Some(first) => first.fallback = false,
+            None => ranges.push(base),
+        }
+        subnets.extend(ranges);
+    }
+    subnets
+}
+
+impl<S: Store, K: Kernel> Engine<S, K> {
+    /// Makes the row of an overlay network what `wanted` says, and the kernel with it if anybody is on the network. A block
+    /// that endpoints have addresses of stays.
+    ///
+    /// # Errors
+    /// When another network has its name or addresses that overlap; nothing has changed then. What the kernel refused is in
+    /// the answer, and is tried again with each repair.
+    pub fn put_overlay(&self, wanted: &OverlayNetwork) -> Result<Vec<String>> {
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        let existing = tx.network(wanted.id)?;
+        if let Some(other) = tx.network_named(wanted.name.as_str())?.filter(|other| other.id != wanted.id) {
+            return Err(Error::NameTaken { what: "network", name: other.name.to_string() });
+        }
+        if existing.is_none() {
+            check_firewall(Driver::Overlay, self.table(&tx)?.driver)?;
+            for net in [wanted.prefixes.v4, wanted.prefixes.v6].into_iter().flatten() {
+                check_claims(&tx, net, None)?;
+            }
+        }
+        let mut wanted = wanted.clone();
+        if let Some(existing) = &existing {
+            let used: Vec<IpAddr> = tx.leases(wanted.id)?.into_iter().map(|(address, _)| address).collect();
+            let is_used = |block: &IpNet| used.iter().any(|address| block.contains(address));
+            wanted.blocks.extend(blocks_of(existing).into_iter().filter(is_used));
+        }
+        let network = plan(&wanted)?;
+        if existing.as_ref() == Some(&network) {
+            return Ok(Vec::new());
+        }
+        let is_there = existing.is_some() && self.is_materialised(&tx, &network)?;
+        let before = match &existing {
+            Some(existing) if is_there => self.with_containers(&tx, existing)?,
+            _ => Objects::new(),
+        };
+        tx.put_network(&network)?;
+        let after = if is_there { self.with_containers(&tx, &network)? } else { Objects::new() };
+        let table = self.table(&tx)?;
+        tx.commit(Durability::Disk)?;
+        Ok(said(self.kernel.repair(&table, &diff(&after, &before))))
+    }
+
+    /// A network's objects, and those of all containers on it.
+    fn with_containers(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Objects> {
+        let mut objects = self.network_objects(tx, network)?;
+        for endpoint in tx.endpoints_on(network.id)? {
+            if let Some(container) = tx.container(endpoint.container)? {
+                objects.extend(self.container_objects(&self.view(tx, container)?));
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Removes the row of an overlay network that is gone elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] as long as there are live endpoints on it.
+    pub fn drop_overlay(&self, id: Id) -> Result<()> {
+        let guard = self.begin()?;
+        let Some(network) = self.store.read()?.network(id)?.filter(|network| network.overlay.is_some()) else {
+            return Ok(());
+        };
+        self.reap_network(&guard, &network)?;
+        let holders = self.holders(&self.store.read()?, &network)?;
+        if !holders.is_empty() {
+            return Err(Error::InUse { name: network.name.to_string(), holders: holders.join(", ") });
+        }
+        self.take_down_network(&guard, network)
+    }
+
+    /// Who is on networks over several hosts: networks and containers by name, a sentence each.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn on_overlays(&self) -> Result<Vec<String>> {
+        let tx = self.store.read()?;
+        let mut said = Vec::new();
+        for network in tx.networks()?.into_iter().filter(|network| network.overlay.is_some()) {
+            let holders = self.holders(&tx, &network)?;
+            if !holders.is_empty() {
+                said.push(format!("network `{}` is in use by {}", network.name, holders.join(", ")));
+            }
+        }
+        Ok(said)
+    }
+
+    /// Forgets the networks over several hosts, the other hosts and the cluster.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] as long as somebody is on one of the networks.
+    pub fn forget_cluster(&self) -> Result<()> {
+        for network in self.overlays()?.into_keys() {
+            self.drop_overlay(network)?;
+        }
+        let Remote { peers, blocks, endpoints, .. } = self.remote()?;
+        let gone = RemoteChanges {
+            peers: peers.into_keys().map(|id| (id, None)).collect(),
+            blocks: blocks.into_keys().map(|at| (at, None)).collect(),
+            endpoints: endpoints.into_keys().map(|id| (id, None)).collect(),
+            revision: 0,
+        };
+        self.take_remote(&gone)?;
+        self.set_cluster_settings(None)
+    }
+
+    /// What rows say of other hosts.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn remote(&self) -> Result<Remote> {
+        let tx = self.store.read()?;
+        Ok(Remote {
+            peers: tx.peers()?.into_iter().map(|peer| (peer.host, peer)).collect(),
+            blocks: tx.remote_blocks()?.into_iter().map(|row| ((row.network, row.block), row.host)).collect(),
+            endpoints: tx.remote_endpoints()?.into_iter().map(|row| (row.id, row)).collect(),
+            revision: tx.meta(meta::CLUSTER_SEEN)?.and_then(|text| text.parse().ok()).unwrap_or(0),
+        })
+    }
+
+    /// Takes in what is other than before at other hosts: in the kernel where anybody is on a network, then in the rows.
+    ///
+    /// Who dies in between has the kernel know more than the rows; it hears of the same changes again.
+    ///
+    /// # Errors
+    /// When the store cannot serve. What the kernel refused is in the answer, and is tried again with each repair.
+    pub fn take_remote(&self, changes: &RemoteChanges) -> Result<Vec<String>> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        // Which hosts are to be looked at, by network.
+        let mut places: BTreeSet<(Id, Id)> = BTreeSet::new();
+        for ((network, block), host) in &changes.blocks {
+            let before = tx.remote_block(*network, *block)?;
+            places.extend(before.into_iter().chain(*host).map(|host| (*network, host)));
+        }
+        for host in changes.peers.keys() {
+            places.extend(tx.remote_blocks_at(*host)?.into_iter().map(|row| (row.network, *host)));
+        }
+        let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
+        for id in places.iter().map(|(network, _)| *network).collect::<BTreeSet<Id>>() {
+            if let Some(network) = tx.network(id)?
+                && self.is_materialised(&tx, &network)?
+            {
+                networks.insert(id, network);
+            }
+        }
+        places.retain(|(network, _)| networks.contains_key(network));
+        let objects = |tx: &S::Tx<'_>| -> Result<Objects> {
+            let mut all = Objects::new();
+            for (network, host) in &places {
+                let Some(peer) = tx.peer(*host)? else { continue };
+                let of_network = |row: &RemoteBlock| row.network == *network;
+                let blocks = tx.remote_blocks_at(*host)?.into_iter().filter(of_network).map(|row| row.block);
+                all.extend(peer_objects(&networks[network], &peer, &blocks.collect::<Vec<IpNet>>()));
+            }
+            Ok(all)
+        };
+        let before = objects(&tx)?;
+        write(&tx, changes)?;
+        tx.put_meta(meta::CLUSTER_SEEN, Some(&changes.revision.to_string()))?;
+        let after = objects(&tx)?;
+        let table = self.table(&tx)?;
+        let failures = self.kernel.repair(&table, &diff(&after, &before));
+        tx.commit(Durability::Process)?;
+        Ok(said(failures))
+    }
+
+    /// The overlay networks, with the blocks that this host gives out.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn overlays(&self) -> Result<BTreeMap<Id, BTreeSet<IpNet>>> {
+        let networks = self.store.read()?.networks()?;
+        Ok(networks.iter().filter(|network| network.overlay.is_some()).map(|n| (n.id, blocks_of(n))).collect())
+    }
+
+    /// How much of its own addresses of an overlay network this host has given out; none if there is no such network.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn room(&self, network: Id, family: Family) -> Result<Option<Room>> {
+        let tx = self.store.read()?;
+        let Some(network) = tx.network(network)? else { return Ok(None) };
+        let size = |block: &IpNet| 1u128 << (block.max_prefix_len() - block.prefix_len()).min(64);
+        let blocks = blocks_of(&network);
+        let all = blocks.iter().filter(|block| Family::of(block.addr()) == family).map(size).sum();
+        Ok(Some(Room { used: tx.lease_count(network.id, family)?, all }))
+    }
+
+    /// What a network needs of the kernel; of one over several hosts also what leads to the others.
+    pub(crate) fn network_objects(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Objects> {
+        let mut objects = network_objects(&self.root, network);
+        if network.overlay.is_none() {
+            return Ok(objects);
+        }
+        let mut blocks: BTreeMap<Id, Vec<IpNet>> = BTreeMap::new();
+        for row in tx.remote_blocks_of(network.id)? {
+            blocks.entry(row.host).or_default().push(row.block);
+        }
+        for (host, blocks) in blocks {
+            if let Some(peer) = tx.peer(host)? {
+                objects.extend(peer_objects(network, &peer, &blocks));
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Whether a route of the host to `destination` should be there because another host gives out addresses of `network`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_remote_block(&self, network: Id, destination: IpNet) -> Result<bool> {
+        Ok(self.store.read()?.remote_block(network, destination)?.is_some())
+    }
+}
+
+/// The blocks that this host gives out.
+fn blocks_of(network: &Network) -> BTreeSet<IpNet> {
+    let ranges = network.subnets.iter().filter(|subnet| subnet.shared).filter_map(|subnet| subnet.range);
+    ranges.filter_map(|range| range.prefix()).collect()
+}
+
+fn plan(wanted: &OverlayNetwork) -> Result<Network> {
+    let options = NetworkOptions::from_pairs(Driver::Overlay, &wanted.options)?;
+    let end = wanted.overlay.end;
+    let fits = end.inner_mtu(end.mtu, wanted.prefixes.v6.is_some());
+    let mtu: Mtu = options.mtu.map_or(fits, |asked| asked.min(fits));
+    Ok(Network {
+        id: wanted.id,
+        name: wanted.name.clone(),
+        driver: Driver::Overlay,
+        internal: wanted.internal,
+        ipam: Ipam::Local,
+        speaks: PerFamily::default(),
+        subnets: subnets(wanted),
+        options,
+        dns: Vec::new(),
+        raw_options: wanted.options.clone(),
+        ipam_options: None,
+        labels: wanted.labels.clone(),
+        bridge: vxlan_name(wanted.id),
+        subinterface: None,
+        overlay: Some(wanted.overlay),
+        routes: Vec::new(),
+        names: true,
+        names_at: Vec::new(),
+        names_port: None,
+        transient: false,
+        mtu,
+        created: wanted.created,
+        phase: Phase::Settled,
+    })
+}
+
+fn write<T: Tx>(tx: &T, changes: &RemoteChanges) -> Result<()> {
+    for (host, peer) in &changes.peers {
+        match peer {
+            Some(peer) => tx.put_peer(peer)?,
+            None => tx.delete_peer(*host)?,
+        }
+    }
+    for ((network, block), host) in &changes.blocks {
+        match host {
+            Some(host) => tx.put_remote_block(&RemoteBlock { network: *network, block: *block, host: *host })?,
+            None => tx.delete_remote_block(*network, *block)?,
+        }
+    }
+    for (id, endpoint) in &changes.endpoints {
+        match endpoint {
+            Some(endpoint) => tx.put_remote_endpoint(endpoint)?,
+            None => tx.delete_remote_endpoint(*id)?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether this host is the one that gives out `address`.
+pub(crate) fn is_own(network: &Network, address: IpAddr) -> bool {
+    let is_in = |range: AddressRange| range.contains(address);
+    let of_it = network.subnets.iter().filter(|subnet| subnet.net.contains(&address));
+    of_it.clone().all(|subnet| !subnet.shared) || of_it.filter_map(|subnet| subnet.range).any(is_in)
+}

@@ -1,0 +1,158 @@
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{Family, Id, Invalid, Mac, Mtu, Name, PerFamily};
+
+/// A VXLAN network identifier (RFC 7348 §5): 1 to 2^24 - 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Vni(u32);
+
+impl Vni {
+    /// # Errors
+    /// When it is 0 or has more than 24 bits.
+    pub fn new(number: u32) -> Result<Self, Invalid> {
+        match number {
+            1..0x100_0000 => Ok(Self(number)),
+            _ => Err(Invalid::new("VNI", number.to_string(), "is not between 1 and 16777215")),
+        }
+    }
+
+    /// The number.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl TryFrom<u32> for Vni {
+    type Error = Invalid;
+
+    fn try_from(number: u32) -> Result<Self, Invalid> {
+        Self::new(number)
+    }
+}
+
+impl From<Vni> for u32 {
+    fn from(vni: Vni) -> Self {
+        vni.0
+    }
+}
+
+/// This host's end of the tunnels between hosts (RFC 7348 calls it a VTEP).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TunnelEnd {
+    /// Where it takes packets, and sends them from. Hosts without an address of this family are not reached.
+    pub address: IpAddr,
+    /// The UDP port, the same on all hosts.
+    pub port: u16,
+    /// Its MAC, which the others send to.
+    pub mac: Mac,
+    /// The MTU of its way to the others.
+    pub mtu: Mtu,
+}
+
+impl TunnelEnd {
+    /// What is left for packets inside of packets of `mtu` bytes: without an IP header, and those of UDP, VXLAN and Ethernet.
+    ///
+    /// IPv6 does not live below its minimum (RFC 8200 §5): there the outer packets are fragments.
+    pub fn inner_mtu(&self, mtu: Mtu, speaks_ipv6: bool) -> Mtu {
+        const UDP_VXLAN_ETHERNET: u32 = 8 + 8 + 14;
+        let ip = match Family::of(self.address) {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        };
+        let left = Mtu::new(mtu.bytes().saturating_sub(ip + UDP_VXLAN_ETHERNET)).unwrap_or(Mtu::LEAST);
+        if speaks_ipv6 { left.max(Mtu::IPV6_MIN) } else { left }
+    }
+}
+
+/// What a network over several hosts is on this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Its number, the same on all hosts.
+    pub vni: Vni,
+    /// This host's end of its tunnels.
+    pub end: TunnelEnd,
+}
+
+/// Another host of the cluster, as packets to it need it. One row of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id in the cluster.
+    pub host: Id,
+    /// What it is called there.
+    pub name: Name,
+    /// Where it takes packets.
+    pub underlay: PerFamily<Option<IpAddr>>,
+    /// The MAC of its ends of tunnels.
+    pub mac: Mac,
+    /// The MTU of its way to the others.
+    pub mtu: Mtu,
+}
+
+/// Addresses of an overlay network that another host gives out. One row of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RemoteBlock {
+    /// The network.
+    pub network: Id,
+    /// The addresses.
+    pub block: IpNet,
+    /// The host.
+    pub host: Id,
+}
+
+/// A container's place on an overlay network at another host. One row of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteEndpoint {
+    /// Its id.
+    pub id: Id,
+    /// The network.
+    pub network: Id,
+    /// The host.
+    pub host: Id,
+    /// The container.
+    pub container: Id,
+    /// What the container is called.
+    pub name: String,
+    /// What else it is called on this network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_take_their_part() {
+        let end = |address: &str| TunnelEnd {
+            address: address.parse().unwrap(),
+            port: 4789,
+            mac: Mac::from_bytes([2; 6]),
+            mtu: Mtu::ETHERNET,
+        };
+        let left = |address: &str, mtu: u32, ipv6| end(address).inner_mtu(Mtu::new(mtu).unwrap(), ipv6).bytes();
+        assert_eq!(left("10.0.0.1", 1500, true), 1450);
+        assert_eq!(left("fd00::1", 1500, true), 1430);
+        assert_eq!(left("10.0.0.1", 1280, false), 1230);
+        assert_eq!(left("10.0.0.1", 1280, true), 1280);
+        assert_eq!(left("fd00::1", 9000, false), 8930);
+    }
+
+    #[test]
+    fn vnis_have_24_bits() {
+        assert!(Vni::new(0).is_err() && Vni::new(1 << 24).is_err());
+        assert_eq!(Vni::new(0xff_ffff).unwrap().number(), 0xff_ffff);
+    }
+}

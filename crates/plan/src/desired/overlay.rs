@@ -1,0 +1,160 @@
+//! Networks over several hosts: each host routes to its own containers as without a bridge, and to the blocks of addresses of
+//! the others by tunnels.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::{Endpoint, Family, Id, IfName, Mtu, Network, Peer};
+
+use super::{alias_of_network, element, elements, member};
+use crate::object::{Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Vxlan, Way};
+use crate::set::Set;
+
+/// The name of a network's end of its tunnels: `vx-` and twelve digits of its id.
+pub fn vxlan_name(network: Id) -> IfName {
+    format!("vx-{}", network.short()).parse().expect("fifteen letters and digits")
+}
+
+/// The end of the tunnels, and what may come out of it: what another host's containers sent to ours.
+pub(super) fn network_objects(root: &str, network: &Network, owner: &str, objects: &mut Objects) {
+    let Some(overlay) = network.overlay else { return };
+    let device = || Field::IfName(network.bridge.clone());
+    let is_v6 = |address: IpAddr| Family::of(address) == Family::V6;
+    objects.insert(Object::Vxlan(Vxlan {
+        name: network.bridge.clone(),
+        vni: overlay.vni,
+        local: overlay.end.address,
+        port: overlay.end.port,
+        mac: overlay.end.mac,
+        mtu: network.mtu,
+        alias: alias_of_network(root, network.id),
+        ipv6: network.has(Family::V6) || is_v6(overlay.end.address),
+    }));
+    for family in Family::ALL {
+        let key = || vec![Field::NfProto(family), device()];
+        objects.insert(element(Set::Leave, key(), Data::Drop, owner));
+        objects.insert(element(Set::Enter, key(), Data::Drop, owner));
+        if network.has(family) {
+            objects.insert(member(Set::Checked, key(), owner));
+        }
+    }
+}
+
+/// What another host's containers may send to this endpoint. That the source is another host's of this network is checked by
+/// the way back to it.
+pub(super) fn endpoint_objects(network: &Network, endpoint: &Endpoint, owner: &str, objects: &mut Objects) {
+    let key = vec![Field::IfName(network.bridge.clone()), Field::IfName(endpoint.host_end.clone())];
+    objects.insert(element(Set::Within, key, elements::within(network), owner));
+}
+
+/// What leads to another host that gives out `blocks` of an overlay network. Nothing where it has no address of the family
+/// that this host's end of the tunnels has.
+///
+/// The other host is a neighbour at the tunnels under its own address, so that a route shows where it leads; where the
+/// families differ, under the link-local address that is made of its MAC.
+pub fn peer_objects(network: &Network, peer: &Peer, blocks: &[IpNet]) -> Objects {
+    let mut objects = Objects::new();
+    let Some(overlay) = network.overlay else { return objects };
+    let outer = Family::of(overlay.end.address);
+    let Some(to) = *peer.underlay.of(outer) else { return objects };
+    let device = || network.bridge.clone();
+    for block in blocks {
+        let inner = Family::of(block.addr());
+        let via = if inner == outer { to } else { IpAddr::V6(peer.mac.link_local()) };
+        let fits = overlay.end.inner_mtu(overlay.end.mtu.min(peer.mtu), inner == Family::V6);
+        let mtu = Some(fits).filter(|fits: &Mtu| *fits < network.mtu);
+        objects.insert(Object::Forwarding(Forwarding { device: device(), mac: peer.mac, to }));
+        objects.insert(Object::Neighbour(Neighbour { device: device(), address: via, mac: peer.mac }));
+        objects.insert(Object::HostRoute(HostRoute {
+            destination: *block,
+            way: Way::Tunnel { device: device(), via, mtu },
+        }));
+    }
+    objects
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_model::{PerFamily, Subnet};
+
+    use super::super::sample::{container, endpoint, overlay};
+    use super::super::{ContainerView, container_objects, network_objects};
+    use super::*;
+
+    fn peer(v4: Option<&str>, v6: Option<&str>, mtu: u32) -> Peer {
+        let address = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+        Peer {
+            host: Id::from_bytes([9; 32]),
+            name: "b".parse().unwrap(),
+            underlay: PerFamily { v4: address(v4), v6: address(v6) },
+            mac: "02:00:00:00:00:0b".parse().unwrap(),
+            mtu: Mtu::new(mtu).unwrap(),
+        }
+    }
+
+    fn said(objects: &Objects) -> Vec<String> {
+        objects.iter().map(|(_, object)| object.to_string()).collect()
+    }
+
+    fn blocks() -> [IpNet; 2] {
+        ["10.1.0.64/26", "fd01::1:0/112"].map(|net| net.parse().unwrap())
+    }
+
+    #[test]
+    fn another_host_is_one_entry_and_a_route_for_each_block() {
+        let network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
+        assert_eq!(
+            said(&peer_objects(&network, &peer(Some("192.0.2.2"), None, 1500), &blocks())),
+            [
+                "forwarding of 02:00:00:00:00:0b on `vx-000100000000` to 192.0.2.2",
+                "neighbour 192.0.2.2 is 02:00:00:00:00:0b on `vx-000100000000`",
+                "neighbour fe80::ff:fe00:b is 02:00:00:00:00:0b on `vx-000100000000`",
+                "route of the host to 10.1.0.64/26 via 192.0.2.2 on `vx-000100000000`",
+                "route of the host to fd01::1:0/112 via fe80::ff:fe00:b on `vx-000100000000`",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_host_behind_a_smaller_mtu_gets_smaller_packets() {
+        let network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
+        let objects = peer_objects(&network, &peer(Some("192.0.2.2"), None, 1300), &blocks());
+        let routes: Vec<String> = said(&objects).split_off(3);
+        assert!(routes[0].ends_with(" mtu 1250") && routes[1].ends_with(" mtu 1280"), "{routes:?}");
+    }
+
+    #[test]
+    fn a_host_without_an_address_of_the_family_is_not_reached() {
+        let network = overlay("n", 1, &["10.1.0.0/16"], "fd00::1");
+        assert!(peer_objects(&network, &peer(Some("192.0.2.2"), None, 1500), &blocks()).is_empty());
+        assert!(!peer_objects(&network, &peer(None, Some("fd00::2"), 1500), &blocks()).is_empty());
+    }
+
+    #[test]
+    fn what_comes_out_of_the_tunnels_reaches_containers_of_the_network_alone() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16"], "192.0.2.1");
+        let block = Subnet { range: Some("10.1.0.64/26".parse().unwrap()), ..network.subnets[0].clone() };
+        network.subnets = vec![block];
+        let container = container("c1", 0x11);
+        let endpoints = vec![(endpoint(&container, &network, 0, &["10.1.0.65"]), network.clone())];
+        let of_network = said(&network_objects("/r", &network));
+        for wanted in [
+            "vxlan `vx-000100000000` vni 4097 at 192.0.2.1 port 4789 mac 02:00:00:00:00:0a mtu 1450",
+            "element of `leave`: ipv4 . \"vx-000100000000\" : drop (network n)",
+            "element of `enter`: ipv6 . \"vx-000100000000\" : drop (network n)",
+            "element of `checked`: ipv4 . \"vx-000100000000\" (network n)",
+            "route of the host: 10.1.0.0/16 is unreachable",
+        ] {
+            assert!(of_network.iter().any(|said| said == wanted), "{wanted}: {of_network:#?}");
+        }
+        let of_container =
+            said(&container_objects("/r", &ContainerView { container, endpoints, publications: Vec::new() }));
+        for wanted in [
+            "element of `within`: \"vx-000100000000\" . \"pv00110001\" : goto allow (container c1 on n)",
+            "element of `behind4`: \"pv00110001\" . 10.1.0.65 (container c1 on n)",
+            "route of the host to 10.1.0.65 by `pv00110001` from 10.1.0.1",
+        ] {
+            assert!(of_container.iter().any(|said| said == wanted), "{wanted}: {of_container:#?}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Tunnels between hosts.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use portolan_model::{IfName, Mac, Mtu, Vni};
+
+/// The host's end of an overlay network's tunnels: a VXLAN interface that learns nothing by itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vxlan {
+    /// The device.
+    pub name: IfName,
+    /// The network's number.
+    pub vni: Vni,
+    /// Where it takes packets, and sends them from.
+    pub local: IpAddr,
+    /// The UDP port of all ends.
+    pub port: u16,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// The alias that says whose it is.
+    pub alias: String,
+    /// Whether IPv6 is to live on it at all.
+    pub ipv6: bool,
+}
+
+impl Vxlan {
+    /// Whether one can become the other. The kernel changes neither number, address nor port of one that is there: it is made
+    /// anew then, without its neighbours, forwarding entries and routes.
+    pub fn is_same_end(&self, other: &Self) -> bool {
+        (self.vni, self.local, self.port, self.mac) == (other.vni, other.local, other.port, other.mac)
+    }
+}
+
+impl fmt::Display for Vxlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, vni, local, port, mac, mtu, .. } = self;
+        write!(f, "vxlan `{name}` vni {vni} at {local} port {port} mac {mac} mtu {mtu}")
+    }
+}
+
+/// Where frames for another host's end of the tunnels go: an entry of a VXLAN interface's forwarding table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Forwarding {
+    /// The VXLAN interface.
+    pub device: IfName,
+    /// The other end.
+    pub mac: Mac,
+    /// The other host.
+    pub to: IpAddr,
+}
+
+impl fmt::Display for Forwarding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "forwarding of {} on `{}` to {}", self.mac, self.device, self.to)
+    }
+}

@@ -1,0 +1,311 @@
+//! Networks over several hosts: packets, addresses and names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use portolan_kernel::netns::NetnsFd;
+use portolan_lab::probe::{ping, tcp_probe};
+use portolan_lab::server::TcpServer;
+use portolan_lab::{Host, InNetns, eventually};
+use serde_json::Value;
+
+use crate::world::{LONG, Node, World};
+
+const SHORT: Duration = Duration::from_secs(2);
+
+/// A container on one network.
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) place: Host,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+impl InNetns for Pod {
+    fn netns(&self) -> &NetnsFd {
+        self.place.netns()
+    }
+}
+
+impl World {
+    pub(crate) fn pod(&self, node: &Node, network: &str, name: &str) -> Pod {
+        let place = self.lab.host(name).unwrap();
+        let path = place.netns_path().display().to_string();
+        node.ok(&format!("attach --netns {path} --name {name} --network {network}"));
+        let inspected: Value = serde_json::from_str(&node.ok(&format!("inspect {name}"))).unwrap();
+        let network = &inspected[0]["NetworkSettings"]["Networks"][network];
+        let addresses = ["IPAddress", "GlobalIPv6Address"].iter().filter_map(|key| network[key].as_str()?.parse().ok());
+        Pod { name: name.to_owned(), place, addresses: addresses.collect() }
+    }
+}
+
+#[track_caller]
+pub(crate) fn reach(from: &Pod, to: &Pod) {
+    for address in &to.addresses {
+        let probe = ping(from, *address, SHORT);
+        assert!(probe.is_open(), "{} to {} at {address}: {probe:?}", from.name, to.name);
+    }
+}
+
+#[test]
+fn containers_of_different_hosts_reach_each_other() {
+    let Some(world) = World::or_skip("overlay-reach") else { return };
+    let etcd = world.etcd(1);
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    a.join("init", &etcd);
+    b.join("join", &etcd);
+    c.join("join", &etcd);
+    let id = a.ok("network create -d overlay web");
+    for node in [a, b, c] {
+        assert!(eventually(LONG, || node.ok("network ls --no-trunc").contains(id.trim())), "{}", node.ok("network ls"));
+    }
+    let pods =
+        [world.pod(a, "web", "a1"), world.pod(a, "web", "a2"), world.pod(b, "web", "b1"), world.pod(c, "web", "c1")];
+    for pod in &pods {
+        assert_eq!(pod.addresses.len(), 2, "{}: {:?}", pod.name, pod.addresses);
+    }
+    let knows = |node: &Node, count: usize| {
+        let routes = node.host.command("ip").unwrap().args(["route"]).output().unwrap();
+        String::from_utf8_lossy(&routes.stdout).lines().filter(|line| line.contains("dev vx-")).count() == count
+    };
+    for node in [a, b, c] {
+        assert!(eventually(LONG, || knows(node, 2)), "{}", node.host.name());
+    }
+    for from in &pods {
+        for to in &pods {
+            reach(from, to);
+        }
+    }
+    let server = TcpServer::start(&pods[3], SocketAddr::new([0, 0, 0, 0].into(), 80), "c1").unwrap();
+    let probe = tcp_probe(&pods[0], SocketAddr::new(pods[3].addresses[0], 80), SHORT);
+    assert_eq!(probe.banner(), Some("c1"), "{probe:?}");
+    assert_eq!(server.last_client().map(|client| client.ip()), Some(pods[0].addresses[0]), "its own address");
+    for node in [a, b, c] {
+        node.ok("verify");
+        node.is_well();
+    }
+}
+
+/// The lines of `ip` with these words that are about tunnels.
+fn lines(node: &Node, words: &[&str]) -> Vec<String> {
+    let output = node.host.command(words[0]).unwrap().args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{words:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| line.contains("vx-")).map(|line| line.trim().to_owned()).collect()
+}
+
+/// What leads to other hosts.
+fn ways(node: &Node) -> [Vec<String>; 4] {
+    [
+        lines(node, &["ip", "route"]),
+        lines(node, &["ip", "-6", "route"]),
+        lines(node, &["ip", "neigh", "show", "nud", "permanent"]),
+        lines(node, &["bridge", "fdb"]).into_iter().filter(|line| line.contains("dst")).collect(),
+    ]
+}
+
+fn joined(world: &World, etcd: &portolan_lab::etcd::Etcd) {
+    for (number, node) in world.nodes.iter().enumerate() {
+        node.join(if number == 0 { "init" } else { "join" }, etcd);
+    }
+}
+
+/// Waits until a network that was made elsewhere is here.
+#[track_caller]
+pub(crate) fn has(node: &Node, network: &str) {
+    let is_there = || node.run(&["network", "inspect", network]).status.success();
+    assert!(eventually(LONG, is_there), "{} has no `{network}`: {}", node.host.name(), node.status());
+}
+
+#[track_caller]
+fn ask(pod: &Pod, name: &str, kind: &str) -> Vec<String> {
+    let server = pod.gateway();
+    let output =
+        pod.place.command("dig").unwrap().args(["+short", "+tries=1", "+time=2", &server, name, kind]).output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let mut found: Vec<String> = text.lines().map(str::to_owned).collect();
+    found.sort();
+    found
+}
+
+impl Pod {
+    /// Whom it asks for names.
+    fn gateway(&self) -> String {
+        let output = self.place.command("ip").unwrap().args(["-4", "route", "show", "default"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        format!("@{}", text.split(' ').nth(2).unwrap())
+    }
+}
+
+#[test]
+fn names_are_known_on_all_hosts_within_a_second() {
+    let Some(world) = World::or_skip("overlay-names") else { return };
+    let etcd = world.etcd(1);
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    joined(&world, &etcd);
+    a.ok("network create -d overlay web");
+    has(b, "web");
+    has(c, "web");
+    let (one, other) = (world.pod(a, "web", "one"), world.pod(b, "web", "other"));
+    // Whoever comes is known at once, and whoever goes is forgotten.
+    for round in 0..5 {
+        let name = format!("guest{round}");
+        let guest = world.pod(c, "web", &name);
+        let began = std::time::Instant::now();
+        for pod in [&one, &other] {
+            let is_known = || ask(pod, &name, "a") == [guest.addresses[0].to_string()];
+            assert!(eventually(LONG, is_known), "{name} by {}", pod.name);
+        }
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(ask(&one, &name, "aaaa"), [guest.addresses[1].to_string()]);
+        reach(&one, &guest);
+        c.ok(&format!("detach {name}"));
+        assert!(eventually(LONG, || ask(&one, &name, "a").is_empty()), "{name} is gone");
+    }
+    // Several by one name, on different hosts.
+    let mut addresses = Vec::new();
+    let mut pods = Vec::new();
+    for (node, name) in [(a, "db1"), (b, "db2"), (c, "db3")] {
+        let place = world.lab.host(name).unwrap();
+        let path = place.netns_path().display().to_string();
+        node.ok(&format!("attach --netns {path} --name {name} --network web --network-alias db"));
+        let inspected: Value = serde_json::from_str(&node.ok(&format!("inspect {name}"))).unwrap();
+        let address = &inspected[0]["NetworkSettings"]["Networks"]["web"]["IPAddress"];
+        addresses.push(address.as_str().unwrap().to_owned());
+        pods.push(place);
+    }
+    addresses.sort();
+    for pod in [&one, &other] {
+        assert!(eventually(LONG, || ask(pod, "db", "a") == addresses), "{:?} {addresses:?}", ask(pod, "db", "a"));
+    }
+}
+
+#[test]
+fn what_others_take_away_comes_back() {
+    let Some(world) = World::or_skip("overlay-repair") else { return };
+    let etcd = world.etcd(1);
+    let [a, b, _] = &world.nodes[..] else { panic!("three hosts") };
+    joined(&world, &etcd);
+    a.ok("network create -d overlay web");
+    has(b, "web");
+    let (one, other) = (world.pod(a, "web", "one"), world.pod(b, "web", "other"));
+    let is_whole = || ways(a).iter().all(|ways| !ways.is_empty());
+    assert!(eventually(LONG, is_whole), "{:?}", ways(a));
+    reach(&one, &other);
+    let whole = ways(a);
+    let vxlan = whole[3][0].split("dev ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let mac = whole[3][0].split(' ').next().unwrap().to_owned();
+    let via = whole[2][0].split(' ').next().unwrap().to_owned();
+    let route = whole[0][0].split(' ').next().unwrap().to_owned();
+    let route6 = whole[1].iter().find(|line| line.contains(" via ")).unwrap().split(' ').next().unwrap().to_owned();
+    for words in [
+        vec!["bridge", "fdb", "del", &mac, "dev", &vxlan, "dst", "10.0.1.2", "self"],
+        vec!["ip", "neigh", "del", &via, "dev", &vxlan],
+        vec!["ip", "route", "del", &route],
+        vec!["ip", "-6", "route", "del", &route6],
+        vec!["ip", "link", "set", &vxlan, "down"],
+        vec!["ip", "link", "del", &vxlan],
+        vec!["nft", "flush", "ruleset"],
+    ] {
+        let done = a.host.command(words[0]).unwrap().args(&words[1..]).status().unwrap();
+        assert!(done.success(), "{words:?}");
+        let began = std::time::Instant::now();
+        assert!(eventually(LONG, || ways(a) == whole), "{words:?}: {:?} {whole:?}", ways(a));
+        assert!(began.elapsed() < Duration::from_secs(5), "{words:?}: {:?}", began.elapsed());
+        assert!(eventually(LONG, || a.run(&["verify"]).status.success()), "{words:?}");
+        reach(&one, &other);
+        reach(&other, &one);
+    }
+}
+
+#[test]
+fn a_host_without_etcd_goes_on() {
+    let Some(world) = World::or_skip("overlay-cut-off") else { return };
+    let mut etcd = world.etcd(1);
+    let [a, b, _] = &world.nodes[..] else { panic!("three hosts") };
+    joined(&world, &etcd);
+    a.ok("network create -d overlay web");
+    has(b, "web");
+    let (one, other) = (world.pod(a, "web", "one"), world.pod(b, "web", "other"));
+    assert!(eventually(LONG, || ask(&one, "other", "a").len() == 1));
+    let whole = ways(a);
+    etcd.kill(0);
+    a.warns("no member of etcd is reached");
+    a.kill_daemon();
+    a.warns("no member of etcd is reached");
+    // It knows what it knew, and gives out of what it has.
+    assert_eq!(ways(a), whole);
+    let late = world.pod(a, "web", "late");
+    for pod in [&one, &late] {
+        reach(pod, &other);
+        reach(&other, pod);
+        assert_eq!(ask(pod, "other", "a"), [other.addresses[0].to_string()]);
+    }
+    a.ok("detach one");
+    let said = a.refused("network create -d overlay more");
+    assert!(said.contains("etcd"), "{said}");
+    let said = a.refused("network rm web");
+    assert!(said.contains("in use by container `late`"), "{said}");
+    etcd.launch(0).unwrap();
+    a.is_well();
+    b.is_well();
+    // The others hear of all that happened meanwhile.
+    assert!(eventually(LONG, || ask(&other, "late", "a") == [late.addresses[0].to_string()]));
+    assert!(eventually(LONG, || ask(&other, "one", "a").is_empty()));
+}
+
+#[test]
+fn hosts_give_out_blocks_until_there_are_none() {
+    let Some(world) = World::or_skip("overlay-blocks") else { return };
+    let etcd = world.etcd(1);
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    joined(&world, &etcd);
+    // Two blocks of eight: the network's own address, the gateway and the broadcast address are nobody's.
+    a.ok("network create -d overlay --subnet 10.9.0.0/28 --ipv6=false small");
+    has(b, "small");
+    has(c, "small");
+    let mut pods: Vec<Pod> = (0..3).map(|n| world.pod(a, "small", &format!("a{n}"))).collect();
+    pods.extend((0..3).map(|n| world.pod(b, "small", &format!("b{n}"))));
+    let block = |pod: &Pod| match pod.addresses[0] {
+        IpAddr::V4(address) => address.octets()[3] / 8,
+        IpAddr::V6(_) => panic!("{:?}", pod.addresses),
+    };
+    assert!(pods[..3].iter().all(|pod| block(pod) == block(&pods[0])));
+    assert!(pods[3..].iter().all(|pod| block(pod) == 1 - block(&pods[0])), "each host has one");
+    for pod in &pods[1..] {
+        assert!(eventually(LONG, || ping(&pods[0], pod.addresses[0], SHORT).is_open()), "{}", pod.name);
+    }
+    let place = world.lab.host("c0").unwrap();
+    let path = place.netns_path().display().to_string();
+    let said = c.refused(&format!("attach --netns {path} --name c0 --network small"));
+    assert!(said.contains("no free block of addresses left in 10.9.0.0/28"), "{said}");
+    // An address is asked for where it is given out.
+    let theirs = pods[3].addresses[0];
+    let said = a.refused(&format!("attach --netns {path} --name c0 --network small --ip {theirs}"));
+    assert!(said.contains("is host `b`'s to give out"), "{said}");
+    let said = a.refused(&format!("attach --netns {path} --name c0 --network small --ip {}", pods[0].addresses[0]));
+    assert!(said.contains("is taken by container `a0`"), "{said}");
+
+    // What somebody is on stays, whoever asks; what nobody is on is gone everywhere.
+    let said = c.refused("network rm small");
+    assert!(said.contains("in use by containers of host `a`, `b`"), "{said}");
+    for pod in &pods {
+        let node = if pod.name.starts_with('a') { a } else { b };
+        node.ok(&format!("detach {}", pod.name));
+    }
+    assert!(eventually(LONG, || c.run(&["network", "rm", "small"]).status.success()));
+    for node in [a, b, c] {
+        assert!(eventually(LONG, || !node.run(&["network", "inspect", "small"]).status.success()));
+        assert_eq!(ways(node).concat(), [String::new(); 0], "{}", node.host.name());
+        node.ok("verify");
+    }
+    // A host that leaves takes nothing of it along.
+    a.ok("network create -d overlay web");
+    has(c, "web");
+    let pod = world.pod(c, "web", "last");
+    assert!(c.refused("cluster leave").contains("network `web` is in use by container `last`"));
+    drop(pod);
+    c.ok("detach last");
+    c.ok("cluster leave");
+    assert!(!c.run(&["network", "inspect", "web"]).status.success());
+    c.ok("verify");
+}

@@ -1,0 +1,66 @@
+//! The engine's port to the cluster: whoever has one asks the daemon, by its control socket.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use portolan_cluster::NewNetwork;
+use portolan_engine::{Cluster, ClusterError, NetworkRequest, Wanting};
+use portolan_model::{Id, PerFamily};
+
+use super::Sharing;
+use crate::control::{Answer, Client, Request};
+
+/// The daemon of a run-time directory.
+#[derive(Debug)]
+pub struct AtDaemon {
+    run: PathBuf,
+}
+
+impl AtDaemon {
+    /// The one of `run`.
+    pub const fn new(run: PathBuf) -> Self {
+        Self { run }
+    }
+
+    fn ask(&self, what: Sharing) -> Result<Id, ClusterError> {
+        let failed = |error: anyhow::Error| ClusterError { reason: format!("{error:#}"), hint: None };
+        let none = || ClusterError {
+            reason: "no daemon follows the cluster for this root".to_owned(),
+            hint: Some(
+                "`portolan daemon start` starts one; `portolan cluster status` shows how this host stands".to_owned(),
+            ),
+        };
+        let Some(mut client) = Client::connect(&self.run).map_err(failed)? else { return Err(none()) };
+        match client.ask(&Request::Share { what: Box::new(what) }).map_err(failed)? {
+            Some(Answer::Shared { network }) => Ok(network),
+            Some(Answer::Refused { reason, hint }) => Err(ClusterError { reason, hint }),
+            Some(other) => {
+                Err(ClusterError { reason: format!("the daemon answered something else: {other:?}"), hint: None })
+            }
+            None => Err(none()),
+        }
+    }
+}
+
+impl Cluster for AtDaemon {
+    fn create_network(&self, request: &NetworkRequest, avoid: &[IpNet]) -> Result<Id, ClusterError> {
+        let network = NewNetwork {
+            name: request.name.clone(),
+            subnets: request.subnets.clone(),
+            speaks: PerFamily { v4: request.ipv4, v6: request.ipv6 },
+            internal: request.internal,
+            options: request.options.clone(),
+            labels: request.labels.clone(),
+            avoid: avoid.to_vec(),
+        };
+        self.ask(Sharing::Create { network })
+    }
+
+    fn remove_network(&self, network: Id) -> Result<(), ClusterError> {
+        self.ask(Sharing::Remove { network }).map(drop)
+    }
+
+    fn claim(&self, network: Id, wanting: Wanting) -> Result<(), ClusterError> {
+        self.ask(Sharing::Claim { network, wanted: wanting.into() }).map(drop)
+    }
+}

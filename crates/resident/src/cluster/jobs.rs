@@ -1,0 +1,152 @@
+//! What is asked of the cluster, until it is done: pure.
+
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use portolan_cluster::{Refusal, View, Write, choose, plan_network};
+use portolan_model::{Family, Id};
+
+use super::{Reply, Sharing, Wanted};
+
+/// How long somebody waits at most.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Something that was asked for.
+pub(super) struct Job {
+    what: Sharing,
+    reply: Option<Reply>,
+    until: Instant,
+    stage: Stage,
+}
+
+enum Stage {
+    /// To be decided, on a view that is newer than this revision: on that one it was decided in vain.
+    Decide { newer_than: i64 },
+    /// It is so in etcd from this revision on.
+    Written { network: Id, revision: i64 },
+}
+
+/// What is to be done for a job now.
+pub(super) enum Next {
+    /// Write this; the network that it is about.
+    Write(Id, Write),
+    /// It is in the view: rows and kernel are to be made so.
+    Seen(Id),
+    /// There is nothing to wait for.
+    Refuse(Refusal),
+    /// Wait for a newer view.
+    Wait,
+}
+
+impl Job {
+    pub(super) fn new(what: Sharing, reply: Reply) -> Self {
+        let until = Instant::now() + PATIENCE;
+        Self { what, reply: Some(reply), until, stage: Stage::Decide { newer_than: -1 } }
+    }
+
+    /// What was asked for.
+    pub(super) const fn what(&self) -> &Sharing {
+        &self.what
+    }
+
+    /// What is to be done, as `view` is; `random` and the time are drawn anew for each call.
+    pub(super) fn next(&self, me: Id, view: &View, random: [u8; 32], now: u64) -> Next {
+        match self.stage {
+            Stage::Written { network, revision } if view.revision() >= revision => Next::Seen(network),
+            Stage::Written { .. } => Next::Wait,
+            Stage::Decide { newer_than } if view.revision() <= newer_than => match Instant::now() >= self.until {
+                true => Next::Refuse(Refusal::new(
+                    "etcd did not take it in time",
+                    "`portolan cluster status` shows how this host stands; try again",
+                )),
+                false => Next::Wait,
+            },
+            Stage::Decide { .. } => decide(&self.what, me, view, random, now).unwrap_or_else(Next::Refuse),
+        }
+    }
+
+    /// Takes note of what became of the write that [`Job::next`] decided on `view`'s revision.
+    pub(super) fn written(&mut self, network: Id, decided_at: i64, outcome: Option<i64>) {
+        self.stage = match outcome {
+            Some(revision) => Stage::Written { network, revision },
+            None => Stage::Decide { newer_than: decided_at },
+        };
+    }
+
+    /// Tells whoever asked.
+    pub(super) fn end(&mut self, outcome: Result<Id, Refusal>) {
+        if let Some(reply) = self.reply.take() {
+            reply(outcome);
+        }
+    }
+
+    /// Who is to be told.
+    pub(super) fn into_reply(mut self) -> Reply {
+        self.reply.take().unwrap_or_else(|| Box::new(|_| {}))
+    }
+}
+
+fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Result<Next, Refusal> {
+    match what {
+        Sharing::Create { network } => {
+            let (id, record) = plan_network(view, network, random, now)?;
+            Ok(Next::Write(id, Write::create_network(id, &record, view.networks_written())))
+        }
+        Sharing::Remove { network } => {
+            let Some(record) = view.networks().get(network) else { return Ok(Next::Seen(*network)) };
+            let mut hosts: Vec<String> = view.hosts_on(*network).map(|host| format!("`{host}`")).collect();
+            hosts.dedup();
+            if !hosts.is_empty() {
+                return Err(Refusal::new(
+                    format!("network `{}` is in use by containers of host {}", record.name, hosts.join(", ")),
+                    "disconnect them there first: `portolan network inspect` lists them",
+                ));
+            }
+            Ok(Next::Write(*network, Write::remove_network(*network, record)))
+        }
+        Sharing::Claim { network, wanted } => {
+            let Some(record) = view.networks().get(network) else {
+                return Err(Refusal::new("the network is gone", "`portolan network ls` lists the networks"));
+            };
+            let family = match wanted {
+                Wanted::Family(family) => *family,
+                Wanted::Around(address) => Family::of(*address),
+            };
+            let Some(prefix) = *record.prefixes.of(family) else {
+                return Err(Refusal::new(
+                    format!("network `{}` has no {family}", record.name),
+                    "leave the address out",
+                ));
+            };
+            let length = *record.block_lengths.of(family);
+            let block = match wanted {
+                Wanted::Around(address) => {
+                    let block = IpNet::new(*address, length).map(|net| net.trunc()).expect("a length of the family");
+                    if let Some(holder) = view.block(*network, block).filter(|holder| *holder != me) {
+                        let host =
+                            view.hosts().get(&holder).map_or_else(|| holder.short(), |host| host.name.to_string());
+                        return Err(Refusal::new(
+                            format!("address {address} of network `{}` is host `{host}`'s to give out", record.name),
+                            "choose another address, or none to be given a free one",
+                        ));
+                    }
+                    Some(block)
+                }
+                Wanted::Family(_) => {
+                    let taken = view.blocks_on(*network).map(|(block, _)| block).filter(|block| prefix.contains(block));
+                    let number = u64::from_le_bytes(random[..8].try_into().expect("eight of 32 bytes"));
+                    choose(prefix, length, &taken.collect(), number)
+                }
+            };
+            match block {
+                // Claimed already, and not taken in yet.
+                Some(block) if view.block(*network, block) == Some(me) => Ok(Next::Seen(*network)),
+                Some(block) => Ok(Next::Write(*network, Write::claim(me, *network, block))),
+                None => Err(Refusal::new(
+                    format!("network `{}` has no free block of addresses left in {prefix}", record.name),
+                    "containers that go free some; a new network can have a larger --subnet",
+                )),
+            }
+        }
+    }
+}

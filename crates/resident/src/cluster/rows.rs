@@ -1,0 +1,276 @@
+//! What was seen in etcd, made rows and kernel: by a thread of its own, for it may have to wait for the lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use anyhow::Result;
+use ipnet::IpNet;
+use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View};
+use portolan_engine::{OverlayNetwork, RemoteChanges};
+use portolan_model::{Family, Id, Overlay, Peer, RemoteEndpoint, TunnelEnd};
+use tokio::sync::mpsc as channel;
+
+use super::agent::{Shared, lock};
+use super::{Membership, Reply, Sharing, Told, Wanted};
+use crate::daemon::{self, Engine};
+
+/// What the thread is to do.
+pub(super) enum Job {
+    /// Take in these changes.
+    Changes(BTreeSet<Change>),
+    /// Take in all that there is.
+    Everything,
+    /// Endpoints of this host came or went on these networks: see whether there is room for more, and try again what could not
+    /// be done.
+    Local(BTreeSet<Id>),
+    /// Tell him that all before is done.
+    Tell(Id, Reply),
+    /// End.
+    Stop,
+}
+
+pub(super) struct Rows {
+    root: PathBuf,
+    membership: Membership,
+    shared: Shared,
+    told: channel::UnboundedSender<Told>,
+}
+
+/// What is to be made of the view.
+#[derive(Debug, Default)]
+struct Plan {
+    networks: Vec<OverlayNetwork>,
+    gone: BTreeSet<Id>,
+    remote: RemoteChanges,
+}
+
+impl Rows {
+    pub(super) fn new(
+        root: PathBuf,
+        membership: Membership,
+        shared: Shared,
+        told: channel::UnboundedSender<Told>,
+    ) -> Self {
+        Self { root, membership, shared, told }
+    }
+
+    pub(super) fn run(self, jobs: &mpsc::Receiver<Job>) {
+        let engine = match daemon::engine(&self.root) {
+            Ok(engine) => engine,
+            Err(error) => return tracing::error!("cluster: {error:#}"),
+        };
+        while let Ok(first) = jobs.recv() {
+            let (mut changes, mut everything, mut local, mut replies) =
+                (BTreeSet::new(), false, BTreeSet::new(), Vec::new());
+            // What happens while the lock is waited for is done in one go.
+            for job in std::iter::once(first).chain(jobs.try_iter()) {
+                match job {
+                    Job::Changes(more) => changes.extend(more),
+                    Job::Everything => everything = true,
+                    Job::Local(networks) => local.extend(networks),
+                    Job::Tell(network, reply) => replies.push((network, reply)),
+                    Job::Stop => return,
+                }
+            }
+            changes.extend(self.failed());
+            let done = self.take_in(&engine, &changes, everything);
+            if let Err(error) = &done {
+                tracing::error!("cluster: {error:#}");
+                lock(&self.shared).problems.insert(None, format!("{error:#}"));
+            } else {
+                lock(&self.shared).problems.remove(&None);
+            }
+            for (network, reply) in replies {
+                let problem = lock(&self.shared).problems.get(&Some(network)).cloned();
+                reply(match problem {
+                    None => Ok(network),
+                    Some(reason) => Err(portolan_cluster::Refusal::new(
+                        reason,
+                        "`portolan cluster status` shows what is not as it should be on this host",
+                    )),
+                });
+            }
+            for network in local {
+                if let Err(error) = self.make_room(&engine, network) {
+                    tracing::warn!("cluster: {error:#}");
+                }
+            }
+        }
+    }
+
+    /// The networks that could not be made what they should be.
+    fn failed(&self) -> Vec<Change> {
+        lock(&self.shared).problems.keys().filter_map(|network| network.map(Change::Network)).collect()
+    }
+
+    fn take_in(&self, engine: &Engine, changes: &BTreeSet<Change>, everything: bool) -> Result<()> {
+        let plan = {
+            let known = lock(&self.shared);
+            match everything {
+                true => {
+                    drop(known);
+                    let (remote, overlays) = (engine.remote()?, engine.overlays()?);
+                    self.plan_everything(&lock(&self.shared).view, &remote, overlays.keys())
+                }
+                false => self.plan_changes(&known.view, changes),
+            }
+        };
+        let mut problems: BTreeMap<Option<Id>, Option<String>> = BTreeMap::new();
+        for network in &plan.networks {
+            let problem = match engine.put_overlay(network) {
+                Ok(failures) => failures.into_iter().next(),
+                Err(error) => Some(format!("network `{}` of the cluster is not here: {error}", network.name)),
+            };
+            problems.insert(Some(network.id), problem);
+        }
+        let failures = engine.take_remote(&plan.remote)?;
+        for failure in &failures {
+            tracing::error!(failure, "what leads to other hosts cannot be made");
+        }
+        for network in &plan.gone {
+            let problem = engine.drop_overlay(*network).err();
+            problems.insert(
+                Some(*network),
+                problem.map(|error| format!("a network that the cluster has no more is still here: {error}")),
+            );
+        }
+        let mut known = lock(&self.shared);
+        for (network, problem) in problems {
+            match problem {
+                Some(problem) => {
+                    if known.problems.insert(network, problem.clone()).as_ref() != Some(&problem) {
+                        tracing::warn!("cluster: {problem}");
+                    }
+                }
+                None => drop(known.problems.remove(&network)),
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_changes(&self, view: &View, changes: &BTreeSet<Change>) -> Plan {
+        let mut plan = Plan::default();
+        plan.remote.revision = view.revision();
+        let mut networks: BTreeSet<Id> = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Cluster => networks.extend(view.networks().keys()),
+                Change::Alive(_) => {}
+                Change::Host(host) if *host == self.membership.host => {}
+                Change::Host(host) => {
+                    let peer = view.hosts().get(host).map(|record| peer(*host, record));
+                    plan.remote.peers.insert(*host, peer);
+                }
+                Change::Network(network) => {
+                    networks.insert(*network);
+                }
+                Change::Block(network, block) => {
+                    // One that was ours or is.
+                    networks.insert(*network);
+                    let holder = view.block(*network, *block).filter(|host| *host != self.membership.host);
+                    plan.remote.blocks.insert((*network, *block), holder);
+                }
+                Change::Endpoint(network, host, id) if *host != self.membership.host => {
+                    let record = view.endpoint(*network, *host, *id);
+                    plan.remote.endpoints.insert(*id, record.map(|record| endpoint(*network, *host, *id, record)));
+                }
+                Change::Endpoint(..) => {}
+            }
+        }
+        for id in networks {
+            match view.networks().get(&id) {
+                Some(record) => plan.networks.push(self.overlay(view, id, record)),
+                None => drop(plan.gone.insert(id)),
+            }
+        }
+        plan
+    }
+
+    fn plan_everything<'a>(
+        &self,
+        view: &View,
+        rows: &portolan_engine::Remote,
+        overlays: impl Iterator<Item = &'a Id>,
+    ) -> Plan {
+        let me = self.membership.host;
+        let networks = view.networks().iter().map(|(id, record)| self.overlay(view, *id, record)).collect();
+        let gone = overlays.filter(|id| !view.networks().contains_key(id)).copied().collect();
+        let peers: BTreeMap<Id, Peer> =
+            view.hosts().iter().filter(|(id, _)| **id != me).map(|(id, record)| (*id, peer(*id, record))).collect();
+        let blocks: BTreeMap<(Id, IpNet), Id> =
+            view.blocks().iter().filter(|(_, host)| **host != me).map(|(at, host)| (*at, *host)).collect();
+        let there = view.endpoints().iter().filter(|((host, ..), _)| *host != me);
+        let endpoints: BTreeMap<Id, RemoteEndpoint> =
+            there.map(|((host, network, id), record)| (*id, endpoint(*network, *host, *id, record))).collect();
+        Plan {
+            networks,
+            gone,
+            remote: RemoteChanges {
+                peers: differences(&rows.peers, &peers),
+                blocks: differences(&rows.blocks, &blocks),
+                endpoints: differences(&rows.endpoints, &endpoints),
+                revision: view.revision(),
+            },
+        }
+    }
+
+    /// A network as it is on this host.
+    fn overlay(&self, view: &View, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
+        let HostRecord { underlay, mac, mtu, .. } = self.membership.record;
+        let address = underlay.v4.or(underlay.v6).unwrap_or(IpAddr::from([0; 4]));
+        let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
+        let own = view.blocks_on(id).filter(|(_, host)| *host == self.membership.host);
+        OverlayNetwork {
+            id,
+            name: record.name.clone(),
+            prefixes: record.prefixes,
+            internal: record.internal,
+            options: record.options.clone(),
+            labels: record.labels.clone(),
+            created: record.created,
+            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu } },
+            blocks: own.map(|(block, _)| block).collect(),
+        }
+    }
+
+    /// Claims another block when most addresses of the ones there are taken, so that nobody has to wait for it.
+    fn make_room(&self, engine: &Engine, network: Id) -> Result<()> {
+        for family in Family::ALL {
+            let Some(room) = engine.room(network, family)? else { return Ok(()) };
+            // Who has none is not asked for any until somebody attaches.
+            if room.all > 0 && room.used as u128 * 4 > room.all * 3 {
+                let what = Sharing::Claim { network, wanted: Wanted::Family(family) };
+                let _ = self.told.send(Told::Share(what, Box::new(|_| {})));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn peer(host: Id, record: &HostRecord) -> Peer {
+    Peer { host, name: record.name.clone(), underlay: record.underlay, mac: record.mac, mtu: record.mtu }
+}
+
+fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEndpoint {
+    RemoteEndpoint {
+        id,
+        network,
+        host,
+        container: record.container,
+        name: record.name.clone(),
+        aliases: record.aliases.clone(),
+        addresses: record.addresses.clone(),
+    }
+}
+
+/// What leads from `before` to `now`.
+fn differences<K: Ord + Copy, V: Clone + PartialEq>(
+    before: &BTreeMap<K, V>,
+    now: &BTreeMap<K, V>,
+) -> BTreeMap<K, Option<V>> {
+    let new = now.iter().filter(|(key, value)| before.get(key) != Some(value));
+    let gone = before.keys().filter(|key| !now.contains_key(key));
+    new.map(|(key, value)| (*key, Some(value.clone()))).chain(gone.map(|key| (*key, None))).collect()
+}
