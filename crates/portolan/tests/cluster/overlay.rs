@@ -295,7 +295,7 @@ fn hosts_give_out_blocks_until_there_are_none() {
     assert!(eventually(LONG, || c.run(&["network", "rm", "small"]).status.success()));
     for node in [a, b, c] {
         assert!(eventually(LONG, || !node.run(&["network", "inspect", "small"]).status.success()));
-        assert_eq!(ways(node).concat(), [String::new(); 0], "{}", node.host.name());
+        assert!(ways(node).concat().is_empty(), "{}: {:?}", node.host.name(), ways(node));
         node.ok("verify");
     }
     // A host that leaves takes nothing of it along.
