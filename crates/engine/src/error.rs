@@ -285,7 +285,6 @@ impl Error {
             | Self::PortsExhausted { .. }
             | Self::BridgeFull { .. } => Kind::Exhausted,
             Self::Unsupported { .. } => Kind::Unsupported,
-            Self::Cluster(_) => Kind::Transient,
             Self::Kernel { source, .. } => source.kind,
             Self::Store(StoreError::Denied { .. }) => Kind::Denied,
             Self::Store(StoreError::Full { .. }) => Kind::Exhausted,

@@ -412,13 +412,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(tx.commit(Durability::Disk)?)
     }
 
-    /// Removes every network that a person made and nobody is on.
+    /// Removes every network that a person made on this host and nobody is on. Those of a cluster are all hosts'.
     ///
     /// # Errors
     /// As for [`Engine::remove_network`], but for networks in use, which stay.
     pub fn prune_networks(&self) -> Result<Vec<Network>> {
         let mut removed = Vec::new();
-        for network in self.networks()?.into_iter().filter(|network| !network.is_predefined()) {
+        let is_ours = |network: &Network| !network.is_predefined() && network.overlay.is_none();
+        for network in self.networks()?.into_iter().filter(is_ours) {
             match self.remove_network(&network.id.to_string()) {
                 Ok(network) => removed.push(network),
                 Err(Error::InUse { .. } | Error::NotFound { .. }) => {}

@@ -13,7 +13,7 @@ use portolan_plan::{Objects, diff, network_objects, peer_objects, vxlan_name};
 
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, KernelError};
 use crate::networks::check::check_firewall;
 use crate::repair::said;
 use crate::sets::check_claims;
@@ -144,8 +144,21 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.put_network(&network)?;
         let after = if is_there { self.with_containers(&tx, &network)? } else { Objects::new() };
         let table = self.table(&tx)?;
-        tx.commit(Durability::Disk)?;
-        Ok(said(self.kernel.repair(&table, &diff(&after, &before))))
+        self.in_doubt(&guard, || {
+            tx.commit(Durability::Disk)?;
+            Ok(self.kernel.repair(&table, &diff(&after, &before)))
+        })
+    }
+
+    /// Changes rows and kernel by `change`. If it dies or fails in between, the next verb compares the two.
+    fn in_doubt(&self, guard: &S::Guard<'_>, change: impl FnOnce() -> Result<Vec<KernelError>>) -> Result<Vec<String>> {
+        let was_doubtful = self.store.is_doubtful(guard)?;
+        self.store.mark_doubtful(guard, true)?;
+        let failures = change()?;
+        if failures.is_empty() && !was_doubtful {
+            self.store.mark_doubtful(guard, false)?;
+        }
+        Ok(said(failures))
     }
 
     /// A network's objects, and those of all containers on it.
@@ -225,9 +238,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         })
     }
 
-    /// Takes in what is other than before at other hosts: in the kernel where anybody is on a network, then in the rows.
-    ///
-    /// Who dies in between has the kernel know more than the rows; it hears of the same changes again.
+    /// Takes in what is other than before at other hosts: in the rows, and in the kernel where anybody is on a network.
     ///
     /// # Errors
     /// When the store cannot serve. What the kernel refused is in the answer, and is tried again with each repair.
@@ -270,9 +281,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.put_meta(meta::CLUSTER_SEEN, Some(&changes.revision.to_string()))?;
         let after = objects(&tx)?;
         let table = self.table(&tx)?;
-        let failures = self.kernel.repair(&table, &diff(&after, &before));
-        tx.commit(Durability::Process)?;
-        Ok(said(failures))
+        let steps = diff(&after, &before);
+        if steps.is_empty() {
+            tx.commit(Durability::Process)?;
+            return Ok(Vec::new());
+        }
+        self.in_doubt(&guard, || {
+            tx.commit(Durability::Process)?;
+            Ok(self.kernel.repair(&table, &steps))
+        })
     }
 
     /// The overlay networks, with the blocks that this host gives out.

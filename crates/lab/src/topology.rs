@@ -370,6 +370,21 @@ impl Lan {
         Ok(())
     }
 
+    /// Has frames of `mtu` bytes of packet pass; what hosts send is their interfaces' business.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        let mut socket = with_netns(&self.switch, || Socket::open(ROUTE))??;
+        let mut batch = Batch::new();
+        for port in 0..self.ports {
+            link::set(&mut batch, format!("p{port}").as_str(), &LinkChange { mtu: Some(mtu), ..LinkChange::default() });
+        }
+        link::set(&mut batch, self.bridge, &LinkChange { mtu: Some(mtu), ..LinkChange::default() });
+        socket.transact(&batch).with_context(|| format!("set the MTU of `{}`", self.name))?;
+        Ok(())
+    }
+
     /// Pulls the plug of `host`: removes its interface `ifname`.
     ///
     /// # Errors

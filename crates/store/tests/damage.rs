@@ -189,7 +189,7 @@ fn a_newer_format_is_left_alone() {
     sql(&root, "PRAGMA user_version = 7; DROP TABLE network; PRAGMA wal_checkpoint(TRUNCATE)");
     let before = fs::read(root.join("state.db")).unwrap();
     let error = SqliteStore::open(&root).unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 7, supported: 4, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 7, supported: 5, .. }), "{error}");
     assert_eq!(fs::read(root.join("state.db")).unwrap(), before);
 }
 
@@ -198,9 +198,9 @@ fn a_format_that_changes_under_an_open_store_is_noticed() {
     let scratch = Scratch::new();
     let store = SqliteStore::open(&scratch.root()).unwrap();
     let guard = store.lock().unwrap();
-    sql(&scratch.root(), "PRAGMA user_version = 5");
-    assert!(matches!(store.read(), Err(StoreError::Newer { found: 5, .. })));
-    assert!(matches!(store.write(&guard), Err(StoreError::Newer { found: 5, .. })));
+    sql(&scratch.root(), "PRAGMA user_version = 6");
+    assert!(matches!(store.read(), Err(StoreError::Newer { found: 6, .. })));
+    assert!(matches!(store.write(&guard), Err(StoreError::Newer { found: 6, .. })));
 }
 
 /// The id of nobody, who may write nothing here.

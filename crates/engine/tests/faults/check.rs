@@ -25,6 +25,10 @@ impl World {
             }
             said.extend(info.publications.iter().map(|publication| format!("{name} publishes {publication}")));
         }
+        let remote = self.engine.remote().unwrap();
+        said.extend(remote.peers.values().map(|peer| format!("peer {peer:?}")));
+        said.extend(remote.blocks.iter().map(|block| format!("block {block:?}")));
+        said.extend(remote.endpoints.values().map(|endpoint| format!("far {endpoint:?}")));
         for (pool, taken) in self.engine.pools().unwrap() {
             said.insert(format!("pool {} {taken}", pool.subnet.net));
         }

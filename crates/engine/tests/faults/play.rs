@@ -186,6 +186,7 @@ impl World {
                 Err(error) => panic!("{error}"),
             }
         }
+        self.engine.forget_cluster().unwrap();
         for network in self.engine.networks().unwrap().into_iter().filter(|network| !network.is_predefined()) {
             self.engine.remove_network(&network.id.to_string()).unwrap();
         }

@@ -66,6 +66,12 @@ pub(crate) enum Verb {
         granted: bool,
     },
     ForwardNames(u8),
+    /// The cluster has a network, with some blocks of this host's.
+    Overlay(u8),
+    /// It has it no more.
+    DropOverlay,
+    /// Something is other than before at another host.
+    Remote(u8),
     Prune,
     Gc,
     Reconcile,
@@ -115,7 +121,7 @@ impl Random {
 pub(crate) fn verb(random: &mut Random) -> Verb {
     let mut byte = || random.byte();
     let (who, a, b, port) = (byte(), byte(), byte(), byte());
-    match random.below(40) {
+    match random.below(46) {
         0..5 => Verb::Create(who),
         5..7 => Verb::Remove(who),
         7..12 => Verb::Attach { who, on: [a, b], port },
@@ -139,7 +145,10 @@ pub(crate) fn verb(random: &mut Random) -> Verb {
         36 => Verb::Reconcile,
         37 => Verb::RepairRules,
         38 => Verb::RepairPorts(who),
-        _ => Verb::Follow,
+        39 => Verb::Follow,
+        40 | 41 => Verb::Overlay(who),
+        42 => Verb::DropOverlay,
+        _ => Verb::Remote(who),
     }
 }
 

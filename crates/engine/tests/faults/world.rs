@@ -1,14 +1,17 @@
 //! One simulated host, and its verbs.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use portolan_engine::{
-    AddressRequest, AttachRequest, Call, EndpointRequest, Engine, Error, NetworkRequest, PoolNet, PoolRequest,
-    RangeRequest, Repaired, Store as _, Tx as _,
+    AddressRequest, AttachRequest, Call, EndpointRequest, Engine, Error, NetworkRequest, OverlayNetwork, PoolNet,
+    PoolRequest, RangeRequest, RemoteChanges, Repaired, Store as _, Tx as _,
 };
-use portolan_model::{ContainerKind, Family, Id, PublishSpec};
+use portolan_model::{
+    ContainerKind, Family, Id, Mac, Mtu, Overlay, Peer, PerFamily, PublishSpec, RemoteEndpoint, TunnelEnd, Vni,
+};
 use portolan_plan::Object;
 use portolan_store::SqliteStore;
 
@@ -71,8 +74,9 @@ pub(crate) fn transient(number: u8) -> EndpointRequest {
 }
 
 pub(crate) fn known_network(number: u8) -> &'static str {
-    let all = NETWORKS.len() + 1;
-    NETWORKS.get(usize::from(number) % all).copied().unwrap_or("bridge")
+    let all = NETWORKS.len() + 2;
+    let named = NETWORKS.get(usize::from(number) % all).copied();
+    named.unwrap_or(if usize::from(number) % all == NETWORKS.len() { "over" } else { "bridge" })
 }
 
 pub(crate) fn container(number: u8) -> String {
@@ -116,7 +120,7 @@ impl World {
             Verb::Create(n) => engine.create_network(&network_request(NETWORKS[usize::from(n) % 5])).map(drop),
             Verb::Remove(n) => engine.remove_network(known_network(n)).map(drop),
             Verb::Attach { who, on, port } => {
-                let on = distinct(on, 6).into_iter().map(|n| EndpointRequest::new(known_network(n))).collect();
+                let on = distinct(on, 7).into_iter().map(|n| EndpointRequest::new(known_network(n))).collect();
                 let request = AttachRequest {
                     name: Some(container(who).parse().unwrap()),
                     endpoints: on,
@@ -213,6 +217,9 @@ impl World {
                 )
             }
             Verb::ForwardNames(n) => engine.forward_names(known_network(n), &["10.0.0.53".parse().unwrap()]),
+            Verb::Overlay(n) => engine.put_overlay(&overlay(n)).and_then(none_failed),
+            Verb::DropOverlay => engine.drop_overlay(id("over", 0)),
+            Verb::Remote(n) => engine.take_remote(&remote(n)).and_then(none_failed),
             Verb::Prune => engine.prune_networks().map(drop),
             Verb::Gc => engine.gc().and_then(whole),
             Verb::Reconcile => engine.reconcile().and_then(whole),
@@ -228,6 +235,67 @@ impl World {
             }
             Verb::Follow => engine.follow(None, |_| {}).map(drop),
         }
+    }
+}
+
+/// A network over several hosts, of which this one gives out two parts of eight.
+fn overlay(number: u8) -> OverlayNetwork {
+    let block = |n: u8| format!("10.66.0.{}/27", n % 8 * 32).parse().unwrap();
+    let address = if number.is_multiple_of(5) { "192.0.2.2" } else { "192.0.2.1" };
+    let mtu = if number.is_multiple_of(2) { 1500 } else { 1400 };
+    let end = TunnelEnd {
+        address: address.parse().unwrap(),
+        port: 4789,
+        mac: Mac::from_bytes([2, 0, 0, 0, 0, 1]),
+        mtu: Mtu::new(mtu).unwrap(),
+    };
+    OverlayNetwork {
+        id: id("over", 0),
+        name: "over".parse().unwrap(),
+        prefixes: PerFamily { v4: Some("10.66.0.0/24".parse().unwrap()), v6: None },
+        internal: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        created: 0,
+        overlay: Overlay { vni: Vni::new(70_000).unwrap(), end },
+        blocks: [block(number), block(number / 8)].into_iter().collect(),
+    }
+}
+
+/// Another host comes, goes, moves, or has or has not a block; and who is there.
+fn remote(number: u8) -> RemoteChanges {
+    let host = id("host", number % 3);
+    let mut changes = RemoteChanges { revision: number.into(), ..RemoteChanges::default() };
+    let peer = Peer {
+        host,
+        name: format!("host{}", number % 3).parse().unwrap(),
+        underlay: PerFamily { v4: Some([192, 0, 2, 10 + number % 7].into()), v6: None },
+        mac: Mac::from_bytes([2, 0, 0, 0, 1, number % 3]),
+        mtu: Mtu::new(1300 + u32::from(number % 2) * 200).unwrap(),
+    };
+    let block = format!("10.66.0.{}/27", number / 3 % 8 * 32).parse().unwrap();
+    let holder = (!number.is_multiple_of(4)).then_some(host);
+    if number.is_multiple_of(2) {
+        changes.peers.insert(host, (!number.is_multiple_of(10)).then_some(peer));
+    }
+    changes.blocks.insert((id("over", 0), block), holder);
+    let endpoint = RemoteEndpoint {
+        id: id("far", number % 4),
+        network: id("over", 0),
+        host,
+        container: id("box", number % 4),
+        name: format!("far{}", number % 4),
+        aliases: Vec::new(),
+        addresses: vec![[10, 66, 0, number].into()],
+    };
+    changes.endpoints.insert(endpoint.id, (!number.is_multiple_of(3)).then_some(endpoint));
+    changes
+}
+
+fn none_failed(failures: Vec<String>) -> Result<(), Error> {
+    match failures.into_iter().next() {
+        None => Ok(()),
+        Some(failure) => Err(Error::Unsupported { what: failure, why: String::new(), hint: "" }),
     }
 }
 

@@ -309,3 +309,85 @@ fn hosts_give_out_blocks_until_there_are_none() {
     assert!(!c.run(&["network", "inspect", "web"]).status.success());
     c.ok("verify");
 }
+
+impl Node {
+    /// Has its interface take packets of so many bytes.
+    fn set_mtu(&self, mtu: u32) {
+        let words = ["link", "set", "eth0", "mtu", &mtu.to_string()];
+        assert!(self.host.command("ip").unwrap().args(words).status().unwrap().success());
+    }
+}
+
+/// Sends a megabyte by TCP.
+#[track_caller]
+fn transfer(from: &Pod, to: &Pod, address: IpAddr) {
+    let mut server = to.place.command("iperf3").unwrap();
+    let mut server = server.args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let is_open = || tcp_listens(to, 5201);
+    assert!(eventually(LONG, is_open), "{}", to.name);
+    let mut client = from.place.command("timeout").unwrap();
+    let address = address.to_string();
+    let output = client.args(["10", "iperf3", "-c", &address, "-n", "1M"]).output().unwrap();
+    if !output.status.success() {
+        let _ = server.kill();
+    }
+    let _ = server.wait();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} to {} at {address}: {said}", from.name, to.name);
+}
+
+/// Whether anybody listens; found out without a connection.
+fn tcp_listens(pod: &Pod, port: u16) -> bool {
+    let output = pod.place.command("ss").unwrap().args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
+    !output.stdout.is_empty()
+}
+
+/// Whether an echo request of so many bytes passes whole.
+fn passes(from: &Pod, to: IpAddr, size: u32) -> bool {
+    let header = if to.is_ipv4() { 28 } else { 48 };
+    let words = ["-c", "1", "-W", "0.3", "-M", "do", "-s", &(size - header).to_string(), &to.to_string()];
+    from.place.command("ping").unwrap().args(words).output().unwrap().status.success()
+}
+
+#[test]
+fn no_mtu_is_a_black_hole() {
+    let Some(world) = World::or_skip("overlay-mtu") else { return };
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    world.lan.set_mtu(9000).unwrap();
+    for (number, (one, other)) in
+        [(1280, 1280), (1400, 1400), (1500, 1500), (9000, 9000), (9000, 1400)].into_iter().enumerate()
+    {
+        let etcd = world.etcd(1);
+        a.set_mtu(one);
+        b.set_mtu(other);
+        c.set_mtu(1500);
+        joined(&world, &etcd);
+        a.ok("network create -d overlay both");
+        a.ok("network create -d overlay --ipv6=false v4");
+        has(b, "both");
+        has(b, "v4");
+        for network in ["both", "v4"] {
+            let near = world.pod(a, network, &format!("near{number}-{network}"));
+            let far = world.pod(b, network, &format!("far{number}-{network}"));
+            assert!(eventually(LONG, || ping(&near, far.addresses[0], SHORT).is_open()));
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                for address in &to.addresses {
+                    transfer(from, to, *address);
+                    // Below what IPv6 needs, the outer packets are fragments.
+                    let fits = one.min(other) - 50;
+                    let fits = if address.is_ipv6() { fits.max(1280) } else { fits };
+                    // The first that is too large is told so.
+                    let _ = passes(from, *address, fits + 1);
+                    let is_exact = (passes(from, *address, fits), passes(from, *address, fits + 1));
+                    assert_eq!(is_exact, (true, false), "{one} {other} {} to {address}: {fits}", from.name);
+                }
+            }
+            a.ok(&format!("detach near{number}-{network}"));
+            b.ok(&format!("detach far{number}-{network}"));
+        }
+        for node in [a, b, c] {
+            node.ok("cluster leave");
+        }
+        etcd.ctl(&["del", "--prefix", "/portolan"]).unwrap();
+    }
+}

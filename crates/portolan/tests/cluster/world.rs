@@ -26,7 +26,7 @@ pub(crate) struct Node {
 pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     etcds: Vec<Host>,
-    _lan: Lan,
+    pub(crate) lan: Lan,
     // Last, as it removes the others.
     pub(crate) lab: Lab,
 }
@@ -62,7 +62,7 @@ impl World {
             .into_iter()
             .map(|host| Node { root: lab.dir().join(format!("root-{}", host.name())), host })
             .collect();
-        Some(Self { nodes, etcds, _lan: lan, lab })
+        Some(Self { nodes, etcds, lan, lab })
     }
 
     pub(crate) fn etcd(&self, members: usize) -> Etcd {
