@@ -1,5 +1,7 @@
 //! Several hosts by way of a real etcd.
 
 mod joining;
+mod lossless;
+mod many;
 mod overlay;
 mod world;

@@ -94,7 +94,7 @@ fn lines(node: &Node, words: &[&str]) -> Vec<String> {
 }
 
 /// What leads to other hosts.
-fn ways(node: &Node) -> [Vec<String>; 4] {
+pub(crate) fn ways(node: &Node) -> [Vec<String>; 4] {
     [
         lines(node, &["ip", "route"]),
         lines(node, &["ip", "-6", "route"]),
@@ -103,7 +103,7 @@ fn ways(node: &Node) -> [Vec<String>; 4] {
     ]
 }
 
-fn joined(world: &World, etcd: &portolan_lab::etcd::Etcd) {
+pub(crate) fn joined(world: &World, etcd: &portolan_lab::etcd::Etcd) {
     for (number, node) in world.nodes.iter().enumerate() {
         node.join(if number == 0 { "init" } else { "join" }, etcd);
     }
@@ -129,7 +129,7 @@ fn ask(pod: &Pod, name: &str, kind: &str) -> Vec<String> {
 
 impl Pod {
     /// Whom it asks for names.
-    fn gateway(&self) -> String {
+    pub(crate) fn gateway(&self) -> String {
         let output = self.place.command("ip").unwrap().args(["-4", "route", "show", "default"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         format!("@{}", text.split(' ').nth(2).unwrap())

@@ -1,0 +1,104 @@
+//! Ten thousand packets a second through an overlay while daemons are killed, restarted and upgraded.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use portolan_lab::eventually;
+use portolan_lab::probe::ping;
+
+use crate::overlay::{has, joined};
+use crate::world::{LONG, Node, World};
+
+/// Between two packets.
+const GAP: Duration = Duration::from_micros(95);
+/// So many times something is done to a daemon.
+const BLOWS: usize = 100;
+
+/// Numbers that were sent and did not come, or came twice.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: AtomicU64,
+    came: AtomicU64,
+    twice: AtomicU64,
+}
+
+fn blow(node: &Node, number: usize) {
+    match number % 3 {
+        0 => node.kill_daemon(),
+        1 => {
+            node.ok("daemon stop");
+            node.ok("daemon start");
+        }
+        _ => drop(node.ok("daemon upgrade")),
+    }
+    let is_back = || node.run(&["daemon", "status"]).status.success();
+    assert!(eventually(LONG, is_back), "{}: no daemon after blow {number}", node.host.name());
+}
+
+#[test]
+fn no_packet_is_lost_while_daemons_die_and_change() {
+    let Some(world) = World::of("overlay-lossless", &["a", "b"]) else { return };
+    let etcd = world.etcd(1);
+    joined(&world, &etcd);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    a.ok("network create -d overlay web");
+    has(b, "web");
+    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
+    assert!(eventually(LONG, || ping(&near, far.addresses[0], Duration::from_secs(1)).is_open()));
+    let (tally, over) = (Tally::default(), AtomicBool::new(false));
+    let listener = far.place.enter(|| UdpSocket::bind("0.0.0.0:9000")).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&listener, 64 << 20).unwrap();
+    listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let sender = near.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    sender.connect(SocketAddr::new(far.addresses[0], 9000)).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = Instant::now();
+            while !over.load(Ordering::Relaxed) {
+                let number = tally.sent.fetch_add(1, Ordering::Relaxed);
+                sender.send(&number.to_be_bytes()).unwrap();
+                next += GAP;
+                // Who was kept from running catches up.
+                while Instant::now() < next {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+        });
+        scope.spawn(|| {
+            let mut seen: Vec<bool> = Vec::new();
+            let mut buffer = [0; 8];
+            loop {
+                match listener.recv(&mut buffer) {
+                    Ok(8) => {
+                        let number = u64::from_be_bytes(buffer) as usize;
+                        seen.resize(seen.len().max(number + 1), false);
+                        let count = if std::mem::replace(&mut seen[number], true) { &tally.twice } else { &tally.came };
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(other) => panic!("{other} bytes came"),
+                    Err(_) if over.load(Ordering::Relaxed) => return,
+                    Err(_) => {}
+                }
+            }
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for number in 0..BLOWS {
+                blow(if number % 2 == 0 { a } else { b }, number / 2);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }));
+        over.store(true, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    let (sent, came) = (tally.sent.into_inner(), tally.came.into_inner());
+    let rate = sent as f64 / began.elapsed().as_secs_f64();
+    eprintln!("{sent} packets sent, {rate:.0} a second, {came} came, {} twice", tally.twice.into_inner());
+    assert_eq!(sent, came);
+    assert!(sent > 10_000, "{sent} packets are no load");
+    for node in [a, b] {
+        node.is_well();
+        node.ok("verify");
+    }
+}
