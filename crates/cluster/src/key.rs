@@ -22,6 +22,10 @@ pub enum Key {
     Alive(Id),
     /// `gone/HOST`: it is not to come back; what it had may be given to others.
     Gone(Id),
+    /// `check/CHECK`: under a lease of the host's that asks: every host is to compare what it holds with what is here.
+    Check(Id),
+    /// `checked/CHECK/HOST`: what came of it ([`crate::Checked`]).
+    Checked(Id, Id),
     /// `network/NETWORK`: a network ([`crate::ClusterNetwork`]).
     Network(Id),
     /// `network-name/NAME`: the network that is called so.
@@ -85,12 +89,19 @@ impl Layout {
             Key::HostAddress(address) => format!("{root}host-address/{address}"),
             Key::Alive(id) => format!("{root}alive/{id}"),
             Key::Gone(id) => format!("{root}gone/{id}"),
+            Key::Check(id) => format!("{root}check/{id}"),
+            Key::Checked(id, host) => format!("{}{host}", self.answers(*id)),
             Key::Network(id) => format!("{root}network/{id}"),
             Key::NetworkName(name) => format!("{root}network-name/{name}"),
             Key::Vni(vni) => format!("{root}vni/{vni}"),
             Key::Block(network, net) => format!("{}{}-{}", self.blocks(*network), net.network(), net.prefix_len()),
             Key::Endpoint { network, host, endpoint } => format!("{}{host}/{endpoint}", self.endpoints(*network)),
         }
+    }
+
+    /// What the keys of the answers to a check begin with.
+    pub fn answers(&self, check: Id) -> String {
+        format!("{}checked/{check}/", self.root)
     }
 
     /// What the keys of a network's blocks begin with.
@@ -115,6 +126,8 @@ impl Layout {
             ["host-address", address] => Key::HostAddress(address.parse().ok()?),
             ["alive", id] => Key::Alive(id.parse().ok()?),
             ["gone", id] => Key::Gone(id.parse().ok()?),
+            ["check", id] => Key::Check(id.parse().ok()?),
+            ["checked", id, host] => Key::Checked(id.parse().ok()?, host.parse().ok()?),
             ["network", id] => Key::Network(id.parse().ok()?),
             ["network-name", name] => Key::NetworkName(name.parse().ok()?),
             ["vni", number] => Key::Vni(Vni::new(number.parse().ok()?).ok()?),
@@ -154,6 +167,8 @@ mod tests {
             Key::HostAddress("fd00::1".parse().unwrap()),
             Key::Alive(id(1)),
             Key::Gone(id(1)),
+            Key::Check(id(4)),
+            Key::Checked(id(4), id(1)),
             Key::Network(id(2)),
             Key::NetworkName("web".parse().unwrap()),
             Key::Vni(Vni::new(4097).unwrap()),

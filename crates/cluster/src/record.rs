@@ -93,6 +93,15 @@ pub struct Block {
     pub host: Id,
 }
 
+/// How a host's rows and kernel differ from what all share, when it was asked to look.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Checked {
+    /// A sentence each; none when all is as it should be.
+    pub differences: Vec<String>,
+    /// How many there are, those that are left out among them.
+    pub count: usize,
+}
+
 /// A container's place on a network, as the names of other hosts need it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointRecord {

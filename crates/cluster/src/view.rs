@@ -7,7 +7,7 @@ use portolan_model::{Id, Name};
 use serde::de::DeserializeOwned;
 
 use crate::key::{Key, Layout};
-use crate::record::{Block, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord};
+use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord};
 
 /// What happened to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,10 @@ pub enum Change {
     Block(Id, IpNet),
     /// An endpoint: its network, its host and itself.
     Endpoint(Id, Id, Id),
+    /// Hosts are asked to look at themselves, or not any more.
+    Check(Id),
+    /// What came of it at a host.
+    Checked(Id, Id),
 }
 
 /// etcd shows something older than what was seen before: it was restored from a backup, or is another one.
@@ -79,6 +83,8 @@ pub struct View {
     blocks: BTreeMap<(Id, IpNet), Id>,
     /// By host first: what a host has is asked for more often than what a network has.
     endpoints: BTreeMap<(Id, Id, Id), EndpointRecord>,
+    checks: BTreeSet<Id>,
+    checked: BTreeMap<(Id, Id), Checked>,
     /// Keys that are not ours or say nothing that we know, with why: somebody else's, or a later version's.
     strange: BTreeMap<String, String>,
 }
@@ -178,6 +184,16 @@ impl View {
         self.endpoints.len()
     }
 
+    /// What hosts are asked to look at.
+    pub const fn checks(&self) -> &BTreeSet<Id> {
+        &self.checks
+    }
+
+    /// What a host found when it was asked to look.
+    pub fn checked(&self, check: Id, host: Id) -> Option<&Checked> {
+        self.checked.get(&(check, host))
+    }
+
     /// Keys under our prefix that mean nothing to this version, with why.
     pub const fn strange(&self) -> &BTreeMap<String, String> {
         &self.strange
@@ -232,6 +248,8 @@ impl View {
             differing(&self.endpoints, &now.endpoints)
                 .map(|(host, network, endpoint)| Change::Endpoint(*network, *host, *endpoint)),
         );
+        changes.extend(self.checks.symmetric_difference(&now.checks).map(|id| Change::Check(*id)));
+        changes.extend(differing(&self.checked, &now.checked).map(|(id, host)| Change::Checked(*id, *host)));
         *self = now;
         Ok(changes)
     }
@@ -266,6 +284,13 @@ impl View {
             Key::Gone(id) => {
                 let differs = if value.is_some() { self.gone.insert(id) } else { self.gone.remove(&id) };
                 differs.then_some(Change::Host(id))
+            }
+            Key::Check(id) => {
+                let differs = if value.is_some() { self.checks.insert(id) } else { self.checks.remove(&id) };
+                differs.then_some(Change::Check(id))
+            }
+            Key::Checked(id, host) => {
+                put(&mut self.checked, (id, host), reader.json()).then_some(Change::Checked(id, host))
             }
             Key::Network(id) => {
                 let record: Option<ClusterNetwork> = reader.json();

@@ -7,7 +7,7 @@ use portolan_model::Id;
 use serde::Serialize;
 
 use crate::key::Key;
-use crate::record::{Block, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord};
+use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord};
 use crate::view::View;
 
 /// So many operations go into one transaction: etcd refuses more than 128 unless told otherwise (`--max-txn-ops`).
@@ -39,6 +39,8 @@ pub enum Operation {
     Delete(Key),
     /// Removes the keys of all blocks of a network.
     DeleteBlocksOf(Id),
+    /// Removes the keys of all answers to a check.
+    DeleteAnswersTo(Id),
 }
 
 /// A transaction: all of `then` if all of `only_if`, otherwise nothing.
@@ -172,6 +174,30 @@ impl Write {
     pub fn release(host: Id, network: Id, block: IpNet) -> Self {
         let key = Key::Block(network, block);
         Self { only_if: vec![Condition::Is(key.clone(), json(&Block { host }))], then: vec![Operation::Delete(key)] }
+    }
+
+    /// Asks all hosts to look at themselves.
+    pub fn check(host: Id, check: Id) -> Self {
+        Self {
+            only_if: belongs(host).into(),
+            then: vec![Operation::PutWhileAlive(Key::Check(check), host.to_string())],
+        }
+    }
+
+    /// Says what a host found, as long as somebody wants to know.
+    pub fn checked(host: Id, check: Id, found: &Checked) -> Self {
+        Self {
+            only_if: vec![Condition::Present(Key::Check(check))],
+            then: vec![Operation::PutWhileAlive(Key::Checked(check, host), json(found))],
+        }
+    }
+
+    /// Takes a check back, with what came of it.
+    pub fn end_check(check: Id) -> Self {
+        Self {
+            only_if: Vec::new(),
+            then: vec![Operation::Delete(Key::Check(check)), Operation::DeleteAnswersTo(check)],
+        }
     }
 
     /// Has the endpoints of a host, of which these are `there`, be `wanted`, by network and id; nothing where they are.

@@ -13,6 +13,12 @@ pub const KILL: i32 = libc::SIGKILL;
 /// Asks a process to end.
 pub const TERM: i32 = libc::SIGTERM;
 
+/// Has a process stand still, whatever it does about it.
+pub const STOP: i32 = libc::SIGSTOP;
+
+/// Has it go on.
+pub const CONTINUE: i32 = libc::SIGCONT;
+
 /// What a terminal sends at Ctrl-C.
 pub const INTERRUPT: i32 = libc::SIGINT;
 

@@ -11,7 +11,7 @@ use portolan_engine::Holder;
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Sharing, Standing};
+use crate::cluster::{Came, Sharing, Standing};
 use crate::stats::EndpointStats;
 
 /// How long an answer may take: the slowest is a verb that waits for thousands of listeners.
@@ -86,8 +86,8 @@ pub enum Answer {
     },
     /// To [`Request::Share`].
     Shared {
-        /// The network that it was about.
-        network: Id,
+        /// What came of it.
+        came: Came,
     },
     /// It cannot be done.
     Refused {

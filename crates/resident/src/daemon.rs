@@ -448,7 +448,7 @@ impl Daemon {
             self.follow()?;
             let Some(at) = self.clients.iter().position(|client| client.token == token) else { continue };
             let answer = match outcome {
-                Ok(network) => Answer::Shared { network },
+                Ok(came) => Answer::Shared { came },
                 Err(Refusal { reason, hint }) => Answer::Refused { reason, hint: Some(hint) },
             };
             self.answer(at, &answer);

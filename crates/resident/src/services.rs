@@ -19,7 +19,7 @@ use portolan_model::{FirewallDriver, Id};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{self, Cluster, Standing};
+use crate::cluster::{self, Came, Cluster, Standing};
 use crate::control::Done;
 use crate::daemon::{Config, Engine};
 use crate::dns::{self, Barrier, DnsServer, HandOver, HandOverData, ListenerEvent};
@@ -103,8 +103,8 @@ pub struct Services {
     shares: Option<Shares>,
     leases: Leases,
     say_leased: mpsc::Sender<Event>,
-    say_shared: mpsc::Sender<(u64, Result<Id, Refusal>)>,
-    shared: mpsc::Receiver<(u64, Result<Id, Refusal>)>,
+    say_shared: mpsc::Sender<(u64, Result<Came, Refusal>)>,
+    shared: mpsc::Receiver<(u64, Result<Came, Refusal>)>,
     /// What happened to leases.
     leased: mpsc::Receiver<Event>,
     /// Containers that are being made.
@@ -467,7 +467,7 @@ impl Services {
     }
 
     /// What came of what was asked for, by token.
-    pub fn shared(&self) -> Vec<(u64, Result<Id, Refusal>)> {
+    pub fn shared(&self) -> Vec<(u64, Result<Came, Refusal>)> {
         self.shared.try_iter().collect()
     }
 

@@ -15,7 +15,7 @@ use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::rtnl::addr::{self, Address};
 use portolan_kernel::rtnl::{self, link, route};
 use portolan_model::{Family, Id, Mtu, Name, PerFamily};
-use portolan_resident::cluster::{self, CannotJoin, HostRow, Joining, Standing};
+use portolan_resident::cluster::{self, Came, CannotJoin, HostRow, Joining, Sharing, Standing};
 use portolan_resident::control::{Answer, Client, Request};
 
 use crate::cmd::daemon;
@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Leave(LeaveArgs),
     Status(StatusArgs),
     Nodes(NodesArgs),
+    Verify(VerifyArgs),
 }
 
 impl Command {
@@ -52,6 +53,7 @@ impl Command {
             Self::Leave(args) => args.run(context),
             Self::Status(args) => args.run(context),
             Self::Nodes(args) => args.run(context),
+            Self::Verify(args) => args.run(context),
         }
     }
 }
@@ -382,6 +384,49 @@ impl NodesArgs {
         let header = ["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
         output::print(&table::render(&header, &rows))?;
         Ok(0)
+    }
+}
+
+/// Compare rows and kernel of every host with etcd
+///
+/// Each host that runs looks at itself and says what differs, within ten seconds. Exits with 1 when anything differs, or a host
+/// says nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  portolan cluster verify || portolan cluster verify --json | jq '.[] | select(.count > 0 or .answered == false)'")]
+pub(crate) struct VerifyArgs {}
+
+impl VerifyArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        standing(context)?;
+        let Some(mut client) = Client::connect(&context.run)? else { anyhow::bail!("the daemon has left") };
+        let hosts = match client.ask(&Request::Share { what: Box::new(Sharing::Verify {}) })? {
+            Some(Answer::Shared { came: Came::Verified { hosts } }) => hosts,
+            Some(Answer::Refused { reason, hint }) => {
+                let refused = Refused::new(reason);
+                return Err(hint.into_iter().fold(refused, Refused::hint).into());
+            }
+            other => anyhow::bail!("the daemon answered something else: {other:?}"),
+        };
+        let is_whole = hosts.iter().all(|host| host.answered && host.count == 0);
+        if context.json {
+            output::json(&hosts)?;
+            return Ok(i32::from(!is_whole));
+        }
+        let mut text = String::new();
+        for host in &hosts {
+            match (host.answered, host.count) {
+                (false, _) => text.push_str(&format!("{}: says nothing\n", host.name)),
+                (true, 0) => text.push_str(&format!("{}: as it should be\n", host.name)),
+                (true, count) => {
+                    text.push_str(&format!("{}: {count} differences\n", host.name));
+                    host.differences.iter().for_each(|said| text.push_str(&format!("  {said}\n")));
+                }
+            }
+        }
+        output::print(&text)?;
+        Ok(i32::from(!is_whole))
     }
 }
 

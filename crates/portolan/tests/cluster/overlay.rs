@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portolan_kernel::netns::NetnsFd;
+use portolan_kernel::signals;
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
 use portolan_lab::{Host, InNetns, eventually};
@@ -31,6 +32,11 @@ impl World {
         let place = self.lab.host(name).unwrap();
         let path = place.netns_path().display().to_string();
         node.ok(&format!("attach --netns {path} --name {name} --network {network}"));
+        self.known(node, network, name, place)
+    }
+
+    /// A container that is there.
+    pub(crate) fn known(&self, node: &Node, network: &str, name: &str, place: Host) -> Pod {
         let inspected: Value = serde_json::from_str(&node.ok(&format!("inspect {name}"))).unwrap();
         let network = &inspected[0]["NetworkSettings"]["Networks"][network];
         let addresses = ["IPAddress", "GlobalIPv6Address"].iter().filter_map(|key| network[key].as_str()?.parse().ok());
@@ -82,7 +88,15 @@ fn containers_of_different_hosts_reach_each_other() {
     for node in [a, b, c] {
         node.ok("verify");
         node.is_well();
+        assert_eq!(node.ok("cluster verify"), "a: as it should be\nb: as it should be\nc: as it should be\n");
     }
+    // A host that cannot look.
+    let daemon = b.daemon();
+    daemon.signal(signals::STOP).unwrap();
+    let output = a.run(&["cluster", "verify"]);
+    daemon.signal(signals::CONTINUE).unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(!output.status.success() && said.contains("b: says nothing"), "{said}");
 }
 
 /// The lines of `ip` with these words that are about tunnels.
@@ -117,7 +131,7 @@ pub(crate) fn has(node: &Node, network: &str) {
 }
 
 #[track_caller]
-fn ask(pod: &Pod, name: &str, kind: &str) -> Vec<String> {
+pub(crate) fn ask(pod: &Pod, name: &str, kind: &str) -> Vec<String> {
     let server = pod.gateway();
     let output =
         pod.place.command("dig").unwrap().args(["+short", "+tries=1", "+time=2", &server, name, kind]).output();

@@ -31,7 +31,7 @@ pub(crate) struct World {
     pub(crate) lab: Lab,
 }
 
-fn etcd_address(number: usize) -> IpAddr {
+pub(crate) fn etcd_address(number: usize) -> IpAddr {
     IpAddr::from([10, 0, 1, 11 + number as u8])
 }
 
@@ -63,6 +63,11 @@ impl World {
             .map(|host| Node { root: lab.dir().join(format!("root-{}", host.name())), host })
             .collect();
         Some(Self { nodes, etcds, lan, lab })
+    }
+
+    /// The host of a member of etcd.
+    pub(crate) fn etcd_host(&self, number: usize) -> &Host {
+        &self.etcds[number]
     }
 
     pub(crate) fn etcd(&self, members: usize) -> Etcd {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use portolan_cluster::{Change, Event, Layout, Refusal, View, Write};
+use portolan_cluster::{Change, Checked, Event, Layout, Refusal, View, Write};
 use portolan_etcd::Client;
 use portolan_kernel::random;
 use portolan_model::Id;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc as channel;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::jobs::{Job, Next};
-use super::{Endpoints, Membership, Told, edge, rows};
+use super::{Came, Endpoints, Membership, Sharing, Told, edge, rows};
 
 /// A host that has not said for so many seconds that it runs counts as down.
 const LEASE: i64 = 15;
@@ -58,6 +58,8 @@ pub(super) struct Agent {
     /// Whether those are all.
     is_complete: bool,
     jobs: Vec<Job>,
+    /// What checks found here, which is to be told.
+    found: Vec<(Id, Checked)>,
 }
 
 /// What lasts as long as one connection.
@@ -81,7 +83,17 @@ impl Agent {
         let layout = Layout::new(&membership.prefix)?;
         lock(&shared).trouble = Some("etcd is not reached yet".to_owned());
         let containers = BTreeMap::new();
-        Ok(Self { membership, layout, shared, hears, rows, containers, is_complete: false, jobs: Vec::new() })
+        Ok(Self {
+            membership,
+            layout,
+            shared,
+            hears,
+            rows,
+            containers,
+            is_complete: false,
+            jobs: Vec::new(),
+            found: Vec::new(),
+        })
     }
 
     /// Goes on for ever.
@@ -190,6 +202,10 @@ impl Agent {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.publish(&mut session).await?;
+            for (check, found) in std::mem::take(&mut self.found) {
+                let write = Write::checked(self.membership.host, check, &found);
+                self.write(&session.client, Some(session.lease), &write).await?;
+            }
             self.work(&session).await?;
             tokio::select! {
                 batch = session.watch.next() => self.see(batch?, &mut session)?,
@@ -224,7 +240,7 @@ impl Agent {
                 self.containers.retain(|container, _| containers.contains(container));
                 self.is_complete = true;
             }
-            // What is being done already is waited for with it.
+            Told::Checked(check, found) => self.found.push((check, found)),
             Told::Share(what, reply) => self.jobs.push(Job::new(what, reply)),
         }
         touched
@@ -252,7 +268,7 @@ impl Agent {
         let me = self.membership.host;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut left: Vec<Job> = Vec::new();
-        let mut writing: Vec<super::Sharing> = Vec::new();
+        let mut writing: Vec<Sharing> = Vec::new();
         for mut job in std::mem::take(&mut self.jobs) {
             let (next, revision) = {
                 let view = &lock(&self.shared).view;
@@ -261,6 +277,10 @@ impl Agent {
             match next {
                 Next::Wait => left.push(job),
                 Next::Refuse(refusal) => job.end(Err(refusal)),
+                Next::Answered(check, hosts) => {
+                    self.write(&session.client, None, &Write::end_check(check)).await?;
+                    job.end(Ok(Came::Verified { hosts }));
+                }
                 Next::Seen(network) => {
                     let _ = self.rows.send(rows::Job::Tell(network, job.into_reply()));
                 }
@@ -270,8 +290,12 @@ impl Agent {
                     left.push(job);
                 }
                 Next::Write(network, write) => {
-                    let answer = session.client.txn(edge::transaction(&self.layout, &write, None)).await;
-                    match answer {
+                    let write = edge::transaction(&self.layout, &write, Some(session.lease));
+                    match session.client.txn(write).await {
+                        Ok(answer) if answer.succeeded && *job.what() == (Sharing::Verify {}) => {
+                            job.asked(network, &lock(&self.shared).view);
+                            left.push(job);
+                        }
                         Ok(answer) => {
                             job.written(network, revision, answer.succeeded.then_some(answer.revision));
                             writing.push(job.what().clone());
@@ -319,9 +343,18 @@ impl Agent {
                 };
             }
         }
+        let is_asked = |id: &Id| known.view.checks().contains(id);
+        let checks: Vec<Id> = changes
+            .iter()
+            .filter_map(|change| if let Change::Check(id) = change { Some(*id) } else { None })
+            .filter(is_asked)
+            .collect();
         drop(known);
         if !changes.is_empty() {
             let _ = self.rows.send(rows::Job::Changes(changes));
+        }
+        for check in checks {
+            let _ = self.rows.send(rows::Job::Check(check));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use portolan_cluster::NewNetwork;
 use portolan_engine::{Cluster, ClusterError, NetworkRequest, Wanting};
 use portolan_model::{Id, PerFamily};
 
-use super::Sharing;
+use super::{Came, Sharing};
 use crate::control::{Answer, Client, Request};
 
 /// The daemon of a run-time directory.
@@ -32,7 +32,7 @@ impl AtDaemon {
         };
         let Some(mut client) = Client::connect(&self.run).map_err(failed)? else { return Err(none()) };
         match client.ask(&Request::Share { what: Box::new(what) }).map_err(failed)? {
-            Some(Answer::Shared { network }) => Ok(network),
+            Some(Answer::Shared { came: Came::Network { network } }) => Ok(network),
             Some(Answer::Refused { reason, hint }) => Err(ClusterError { reason, hint }),
             Some(other) => {
                 Err(ClusterError { reason: format!("the daemon answered something else: {other:?}"), hint: None })

@@ -23,6 +23,7 @@ pub(super) fn transaction(layout: &Layout, write: &Write, lease: Option<i64>) ->
         Operation::PutWhileAlive(key, value) => Op::put(layout.text(key), value.as_bytes(), lease),
         Operation::Delete(key) => Op::delete(layout.text(key)),
         Operation::DeleteBlocksOf(network) => Op::delete_prefix(layout.blocks(*network)),
+        Operation::DeleteAnswersTo(check) => Op::delete_prefix(layout.answers(*check)),
     };
     Txn { compares: write.only_if.iter().map(compare).collect(), then: write.then.iter().map(operation).collect() }
 }

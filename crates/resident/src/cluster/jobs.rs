@@ -1,15 +1,18 @@
 //! What is asked of the cluster, until it is done: pure.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portolan_cluster::{Refusal, View, Write, choose, plan_network};
+use portolan_cluster::{HostRecord, Refusal, View, Write, choose, plan_network};
 use portolan_model::{Family, Id};
 
-use super::{Reply, Sharing, Wanted};
+use super::{Came, Reply, Sharing, VerifiedRow, Wanted};
 
 /// How long somebody waits at most.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long hosts have to look at themselves.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Something that was asked for.
 pub(super) struct Job {
@@ -24,6 +27,8 @@ enum Stage {
     Decide { newer_than: i64 },
     /// It is so in etcd from this revision on.
     Written { network: Id, revision: i64 },
+    /// Hosts are asked: these are to answer.
+    Asked { check: Id, hosts: BTreeSet<Id>, until: Instant },
 }
 
 /// What is to be done for a job now.
@@ -32,6 +37,8 @@ pub(super) enum Next {
     Write(Id, Write),
     /// It is in the view: rows and kernel are to be made so.
     Seen(Id),
+    /// Hosts have answered; the check is over.
+    Answered(Id, Vec<VerifiedRow>),
     /// There is nothing to wait for.
     Refuse(Refusal),
     /// Wait for a newer view.
@@ -54,6 +61,13 @@ impl Job {
         match self.stage {
             Stage::Written { network, revision } if view.revision() >= revision => Next::Seen(network),
             Stage::Written { .. } => Next::Wait,
+            Stage::Asked { check, ref hosts, until } => {
+                let has_answered = |host: &Id| view.checked(check, *host).is_some();
+                match hosts.iter().all(has_answered) || Instant::now() >= until {
+                    true => Next::Answered(check, answers(check, view)),
+                    false => Next::Wait,
+                }
+            }
             Stage::Decide { newer_than } if view.revision() <= newer_than => match Instant::now() >= self.until {
                 true => Next::Refuse(Refusal::new(
                     "etcd did not take it in time",
@@ -73,8 +87,14 @@ impl Job {
         };
     }
 
+    /// Takes note that all hosts that run are asked.
+    pub(super) fn asked(&mut self, check: Id, view: &View) {
+        let hosts = view.hosts().keys().filter(|host| view.run_of(**host).is_some()).copied().collect();
+        self.stage = Stage::Asked { check, hosts, until: Instant::now() + LOOK };
+    }
+
     /// Tells whoever asked.
-    pub(super) fn end(&mut self, outcome: Result<Id, Refusal>) {
+    pub(super) fn end(&mut self, outcome: Result<Came, Refusal>) {
         if let Some(reply) = self.reply.take() {
             reply(outcome);
         }
@@ -84,6 +104,23 @@ impl Job {
     pub(super) fn into_reply(mut self) -> Reply {
         self.reply.take().unwrap_or_else(|| Box::new(|_| {}))
     }
+}
+
+/// What every host of the cluster said; those that do not run, or said nothing in time, among them.
+fn answers(check: Id, view: &View) -> Vec<VerifiedRow> {
+    let row = |(id, record): (&Id, &HostRecord)| {
+        let found = view.checked(check, *id);
+        VerifiedRow {
+            id: *id,
+            name: record.name.clone(),
+            answered: found.is_some(),
+            differences: found.map(|found| found.differences.clone()).unwrap_or_default(),
+            count: found.map_or(0, |found| found.count),
+        }
+    };
+    let mut rows: Vec<VerifiedRow> = view.hosts().iter().map(row).collect();
+    rows.sort_by(|one, other| one.name.cmp(&other.name));
+    rows
 }
 
 fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Result<Next, Refusal> {
@@ -103,6 +140,10 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
                 ));
             }
             Ok(Next::Write(*network, Write::remove_network(*network, record)))
+        }
+        Sharing::Verify {} => {
+            let check = Id::from_bytes(random);
+            Ok(Next::Write(check, Write::check(me, check)))
         }
         Sharing::Claim { network, wanted } => {
             let Some(record) = view.networks().get(network) else {

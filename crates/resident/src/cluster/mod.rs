@@ -18,9 +18,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{EndpointRecord, HostRecord, NewNetwork, Refusal};
+use portolan_cluster::{Checked, EndpointRecord, HostRecord, NewNetwork, Refusal};
 use portolan_engine::{Kernel as _, Wanting};
-use portolan_model::{Family, Id};
+use portolan_model::{Family, Id, Name};
 use portolan_plan::ContainerView;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as channel;
@@ -74,6 +74,8 @@ pub enum Sharing {
         /// Which one.
         network: Id,
     },
+    /// All hosts are to look at themselves.
+    Verify {},
     /// This host needs more of a network's addresses.
     Claim {
         /// The network.
@@ -102,8 +104,39 @@ impl From<Wanting> for Wanted {
     }
 }
 
-/// Hears what came of what was asked for under a number: the network that it was about.
-pub type Tell = Arc<dyn Fn(u64, Result<Id, Refusal>) + Send + Sync>;
+/// What came of what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "came")]
+pub enum Came {
+    /// It is so: of this network.
+    Network {
+        /// Which one.
+        network: Id,
+    },
+    /// What each host found.
+    Verified {
+        /// The hosts, by name.
+        hosts: Vec<VerifiedRow>,
+    },
+}
+
+/// What a host found when it looked at itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedRow {
+    /// The host.
+    pub id: Id,
+    /// What it is called.
+    pub name: Name,
+    /// Whether it said anything.
+    pub answered: bool,
+    /// How its rows and kernel differ from what all share, a sentence each; the first of many.
+    pub differences: Vec<String>,
+    /// How many differences there are.
+    pub count: usize,
+}
+
+/// Hears what came of what was asked for under a number.
+pub type Tell = Arc<dyn Fn(u64, Result<Came, Refusal>) + Send + Sync>;
 
 /// Endpoints of a container on overlay networks, by network and id.
 type Endpoints = BTreeMap<(Id, Id), EndpointRecord>;
@@ -116,10 +149,12 @@ enum Told {
     Everything(BTreeSet<Id>),
     /// Somebody asks for something; who wants to hear what comes of it.
     Share(Sharing, Reply),
+    /// What came of a check here.
+    Checked(Id, Checked),
 }
 
 /// Hears what came of it.
-type Reply = Box<dyn FnOnce(Result<Id, Refusal>) + Send>;
+type Reply = Box<dyn FnOnce(Result<Came, Refusal>) + Send>;
 
 /// The running threads; dropping it ends them.
 pub struct Cluster {

@@ -7,14 +7,17 @@ use std::sync::mpsc;
 
 use anyhow::Result;
 use ipnet::IpNet;
-use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View};
+use portolan_cluster::{Change, Checked, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View};
 use portolan_engine::{OverlayNetwork, RemoteChanges};
 use portolan_model::{Family, Id, Overlay, Peer, RemoteEndpoint, TunnelEnd};
 use tokio::sync::mpsc as channel;
 
 use super::agent::{Shared, lock};
-use super::{Membership, Reply, Sharing, Told, Wanted};
+use super::{Came, Membership, Reply, Sharing, Told, Wanted};
 use crate::daemon::{self, Engine};
+
+/// So many differences are told of one host.
+const TOLD: usize = 100;
 
 /// What the thread is to do.
 pub(super) enum Job {
@@ -25,6 +28,8 @@ pub(super) enum Job {
     /// Endpoints of this host came or went on these networks: see whether there is room for more, and try again what could not
     /// be done.
     Local(BTreeSet<Id>),
+    /// Compare rows and kernel with the view.
+    Check(Id),
     /// Tell him that all before is done.
     Tell(Id, Reply),
     /// End.
@@ -64,12 +69,14 @@ impl Rows {
         while let Ok(first) = jobs.recv() {
             let (mut changes, mut everything, mut local, mut replies) =
                 (BTreeSet::new(), false, BTreeSet::new(), Vec::new());
+            let mut checks = Vec::new();
             // What happens while the lock is waited for is done in one go.
             for job in std::iter::once(first).chain(jobs.try_iter()) {
                 match job {
                     Job::Changes(more) => changes.extend(more),
                     Job::Everything => everything = true,
                     Job::Local(networks) => local.extend(networks),
+                    Job::Check(check) => checks.push(check),
                     Job::Tell(network, reply) => replies.push((network, reply)),
                     Job::Stop => return,
                 }
@@ -85,12 +92,15 @@ impl Rows {
             for (network, reply) in replies {
                 let problem = lock(&self.shared).problems.get(&Some(network)).cloned();
                 reply(match problem {
-                    None => Ok(network),
+                    None => Ok(Came::Network { network }),
                     Some(reason) => Err(portolan_cluster::Refusal::new(
                         reason,
                         "`portolan cluster status` shows what is not as it should be on this host",
                     )),
                 });
+            }
+            for check in checks {
+                let _ = self.told.send(Told::Checked(check, self.check(&engine)));
             }
             for network in local {
                 if let Err(error) = self.make_room(&engine, network) {
@@ -157,7 +167,7 @@ impl Rows {
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) => {}
+                Change::Alive(_) | Change::Check(_) | Change::Checked(..) => {}
                 Change::Host(host) if *host == self.membership.host => {}
                 Change::Host(host) => {
                     let peer = view.hosts().get(host).map(|record| peer(*host, record));
@@ -233,6 +243,42 @@ impl Rows {
             overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu } },
             blocks: own.map(|(block, _)| block).collect(),
         }
+    }
+
+    /// How rows and kernel differ from what is in etcd.
+    fn check(&self, engine: &Engine) -> Checked {
+        let mut all: Vec<String> = lock(&self.shared).problems.values().cloned().collect();
+        match self.compare(engine) {
+            Ok(differences) => all.extend(differences),
+            Err(error) => all.push(format!("it cannot be told: {error:#}")),
+        }
+        let count = all.len();
+        all.truncate(TOLD);
+        Checked { differences: all, count }
+    }
+
+    fn compare(&self, engine: &Engine) -> Result<Vec<String>> {
+        let (remote, overlays) = (engine.remote()?, engine.overlays()?);
+        let plan = self.plan_everything(&lock(&self.shared).view, &remote, overlays.keys());
+        let mut said: Vec<String> =
+            plan.gone.iter().map(|id| format!("network {} is not known elsewhere", id.short())).collect();
+        for network in &plan.networks {
+            match overlays.get(&network.id) {
+                None => said.push(format!("network `{}` is not here", network.name)),
+                Some(blocks) if *blocks != network.blocks => {
+                    let differ: Vec<String> =
+                        blocks.symmetric_difference(&network.blocks).map(ToString::to_string).collect();
+                    said.push(format!("network `{}`: blocks of this host differ: {}", network.name, differ.join(", ")));
+                }
+                Some(_) => {}
+            }
+        }
+        let RemoteChanges { peers, blocks, endpoints, .. } = &plan.remote;
+        said.extend(peers.keys().map(|host| format!("host {} is not known as it is", host.short())));
+        said.extend(blocks.keys().map(|(_, block)| format!("block {block} is not known as it is")));
+        said.extend(endpoints.keys().map(|endpoint| format!("endpoint {} is not known as it is", endpoint.short())));
+        said.extend(engine.verify()?.iter().map(|step| format!("the kernel: {step}")));
+        Ok(said)
     }
 
     /// Claims another block when most addresses of the ones there are taken, so that nobody has to wait for it.
