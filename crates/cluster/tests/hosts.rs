@@ -60,6 +60,7 @@ impl Etcd {
                 }
                 Operation::Delete(key) => vec![self.layout.text(key)],
                 Operation::DeleteBlocksOf(network) => self.under(&self.layout.blocks(*network)),
+                Operation::DeleteAnswersTo(check) => self.under(&self.layout.answers(*check)),
             };
             let gone = gone.into_iter().filter(|key| self.keys.remove(key).is_some());
             events.extend(gone.collect::<Vec<_>>().into_iter().map(|key| Event::Delete { key: key.into_bytes() }));

@@ -158,7 +158,7 @@ fn driver(text: &str) -> Result<Driver, Failure> {
         text => text.parse().map_err(|_| {
             Failure::new(
                 Kind::NotFound,
-                format!("plugin {text:?} not found (Portolan has bridge, macvlan, ipvlan and ptp)"),
+                format!("plugin {text:?} not found (Portolan has bridge, macvlan, ipvlan, ptp and overlay)"),
             )
         })?,
     };

@@ -389,7 +389,7 @@ impl NodesArgs {
 
 /// Compare rows and kernel of every host with etcd
 ///
-/// Each host that runs looks at itself and says what differs, within ten seconds. Exits with 1 when anything differs, or a host
+/// Each host that runs looks at itself and says what differs, within five seconds. Exits with 1 when anything differs, or a host
 /// says nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

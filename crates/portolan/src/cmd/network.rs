@@ -56,6 +56,9 @@ impl Command {
 /// With --driver ptp there is no bridge: each container has a link of its own to the host, which routes between them. Who
 /// reaches whom is as on a bridge.
 ///
+/// With --driver overlay, all hosts of the cluster (`portolan cluster`) have the network. Each gives out addresses of its own
+/// part of the subnet, and routes to the others' by VXLAN.
+///
 /// With --driver macvlan or ipvlan, containers are on the network of an interface of the host, their parent, as machines
 /// of their own. Give the --subnet and --gateway of that network, or with --ipam-driver dhcp let its DHCP server give them
 /// their addresses: the daemon asks for them, keeps them, and gives them back. The host and its rules do not see the
@@ -68,6 +71,7 @@ Examples:
   portolan network create --internal --opt icc=false vault
   portolan network create --opt gateway_mode_ipv6=routed --ipv4=false v6only
   portolan network create -d ptp --subnet 172.30.9.0/24 direct
+  portolan network create -d overlay everywhere
   portolan network create -d macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 --ipv6=false lan2
   portolan network create -d macvlan -o parent=eth0 --ipam-driver dhcp office
 
@@ -92,7 +96,7 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
   vrf=NAME                     the bridge belongs to this VRF
   metric=NUMBER                priority of the default route; no_default_route=true leaves it out
 
-Options of ptp: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
+Options of ptp and overlay: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
 
 Options of macvlan and ipvlan:
   parent=NAME                  the host's interface; NAME.50 is made for VLAN 50 if it is not there

@@ -223,7 +223,9 @@ fn schedule(seed: u64) {
             }
             play.heal();
             let began = Instant::now();
-            let is_whole = || world.nodes[0].run(&["cluster", "verify"]).status.success();
+            // Who is asked before all are back waits for those who are not.
+            let is_well = || world.nodes.iter().all(|node| node.run(&["cluster", "status"]).status.success());
+            let is_whole = || is_well() && world.nodes[0].run(&["cluster", "verify"]).status.success();
             let whole = eventually(LONG, is_whole);
             let took = began.elapsed();
             let said = || String::from_utf8_lossy(&world.nodes[0].run(&["cluster", "verify"]).stdout).into_owned();

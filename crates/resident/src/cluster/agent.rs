@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use portolan_cluster::{Change, Checked, Event, Layout, Refusal, View, Write};
@@ -11,7 +11,7 @@ use portolan_etcd::Client;
 use portolan_kernel::random;
 use portolan_model::Id;
 use tokio::sync::mpsc as channel;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::jobs::{Job, Next};
 use super::{Came, Endpoints, Membership, Sharing, Told, edge, rows};
@@ -207,7 +207,9 @@ impl Agent {
                 self.write(&session.client, Some(session.lease), &write).await?;
             }
             self.work(&session).await?;
+            let until = self.jobs.iter().map(Job::until).min().unwrap_or_else(|| Instant::now() + BEAT);
             tokio::select! {
+                () = sleep_until(until.into()) => {}
                 batch = session.watch.next() => self.see(batch?, &mut session)?,
                 _ = beat.tick() => session.client.keep_alive(session.lease).await.map(drop)?,
                 Some(told) = self.hears.recv() => {

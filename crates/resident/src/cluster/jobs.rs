@@ -12,7 +12,7 @@ use super::{Came, Reply, Sharing, VerifiedRow, Wanted};
 /// How long somebody waits at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long hosts have to look at themselves.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Something that was asked for.
 pub(super) struct Job {
@@ -49,6 +49,14 @@ impl Job {
     pub(super) fn new(what: Sharing, reply: Reply) -> Self {
         let until = Instant::now() + PATIENCE;
         Self { what, reply: Some(reply), until, stage: Stage::Decide { newer_than: -1 } }
+    }
+
+    /// When it is to be looked at again, whatever happens.
+    pub(super) const fn until(&self) -> Instant {
+        match self.stage {
+            Stage::Asked { until, .. } => until,
+            Stage::Decide { .. } | Stage::Written { .. } => self.until,
+        }
     }
 
     /// What was asked for.
