@@ -68,7 +68,8 @@ impl Job {
     pub(super) fn next(&self, me: Id, view: &View, random: [u8; 32], now: u64) -> Next {
         match self.stage {
             Stage::Written { network, revision } if view.revision() >= revision => Next::Seen(network),
-            Stage::Written { .. } => Next::Wait,
+            Stage::Written { .. } if Instant::now() < self.until => Next::Wait,
+            Stage::Written { .. } => Next::Refuse(late()),
             Stage::Asked { check, ref hosts, until } => {
                 let has_answered = |host: &Id| view.checked(check, *host).is_some();
                 match hosts.iter().all(has_answered) || Instant::now() >= until {
@@ -77,10 +78,7 @@ impl Job {
                 }
             }
             Stage::Decide { newer_than } if view.revision() <= newer_than => match Instant::now() >= self.until {
-                true => Next::Refuse(Refusal::new(
-                    "etcd did not take it in time",
-                    "`portolan cluster status` shows how this host stands; try again",
-                )),
+                true => Next::Refuse(late()),
                 false => Next::Wait,
             },
             Stage::Decide { .. } => decide(&self.what, me, view, random, now).unwrap_or_else(Next::Refuse),
@@ -112,6 +110,13 @@ impl Job {
     pub(super) fn into_reply(mut self) -> Reply {
         self.reply.take().unwrap_or_else(|| Box::new(|_| {}))
     }
+}
+
+fn late() -> Refusal {
+    Refusal::new(
+        "etcd did not answer for it in time",
+        "`portolan cluster status` shows how this host stands; what was asked for may still come to be",
+    )
 }
 
 /// What every host of the cluster said; those that do not run, or said nothing in time, among them.
