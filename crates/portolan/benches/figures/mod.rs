@@ -10,6 +10,7 @@ pub(crate) fn median(times: &[Duration]) -> Duration {
 }
 
 /// In milliseconds.
+#[allow(dead_code, reason = "some measure less")]
 pub(crate) fn ms(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }

@@ -140,7 +140,7 @@ impl Agent {
 
     /// Connects, lists, and sees to it that this host is known as it is.
     async fn connect(&self) -> Result<Session> {
-        let Membership { host: me, run, last_run, record, .. } = &self.membership;
+        let Membership { host: me, run, last_runs, record, .. } = &self.membership;
         let client = Client::connect(&self.membership.etcd).await?;
         let (revision, all) = edge::list(&client, &self.layout).await?;
         let (known, before, there) = {
@@ -163,8 +163,8 @@ impl Agent {
                 }
             }
         }
-        // The run before this one is dead, for we have its lock; any other is somewhere else.
-        if before.as_ref().is_some_and(|before| before != run && before != last_run) {
+        // The runs before this one are dead, for we have their lock; any other is somewhere else.
+        if before.as_ref().is_some_and(|before| before != run && !last_runs.contains(before)) {
             bail!(COPY);
         }
         let lease = client.lease_grant(LEASE).await?;

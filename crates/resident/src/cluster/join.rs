@@ -104,7 +104,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             etcd: joining.etcd.clone(),
             leaving: false,
             run: String::new(),
-            last_run: String::new(),
+            last_runs: Vec::new(),
         };
         remember(engine, &membership)?;
         let written = client.txn(edge::transaction(&layout, &Write::join(me, &record), None)).await;

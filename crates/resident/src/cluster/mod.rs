@@ -53,9 +53,13 @@ pub struct Membership {
     pub leaving: bool,
     /// Which run of this host says in etcd that it runs; another one each time that the thread starts.
     pub run: String,
-    /// The one before, which may still be said to run.
-    pub last_run: String,
+    /// Those before, the last one last: any of them may still be said to run, for etcd need not have been reached since.
+    #[serde(default)]
+    pub last_runs: Vec<String>,
 }
+
+/// So many runs are remembered: as often as a daemon may start while etcd cannot be reached and the last lease holds.
+const RUNS: usize = 32;
 
 /// What a host says of its version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -173,10 +177,12 @@ impl Cluster {
     /// # Errors
     /// When the state cannot be read or written, or a thread cannot be made.
     pub fn start(root: &Path, engine: &Engine, membership: Membership, tell: Tell) -> Result<Self> {
-        let last_run = membership.run;
+        let mut last_runs = membership.last_runs;
+        last_runs.extend(Some(membership.run).filter(|run| !run.is_empty()));
+        last_runs.drain(..last_runs.len().saturating_sub(RUNS));
         let run = Id::from_bytes(engine.kernel().random()).to_string();
         let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
-        let membership = Membership { run, last_run, record, ..membership };
+        let membership = Membership { run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;
         let shared = Shared::new(Known::since(engine.remote()?.revision).into());
         let (stop, stopped) = oneshot::channel::<()>();

@@ -1,0 +1,233 @@
+//! Between containers of two hosts: our overlay beside a VXLAN that is routed by hand, and beside no tunnel at all.
+//!
+//! `cargo bench -p portolan --bench overlay` runs everything; with `-- tcp` or `-- latency` one part:
+//!
+//! - `tcp`: one stream of TCP for some seconds, in turns, a median of rounds.
+//! - `latency`: one byte there and back over one connection, many times.
+//!
+//! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
+//! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
+//! Flannel's backend of that name.
+
+mod figures;
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use figures::{median, quarters, ratio};
+use portolan_lab::etcd::Etcd;
+use portolan_lab::probe::ping;
+use portolan_lab::{Host, Lab, Lan, eventually};
+use serde_json::Value;
+
+const ROUNDS: usize = 9;
+const SECONDS: &str = "2";
+const TRIPS: usize = 20_000;
+const LONG: Duration = Duration::from_secs(20);
+
+/// Two containers on two hosts.
+struct Side {
+    title: &'static str,
+    near: Host,
+    far: Host,
+    to: IpAddr,
+    /// What has to go on meanwhile.
+    _rest: Vec<Host>,
+}
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|w| w == part);
+    let lab = Lab::new("bench-overlay")?;
+    let mut lan = lab.lan("lan", &[])?;
+    let place = lab.host("etcd")?;
+    lan.connect(&place, "eth0", &["10.0.1.250/24"])?;
+    let etcd = Etcd::start(lab.dir(), &[(&place, IpAddr::from([10, 0, 1, 250]))], "http", &[])?;
+    let sides = [ours(&lab, &mut lan, &etcd)?, by_hand(&lab, &mut lan, true)?, by_hand(&lab, &mut lan, false)?];
+    for side in &sides {
+        let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
+        ensure!(eventually(LONG, is_reached), "{}: the other container is not reached", side.title);
+    }
+    if is_wanted("tcp") {
+        report("tcp, time for a gigabit", &sides, tcp)?;
+    }
+    if is_wanted("latency") {
+        report("latency, there and back", &sides, latency)?;
+    }
+    for name in ["ours-a", "ours-b"] {
+        let root = lab.dir().join(format!("root-{name}"));
+        let _ = portolan(None, &root, &["daemon", "stop"]);
+    }
+    Ok(())
+}
+
+fn report(what: &str, sides: &[Side; 3], run: fn(&Side) -> Result<Duration>) -> Result<()> {
+    let mut figures: [Vec<Duration>; 3] = Default::default();
+    for round in 0..ROUNDS {
+        for turn in 0..sides.len() {
+            let at = (turn + round) % sides.len();
+            figures[at].push(run(&sides[at]).with_context(|| sides[at].title)?);
+        }
+    }
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    println!("{what}: median of {ROUNDS} rounds in turns (middle half)");
+    for (side, figures) in sides.iter().zip(&figures) {
+        let (low, high) = quarters(figures);
+        let median = micros(median(figures));
+        println!("  {:<9} {median:>9.1} µs ({:.1} to {:.1})", side.title, micros(low), micros(high));
+    }
+    for (side, theirs) in sides.iter().zip(&figures).skip(1) {
+        println!("  {:>6.1} % as fast as {}", 100.0 * ratio(theirs, &figures[0]), side.title);
+    }
+    Ok(())
+}
+
+/// One stream of TCP: how long a gigabit takes.
+fn tcp(side: &Side) -> Result<Duration> {
+    let mut server = side.far.command("iperf3")?;
+    let mut server = server.args(["-s", "-1"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let listens = || {
+        let output = side.far.command("ss").ok()?.args(["-Hltn", "sport = :5201"]).output().ok()?;
+        (!output.stdout.is_empty()).then_some(())
+    };
+    ensure!(eventually(LONG, || listens().is_some()), "iperf3 does not listen");
+    let to = side.to.to_string();
+    let output = side.near.command("iperf3")?.args(["-J", "-t", SECONDS, "-O", "0.5", "-c", &to]).output()?;
+    server.wait()?;
+    let said: Value = serde_json::from_slice(&output.stdout)?;
+    let bits = said["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 says nothing")?;
+    Ok(Duration::from_secs_f64(1e9 / bits))
+}
+
+/// One byte there and back.
+fn latency(side: &Side) -> Result<Duration> {
+    let listener = side.far.enter(|| TcpListener::bind("0.0.0.0:7777"))?;
+    let place = SocketAddr::new(side.to, 7777);
+    std::thread::scope(|scope| {
+        let echo = scope.spawn(move || -> Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            let mut byte = [0];
+            while stream.read(&mut byte)? == 1 {
+                stream.write_all(&byte)?;
+            }
+            Ok(())
+        });
+        let mut stream = side.near.enter(|| TcpStream::connect(place))?;
+        stream.set_nodelay(true)?;
+        let began = Instant::now();
+        for _ in 0..TRIPS {
+            stream.write_all(&[1])?;
+            stream.read_exact(&mut [0])?;
+        }
+        let took = began.elapsed();
+        drop(stream);
+        echo.join().map_err(|_| anyhow::anyhow!("the other end panicked"))??;
+        Ok(took / TRIPS as u32)
+    })
+}
+
+fn portolan(host: Option<&Host>, root: &Path, words: &[&str]) -> Result<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+    command.args(words).env("PORTOLAN_ROOT", root).env("PORTOLAN_DAEMON", "auto").stdin(Stdio::null());
+    let mut command = match host {
+        Some(host) => host.adopt(command)?,
+        None => command,
+    };
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!("portolan {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<Side> {
+    let endpoint = etcd.endpoints("http").join(",");
+    let (mut hosts, mut pods) = (Vec::new(), Vec::new());
+    for (number, name) in ["ours-a", "ours-b"].into_iter().enumerate() {
+        let host = lab.host(name)?;
+        lan.connect(&host, "eth0", &[&format!("10.0.1.{}/24", 1 + number)])?;
+        host.add_default_route("10.0.1.250")?;
+        let root = lab.dir().join(format!("root-{name}"));
+        let verb = if number == 0 { "init" } else { "join" };
+        portolan(Some(&host), &root, &["cluster", verb, "--etcd", &endpoint, "--name", name])?;
+        if number == 0 {
+            portolan(Some(&host), &root, &["network", "create", "-d", "overlay", "web"])?;
+        }
+        let has = || portolan(Some(&host), &root, &["network", "inspect", "web"]).is_ok();
+        ensure!(eventually(LONG, has), "{name} has no network");
+        let pod = lab.host(&format!("{name}-pod"))?;
+        let path = pod.netns_path().display().to_string();
+        portolan(Some(&host), &root, &["attach", "--netns", &path, "--name", "pod", "--network", "web"])?;
+        let inspected: Value = serde_json::from_str(&portolan(Some(&host), &root, &["inspect", "pod"])?)?;
+        let address = inspected[0]["NetworkSettings"]["Networks"]["web"]["IPAddress"].as_str().context("no address")?;
+        pods.push((pod, address.parse::<IpAddr>()?));
+        hosts.push(host);
+    }
+    let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
+    Ok(Side { title: "portolan", near, far, to, _rest: hosts })
+}
+
+/// The same by hand; with a tunnel, or by the LAN.
+fn by_hand(lab: &Lab, lan: &mut Lan, tunnel: bool) -> Result<Side> {
+    let title = if tunnel { "raw" } else { "host-gw" };
+    let net = if tunnel { 2 } else { 3 };
+    let (mut hosts, mut pods) = (Vec::new(), Vec::new());
+    let names = [format!("{title}-a"), format!("{title}-b")];
+    for (number, name) in names.iter().enumerate() {
+        let host = lab.host(name)?;
+        let own = format!("10.0.1.{}", net * 10 + number);
+        let other = format!("10.0.1.{}", net * 10 + 1 - number);
+        lan.connect(&host, "eth0", &[&format!("{own}/24")])?;
+        host.enable_forwarding()?;
+        let pod = lab.host(&format!("{name}-pod"))?;
+        let mtu = if tunnel { "1450" } else { "1500" };
+        let (inside, theirs) = (format!("10.{net}.{number}.2"), format!("10.{net}.{}.0/24", 1 - number));
+        let netns = pod.netns_path().display().to_string();
+        let ip = |place: &Host, line: &str| -> Result<()> {
+            let status = place.command("ip")?.args(line.split(' ')).status()?;
+            ensure!(status.success(), "ip {line}");
+            Ok(())
+        };
+        ip(
+            &host,
+            &format!(
+                "link add pod mtu {mtu} numtxqueues 1 numrxqueues 1 type veth peer name tmp mtu {mtu} numtxqueues 1 numrxqueues 1"
+            ),
+        )?;
+        let status = host.command("ip")?.args(["link", "set", "tmp", "netns", &netns, "name", "eth0"]).status()?;
+        ensure!(status.success(), "the interface cannot be moved");
+        ip(&host, "link set pod up")?;
+        ip(&host, &format!("address add 10.{net}.{number}.1/32 dev pod"))?;
+        ip(&host, &format!("route add {inside}/32 dev pod"))?;
+        ip(&pod, &format!("address add {inside}/32 dev eth0"))?;
+        ip(&pod, "link set eth0 up")?;
+        ip(&pod, &format!("route add 10.{net}.{number}.1/32 dev eth0 scope link"))?;
+        ip(&pod, &format!("route add default via 10.{net}.{number}.1"))?;
+        if tunnel {
+            let mac = |number: usize| format!("02:00:00:00:00:0{number}");
+            ip(
+                &host,
+                &format!(
+                    "link add vx address {} mtu {mtu} type vxlan id 77 local {own} dstport 4789 nolearning ttl 64",
+                    mac(number)
+                ),
+            )?;
+            ip(&host, "link set vx up")?;
+            ip(&host, &format!("neigh add {other} lladdr {} dev vx nud permanent", mac(1 - number)))?;
+            let words = ["fdb", "add", &mac(1 - number), "dev", "vx", "dst", &other, "self", "permanent"];
+            ensure!(host.command("bridge")?.args(words).status()?.success(), "bridge fdb");
+            ip(&host, &format!("route add {theirs} via {other} dev vx onlink"))?;
+        } else {
+            ip(&host, &format!("route add {theirs} via {other}"))?;
+        }
+        pods.push((pod, inside.parse::<IpAddr>()?));
+        hosts.push(host);
+    }
+    let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
+    Ok(Side { title, near, far, to, _rest: hosts })
+}
