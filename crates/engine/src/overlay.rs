@@ -272,7 +272,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 let Some(peer) = tx.peer(*host)? else { continue };
                 let of_network = |row: &RemoteBlock| row.network == *network;
                 let blocks = tx.remote_blocks_at(*host)?.into_iter().filter(of_network).map(|row| row.block);
-                all.extend(peer_objects(&networks[network], &peer, &blocks.collect::<Vec<IpNet>>()));
+                all.extend(peer_objects(&self.root, &networks[network], &peer, &blocks.collect::<Vec<IpNet>>()));
             }
             Ok(all)
         };
@@ -326,7 +326,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         }
         for (host, blocks) in blocks {
             if let Some(peer) = tx.peer(host)? {
-                objects.extend(peer_objects(network, &peer, &blocks));
+                objects.extend(peer_objects(&self.root, network, &peer, &blocks));
             }
         }
         Ok(objects)

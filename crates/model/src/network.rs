@@ -366,7 +366,7 @@ const fn is_yes(value: &bool) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref)]
-const fn is_no(value: &bool) -> bool {
+pub(crate) const fn is_no(value: &bool) -> bool {
     !*value
 }
 

@@ -263,6 +263,9 @@ pub struct NetworkOptions {
     pub macvlan_mode: MacvlanMode,
     /// How many macvlan interfaces a broadcast goes to before it is queued (`IFLA_MACVLAN_BC_CUTOFF`); -1 never queues.
     pub bclim: Option<i32>,
+    /// Whether what hosts send each other of it is encrypted.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub encrypted: bool,
     /// What ipvlan interfaces share with the parent.
     pub ipvlan_mode: IpvlanMode,
 }
@@ -292,6 +295,7 @@ impl Default for NetworkOptions {
             parent: None,
             macvlan_mode: MacvlanMode::default(),
             bclim: None,
+            encrypted: false,
             ipvlan_mode: IpvlanMode::default(),
         }
     }
@@ -346,9 +350,11 @@ impl NetworkOptions {
         let own: &[(&str, &str)] = match driver {
             Driver::Macvlan => &[("mode", "macvlan_mode"), ("bclim", "macvlan_bclim")],
             Driver::Ipvlan => &[("mode", "ipvlan_mode")],
-            Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => &[],
+            Driver::Overlay => &[("encrypted", "portolan.encrypted")],
+            Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => &[],
         };
-        let common = if own.is_empty() { KEYS } else { CHILD_KEYS };
+        let is_child = matches!(driver, Driver::Macvlan | Driver::Ipvlan);
+        let common = if is_child { CHILD_KEYS } else { KEYS };
         let is_meant = |short: &str| !driver.is_routed() || !BRIDGE_KEYS.contains(&short);
         let keys = || own.iter().chain(common).filter(|(short, _)| is_meant(short));
         let mut options = Self::default();
@@ -454,6 +460,8 @@ impl NetworkOptions {
             }
             "vrf" => self.vrf = Some(value.parse()?),
             "parent" => self.parent = Some(value.parse()?),
+            // Docker's clients give no value.
+            "encrypted" => self.encrypted = value.is_empty() || boolean(value)?,
             "bclim" => {
                 self.bclim = Some(value.parse().map_err(|_| Invalid::new("number", value, "is not a number"))?);
             }

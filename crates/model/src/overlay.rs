@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,10 @@ impl TunnelEnd {
     }
 }
 
+/// What encryption takes of a packet: an IPv6 header, those of UDP and WireGuard, and its tag (whitepaper §5.4.6). Over IPv4 twenty
+/// bytes of it are left over.
+pub const SEAL: u32 = 40 + 8 + 32;
+
 /// What a network over several hosts is on this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Overlay {
@@ -82,6 +86,9 @@ pub struct Overlay {
     pub vni: Vni,
     /// This host's end of its tunnels.
     pub end: TunnelEnd,
+    /// Whether they go through the encrypted link between hosts, whose addresses the ends have then.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub sealed: bool,
 }
 
 /// Another host of the cluster, as packets to it need it. One row of the store.
@@ -93,6 +100,9 @@ pub struct Peer {
     pub name: Name,
     /// Where it takes packets.
     pub underlay: PerFamily<Option<IpAddr>>,
+    /// Where it is on the encrypted link between hosts, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Ipv6Addr>,
     /// The MAC of its ends of tunnels.
     pub mac: Mac,
     /// The MTU of its way to the others.

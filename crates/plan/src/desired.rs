@@ -21,7 +21,7 @@ mod elements;
 mod overlay;
 mod routed;
 
-pub use overlay::{peer_objects, vxlan_name};
+pub use overlay::{peer_objects, seal_name, vxlan_name};
 
 /// The port of domain name servers.
 const NAMES: u16 = 53;

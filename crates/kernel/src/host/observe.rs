@@ -151,7 +151,7 @@ fn links(
             found.insert(Object::Bridge(bridge));
         } else if alias.starts_with(&network) && link.kind.as_deref() == Some("vxlan") {
             devices.insert(link.index, name.clone());
-            tunnels::observe(socket, link, name, alias, groups, found)?;
+            tunnels::observe(socket, link, name, alias, groups, &names, found)?;
         } else if alias.starts_with(&network) && link.kind.as_deref() == Some("vlan") {
             let wanted = desired.find(&portolan_plan::Key::Vlan(name.clone()));
             let parent = link.link.and_then(|index| names.get(&index)?.parse().ok());

@@ -146,23 +146,33 @@ pub struct TunnelEntry {
     pub mac: Mac,
     /// The host that frames for it go to.
     pub to: IpAddr,
+    /// The interface by which it is there.
+    pub by: Option<u32>,
 }
 
-/// Appends that frames for `mac` leave the VXLAN interface `vxlan` for the host `to`, in place of wherever they went: what
-/// bridge(8) calls `replace … self permanent`.
-pub fn tunnel_replace(batch: &mut Batch, vxlan: u32, mac: Mac, to: IpAddr) -> usize {
+/// Appends that frames for a MAC leave the VXLAN interface `vxlan` for a host, in place of wherever they went: what bridge(8)
+/// calls `replace … self permanent`.
+pub fn tunnel_replace(batch: &mut Batch, vxlan: u32, entry: &TunnelEntry) -> usize {
     batch.message(libc::RTM_NEWNEIGH, CREATE | REPLACE, |buf| {
         push_header(buf, AF_BRIDGE, vxlan, NUD_PERMANENT, NTF_SELF);
-        PushNeighbourAttrs::new(&mut *buf).push_dst(to).push_lladdr(&mac);
+        push_tunnel(buf, entry);
     })
 }
 
 /// Appends the removal of such an entry; `ENOENT` if there is none.
-pub fn tunnel_delete(batch: &mut Batch, vxlan: u32, mac: Mac, to: IpAddr) -> usize {
+pub fn tunnel_delete(batch: &mut Batch, vxlan: u32, entry: &TunnelEntry) -> usize {
     batch.message(libc::RTM_DELNEIGH, 0, |buf| {
         push_header(buf, AF_BRIDGE, vxlan, 0, NTF_SELF);
-        PushNeighbourAttrs::new(&mut *buf).push_dst(to).push_lladdr(&mac);
+        push_tunnel(buf, entry);
     })
+}
+
+fn push_tunnel(buf: &mut Vec<u8>, entry: &TunnelEntry) {
+    let attrs = PushNeighbourAttrs::new(&mut *buf).push_dst(entry.to).push_lladdr(&entry.mac);
+    drop(match entry.by {
+        Some(by) => attrs.push_ifindex(by),
+        None => attrs,
+    });
 }
 
 /// The forwarding table of the VXLAN interface `vxlan`.
@@ -181,7 +191,8 @@ pub fn tunnel_dump(socket: &mut Socket, vxlan: u32) -> Result<Vec<TunnelEntry>, 
             let (header, attrs) = OpGetneighDump::decode_request(payload);
             // What is not a host is an interface, or the addresses that it takes for itself.
             let (to, mac) = (attrs.get_dst().ok()?, attrs.get_lladdr().ok()?.try_into().ok()?);
-            (header.ndm_ifindex as u32 == vxlan).then_some(TunnelEntry { mac, to })
+            let by = attrs.get_ifindex().ok();
+            (header.ndm_ifindex as u32 == vxlan).then_some(TunnelEntry { mac, to, by })
         },
     )
 }

@@ -4,15 +4,21 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Endpoint, Family, Id, IfName, Mtu, Network, Peer};
+use portolan_model::{Endpoint, Family, Id, IfName, Mtu, Network, Peer, SEAL};
 
-use super::{alias_of_network, element, elements, member};
+use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Vxlan, Way};
 use crate::set::Set;
 
 /// The name of a network's end of its tunnels: `vx-` and twelve digits of its id.
 pub fn vxlan_name(network: Id) -> IfName {
     format!("vx-{}", network.short()).parse().expect("fifteen letters and digits")
+}
+
+/// The name of the encrypted link between hosts: `ps` and thirteen hexadecimal digits out of the root's name.
+pub fn seal_name(root: &str) -> IfName {
+    let hash = fnv([root.as_bytes(), b"seal"]);
+    format!("ps{:013x}", hash >> 12).parse().expect("fifteen letters and digits")
 }
 
 /// The end of the tunnels, and what may come out of it: what another host's containers sent to ours.
@@ -24,6 +30,7 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         name: network.bridge.clone(),
         vni: overlay.vni,
         local: overlay.end.address,
+        by: overlay.sealed.then(|| seal_name(root)),
         port: overlay.end.port,
         mac: overlay.end.mac,
         mtu: network.mtu,
@@ -48,22 +55,28 @@ pub(super) fn endpoint_objects(network: &Network, endpoint: &Endpoint, owner: &s
 }
 
 /// What leads to another host that gives out `blocks` of an overlay network. Nothing where it has no address of the family
-/// that this host's end of the tunnels has.
+/// that this host's end of the tunnels has, or is not on the encrypted link that the network goes by.
 ///
 /// The other host is a neighbour at the tunnels under its own address, so that a route shows where it leads; where the
 /// families differ, under the link-local address that is made of its MAC.
-pub fn peer_objects(network: &Network, peer: &Peer, blocks: &[IpNet]) -> Objects {
+pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]) -> Objects {
     let mut objects = Objects::new();
     let Some(overlay) = network.overlay else { return objects };
     let outer = Family::of(overlay.end.address);
-    let Some(to) = *peer.underlay.of(outer) else { return objects };
+    let (to, takes) = match overlay.sealed {
+        true => (peer.sealed.map(IpAddr::V6), peer.mtu.bytes().saturating_sub(SEAL)),
+        false => (*peer.underlay.of(outer), peer.mtu.bytes()),
+    };
+    let Some(to) = to else { return objects };
+    let takes = Mtu::new(takes).unwrap_or(Mtu::LEAST);
+    let by = overlay.sealed.then(|| seal_name(root));
     let device = || network.bridge.clone();
     for block in blocks {
         let inner = Family::of(block.addr());
         let via = if inner == outer { to } else { IpAddr::V6(peer.mac.link_local()) };
-        let fits = overlay.end.inner_mtu(overlay.end.mtu.min(peer.mtu), inner == Family::V6);
+        let fits = overlay.end.inner_mtu(overlay.end.mtu.min(takes), inner == Family::V6);
         let mtu = Some(fits).filter(|fits: &Mtu| *fits < network.mtu);
-        objects.insert(Object::Forwarding(Forwarding { device: device(), mac: peer.mac, to }));
+        objects.insert(Object::Forwarding(Forwarding { device: device(), mac: peer.mac, to, by: by.clone() }));
         objects.insert(Object::Neighbour(Neighbour { device: device(), address: via, mac: peer.mac }));
         objects.insert(Object::HostRoute(HostRoute {
             destination: *block,
@@ -87,6 +100,7 @@ mod tests {
             host: Id::from_bytes([9; 32]),
             name: "b".parse().unwrap(),
             underlay: PerFamily { v4: address(v4), v6: address(v6) },
+            sealed: None,
             mac: "02:00:00:00:00:0b".parse().unwrap(),
             mtu: Mtu::new(mtu).unwrap(),
         }
@@ -104,7 +118,7 @@ mod tests {
     fn another_host_is_one_entry_and_a_route_for_each_block() {
         let network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
         assert_eq!(
-            said(&peer_objects(&network, &peer(Some("192.0.2.2"), None, 1500), &blocks())),
+            said(&peer_objects("/r", &network, &peer(Some("192.0.2.2"), None, 1500), &blocks())),
             [
                 "forwarding of 02:00:00:00:00:0b on `vx-000100000000` to 192.0.2.2",
                 "neighbour 192.0.2.2 is 02:00:00:00:00:0b on `vx-000100000000`",
@@ -118,16 +132,40 @@ mod tests {
     #[test]
     fn a_host_behind_a_smaller_mtu_gets_smaller_packets() {
         let network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
-        let objects = peer_objects(&network, &peer(Some("192.0.2.2"), None, 1300), &blocks());
+        let objects = peer_objects("/r", &network, &peer(Some("192.0.2.2"), None, 1300), &blocks());
         let routes: Vec<String> = said(&objects).split_off(3);
         assert!(routes[0].ends_with(" mtu 1250") && routes[1].ends_with(" mtu 1280"), "{routes:?}");
     }
 
     #[test]
+    fn an_encrypted_network_goes_by_the_link_and_by_nothing_else() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "fe80::1");
+        let overlay = network.overlay.as_mut().unwrap();
+        (overlay.sealed, overlay.end.mtu) = (true, Mtu::new(1420).unwrap());
+        network.mtu = Mtu::new(1350).unwrap();
+        let clear = peer(Some("192.0.2.2"), Some("fd00::2"), 1500);
+        assert!(peer_objects("/r", &network, &clear, &blocks()).is_empty(), "it has no such link");
+        let sealed = Peer { sealed: Some("fe80::2".parse().unwrap()), ..clear };
+        let link = seal_name("/r");
+        let vxlan = said(&network_objects("/r", &network)).into_iter().find(|said| said.starts_with("vxlan")).unwrap();
+        assert!(vxlan.contains(&format!("at fe80::1 on `{link}` port")), "{vxlan}");
+        assert_eq!(
+            said(&peer_objects("/r", &network, &sealed, &blocks())),
+            [
+                format!("forwarding of 02:00:00:00:00:0b on `vx-000100000000` to fe80::2 by `{link}`"),
+                "neighbour fe80::2 is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
+                "neighbour fe80::ff:fe00:b is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
+                "route of the host to 10.1.0.64/26 via fe80::ff:fe00:b on `vx-000100000000`".to_owned(),
+                "route of the host to fd01::1:0/112 via fe80::2 on `vx-000100000000`".to_owned(),
+            ]
+        );
+    }
+
+    #[test]
     fn a_host_without_an_address_of_the_family_is_not_reached() {
         let network = overlay("n", 1, &["10.1.0.0/16"], "fd00::1");
-        assert!(peer_objects(&network, &peer(Some("192.0.2.2"), None, 1500), &blocks()).is_empty());
-        assert!(!peer_objects(&network, &peer(None, Some("fd00::2"), 1500), &blocks()).is_empty());
+        assert!(peer_objects("/r", &network, &peer(Some("192.0.2.2"), None, 1500), &blocks()).is_empty());
+        assert!(!peer_objects("/r", &network, &peer(None, Some("fd00::2"), 1500), &blocks()).is_empty());
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Vxlan {
     pub vni: Vni,
     /// Where it takes packets, and sends them from.
     pub local: IpAddr,
+    /// The interface that its packets come and go by, and no other; none for wherever routes lead.
+    pub by: Option<IfName>,
     /// The UDP port of all ends.
     pub port: u16,
     /// Its MAC.
@@ -30,14 +32,17 @@ impl Vxlan {
     /// Whether one can become the other. The kernel changes neither number, address nor port of one that is there: it is made
     /// anew then, without its neighbours, forwarding entries and routes.
     pub fn is_same_end(&self, other: &Self) -> bool {
-        (self.vni, self.local, self.port, self.mac) == (other.vni, other.local, other.port, other.mac)
+        (self.vni, self.local, &self.by, self.port, self.mac)
+            == (other.vni, other.local, &other.by, other.port, other.mac)
     }
 }
 
 impl fmt::Display for Vxlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, vni, local, port, mac, mtu, .. } = self;
-        write!(f, "vxlan `{name}` vni {vni} at {local} port {port} mac {mac} mtu {mtu}")
+        let Self { name, vni, local, by, port, mac, mtu, .. } = self;
+        write!(f, "vxlan `{name}` vni {vni} at {local}")?;
+        by.as_ref().map_or(Ok(()), |by| write!(f, " on `{by}`"))?;
+        write!(f, " port {port} mac {mac} mtu {mtu}")
     }
 }
 
@@ -50,10 +55,13 @@ pub struct Forwarding {
     pub mac: Mac,
     /// The other host.
     pub to: IpAddr,
+    /// The interface by which it is there; none for wherever routes lead.
+    pub by: Option<IfName>,
 }
 
 impl fmt::Display for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "forwarding of {} on `{}` to {}", self.mac, self.device, self.to)
+        write!(f, "forwarding of {} on `{}` to {}", self.mac, self.device, self.to)?;
+        self.by.as_ref().map_or(Ok(()), |by| write!(f, " by `{by}`"))
     }
 }

@@ -113,18 +113,10 @@ impl Context<'_> {
                     if !self.is_ours(socket, &vxlan.name, Some(self.groups.bridges), &vxlan.alias) => {}
                 Step::Delete(Object::Vxlan(vxlan)) => doomed.push(vxlan.name.as_str()),
                 Step::Create(Object::Forwarding(entry)) | Step::Change(_, Object::Forwarding(entry)) => {
-                    if let Some(index) = self.index(socket, &entry.device) {
-                        last.add(&doing, |batch| {
-                            neigh::tunnel_replace(batch, index, entry.mac.octets(), entry.to);
-                        });
-                    }
+                    self.forward(socket, &doing, entry, neigh::tunnel_replace, &mut last);
                 }
                 Step::Delete(Object::Forwarding(entry)) => {
-                    if let Some(index) = self.index(socket, &entry.device) {
-                        last.add(&doing, |batch| {
-                            neigh::tunnel_delete(batch, index, entry.mac.octets(), entry.to);
-                        });
-                    }
+                    self.forward(socket, &doing, entry, neigh::tunnel_delete, &mut last);
                 }
                 Step::Create(Object::HostRoute(route)) | Step::Change(_, Object::HostRoute(route)) => {
                     self.make_host_route(socket, step, route, &mut last);

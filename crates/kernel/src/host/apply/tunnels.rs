@@ -2,15 +2,43 @@
 
 use std::collections::BTreeSet;
 
-use portolan_plan::Vxlan;
+use portolan_model::IfName;
+use portolan_plan::{Forwarding, Vxlan};
 
 use super::links::Router;
 use super::{Context, Labelled, Mode};
-use crate::netlink::Socket;
+use crate::netlink::{Batch, Socket};
 use crate::rtnl::link::{self, LinkChange, VxlanSpec};
+use crate::rtnl::neigh::TunnelEntry;
 
 impl Context<'_> {
+    /// Has an end of tunnels send frames for another where they should go, or not any more.
+    pub(super) fn forward(
+        &mut self,
+        socket: &mut Socket,
+        doing: &str,
+        entry: &Forwarding,
+        write: fn(&mut Batch, u32, &TunnelEntry) -> usize,
+        last: &mut Labelled,
+    ) {
+        let Some(by) = self.by(socket, entry.by.as_ref()) else { return };
+        let Some(index) = self.index(socket, &entry.device) else { return };
+        let entry = TunnelEntry { mac: entry.mac.octets(), to: entry.to, by };
+        last.add(doing, |batch| {
+            write(batch, index, &entry);
+        });
+    }
+
+    /// The index of an interface that packets are to come and go by, if there is to be one; nothing where that is not there.
+    fn by(&mut self, socket: &mut Socket, name: Option<&IfName>) -> Option<Option<u32>> {
+        match name {
+            Some(name) => self.index(socket, name).map(Some),
+            None => Some(None),
+        }
+    }
+
     pub(super) fn create_vxlan(&mut self, socket: &mut Socket, vxlan: &Vxlan) {
+        let Some(by) = self.by(socket, vxlan.by.as_ref()) else { return };
         let mut labelled = Labelled::default();
         labelled.add(&format!("create vxlan `{}`", vxlan.name), |batch| {
             link::create_vxlan(
@@ -19,6 +47,7 @@ impl Context<'_> {
                     name: vxlan.name.as_str(),
                     vni: vxlan.vni.number(),
                     local: vxlan.local,
+                    by,
                     port: vxlan.port,
                     mac: vxlan.mac.octets(),
                     mtu: vxlan.mtu.bytes(),

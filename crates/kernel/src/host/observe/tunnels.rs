@@ -1,5 +1,6 @@
 //! Ends of tunnels: VXLAN interfaces and where they send frames.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use portolan_engine::KernelError;
@@ -20,15 +21,18 @@ pub(super) fn observe(
     name: IfName,
     alias: &str,
     groups: Groups,
+    names: &BTreeMap<u32, &str>,
     found: &mut Objects,
 ) -> Result<(), KernelError> {
     let Some(state) = link.vxlan else { return Ok(()) };
     let Some(addresses) = addresses_of(socket, link)? else { return Ok(()) };
+    let named = |index: Option<u32>| names.get(&index?)?.parse::<IfName>().ok();
     let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
     let usable = link.up && link.group == groups.bridges && !state.learning;
     found.insert(Object::Vxlan(Vxlan {
         vni: Vni::new(state.vni).or_else(|_| Vni::new(1)).expect("1 is one"),
         local: state.local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        by: named(state.by),
         port: state.port,
         mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
@@ -39,7 +43,7 @@ pub(super) fn observe(
     let entries = neigh::tunnel_dump(socket, link.index);
     for entry in entries.map_err(|error| refusal("list forwarding entries", &error))? {
         let (mac, to) = (Mac::from_bytes(entry.mac), entry.to);
-        found.insert(Object::Forwarding(Forwarding { device: name.clone(), mac, to }));
+        found.insert(Object::Forwarding(Forwarding { device: name.clone(), mac, to, by: named(entry.by) }));
     }
     Ok(())
 }

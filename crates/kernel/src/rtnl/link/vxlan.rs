@@ -11,6 +11,7 @@ use crate::rtnl::Mac;
 
 /// `IFLA_VXLAN_*`, include/uapi/linux/if_link.h.
 const ID: u16 = 1;
+const LINK: u16 = 3;
 const LOCAL: u16 = 4;
 const TTL: u16 = 5;
 const LEARNING: u16 = 7;
@@ -31,6 +32,9 @@ pub struct VxlanSpec<'a> {
     pub vni: u32,
     /// The address that it sends from and takes packets at; its family is that of all other ends.
     pub local: IpAddr,
+    /// Index of the interface that its packets come and go by; for link-local addresses no other is taken (`VXLAN_F_IPV6_LINKLOCAL`,
+    /// drivers/net/vxlan/vxlan_core.c). It goes with that interface.
+    pub by: Option<u32>,
     /// The UDP port of all ends.
     pub port: u16,
     /// Its MAC.
@@ -48,6 +52,8 @@ pub struct VxlanState {
     pub vni: u32,
     /// The address that it sends from.
     pub local: Option<IpAddr>,
+    /// The interface that its packets come and go by.
+    pub by: Option<u32>,
     /// The UDP port.
     pub port: u16,
     /// Whether it takes note of where frames come from.
@@ -71,6 +77,9 @@ pub fn create_vxlan(batch: &mut Batch, spec: &VxlanSpec<'_>) -> usize {
             IpAddr::V4(ip) => push_bytes(buf, LOCAL, &ip.octets()),
             IpAddr::V6(ip) => push_bytes(buf, LOCAL6, &ip.octets()),
         }
+        if let Some(by) = spec.by {
+            push_u32(buf, LINK, by);
+        }
         push_bytes(buf, TTL, &[HOPS]);
         push_bytes(buf, LEARNING, &[0]);
         push_bytes(buf, PORT, &spec.port.to_be_bytes());
@@ -92,10 +101,11 @@ pub(super) fn state(payload: &[u8]) -> Option<VxlanState> {
     for wanted in [IFLA_LINKINFO, IFLA_INFO_DATA] {
         inside = IterableChunks::new(inside).find(|(header, _)| header.r#type & NLA_TYPE_MASK == wanted)?.1;
     }
-    let mut state = VxlanState { vni: 0, local: None, port: 0, learning: false };
+    let mut state = VxlanState { vni: 0, local: None, by: None, port: 0, learning: false };
     for (header, value) in IterableChunks::new(inside) {
         match header.r#type & NLA_TYPE_MASK {
             ID => state.vni = u32::from_ne_bytes(*value.first_chunk()?),
+            LINK => state.by = Some(u32::from_ne_bytes(*value.first_chunk()?)),
             LOCAL => state.local = Some(IpAddr::from(*value.first_chunk::<4>()?)),
             LOCAL6 => state.local = Some(IpAddr::from(*value.first_chunk::<16>()?)),
             PORT => state.port = u16::from_be_bytes(*value.first_chunk()?),
