@@ -1,0 +1,5 @@
+//! Devices of the worker, in namespaces.
+
+mod carry;
+mod rotate;
+mod world;
