@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_new_device_is_written_down_whole() {
-        let mut config = Config { private_key: Some(PrivateKey::from([0; 32])), listen_port: 51820, ..Config::default() };
+        let mut config =
+            Config { private_key: Some(PrivateKey::from([0; 32])), listen_port: 51820, ..Config::default() };
         let peer = Peer {
             preshared: Some(PresharedKey::from([2; 32])),
             endpoint: Some("[fd00::1]:51820".parse().unwrap()),

@@ -190,10 +190,10 @@ impl fmt::Debug for PresharedKey {
 mod tests {
     use super::*;
 
-    /// RFC 7748 §6.1, Alice.
-    const PRIVATE: &str = "77076d0a7318a57d3c16c17251b26645df4c2f92ebc099b73ef5c3bb2d9d0f2a";
-    const CLAMPED: &str = "70076d0a7318a57d3c16c17251b26645df4c2f92ebc099b73ef5c3bb2d9d0f6a";
-    const PUBLIC: &str = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
+    /// RFC 7748 §5.2, the first of the iterations.
+    const PRIVATE: &str = "0900000000000000000000000000000000000000000000000000000000000000";
+    const CLAMPED: &str = "0800000000000000000000000000000000000000000000000000000000000040";
+    const PUBLIC: &str = "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079";
 
     #[test]
     fn public_key_follows_from_the_private_one() {

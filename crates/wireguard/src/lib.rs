@@ -13,8 +13,8 @@
 
 mod config;
 mod control;
-mod key;
 pub mod kernel;
+mod key;
 mod uapi;
 pub mod worker;
 

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use gotatun::device::configure::PeerStats;
 use gotatun::device::{self, Device, DeviceBuilder};
-use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519;
 use ipnet::IpNet;
 use ipnetwork::IpNetwork;
@@ -13,12 +12,10 @@ use tokio::sync::Mutex;
 
 use super::serve::libc_errno::{EINVAL, EIO};
 use super::tun::{Tun, TunReader, TunWriter};
+use super::udp;
 use crate::{Changes, Config, Peer, PublicKey, State, Status, uapi};
 
-type Transports = (UdpSocketFactory, TunWriter, TunReader);
-
-/// Bytes that may wait in the kernel in either direction; more where `net.core.rmem_max` and `wmem_max` allow it.
-const SOCKET_BUFFER: usize = 4 << 20;
+type Transports = (udp::Factory, TunWriter, TunReader);
 
 /// What the device was set to, beside the library's own: that one does not say who had a range before.
 struct Known {
@@ -46,13 +43,7 @@ impl WgDevice {
     pub(super) async fn new(tun: Tun) -> Result<Self, device::Error> {
         let gone = Mutex::new(tun.gone());
         let (writer, reader) = tun.into_halves();
-        let device = DeviceBuilder::new()
-            .with_default_udp()
-            .udp_recv_buffer_size(SOCKET_BUFFER)
-            .udp_send_buffer_size(SOCKET_BUFFER)
-            .with_ip_pair(writer, reader)
-            .build()
-            .await?;
+        let device = DeviceBuilder::new().with_udp(udp::Factory::new()).with_ip_pair(writer, reader).build().await?;
         Ok(Self { device, known: Mutex::new(Known { config: Config::default(), mark: 0 }), gone })
     }
 
@@ -89,6 +80,13 @@ impl WgDevice {
             return EINVAL;
         }
         let old_port = self.device.read(async |device| device.listen_port()).await;
+        // Before the socket that there is is closed.
+        if let Some(port) = changes.listen_port.filter(|port| ![0, old_port].contains(port))
+            && let Err(error) = udp::try_port(port)
+        {
+            tracing::warn!(%error, port, "cannot listen");
+            return error.raw_os_error().unwrap_or(EIO);
+        }
         match self.make(&known.config, &wanted, changes).await {
             Ok(()) => {
                 known.config = wanted;
@@ -97,7 +95,7 @@ impl WgDevice {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot listen");
-                // The library has closed the old socket by now.
+                // The library has closed the socket it had.
                 if let Err(error) = self.device.set_listen_port(old_port).await {
                     tracing::error!(%error, "cannot listen at the port from before either");
                 }
@@ -130,7 +128,8 @@ impl WgDevice {
                 };
                 let (gaining, losing): (Vec<_>, Vec<_>) = to.peers.iter().partition(|(key, peer)| gains(key, peer));
                 for (key, peer) in losing.into_iter().chain(gaining) {
-                    let endpoint = changes.peers.iter().find(|change| change.key == *key).and_then(|peer| peer.endpoint);
+                    let endpoint =
+                        changes.peers.iter().find(|change| change.key == *key).and_then(|peer| peer.endpoint);
                     let preshared = peer.preshared.as_ref().map(|preshared| *preshared.as_bytes());
                     let ranges = peer.allowed.iter().filter_map(network);
                     let old = from.peers.get(key).filter(|_| !changes.replace_peers);

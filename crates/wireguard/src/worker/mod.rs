@@ -10,6 +10,7 @@
 mod device;
 mod serve;
 mod tun;
+mod udp;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -171,8 +172,7 @@ pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerE
         let said = if said.is_empty() { output.status.to_string() } else { said };
         return Err(WorkerError::Failed { name: options.name.clone(), said });
     }
-    Control::connect(&options.socket)
-        .map_err(|source| WorkerError::Unreachable { name: options.name.clone(), source })
+    Control::connect(&options.socket).map_err(|source| WorkerError::Unreachable { name: options.name.clone(), source })
 }
 
 /// Goes to the background and carries the packets of a device until its interface is removed or a signal says to stop.
@@ -230,10 +230,7 @@ fn open_log(options: &Options) -> Result<File, WorkerError> {
 }
 
 /// Calls `serving` once callers are answered.
-fn serve_until_told(
-    options: &Options,
-    serving: impl FnOnce() -> Result<(), WorkerError>,
-) -> Result<(), WorkerError> {
+fn serve_until_told(options: &Options, serving: impl FnOnce() -> Result<(), WorkerError>) -> Result<(), WorkerError> {
     if let Some(directory) = options.socket.parent() {
         let mut builder = fs::DirBuilder::new();
         builder

@@ -54,7 +54,10 @@ impl Tun {
                 }
             }
         });
-        #[expect(deprecated, reason = "its replacement is unsafe for the sake of types that own no descriptor; this one does")]
+        #[expect(
+            deprecated,
+            reason = "its replacement is unsafe for the sake of types that own no descriptor; this one does"
+        )]
         let fd = AsyncFd::new(fd)?;
         Ok(Self { fd: Arc::new(fd), mtu, gone: (gone, seen) })
     }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 use portolan_kernel::rtnl::link;
 use portolan_kernel::socket;
 use portolan_lab::{Host, eventually};
+use portolan_wireguard::kernel::{self, Carrier, KernelError};
 use portolan_wireguard::worker::WorkerError;
-use portolan_wireguard::{Config, ControlError, Device as _, PresharedKey, PrivateKey, worker};
+use portolan_wireguard::{Config, ControlError, Device as _, Peer, PresharedKey, PrivateKey, changes, worker};
 
-use crate::world::{LONG, MTU, World, introduce, pair};
+use crate::world::{LONG, MTU, PORT, World, introduce, pair};
 
 #[test]
 fn two_hosts_reach_each_other() {
@@ -60,6 +61,7 @@ fn a_host_with_another_key_reaches_nobody() {
     stranger.misses(&other);
     one.reaches(&other);
     // One that is known may not speak for others.
+    drop(stranger);
     let mut third = world.tunnel(3);
     let mut one = one;
     let mut peer = third.as_peer();
@@ -126,14 +128,12 @@ fn a_peer_that_changes_keeps_its_session() {
     one.misses(&other);
     one.forget(key);
     let mut config = one.config.clone();
-    config.peers.insert(other.key(), portolan_wireguard::Peer::default());
+    config.peers.insert(other.key(), Peer::default());
     one.config = config;
     one.know(other.key(), other.as_peer());
     one.reaches(&other);
     let after = one.control().get().unwrap().status[&other.key()];
-    let apart = |one: SystemTime, other: SystemTime| {
-        one.duration_since(other).unwrap_or_else(|error| error.duration())
-    };
+    let apart = |one: SystemTime, other: SystemTime| one.duration_since(other).unwrap_or_else(|error| error.duration());
     let apart = apart(after.last_handshake.unwrap(), before.last_handshake.unwrap());
     assert!(apart < Duration::from_millis(500), "a new handshake: {before:?} {after:?}");
     assert!(after.sent > before.sent);
@@ -261,7 +261,7 @@ fn what_cannot_be_is_refused() {
     let holder = one.host.enter(|| UdpSocket::bind("0.0.0.0:51999")).unwrap();
     let mut config = one.config.clone();
     config.listen_port = 51999;
-    let change = portolan_wireguard::changes(&one.config, &config);
+    let change = changes(&one.config, &config);
     let error = one.control().set(&change).unwrap_err();
     assert!(matches!(&error, ControlError::Refused { source, .. } if source.0 == 98), "{error:?}");
     one.reaches(&other);
@@ -287,9 +287,25 @@ fn what_cannot_be_is_refused() {
     fresh.kill();
     fresh.config = Config::default();
     fresh.launch();
-    let error = fresh.control().set(&portolan_wireguard::changes(&Config::default(), &none)).unwrap_err();
+    let error = fresh.control().set(&changes(&Config::default(), &none)).unwrap_err();
     assert!(matches!(&error, ControlError::Refused { source, .. } if source.0 == 22), "{error:?}");
     assert!(fresh.control().get().unwrap().config.peers.is_empty());
+}
+
+#[test]
+fn a_device_takes_another_key() {
+    let Some(world) = World::or_skip("wg-rekey", 2) else { return };
+    let (mut one, mut other) = pair(&world);
+    one.reaches(&other);
+    let old = one.key();
+    let mut config = one.config.clone();
+    config.private_key = Some(PrivateKey::random());
+    one.become_(config);
+    one.misses(&other);
+    other.forget(old);
+    other.know(one.key(), one.as_peer());
+    one.reaches(&other);
+    other.reaches(&one);
 }
 
 #[test]
@@ -304,4 +320,32 @@ fn a_worker_ends_when_it_is_told_and_leaves_the_interface() {
     assert!(one.host.enter(|| link_of(&one.options.name)).is_some());
     one.launch();
     one.reaches(&other);
+}
+
+/// Where the kernel has WireGuard, both kinds reach each other; where it has not, it says so.
+#[test]
+fn the_kernel_is_asked_whether_it_can() {
+    let Some(world) = World::or_skip("wg-kernel", 2) else { return };
+    let mut other = world.tunnel(2);
+    let carrier = kernel::probe().unwrap();
+    eprintln!("devices are carried by: {carrier:?}");
+    let name = "wgk0";
+    let created = world.hosts[0].enter(|| kernel::Link::create(name, MTU));
+    if carrier == Carrier::User {
+        assert!(matches!(created, Err(KernelError::Unsupported)), "{created:?}");
+        return;
+    }
+    let mut link = created.unwrap();
+    let key = PrivateKey::random();
+    let mut config = Config { private_key: Some(key.clone()), listen_port: PORT, ..Config::default() };
+    config.peers.insert(other.key(), other.as_peer());
+    link.set(&changes(&Config::default(), &config)).unwrap();
+    assert_eq!(link.get().unwrap().config, config);
+    let ranges = ["10.8.0.1/32", "fd00:8::1/128"].map(|range| range.parse().unwrap());
+    let endpoint = Some(SocketAddr::new("10.0.1.1".parse().unwrap(), PORT));
+    other.know(key.public(), Peer { endpoint, allowed: ranges.into(), ..Peer::default() });
+    world.hosts[0].add_address(name, "10.8.0.1/24").unwrap();
+    let probe = portolan_lab::probe::ping(&world.hosts[0], other.inner()[0], LONG);
+    assert!(probe.is_open(), "{probe:?}");
+    link.remove().unwrap();
 }

@@ -2,4 +2,5 @@
 
 mod carry;
 mod rotate;
+mod speed;
 mod world;

@@ -116,9 +116,7 @@ fn a_new_key_costs_no_packet() {
     lead(&one, &other.inner());
     lead(&other, &one.inner());
     one.reaches(&other);
-    let streams = [0, 1].map(|family| {
-        Stream::start(one.host, one.inner()[family], other.host, other.inner()[family])
-    });
+    let streams = [0, 1].map(|family| Stream::start(one.host, one.inner()[family], other.host, other.inner()[family]));
     for round in 1..=5 {
         std::thread::sleep(Duration::from_millis(300));
         let port = PORT + round;

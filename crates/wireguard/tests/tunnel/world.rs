@@ -65,8 +65,7 @@ impl World {
             name,
             mtu: MTU,
         };
-        let config =
-            Config { private_key: Some(PrivateKey::random()), listen_port: port, peers: BTreeMap::new() };
+        let config = Config { private_key: Some(PrivateKey::random()), listen_port: port, peers: BTreeMap::new() };
         let mut tunnel = Tunnel { host: &self.hosts[number - 1], number, options, config, control: None };
         tunnel.launch();
         tunnel
@@ -119,11 +118,7 @@ impl Tunnel<'_> {
 
     /// It as others are to know it.
     pub(crate) fn as_peer(&self) -> Peer {
-        Peer {
-            endpoint: Some(self.endpoint()),
-            allowed: self.inner().map(IpNet::from).into(),
-            ..Peer::default()
-        }
+        Peer { endpoint: Some(self.endpoint()), allowed: self.inner().map(IpNet::from).into(), ..Peer::default() }
     }
 
     /// Makes the config another.
@@ -147,13 +142,17 @@ impl Tunnel<'_> {
 
     /// The process of the worker.
     pub(crate) fn process(&self) -> PidFd {
+        PidFd::open(self.pid()).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
         let is_it = |pid: &i32| {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             words.ends_with(format!("{}\0", self.options.to_argument()).as_bytes())
         };
         let pids = fs::read_dir("/proc").unwrap().flatten();
-        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        PidFd::open(pids.into_iter().find(is_it).expect("worker is gone")).unwrap()
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.find(is_it).expect("worker is gone")
     }
 
     pub(crate) fn kill(&self) {
