@@ -1,7 +1,8 @@
 //! A device of the library, changed in place.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use gotatun::device::configure::PeerStats;
 use gotatun::device::{self, Device, DeviceBuilder};
@@ -17,6 +18,9 @@ use crate::{Changes, Config, Peer, PublicKey, State, Status, uapi};
 
 type Transports = (udp::Factory, TunWriter, TunReader);
 
+/// How long somebody may take to answer a greeting; the library goes on trying for itself.
+const GREETING: Duration = Duration::from_secs(5);
+
 /// What the device was set to, beside the library's own: that one does not say who had a range before.
 struct Known {
     config: Config,
@@ -25,7 +29,7 @@ struct Known {
 
 /// A device and what it was set to.
 pub(super) struct WgDevice {
-    device: Device<Transports>,
+    device: Arc<Device<Transports>>,
     known: Mutex<Known>,
     gone: Mutex<tokio::sync::watch::Receiver<bool>>,
 }
@@ -44,7 +48,7 @@ impl WgDevice {
         let gone = Mutex::new(tun.gone());
         let (writer, reader) = tun.into_halves();
         let device = DeviceBuilder::new().with_udp(udp::Factory::new()).with_ip_pair(writer, reader).build().await?;
-        Ok(Self { device, known: Mutex::new(Known { config: Config::default(), mark: 0 }), gone })
+        Ok(Self { device: Arc::new(device), known: Mutex::new(Known { config: Config::default(), mark: 0 }), gone })
     }
 
     /// Comes back when the interface is gone.
@@ -89,6 +93,11 @@ impl WgDevice {
         }
         match self.make(&known.config, &wanted, changes).await {
             Ok(()) => {
+                for (key, peer) in &wanted.peers {
+                    if peer.endpoint.is_some() && !known.config.peers.contains_key(key) {
+                        self.greet(point(key));
+                    }
+                }
                 known.config = wanted;
                 known.mark = changes.mark.unwrap_or(known.mark);
                 0
@@ -102,6 +111,17 @@ impl WgDevice {
                 errno(&error)
             }
         }
+    }
+
+    /// Agrees on keys with a peer that is new here. To it we may not be: it would go on with the keys of a worker that died
+    /// until it has heard nothing for 15 seconds (whitepaper §6.2).
+    fn greet(&self, key: x25519::PublicKey) {
+        let device = Arc::clone(&self.device);
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(GREETING, device.force_handshake(&key)).await {
+                tracing::debug!(%error, "cannot greet a peer");
+            }
+        });
     }
 
     async fn make(&self, from: &Config, to: &Config, changes: &Changes) -> Result<(), device::Error> {

@@ -8,6 +8,7 @@
 //! is made, since that one makes a peer anew, without its session, whenever anything of it is set.
 
 mod device;
+mod offload;
 mod serve;
 mod tun;
 mod udp;

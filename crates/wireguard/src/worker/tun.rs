@@ -9,23 +9,25 @@ use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::rtnl::link;
+use portolan_kernel::tun::{self, Offload};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::Options;
+use super::offload::{self, HEADER, Header, Joiner, LARGEST};
 
-/// `struct virtio_net_hdr`.
-const HEADER: usize = 10;
-/// Bytes of the largest packet.
-const LARGEST: usize = 65_535;
 /// Packets to read before the others get their turn.
-const BURST: usize = 64;
+const BURST: usize = 128;
+/// Packets that may wait to be written, and that are looked at together.
+const WAITING: usize = 1024;
+const TOGETHER: usize = 128;
 /// Between two looks at the MTU.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// An interface that packets can be read from and written to.
 pub(super) struct Tun {
     fd: Arc<AsyncFd<OwnedFd>>,
+    with_udp: bool,
     mtu: watch::Receiver<u16>,
     gone: (Arc<watch::Sender<bool>>, watch::Receiver<bool>),
 }
@@ -33,6 +35,11 @@ pub(super) struct Tun {
 impl Tun {
     /// Has to be called inside of a runtime, in the namespace of the interface.
     pub(super) fn new(fd: OwnedFd, options: &Options) -> io::Result<Self> {
+        // Linux before 6.2 does not do UDP.
+        let with_udp = tun::set_offload(&fd, Offload::TCP_UDP).is_ok();
+        if !with_udp {
+            tun::set_offload(&fd, Offload::TCP)?;
+        }
         let (gone, seen) = watch::channel(false);
         let gone = Arc::new(gone);
         let (changed, mtu) = watch::channel(options.mtu.min(u16::MAX.into()) as u16);
@@ -59,7 +66,7 @@ impl Tun {
             reason = "its replacement is unsafe for the sake of types that own no descriptor; this one does"
         )]
         let fd = AsyncFd::new(fd)?;
-        Ok(Self { fd: Arc::new(fd), mtu, gone: (gone, seen) })
+        Ok(Self { fd: Arc::new(fd), with_udp, mtu, gone: (gone, seen) })
     }
 
     /// Becomes true when the interface is removed.
@@ -75,7 +82,9 @@ impl Tun {
             mtu: self.mtu,
             gone: self.gone.0,
         };
-        (TunWriter { fd: self.fd, buffer: Vec::with_capacity(HEADER + LARGEST) }, reader)
+        let (writer, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(write_all(self.fd, waiting, Joiner::new(self.with_udp)));
+        (TunWriter(writer), reader)
     }
 }
 
@@ -91,12 +100,14 @@ pub(super) struct TunReader {
 impl TunReader {
     fn read(&mut self, fd: &OwnedFd, pool: &PacketBufPool) -> io::Result<()> {
         let len = rustix::io::read(fd, &mut self.buffer[..])?;
-        let Some(bytes) = self.buffer.get(HEADER..len) else { return Ok(()) };
-        let mut packet = pool.get();
-        packet.buf_mut().clear();
-        packet.buf_mut().extend_from_slice(bytes);
-        // What is no IP is not for us.
-        self.packets.extend(packet.try_into_ip());
+        let Some((header, bytes)) = self.buffer[..len].split_first_chunk_mut::<HEADER>() else { return Ok(()) };
+        offload::divide(Header::read(header), bytes, |bytes| {
+            let mut packet = pool.get();
+            packet.buf_mut().clear();
+            packet.buf_mut().extend_from_slice(bytes);
+            // What is no IP is not for us.
+            self.packets.extend(packet.try_into_ip());
+        });
         Ok(())
     }
 }
@@ -130,27 +141,42 @@ impl IpRecv for TunReader {
     }
 }
 
-/// What the kernel receives by the interface.
-pub(super) struct TunWriter {
-    fd: Arc<AsyncFd<OwnedFd>>,
-    buffer: Vec<u8>,
-}
+/// What the kernel receives by the interface. Packets wait for each other only while the one before is written.
+pub(super) struct TunWriter(mpsc::Sender<Packet<Ip>>);
 
 impl IpSend for TunWriter {
     async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
-        self.buffer.clear();
-        self.buffer.resize(HEADER, 0);
-        self.buffer.extend_from_slice(&packet.into_bytes());
-        loop {
-            match rustix::io::write(self.fd.get_ref(), &self.buffer) {
-                Ok(_) => return Ok(()),
-                Err(rustix::io::Errno::AGAIN) => {
-                    let mut ready = self.fd.writable().await?;
-                    ready.clear_ready();
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+        self.0.send(packet).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+async fn write_all(fd: Arc<AsyncFd<OwnedFd>>, mut waiting: mpsc::Receiver<Packet<Ip>>, mut joiner: Joiner) {
+    let mut packets = Vec::with_capacity(TOGETHER);
+    while waiting.recv_many(&mut packets, TOGETHER).await != 0 {
+        for packet in packets.drain(..) {
+            joiner.push(&packet.into_bytes());
+        }
+        let mut error = None;
+        joiner.finish(|bytes| {
+            if let Err(refused) = write(fd.get_ref(), bytes) {
+                error = Some(refused);
             }
+        });
+        match error {
+            None => {}
+            Some(rustix::io::Errno::BADFD) => return,
+            // It is down, or a packet makes no sense to the kernel.
+            Some(error) => tracing::debug!(%error, "kernel refuses a packet"),
+        }
+    }
+}
+
+/// The kernel takes a packet at once or refuses it: `EAGAIN` is not known of TUN (`tun_get_user()`, drivers/net/tun.c).
+fn write(fd: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
+    loop {
+        match rustix::io::write(fd, bytes) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map(drop),
         }
     }
 }
