@@ -32,6 +32,7 @@ pub mod signals;
 pub mod socket;
 pub mod sysctl;
 pub mod tap;
+pub mod tun;
 pub mod udp;
 
 mod sys;

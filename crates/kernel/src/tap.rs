@@ -7,12 +7,12 @@ use std::os::fd::AsRawFd as _;
 use crate::sys;
 
 /// `_IOW('T', n, int)`, linux/if_tun.h.
-const fn write_int(number: libc::Ioctl) -> libc::Ioctl {
+pub(crate) const fn write_int(number: libc::Ioctl) -> libc::Ioctl {
     0x4004_5400 | number
 }
 
-const TUNSETPERSIST: libc::Ioctl = write_int(203);
-const TUNSETIFF: libc::Ioctl = write_int(202);
+pub(crate) const TUNSETPERSIST: libc::Ioctl = write_int(203);
+pub(crate) const TUNSETIFF: libc::Ioctl = write_int(202);
 const TUNSETOWNER: libc::Ioctl = write_int(204);
 const TUNSETGROUP: libc::Ioctl = write_int(206);
 const IFF_TUN_EXCL: i32 = 0x8000;

@@ -212,6 +212,7 @@ impl Inbox {
 pub struct Outbox {
     messages: Vec<(Vec<u8>, SocketAddr)>,
     used: usize,
+    max_segment: usize,
 }
 
 impl Default for Outbox {
@@ -223,8 +224,13 @@ impl Default for Outbox {
 impl Outbox {
     /// Room for [`BATCH`] datagrams, which keeps their buffers for the next ones.
     pub fn new() -> Self {
+        Self::with_segments(MAX_SEGMENT)
+    }
+
+    /// The same, where datagrams of up to `max_segment` bytes go together; to be used where the path is known to take them.
+    pub fn with_segments(max_segment: usize) -> Self {
         let nobody = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-        Self { messages: (0..BATCH).map(|_| (Vec::new(), nobody)).collect(), used: 0 }
+        Self { messages: (0..BATCH).map(|_| (Vec::new(), nobody)).collect(), used: 0, max_segment }
     }
 
     /// Whether [`Outbox::send`] is due.
@@ -256,9 +262,28 @@ impl Outbox {
     /// Neighbours of one size to one address, of which the last may be shorter, go through the network as one packet
     /// that is divided where it is received (`UDP_SEGMENT`, udp(7)); an answer to A and the one to AAAA are such.
     pub fn send(&mut self, fd: BorrowedFd<'_>) -> usize {
+        let (_, dropped) = self.transmit(fd);
+        dropped + std::mem::take(&mut self.used)
+    }
+
+    /// Like [`Outbox::send`], but keeps what finds a full buffer, for the next call.
+    ///
+    /// # Errors
+    /// `WouldBlock` when something is kept.
+    pub fn send_what_fits(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let (done, dropped) = self.transmit(fd);
+        if done { Ok(dropped) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    /// Sends until the buffer is full, and forgets what was sent or refused; returns whether nothing is left, and how many
+    /// were refused.
+    fn transmit(&mut self, fd: BorrowedFd<'_>) -> (bool, usize) {
+        // Only the last can be.
+        if self.messages[..self.used].last().is_some_and(|(buffer, _)| buffer.is_empty()) {
+            self.used -= 1;
+        }
         let messages = &mut self.messages[..self.used];
-        self.used = 0;
-        let trains = trains(messages.iter().map(|(buffer, to)| (buffer.len(), *to)));
+        let trains = trains(messages.iter().map(|(buffer, to)| (buffer.len(), *to)), self.max_segment);
         // SAFETY: iovec and mmsghdr are plain data for which all zeroes is valid.
         let mut vectors: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
@@ -304,7 +329,10 @@ impl Outbox {
                 Ok(sent) => at += (sent as usize).max(1),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return dropped + trains[at..].iter().map(|train| train.count).sum::<usize>();
+                    let left = trains[at..].iter().map(|train| train.count).sum::<usize>();
+                    messages.rotate_right(left);
+                    self.used = left;
+                    return (false, dropped);
                 }
                 // The error is the first one's: together they may be refused where each alone is not, as on a path
                 // of a small MTU or through IPsec.
@@ -327,7 +355,8 @@ impl Outbox {
                 }
             }
         }
-        dropped
+        self.used = 0;
+        (true, dropped)
     }
 }
 
@@ -351,11 +380,13 @@ struct Train {
 
 /// What every path takes: the least MTU of IPv6 (RFC 8200 section 5) without the headers of IPv6 and UDP.
 const MAX_SEGMENT: usize = 1280 - 40 - 8;
+/// `UDP_MAX_SEGMENTS` of include/linux/udp.h, before Linux 6.9.
+const MAX_COUNT: usize = 64;
 /// What one packet holds, with some room for headers.
 const MAX_TRAIN: usize = 65_000;
 
 /// Joins neighbours; what is empty is left out.
-fn trains(messages: impl Iterator<Item = (usize, SocketAddr)>) -> Vec<Train> {
+fn trains(messages: impl Iterator<Item = (usize, SocketAddr)>, max_segment: usize) -> Vec<Train> {
     let mut trains: Vec<Train> = Vec::with_capacity(BATCH);
     for (len, to) in messages.filter(|(len, _)| *len > 0) {
         match trains.last_mut() {
@@ -363,7 +394,8 @@ fn trains(messages: impl Iterator<Item = (usize, SocketAddr)>) -> Vec<Train> {
                 if train.to == to
                     && train.last == train.size
                     && len <= train.size
-                    && train.size <= MAX_SEGMENT
+                    && train.size <= max_segment
+                    && train.count < MAX_COUNT
                     && (train.count + 1) * train.size <= MAX_TRAIN =>
             {
                 train.count += 1;
@@ -447,7 +479,7 @@ mod tests {
     fn neighbours_of_one_size_to_one_address_go_together() {
         let to = |port| SocketAddr::from(([192, 0, 2, 1], port));
         let counts = |messages: &[(usize, u16)]| -> Vec<(usize, usize)> {
-            let all = trains(messages.iter().map(|&(len, port)| (len, to(port))));
+            let all = trains(messages.iter().map(|&(len, port)| (len, to(port))), MAX_SEGMENT);
             all.iter().map(|train| (train.count, train.size)).collect()
         };
         assert_eq!(counts(&[(50, 1), (50, 1), (30, 1), (30, 1)]), [(3, 50), (1, 30)], "a shorter one is the last");

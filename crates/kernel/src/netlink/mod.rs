@@ -36,6 +36,8 @@ pub(crate) fn messages(datagram: &[u8]) -> Vec<(u16, Result<Vec<u8>, NetlinkErro
 pub const ROUTE: i32 = libc::NETLINK_ROUTE;
 /// nfnetlink: nftables and conntrack.
 pub const NETFILTER: i32 = libc::NETLINK_NETFILTER;
+/// Generic netlink: families by name (include/uapi/linux/genetlink.h).
+pub const GENERIC: i32 = libc::NETLINK_GENERIC;
 /// sock_diag(7).
 pub const SOCK_DIAG: i32 = libc::NETLINK_SOCK_DIAG;
 

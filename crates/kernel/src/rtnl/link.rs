@@ -230,6 +230,22 @@ pub fn create_bridge(batch: &mut Batch, spec: &BridgeSpec<'_>) -> usize {
     })
 }
 
+/// Appends the creation, down, of an interface of a kind that needs no settings of its own (`dummy`, `wireguard`); fails
+/// with `EEXIST` when the name is taken, with `EOPNOTSUPP` when the kernel does not know the kind.
+pub fn create_plain(batch: &mut Batch, name: &str, kind: &str, mtu: Option<u32>) -> usize {
+    batch.message(libc::RTM_NEWLINK, CREATE | EXCL, |buf| {
+        push_ifinfo(buf, 0, None);
+        let mut attrs = PushLinkAttrs::new(&mut *buf).push_ifname_bytes(name.as_bytes());
+        if let Some(mtu) = mtu {
+            attrs = attrs.push_mtu(mtu);
+        }
+        drop(attrs);
+        let info = push_nested_header(buf, IFLA_LINKINFO);
+        push_string(buf, IFLA_INFO_KIND, kind);
+        finalize_nested_header(buf, info);
+    })
+}
+
 /// The far end of a veth pair to create.
 ///
 /// It cannot be brought up in the same message: the kernel would open it before it has a peer

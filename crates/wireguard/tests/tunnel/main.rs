@@ -1,0 +1,6 @@
+//! Devices of the worker, in namespaces.
+
+mod carry;
+mod rotate;
+mod speed;
+mod world;
