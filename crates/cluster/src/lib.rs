@@ -19,6 +19,8 @@ mod write;
 pub use blocks::{block_length, blocks_of, choose};
 pub use key::{Key, Layout};
 pub use network::{NewNetwork, Refusal, plan_network};
-pub use record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, VXLAN_PORT};
+pub use record::{
+    Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, SealRecord, VXLAN_PORT,
+};
 pub use view::{Change, Event, View, WentBack};
 pub use write::{Condition, Operation, Write};

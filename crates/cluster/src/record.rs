@@ -1,7 +1,7 @@
 //! What the values in etcd say. JSON; what a later version adds is passed over.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily, Vni};
@@ -33,6 +33,17 @@ pub struct ClusterRecord {
     pub lengths: PerFamily<u8>,
 }
 
+/// A host's end of the encrypted link between hosts (WireGuard).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealRecord {
+    /// Its public key, as wg(8) writes it.
+    pub key: String,
+    /// The UDP port at which it takes packets.
+    pub port: u16,
+    /// Where it is on that link: a link-local address drawn at random.
+    pub address: Ipv6Addr,
+}
+
 /// A host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRecord {
@@ -44,6 +55,9 @@ pub struct HostRecord {
     pub mac: Mac,
     /// The MTU of its way to the others.
     pub mtu: Mtu,
+    /// Its end of the encrypted link between hosts, if it can have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<SealRecord>,
     /// Its version, for people.
     pub version: String,
 }

@@ -92,6 +92,7 @@ fn host(number: u64) -> HostRecord {
         underlay: PerFamily { v4: Some(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number as u32).into()), v6: None },
         mac: Mac::local([number as u8; 6]),
         mtu: Mtu::ETHERNET,
+        seal: None,
         version: "0".to_owned(),
     }
 }

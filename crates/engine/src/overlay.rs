@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    AddressRange, Driver, Family, Id, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily, Phase,
-    RemoteBlock, RemoteEndpoint, Subnet,
+    AddressRange, Driver, Family, Id, IfName, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
+    Phase, RemoteBlock, RemoteEndpoint, Subnet,
 };
-use portolan_plan::{Objects, diff, network_objects, peer_objects, vxlan_name};
+use portolan_plan::{Objects, diff, network_objects, peer_objects, seal_name, vxlan_name};
 
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
@@ -299,6 +299,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn overlays(&self) -> Result<BTreeMap<Id, BTreeSet<IpNet>>> {
         let networks = self.store.read()?.networks()?;
         Ok(networks.iter().filter(|network| network.overlay.is_some()).map(|n| (n.id, blocks_of(n))).collect())
+    }
+
+    /// What the encrypted link between hosts is called on this one.
+    pub fn seal_name(&self) -> IfName {
+        seal_name(&self.root)
     }
 
     /// How much of its own addresses of an overlay network this host has given out; none if there is no such network.

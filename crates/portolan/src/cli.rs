@@ -109,6 +109,8 @@ enum Command {
     Completion(cmd::completion::Args),
     #[command(hide = true)]
     Man(cmd::man::Args),
+    #[command(hide = true)]
+    WireguardWorker(cmd::wireguard::Args),
 }
 
 impl Cli {
@@ -148,6 +150,7 @@ impl Cli {
             Command::Version(args) => args.run(&context),
             Command::Completion(args) => args.run(),
             Command::Man(args) => args.run(),
+            Command::WireguardWorker(args) => args.run(),
         };
         result.unwrap_or_else(|error| failure::report(&error, fallback))
     }

@@ -434,7 +434,7 @@ impl Services {
         match membership {
             None => self.cluster = None,
             Some(_) if self.cluster.is_some() => {}
-            Some(membership) => match Cluster::start(&self.root, engine, membership, self.shared_by()) {
+            Some(membership) => match Cluster::start(&self.root, &self.run, engine, membership, self.shared_by()) {
                 // It has to be told of all containers.
                 Ok(cluster) => (self.cluster, self.revision) = (Some(cluster), None),
                 Err(error) => tracing::error!("cluster: {error:#}"),

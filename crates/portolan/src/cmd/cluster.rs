@@ -104,6 +104,9 @@ struct MemberArgs {
     /// Where this host takes packets of the others; one of either family (default: those of the default route's interface)
     #[arg(long, value_name = "IP", value_parser = spec::address)]
     address: Vec<IpAddr>,
+    /// UDP port at which this host takes encrypted packets of the others
+    #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1..))]
+    wireguard_port: u16,
     /// File with the certificates of those who may sign etcd's (PEM)
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
@@ -175,6 +178,7 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
         name,
         underlay,
         mtu,
+        wireguard_port: member.wireguard_port,
         begin,
     };
     let id = cluster::join(&engine, &joining).map_err(with_hint).context("join the cluster")?;

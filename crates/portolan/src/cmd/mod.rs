@@ -26,6 +26,7 @@ pub(crate) mod run;
 pub(crate) mod stats;
 pub(crate) mod update;
 pub(crate) mod version;
+pub(crate) mod wireguard;
 
 use anyhow::Result;
 use serde::Serialize;

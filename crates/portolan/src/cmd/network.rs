@@ -96,7 +96,10 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
   vrf=NAME                     the bridge belongs to this VRF
   metric=NUMBER                priority of the default route; no_default_route=true leaves it out
 
-Options of ptp and overlay: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
+Options of overlay: those of ptp, and
+  encrypted                    what hosts send each other of it is encrypted (WireGuard)
+
+Options of ptp: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
 
 Options of macvlan and ipvlan:
   parent=NAME                  the host's interface; NAME.50 is made for VLAN 50 if it is not there

@@ -5,4 +5,5 @@ mod joining;
 mod lossless;
 mod many;
 mod overlay;
+mod sealed;
 mod world;

@@ -31,6 +31,8 @@ pub(super) struct Known {
     pub(super) trouble: Option<String>,
     /// What of it could not be made so on this host, by network.
     pub(super) problems: BTreeMap<Option<Id>, String>,
+    /// What is wrong with the encrypted link between hosts.
+    pub(super) link_trouble: Option<String>,
 }
 
 impl Known {

@@ -1,12 +1,13 @@
 //! Joining and leaving, as commands do it: this host's rows say so first, so that what is begun can be ended.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, View, Write};
+use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, SealRecord, View, Write};
 use portolan_engine::Kernel as _;
 use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
+use portolan_wireguard::PrivateKey;
 
 use super::{Membership, VERSION, edge, runtime};
 use crate::daemon::Engine;
@@ -24,6 +25,8 @@ pub struct Joining {
     pub underlay: PerFamily<Option<IpAddr>>,
     /// The MTU of its way to them.
     pub mtu: Mtu,
+    /// The UDP port at which it takes encrypted packets.
+    pub wireguard_port: u16,
     /// The cluster that is to begin with this host; none to join the one that is there.
     pub begin: Option<ClusterRecord>,
 }
@@ -88,11 +91,13 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         }
         let me = Id::from_bytes(engine.kernel().random());
         let mac = engine.kernel().random();
+        let (private_key, seal) = draw_seal(engine, joining.wireguard_port);
         let record = HostRecord {
             name: joining.name.clone(),
             underlay: joining.underlay,
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
+            seal,
             version: VERSION.to_owned(),
         };
         refuse_double(&view, &record)?;
@@ -100,6 +105,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             cluster,
             host: me,
             record: record.clone(),
+            private_key,
             prefix: joining.prefix.clone(),
             etcd: joining.etcd.clone(),
             leaving: false,
@@ -119,6 +125,18 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         forget(engine)?;
         Err(failure)
     })
+}
+
+/// A key of its own for this host, and where it is on the encrypted link; none where there is no IPv6.
+fn draw_seal(engine: &Engine, port: u16) -> (String, Option<SealRecord>) {
+    if engine.kernel().setting("net/ipv6/conf/all/forwarding").is_none() {
+        return (String::new(), None);
+    }
+    let private = PrivateKey::random();
+    let random = engine.kernel().random();
+    let number = u64::from_be_bytes(random[..8].try_into().expect("eight of 32 bytes"));
+    let address = Ipv6Addr::from_bits((0xfe80_u128 << 112) | u128::from(number));
+    (private.to_base64(), Some(SealRecord { key: private.public().to_base64(), port, address }))
 }
 
 pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {

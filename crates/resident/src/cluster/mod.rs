@@ -10,6 +10,7 @@ mod edge;
 mod jobs;
 mod join;
 mod rows;
+mod seal;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,9 +32,11 @@ use crate::feed;
 
 use agent::{Agent, Known, Shared};
 use rows::Rows;
+use seal::Seal;
 
 pub use asked::AtDaemon;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership};
+pub use seal::WORKER;
 pub use standing::{HostRow, Standing};
 
 /// What a host has to know of its cluster. It holds secrets.
@@ -45,6 +48,9 @@ pub struct Membership {
     pub host: Id,
     /// What it says of itself.
     pub record: HostRecord,
+    /// The secret of its end of the encrypted link between hosts; empty if it can have none.
+    #[serde(default)]
+    pub private_key: String,
     /// What all keys of it begin with.
     pub prefix: String,
     /// Where etcd is, and how to get in.
@@ -172,14 +178,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts them for a host that has joined, whose state is at `root`.
+    /// Starts them for a host that has joined, whose state is at `root` and whose run-time files are at `run`.
     ///
     /// # Errors
     /// When the state cannot be read or written, or a thread cannot be made.
-    pub fn start(root: &Path, engine: &Engine, membership: Membership, tell: Tell) -> Result<Self> {
+    pub fn start(root: &Path, run: &Path, engine: &Engine, membership: Membership, tell: Tell) -> Result<Self> {
         let mut last_runs = membership.last_runs;
         last_runs.extend(Some(membership.run).filter(|run| !run.is_empty()));
         last_runs.drain(..last_runs.len().saturating_sub(RUNS));
+        let seal = Seal::new(engine.seal_name(), run);
         let run = Id::from_bytes(engine.kernel().random()).to_string();
         let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
         let membership = Membership { run, last_runs, record, ..membership };
@@ -188,7 +195,7 @@ impl Cluster {
         let (stop, stopped) = oneshot::channel::<()>();
         let (told, hears) = channel::unbounded_channel();
         let (rows, jobs) = mpsc::channel();
-        let worker = Rows::new(root.to_owned(), membership.clone(), shared.clone(), told.clone());
+        let worker = Rows::new(root.to_owned(), membership.clone(), shared.clone(), told.clone(), seal);
         let agent = Agent::new(membership.clone(), shared.clone(), hears, rows.clone())?;
         let runtime = runtime()?;
         let work = move || {

@@ -1,21 +1,25 @@
 //! What was seen in etcd, made rows and kernel: by a thread of its own, for it may have to wait for the lock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
 use portolan_cluster::{Change, Checked, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View};
 use portolan_engine::{OverlayNetwork, RemoteChanges};
-use portolan_model::{Family, Id, Overlay, Peer, RemoteEndpoint, TunnelEnd};
+use portolan_model::{Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd};
 use tokio::sync::mpsc as channel;
 
 use super::agent::{Shared, lock};
+use super::seal::{self, Seal};
 use super::{Came, Membership, Reply, Sharing, Told, Wanted};
 use crate::daemon::{self, Engine};
 
+/// How often the encrypted link is looked at when nothing else happens.
+const LOOK: Duration = Duration::from_secs(1);
 /// So many differences are told of one host.
 const TOLD: usize = 100;
 
@@ -41,6 +45,7 @@ pub(super) struct Rows {
     membership: Membership,
     shared: Shared,
     told: channel::UnboundedSender<Told>,
+    seal: Seal,
 }
 
 /// What is to be made of the view.
@@ -57,16 +62,26 @@ impl Rows {
         membership: Membership,
         shared: Shared,
         told: channel::UnboundedSender<Told>,
+        seal: Seal,
     ) -> Self {
-        Self { root, membership, shared, told }
+        Self { root, membership, shared, told, seal }
     }
 
-    pub(super) fn run(self, jobs: &mpsc::Receiver<Job>) {
+    pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         let engine = match daemon::engine(&self.root) {
             Ok(engine) => engine,
             Err(error) => return tracing::error!("cluster: {error:#}"),
         };
-        while let Ok(first) = jobs.recv() {
+        loop {
+            let first = match jobs.recv_timeout(LOOK) {
+                Ok(first) => first,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    // Whoever carries the packets of the link may have died.
+                    self.keep_sealed(&engine);
+                    continue;
+                }
+            };
             let (mut changes, mut everything, mut local, mut replies) =
                 (BTreeSet::new(), false, BTreeSet::new(), Vec::new());
             let mut checks = Vec::new();
@@ -82,6 +97,7 @@ impl Rows {
                 }
             }
             changes.extend(self.failed());
+            self.keep_sealed(&engine);
             let done = self.take_in(&engine, &changes, everything);
             if let Err(error) = &done {
                 tracing::error!("cluster: {error:#}");
@@ -105,6 +121,32 @@ impl Rows {
             for network in local {
                 if let Err(error) = self.make_room(&engine, network) {
                     tracing::warn!("cluster: {error:#}");
+                }
+            }
+        }
+    }
+
+    /// Has the encrypted link be there if any network needs it, and what stands on it if it was not.
+    fn keep_sealed(&mut self, engine: &Engine) {
+        let (is_needed, hosts) = {
+            let view = &lock(&self.shared).view;
+            (seal::is_needed(view), view.hosts().clone())
+        };
+        let done = match is_needed {
+            true => self.seal.ensure(&self.membership, &hosts),
+            false => self.seal.remove().map(|()| false),
+        };
+        let done = done.and_then(|is_new| match is_new {
+            true => Ok(drop(engine.reconcile()?)),
+            false => Ok(()),
+        });
+        let mut known = lock(&self.shared);
+        match done {
+            Ok(()) => known.link_trouble = None,
+            Err(error) => {
+                let text = format!("{error:#}");
+                if known.link_trouble.replace(text.clone()).as_ref() != Some(&text) {
+                    tracing::error!("cluster: {text}");
                 }
             }
         }
@@ -228,8 +270,17 @@ impl Rows {
 
     /// A network as it is on this host.
     fn overlay(&self, view: &View, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
-        let HostRecord { underlay, mac, mtu, .. } = self.membership.record;
-        let address = underlay.v4.or(underlay.v6).unwrap_or(IpAddr::from([0; 4]));
+        let HostRecord { underlay, mac, mtu, ref seal, .. } = self.membership.record;
+        let nowhere = || IpAddr::from([0; 4]);
+        let sealed = is_encrypted(&record.options);
+        let (address, mtu) = match (sealed, seal) {
+            (false, _) => (underlay.v4.or(underlay.v6).unwrap_or_else(nowhere), mtu),
+            (true, Some(seal)) => {
+                (seal.address.into(), Mtu::new(mtu.bytes().saturating_sub(SEAL)).unwrap_or(Mtu::LEAST))
+            }
+            // Bound to a link that is not there: it carries nothing.
+            (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
+        };
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
         let own = view.blocks_on(id).filter(|(_, host)| *host == self.membership.host);
         OverlayNetwork {
@@ -240,7 +291,7 @@ impl Rows {
             options: record.options.clone(),
             labels: record.labels.clone(),
             created: record.created,
-            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu } },
+            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed },
             blocks: own.map(|(block, _)| block).collect(),
         }
     }
@@ -296,7 +347,13 @@ impl Rows {
 }
 
 fn peer(host: Id, record: &HostRecord) -> Peer {
-    Peer { host, name: record.name.clone(), underlay: record.underlay, mac: record.mac, mtu: record.mtu }
+    let sealed = record.seal.as_ref().map(|seal| seal.address);
+    Peer { host, name: record.name.clone(), underlay: record.underlay, sealed, mac: record.mac, mtu: record.mtu }
+}
+
+/// Whether options of a network ask for encryption. Those that cannot be read are refused where they are.
+pub(super) fn is_encrypted(options: &BTreeMap<String, String>) -> bool {
+    NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.encrypted)
 }
 
 fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEndpoint {

@@ -48,7 +48,7 @@ pub struct HostRow {
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, trouble, problems } = known;
+        let Known { view, trouble, problems, link_trouble } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -78,7 +78,7 @@ impl Standing {
             endpoints: membership.etcd.endpoints.clone(),
             connected: trouble.is_none(),
             revision: view.revision(),
-            warnings: trouble.iter().chain(problems.values()).cloned().chain(strange).collect(),
+            warnings: trouble.iter().chain(link_trouble).chain(problems.values()).cloned().chain(strange).collect(),
             hosts,
         }
     }
