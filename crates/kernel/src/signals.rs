@@ -40,6 +40,21 @@ pub const FORWARDED: &[i32] = &[
     libc::SIGWINCH,
 ];
 
+/// Takes all signals again in this thread and those it starts from now on: whoever started the process may have blocked some for
+/// itself.
+///
+/// # Errors
+/// None that is known: the mask is valid.
+pub fn unblock() -> io::Result<()> {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset(3) initialises the set, which lives as long as the calls; the old mask is not asked for.
+    let ret = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    if ret == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(ret)) }
+}
+
 /// Signals of this thread, blocked and waiting to be read.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);

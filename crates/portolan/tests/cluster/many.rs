@@ -19,10 +19,12 @@ const COUNTERS: &str = "
 table inet seen {
     counter tunnel { }
     counter flooded { }
+    counter clear { }
     chain out {
         type filter hook output priority 0;
         udp dport 4789 counter name tunnel
         udp dport 4789 @th,128,8 & 0x01 == 0x01 counter name flooded
+        udp dport 4789 oifname eth0 counter name clear
     }
 }";
 
@@ -69,10 +71,20 @@ fn missed(from: &Pod, pods: &[Pod]) -> Vec<String> {
 
 #[test]
 fn sixty_containers_on_six_hosts_reach_each_other() {
-    let Some(world) = World::of("overlay-many", &HOSTS) else { return };
+    everybody("overlay-many", "network create -d overlay web");
+}
+
+#[test]
+fn sixty_containers_reach_each_other_through_encryption() {
+    everybody("overlay-many-sealed", "network create -d overlay --opt encrypted web");
+}
+
+fn everybody(name: &str, create: &str) {
+    let is_encrypted = create.contains("encrypted");
+    let Some(world) = World::of(name, &HOSTS) else { return };
     let etcd = world.etcd(3);
     joined(&world, &etcd);
-    world.nodes[0].ok("network create -d overlay web");
+    world.nodes[0].ok(create);
     for node in &world.nodes {
         has(node, "web");
         count(node);
@@ -106,6 +118,8 @@ fn sixty_containers_on_six_hosts_reach_each_other() {
         let (tunnel, flooded) = (counted(node, "tunnel"), counted(node, "flooded"));
         assert!(tunnel > 1000, "{}: {tunnel} packets of tunnels were seen", node.host.name());
         assert_eq!(flooded, 0, "{}: of {tunnel}", node.host.name());
+        // By the link alone, or by the LAN alone.
+        assert_eq!(counted(node, "clear"), if is_encrypted { 0 } else { tunnel }, "{}", node.host.name());
         node.ok("verify");
         node.is_well();
     }

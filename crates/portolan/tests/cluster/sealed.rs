@@ -1,12 +1,183 @@
 //! Encrypted networks: what hosts send each other of them is not to be read, whatever happens.
 
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use portolan_kernel::process::PidFd;
+use portolan_kernel::signals;
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
 
-use crate::overlay::{has, joined, reach};
-use crate::world::{LONG, World};
+use crate::overlay::{Pod, has, joined, reach};
+use crate::world::{LONG, Node, World};
+
+/// What the containers say to each other.
+const MARK: &[u8] = b"this is for your eyes only, whoever you are";
+
+/// All that passes a host's interface on the LAN.
+struct Capture {
+    file: PathBuf,
+    dump: Child,
+}
+
+impl Capture {
+    fn start(world: &World, node: &Node) -> Self {
+        let file = world.lab.dir().join(format!("{}.pcap", node.host.name()));
+        let mut dump = node.host.command("tcpdump").unwrap();
+        dump.args(["-i", "eth0", "--immediate-mode", "-U", "-Z", "root", "-B", "16384", "-w"]).arg(&file);
+        let mut dump = dump.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // It says so as soon as it listens.
+        let mut said = String::new();
+        BufReader::new(dump.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("listening on eth0"), "tcpdump of `{}`: {said}", node.host.name());
+        Self { file, dump }
+    }
+
+    /// How often the mark was seen, in how many bytes.
+    fn seen(&mut self) -> (usize, usize) {
+        let daemon = PidFd::open(self.dump.id().try_into().unwrap()).unwrap();
+        daemon.signal(signals::TERM).unwrap();
+        self.dump.wait().unwrap();
+        let bytes = fs::read(&self.file).unwrap();
+        (bytes.windows(MARK.len()).filter(|window| *window == MARK).count(), bytes.len())
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.dump.kill();
+        let _ = self.dump.wait();
+    }
+}
+
+/// Says the mark to all addresses of another container until told to stop.
+fn whisper(from: &Pod, to: &Pod, over: &AtomicBool, heard: &AtomicU64) {
+    let listen = to.place.enter(|| UdpSocket::bind("[::]:9999")).unwrap();
+    listen.set_nonblocking(true).unwrap();
+    let speak = from.place.enter(|| UdpSocket::bind("[::]:0")).unwrap();
+    let mut buffer = [0; 256];
+    while !over.load(Ordering::Relaxed) {
+        for address in &to.addresses {
+            let address = match address {
+                std::net::IpAddr::V4(address) => address.to_ipv6_mapped().into(),
+                address => *address,
+            };
+            // Where nothing leads is among what is tried.
+            let _ = speak.send_to(MARK, SocketAddr::new(address, 9999));
+        }
+        while listen.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == MARK) {
+            heard.fetch_add(1, Ordering::Relaxed);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Has three containers whisper while `meanwhile` goes on; how often they heard the mark, and how often it was on the LAN.
+fn overhear(world: &World, network: &str, pods: &[Pod], meanwhile: impl FnOnce(&AtomicU64)) -> (u64, usize) {
+    let mut captures: Vec<Capture> = world.nodes.iter().map(|node| Capture::start(world, node)).collect();
+    let (over, heard) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for (number, from) in pods.iter().enumerate() {
+            let to = &pods[(number + 1) % pods.len()];
+            let (over, heard) = (&over, &heard);
+            scope.spawn(move || whisper(from, to, over, heard));
+        }
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| meanwhile(&heard)));
+        over.store(true, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    let seen: Vec<(usize, usize)> = captures.iter_mut().map(Capture::seen).collect();
+    eprintln!("{network}: heard {} times; on the LAN, times and bytes: {seen:?}", heard.load(Ordering::Relaxed));
+    assert!(seen.iter().all(|(_, bytes)| *bytes > 50_000), "too little was captured: {seen:?}");
+    (heard.into_inner(), seen.iter().map(|(times, _)| times).sum())
+}
+
+/// Waits until whispers are heard again.
+#[track_caller]
+fn goes_on(heard: &AtomicU64) {
+    let before = heard.load(Ordering::Relaxed);
+    // From each to the next, in both families.
+    assert!(eventually(LONG, || heard.load(Ordering::Relaxed) > before + 600), "nothing is heard any more");
+}
+
+fn worker(node: &Node) -> PidFd {
+    let pattern = format!("wireguard-worker.*{}/", node.root.display());
+    let output = node.host.command("pgrep").unwrap().args(["-f", &pattern]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let pid = text.lines().next().unwrap_or_else(|| panic!("{} has no worker", node.host.name()));
+    PidFd::open(pid.parse().unwrap()).unwrap()
+}
+
+#[test]
+fn nothing_is_to_be_read_whatever_happens() {
+    let Some(world) = World::or_skip("overlay-secret") else { return };
+    let mut etcd = world.etcd(1);
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    joined(&world, &etcd);
+    // The control: without encryption all of it is to be read.
+    a.ok("network create -d overlay open");
+    for node in [a, b, c] {
+        has(node, "open");
+    }
+    let pods = [world.pod(a, "open", "o1"), world.pod(b, "open", "o2"), world.pod(c, "open", "o3")];
+    let (heard, seen) = overhear(&world, "open", &pods, goes_on);
+    assert!(heard > 0 && seen > 0, "{heard} {seen}");
+
+    a.ok("network create -d overlay --opt encrypted secret");
+    for node in [a, b, c] {
+        has(node, "secret");
+    }
+    // They speak from the first moment on.
+    let pods = [world.pod(a, "secret", "s1"), world.pod(b, "secret", "s2"), world.pod(c, "secret", "s3")];
+    let (heard, seen) = overhear(&world, "secret", &pods, |heard| {
+        goes_on(heard);
+        for node in [a, b] {
+            node.kill_daemon();
+            goes_on(heard);
+            node.ok("daemon upgrade");
+            goes_on(heard);
+            worker(node).signal(signals::KILL).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            goes_on(heard);
+            for start in ["ps", "vx-"] {
+                let link = node.links(start).pop().unwrap();
+                assert!(node.host.command("ip").unwrap().args(["link", "del", &link]).status().unwrap().success());
+                std::thread::sleep(Duration::from_millis(300));
+                goes_on(heard);
+            }
+            assert!(node.host.command("nft").unwrap().args(["flush", "ruleset"]).status().unwrap().success());
+            goes_on(heard);
+        }
+        // No daemon that could make it anew.
+        b.ok("daemon stop");
+        worker(b).signal(signals::KILL).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        b.ok("daemon start");
+        goes_on(heard);
+        etcd.kill(0);
+        std::thread::sleep(Duration::from_millis(500));
+        worker(c).signal(signals::KILL).unwrap();
+        goes_on(heard);
+        etcd.launch(0).unwrap();
+        a.is_well();
+        // Who is there no more is not spoken to in clear either.
+        c.ok("detach s3");
+        c.ok("detach o3");
+        c.ok("cluster leave");
+        std::thread::sleep(Duration::from_millis(500));
+    });
+    assert!(heard > 0, "nothing was said");
+    assert_eq!(seen, 0, "it is to be read on the LAN");
+    assert!(c.links("ps").is_empty(), "nothing of it is left");
+    for node in [a, b] {
+        assert!(eventually(LONG, || node.run(&["verify"]).status.success()), "{}", node.host.name());
+    }
+}
 
 #[test]
 fn an_encrypted_network_is_as_any_other() {

@@ -160,6 +160,14 @@ impl Node {
         PidFd::open(status["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
     }
 
+    /// The interfaces whose names begin so.
+    pub(crate) fn links(&self, start: &str) -> Vec<String> {
+        let output = self.host.command("ip").unwrap().args(["-br", "link"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let names = text.lines().filter_map(|line| line.split([' ', '@']).next());
+        names.filter(|name| name.starts_with(start)).map(str::to_owned).collect()
+    }
+
     pub(crate) fn kill_daemon(&self) {
         let daemon = self.daemon();
         daemon.signal(signals::KILL).unwrap();
@@ -170,5 +178,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.run(&["daemon", "stop"]);
+        // Who carries encrypted packets stays, and would keep the namespace.
+        for link in self.links("ps") {
+            let _ = self.host.command("ip").unwrap().args(["link", "del", &link]).status();
+        }
     }
 }

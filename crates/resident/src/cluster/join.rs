@@ -9,7 +9,7 @@ use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
 use portolan_wireguard::PrivateKey;
 
-use super::{Membership, VERSION, edge, runtime};
+use super::{Membership, VERSION, edge, runtime, seal};
 use crate::daemon::Engine;
 
 /// A host that is to join a cluster.
@@ -176,7 +176,8 @@ pub fn leaving(engine: &Engine, membership: &Membership, leaving: bool) -> Resul
 /// # Errors
 /// When containers are on networks of the cluster, or the state cannot be written.
 pub fn forget(engine: &Engine) -> Result<()> {
-    Ok(engine.forget_cluster()?)
+    engine.forget_cluster()?;
+    seal::remove(&engine.seal_name())
 }
 
 /// What etcd says now.

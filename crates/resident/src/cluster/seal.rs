@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -118,7 +119,7 @@ impl Seal {
         let options = Options { name: name.to_owned(), mtu, socket: self.socket.clone(), log: Some(self.log.clone()) };
         // Whatever became of the file that this process was started from.
         let mut program = Command::new("/proc/self/exe");
-        program.arg(WORKER);
+        program.arg0("portolan").arg(WORKER);
         Ok(Device::Process(worker::start(program, &options)?))
     }
 
@@ -137,14 +138,22 @@ impl Seal {
     /// Removes it, if it is there.
     pub(super) fn remove(&mut self) -> Result<()> {
         (self.device, self.told) = (None, None);
-        let mut socket = Socket::open(ROUTE)?;
-        if link::lookup(&mut socket, self.name.as_str())?.is_some() {
-            let mut batch = Batch::new();
-            link::delete(&mut batch, self.name.as_str());
-            socket.transact(&batch)?;
-        }
-        Ok(())
+        remove(&self.name)
     }
+}
+
+/// Removes the link of this name, if it is there; whoever carries its packets ends.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn remove(name: &IfName) -> Result<()> {
+    let mut socket = Socket::open(ROUTE)?;
+    if link::lookup(&mut socket, name.as_str())?.is_some() {
+        let mut batch = Batch::new();
+        link::delete(&mut batch, name.as_str());
+        socket.transact(&batch)?;
+    }
+    Ok(())
 }
 
 /// By what a program of ours is told to carry encrypted packets.

@@ -26,6 +26,7 @@ use portolan_kernel::door::{Door, DoorError};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
 use portolan_kernel::rtnl::link::{self, AddrGenMode, LinkChange};
 use portolan_kernel::session::{self, Side};
+use portolan_kernel::signals;
 use serde::{Deserialize, Serialize};
 
 use crate::{Control, ControlError};
@@ -185,6 +186,7 @@ pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerE
 /// [`WorkerError`]; in the process that was started always [`WorkerError::Failed`], after the other one said why on
 /// standard error.
 pub fn run(options: &Options) -> Result<(), WorkerError> {
+    signals::unblock().map_err(WorkerError::Detach)?;
     let back = match session::detach().map_err(WorkerError::Detach)? {
         Side::Front(front) => {
             return match front.wait_for(PATIENCE) {
