@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use portolan_kernel::door::{Door, DoorError};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
+use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::rtnl::link::{self, AddrGenMode, LinkChange};
 use portolan_kernel::session::{self, Side};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ use tun::Tun;
 
 /// How long a worker may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Packets that wait for the worker: an overlay's arrive by the 45, as the kernel divides them before the interface.
+const QUEUE: u32 = 2000;
 
 /// What a worker is to serve; as text one line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,6 +248,7 @@ fn serve_until_told(options: &Options, serving: impl FnOnce() -> Result<(), Work
     let failed = |source| WorkerError::Tun { name: options.name.clone(), source };
     let fd = portolan_kernel::tun::attach(&options.name).map_err(failed)?;
     set_up(options).map_err(|source| WorkerError::Link { name: options.name.clone(), source })?;
+    restrict();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(4))
         .enable_all()
@@ -267,10 +272,21 @@ fn serve_until_told(options: &Options, serving: impl FnOnce() -> Result<(), Work
     })
 }
 
+/// Keeps what new sockets take, for marks, buffers and ports below 1024, and keeps keys out of core dumps. A worker that is
+/// less well fenced is better than none.
+fn restrict() {
+    let kept = privilege::keep(&[Capability::NetAdmin, Capability::NetBindService]);
+    let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(error) = kept.and(hidden.map_err(io::Error::from)) {
+        tracing::warn!(%error, "worker goes on with more rights than it needs");
+    }
+}
+
 /// Brings the interface up, without the address that the kernel would give it.
 fn set_up(options: &Options) -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
-    let change = LinkChange { up: Some(true), mtu: Some(options.mtu), ..LinkChange::default() };
+    let change =
+        LinkChange { up: Some(true), mtu: Some(options.mtu), tx_queue_len: Some(QUEUE), ..LinkChange::default() };
     let unaddressed = LinkChange { addr_gen_mode: Some(AddrGenMode::None), ..LinkChange::default() };
     link::set(&mut batch, options.name.as_str(), &unaddressed);
     link::set(&mut batch, options.name.as_str(), &change);

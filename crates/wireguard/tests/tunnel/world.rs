@@ -198,6 +198,20 @@ impl Drop for Tunnel<'_> {
     }
 }
 
+/// Lays an Ethernet over the devices, as networks of several hosts do, with 10.20.0.`number`.
+pub(crate) fn overlay(one: &Tunnel<'_>, other: &Tunnel<'_>) {
+    for (here, there) in [(one, other), (other, one)] {
+        let [local, remote] = [here, there].map(|tunnel| tunnel.inner()[0].to_string());
+        let ip = |words: &str| {
+            let done = here.host.command("ip").unwrap().args(words.split(' ')).status().unwrap();
+            assert!(done.success(), "ip {words}");
+        };
+        ip(&format!("link add vx0 type vxlan id 7 local {local} remote {remote} dstport 4789"));
+        ip(&format!("link set vx0 up mtu {}", MTU - 50));
+        here.host.add_address("vx0", &format!("10.20.0.{}/24", here.number)).unwrap();
+    }
+}
+
 /// Two devices that know each other.
 pub(crate) fn pair<'a>(world: &'a World) -> (Tunnel<'a>, Tunnel<'a>) {
     let (mut one, mut other) = (world.tunnel(1), world.tunnel(2));
