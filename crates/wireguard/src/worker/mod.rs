@@ -203,8 +203,8 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
         let log = open_log(options)?;
         session::leave_terminal(log.as_fd()).map_err(WorkerError::Detach)?;
         if let Some(back) = back.take() {
-            // Nobody waits any more: the worker is asked for all the same.
-            let _ = back.report(0);
+            // Whoever started us has given up, and may start another.
+            back.report(0).map_err(WorkerError::Detach)?;
         }
         Ok(())
     });

@@ -171,7 +171,7 @@ async fn write_all(fd: Arc<AsyncFd<OwnedFd>>, mut waiting: mpsc::Receiver<Packet
     }
 }
 
-/// The kernel takes a packet at once or refuses it: `EAGAIN` is not known of TUN (`tun_get_user()`, drivers/net/tun.c).
+/// The kernel takes a packet at once or refuses it: what may wait has no limit of its own (`TUNSETSNDBUF`).
 fn write(fd: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
     loop {
         match rustix::io::write(fd, bytes) {

@@ -372,7 +372,7 @@ fn an_overlay_goes_through() {
     let (one, other) = pair(&world);
     overlay(&one, &other);
     let listener = other.host.enter(|| TcpListener::bind("10.20.0.2:80")).unwrap();
-    let content: Vec<u8> = (0..LEN).map(|at| (at * at >> 7) as u8).collect();
+    let content: Vec<u8> = (0..LEN).map(|at| ((at * at) >> 7) as u8).collect();
     let expected = content.clone();
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();

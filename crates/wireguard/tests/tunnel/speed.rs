@@ -88,4 +88,9 @@ fn speed() {
             load.split(' ').next().unwrap()
         );
     }
+    for tunnel in [&one, &other] {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", tunnel.pid())).unwrap();
+        let of = |key: &str| status.lines().find(|line| line.starts_with(key)).unwrap().replace('\t', " ");
+        eprintln!("{}, {}, {}", of("VmRSS"), of("VmHWM"), of("Threads"));
+    }
 }
