@@ -94,7 +94,7 @@ impl WgDevice {
         match self.make(&known.config, &wanted, changes).await {
             Ok(()) => {
                 for (key, peer) in &wanted.peers {
-                    if peer.endpoint.is_some() && !known.config.peers.contains_key(key) {
+                    if peer.endpoint.is_some() && known.config.peers.get(key) != Some(peer) {
                         self.greet(point(key));
                     }
                 }
@@ -113,8 +113,8 @@ impl WgDevice {
         }
     }
 
-    /// Agrees on keys with a peer that is new here. To it we may not be: it would go on with the keys of a worker that died
-    /// until it has heard nothing for 15 seconds (whitepaper §6.2).
+    /// Agrees on keys with a peer that is new or changed, unless that is done. To it we may not be new: it would go on with
+    /// the keys of a worker that died until it has heard nothing for 15 seconds (whitepaper §6.2).
     fn greet(&self, key: x25519::PublicKey) {
         let device = Arc::clone(&self.device);
         tokio::spawn(async move {

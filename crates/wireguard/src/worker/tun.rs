@@ -22,7 +22,7 @@ const BURST: usize = 128;
 const WAITING: usize = 1024;
 const TOGETHER: usize = 128;
 /// Between two looks at the MTU.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// An interface that packets can be read from and written to.
 pub(super) struct Tun {

@@ -14,6 +14,7 @@ use portolan_wireguard::kernel::{self, Carrier, KernelError};
 use portolan_wireguard::worker::WorkerError;
 use portolan_wireguard::{Config, Control, ControlError, Device as _, Peer, PresharedKey, PrivateKey, changes, worker};
 
+use crate::rotate::Stream;
 use crate::world::{LONG, MTU, PORT, World, introduce, overlay, pair};
 
 #[test]
@@ -104,6 +105,17 @@ fn traffic_goes_on_after_the_worker_was_killed() {
         eprintln!("reached again {:?} after the worker was started", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
         one.reaches(&other);
+    }
+    for (from, to) in [(&one, &other), (&other, &one)] {
+        from.reaches(to);
+        let stream = Stream::start(from.host, from.inner()[0], to.host, to.inner()[0]);
+        std::thread::sleep(Duration::from_millis(500));
+        one.kill();
+        one.relaunch();
+        std::thread::sleep(Duration::from_secs(1));
+        let (sent, lost) = stream.end();
+        eprintln!("{} of {sent} lost, one each 10 ms, while the worker was started again", lost.len());
+        assert!(lost.len() < 100, "{sent}: {lost:?}");
     }
     assert!(one.host.enter(|| link_of(&one.options.name)).is_some_and(|link| link.mtu == MTU));
 }

@@ -85,10 +85,14 @@ pub(crate) struct Tunnel<'a> {
 impl Tunnel<'_> {
     /// Starts the worker and sets it to the config.
     pub(crate) fn launch(&mut self) {
+        self.control = Some(self.relaunch());
+    }
+
+    pub(crate) fn relaunch(&self) -> Control {
         let program = self.host.adopt(Command::new(program())).unwrap();
         let mut control = worker::start(program, &self.options).unwrap();
         control.set(&changes(&Config::default(), &self.config)).unwrap();
-        self.control = Some(control);
+        control
     }
 
     pub(crate) fn control(&mut self) -> &mut Control {
