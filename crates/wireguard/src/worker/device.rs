@@ -11,9 +11,8 @@ use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
 
-use super::serve::libc_errno::{EINVAL, EIO};
 use super::tun::{Tun, TunReader, TunWriter};
-use super::udp;
+use super::{EINVAL, EIO, udp};
 use crate::{Changes, Config, Peer, PublicKey, State, Status, uapi};
 
 type Transports = (udp::Factory, TunWriter, TunReader);

@@ -35,6 +35,10 @@ use tun::Tun;
 /// How long a worker may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Numbers of errors, as the configuration protocol wants them.
+const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 /// Packets that wait for the worker: an overlay's arrive by the 45, as the kernel divides them before the interface.
 const QUEUE: u32 = 2000;
 
@@ -119,10 +123,10 @@ pub enum WorkerError {
         #[source]
         source: NetlinkError,
     },
-    /// No socket.
-    #[error("serve `{path}`")]
+    /// No directory for the socket.
+    #[error("create directory `{path}`")]
     Directory {
-        /// Its directory.
+        /// The directory.
         path: PathBuf,
         /// Why.
         #[source]
@@ -162,10 +166,12 @@ impl Options {
 
 /// Starts a worker in a session of its own, in the network namespace that `program` runs in, and waits until it answers.
 ///
-/// `program` is given the options as its last argument and has to call [`run`] with them.
+/// `program` is given the options as its last argument and has to call [`run`] with them. The worker has no key and no peers
+/// yet: [`changes`](crate::changes) from a default config lead to what it is to be.
 ///
 /// # Errors
-/// [`WorkerError::Start`], [`WorkerError::Failed`] with what it said, [`WorkerError::Unreachable`].
+/// [`WorkerError::Start`]; [`WorkerError::Failed`] with what it said, also when another worker has the interface or the
+/// socket; [`WorkerError::Unreachable`].
 pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerError> {
     program.arg(options.to_argument()).stdin(Stdio::null()).stdout(Stdio::null());
     let output = program.output().map_err(|source| WorkerError::Start {

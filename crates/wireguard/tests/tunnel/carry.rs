@@ -263,13 +263,14 @@ fn wg_shows_the_peers() {
     one.reaches(&other);
 }
 
-/// A process that ends with the test.
-struct Ended(Child);
+/// A process that ends with the test, and its socket.
+struct Ended(Child, PathBuf);
 
 impl Drop for Ended {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        let _ = std::fs::remove_file(&self.1);
     }
 }
 
@@ -285,8 +286,8 @@ fn another_implementation_reaches_us() {
     let name = format!("wgo{}", std::process::id() % 1_000_000);
     let mut command = host.adopt(Command::new("wireguard-go")).unwrap();
     let command = command.args(["-f", &name]).stdout(Stdio::null()).stderr(Stdio::null());
-    let _other = Ended(command.spawn().unwrap());
     let socket = PathBuf::from(format!("/var/run/wireguard/{name}.sock"));
+    let _other = Ended(command.spawn().unwrap(), socket.clone());
     assert!(eventually(LONG, || Control::connect(&socket).is_ok()));
     let mut control = Control::connect(&socket).unwrap();
     let key = PrivateKey::random();

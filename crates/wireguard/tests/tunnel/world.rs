@@ -188,14 +188,13 @@ impl Tunnel<'_> {
 
 impl Drop for Tunnel<'_> {
     fn drop(&mut self) {
-        let Some(control) = self.control.take() else { return };
         // A worker ends with its interface.
         let deleted = self.host.enter(|| {
             let mut batch = portolan_kernel::netlink::Batch::new();
             portolan_kernel::rtnl::link::delete(&mut batch, self.options.name.as_str());
             portolan_kernel::netlink::Socket::open(portolan_kernel::netlink::ROUTE)?.transact(&batch)
         });
-        let is_gone = eventually(LONG, || !control.path().exists());
+        let is_gone = eventually(LONG, || !self.options.socket.exists());
         if !std::thread::panicking() {
             assert!(deleted.is_ok() && is_gone, "{deleted:?} {is_gone}: {}", self.log());
         }
