@@ -35,6 +35,9 @@ use tun::Tun;
 /// How long a worker may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What the process that was started says when the other one has said why.
+const NOT_SERVING: &str = "it does not serve";
+
 /// Numbers of errors, as the configuration protocol wants them.
 const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
@@ -179,8 +182,9 @@ pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerE
         source,
     })?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        let said = if said.is_empty() { output.status.to_string() } else { said };
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: Vec<&str> = said.lines().filter(|line| !line.contains(NOT_SERVING)).collect();
+        let said = if said.is_empty() { output.status.to_string() } else { said.join("; ") };
         return Err(WorkerError::Failed { name: options.name.clone(), said });
     }
     Control::connect(&options.socket).map_err(|source| WorkerError::Unreachable { name: options.name.clone(), source })
@@ -192,14 +196,14 @@ pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerE
 /// To be called before the process has any other thread.
 ///
 /// # Errors
-/// [`WorkerError`]; in the process that was started always [`WorkerError::Failed`], after the other one said why on
-/// standard error.
+/// [`WorkerError::Failed`] in the process that was started, after the other one said why on standard error; any
+/// [`WorkerError`] in the other one when it cannot go on.
 pub fn run(options: &Options) -> Result<(), WorkerError> {
     let back = match session::detach().map_err(WorkerError::Detach)? {
         Side::Front(front) => {
             return match front.wait_for(PATIENCE) {
                 Ok(Some(0)) => Ok(()),
-                _ => Err(WorkerError::Failed { name: options.name.clone(), said: "it does not serve".into() }),
+                _ => Err(WorkerError::Failed { name: options.name.clone(), said: NOT_SERVING.into() }),
             };
         }
         Side::Back(back) => back,
@@ -219,6 +223,8 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
             let _ = writeln!(io::stderr(), "{}", chain(error));
         }
         let _ = back.report(1);
+        // It is said already.
+        return Ok(());
     }
     result
 }

@@ -330,7 +330,11 @@ fn what_cannot_be_is_refused() {
     options.socket.set_extension("second");
     let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/worker");
     let error = worker::start(one.host.adopt(Command::new(&program)).unwrap(), &options).unwrap_err();
-    assert!(matches!(&error, WorkerError::Failed { said, .. } if said.contains("busy")), "{error}");
+    let said = format!(
+        "start worker of `{0}`: attach to TUN interface `{0}`: Device or resource busy (os error 16)",
+        options.name
+    );
+    assert!(matches!(&error, WorkerError::Failed { .. }) && error.to_string() == said, "{error}");
     assert!(!options.socket.exists());
     let error = worker::start(one.host.adopt(Command::new(&program)).unwrap(), &one.options).unwrap_err();
     assert!(matches!(&error, WorkerError::Failed { .. }), "{error}");
