@@ -11,9 +11,8 @@ use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
 
-use super::serve::libc_errno::{EINVAL, EIO};
 use super::tun::{Tun, TunReader, TunWriter};
-use super::udp;
+use super::{EINVAL, EIO, udp};
 use crate::{Changes, Config, Peer, PublicKey, State, Status, uapi};
 
 type Transports = (udp::Factory, TunWriter, TunReader);
@@ -94,7 +93,7 @@ impl WgDevice {
         match self.make(&known.config, &wanted, changes).await {
             Ok(()) => {
                 for (key, peer) in &wanted.peers {
-                    if peer.endpoint.is_some() && !known.config.peers.contains_key(key) {
+                    if peer.endpoint.is_some() && known.config.peers.get(key) != Some(peer) {
                         self.greet(point(key));
                     }
                 }
@@ -113,8 +112,8 @@ impl WgDevice {
         }
     }
 
-    /// Agrees on keys with a peer that is new here. To it we may not be: it would go on with the keys of a worker that died
-    /// until it has heard nothing for 15 seconds (whitepaper §6.2).
+    /// Agrees on keys with a peer that is new or changed, unless that is done. To it we may not be new: it would go on with
+    /// the keys of a worker that died until it has heard nothing for 15 seconds (whitepaper §6.2).
     fn greet(&self, key: x25519::PublicKey) {
         let device = Arc::clone(&self.device);
         tokio::spawn(async move {

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use portolan_kernel::door::{Door, DoorError};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
+use portolan_kernel::privilege::{self, Capability};
 use portolan_kernel::rtnl::link::{self, AddrGenMode, LinkChange};
 use portolan_kernel::session::{self, Side};
 use portolan_kernel::signals;
@@ -34,6 +35,16 @@ use tun::Tun;
 
 /// How long a worker may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the process that was started says when the other one has said why.
+const NOT_SERVING: &str = "it does not serve";
+
+/// Numbers of errors, as the configuration protocol wants them.
+const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
+/// Packets that wait for the worker: an overlay's arrive by the 45, as the kernel divides them before the interface.
+const QUEUE: u32 = 2000;
 
 /// What a worker is to serve; as text one line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,10 +127,10 @@ pub enum WorkerError {
         #[source]
         source: NetlinkError,
     },
-    /// No socket.
-    #[error("serve `{path}`")]
+    /// No directory for the socket.
+    #[error("create directory `{path}`")]
     Directory {
-        /// Its directory.
+        /// The directory.
         path: PathBuf,
         /// Why.
         #[source]
@@ -159,10 +170,12 @@ impl Options {
 
 /// Starts a worker in a session of its own, in the network namespace that `program` runs in, and waits until it answers.
 ///
-/// `program` is given the options as its last argument and has to call [`run`] with them.
+/// `program` is given the options as its last argument and has to call [`run`] with them. The worker has no key and no peers
+/// yet: [`changes`](crate::changes) from a default config lead to what it is to be.
 ///
 /// # Errors
-/// [`WorkerError::Start`], [`WorkerError::Failed`] with what it said, [`WorkerError::Unreachable`].
+/// [`WorkerError::Start`]; [`WorkerError::Failed`] with what it said, also when another worker has the interface or the
+/// socket; [`WorkerError::Unreachable`].
 pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerError> {
     program.arg(options.to_argument()).stdin(Stdio::null()).stdout(Stdio::null());
     let output = program.output().map_err(|source| WorkerError::Start {
@@ -170,8 +183,9 @@ pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerE
         source,
     })?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        let said = if said.is_empty() { output.status.to_string() } else { said };
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: Vec<&str> = said.lines().filter(|line| !line.contains(NOT_SERVING)).collect();
+        let said = if said.is_empty() { output.status.to_string() } else { said.join("; ") };
         return Err(WorkerError::Failed { name: options.name.clone(), said });
     }
     Control::connect(&options.socket).map_err(|source| WorkerError::Unreachable { name: options.name.clone(), source })
@@ -183,15 +197,15 @@ pub fn start(mut program: Command, options: &Options) -> Result<Control, WorkerE
 /// To be called before the process has any other thread.
 ///
 /// # Errors
-/// [`WorkerError`]; in the process that was started always [`WorkerError::Failed`], after the other one said why on
-/// standard error.
+/// [`WorkerError::Failed`] in the process that was started, after the other one said why on standard error; any
+/// [`WorkerError`] in the other one when it cannot go on.
 pub fn run(options: &Options) -> Result<(), WorkerError> {
     signals::unblock().map_err(WorkerError::Detach)?;
     let back = match session::detach().map_err(WorkerError::Detach)? {
         Side::Front(front) => {
             return match front.wait_for(PATIENCE) {
                 Ok(Some(0)) => Ok(()),
-                _ => Err(WorkerError::Failed { name: options.name.clone(), said: "it does not serve".into() }),
+                _ => Err(WorkerError::Failed { name: options.name.clone(), said: NOT_SERVING.into() }),
             };
         }
         Side::Back(back) => back,
@@ -201,8 +215,8 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
         let log = open_log(options)?;
         session::leave_terminal(log.as_fd()).map_err(WorkerError::Detach)?;
         if let Some(back) = back.take() {
-            // Nobody waits any more: the worker is asked for all the same.
-            let _ = back.report(0);
+            // Whoever started us has given up, and may start another.
+            back.report(0).map_err(WorkerError::Detach)?;
         }
         Ok(())
     });
@@ -211,6 +225,8 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
             let _ = writeln!(io::stderr(), "{}", chain(error));
         }
         let _ = back.report(1);
+        // It is said already.
+        return Ok(());
     }
     result
 }
@@ -246,6 +262,7 @@ fn serve_until_told(options: &Options, serving: impl FnOnce() -> Result<(), Work
     let failed = |source| WorkerError::Tun { name: options.name.clone(), source };
     let fd = portolan_kernel::tun::attach(&options.name).map_err(failed)?;
     set_up(options).map_err(|source| WorkerError::Link { name: options.name.clone(), source })?;
+    restrict();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(4))
         .enable_all()
@@ -269,10 +286,21 @@ fn serve_until_told(options: &Options, serving: impl FnOnce() -> Result<(), Work
     })
 }
 
+/// Keeps what new sockets take, for marks, buffers and ports below 1024, and keeps keys out of core dumps. A worker that is
+/// less well fenced is better than none.
+fn restrict() {
+    let kept = privilege::keep(&[Capability::NetAdmin, Capability::NetBindService]);
+    let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(error) = kept.and(hidden.map_err(io::Error::from)) {
+        tracing::warn!(%error, "worker goes on with more rights than it needs");
+    }
+}
+
 /// Brings the interface up, without the address that the kernel would give it.
 fn set_up(options: &Options) -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
-    let change = LinkChange { up: Some(true), mtu: Some(options.mtu), ..LinkChange::default() };
+    let change =
+        LinkChange { up: Some(true), mtu: Some(options.mtu), tx_queue_len: Some(QUEUE), ..LinkChange::default() };
     let unaddressed = LinkChange { addr_gen_mode: Some(AddrGenMode::None), ..LinkChange::default() };
     link::set(&mut batch, options.name.as_str(), &unaddressed);
     link::set(&mut batch, options.name.as_str(), &change);

@@ -9,6 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
+use super::EINVAL;
 use super::device::WgDevice;
 use crate::Changes;
 
@@ -87,18 +88,10 @@ async fn answer(request: &str, device: &WgDevice) -> String {
             Ok(changes) => (String::new(), device.set(&changes).await),
             Err(error) => {
                 tracing::warn!(%error, "caller says what is not understood");
-                (String::new(), libc_errno::EINVAL)
+                (String::new(), EINVAL)
             }
         },
-        _ => (String::new(), libc_errno::EINVAL),
+        _ => (String::new(), EINVAL),
     };
     format!("{text}errno={errno}\n\n")
-}
-
-/// Numbers of errors as the protocol wants them.
-pub(super) mod libc_errno {
-    use rustix::io::Errno;
-
-    pub(in super::super) const EINVAL: i32 = Errno::INVAL.raw_os_error();
-    pub(in super::super) const EIO: i32 = Errno::IO.raw_os_error();
 }

@@ -22,7 +22,7 @@ const BURST: usize = 128;
 const WAITING: usize = 1024;
 const TOGETHER: usize = 128;
 /// Between two looks at the MTU.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// An interface that packets can be read from and written to.
 pub(super) struct Tun {
@@ -171,7 +171,7 @@ async fn write_all(fd: Arc<AsyncFd<OwnedFd>>, mut waiting: mpsc::Receiver<Packet
     }
 }
 
-/// The kernel takes a packet at once or refuses it: `EAGAIN` is not known of TUN (`tun_get_user()`, drivers/net/tun.c).
+/// The kernel takes a packet at once or refuses it: what may wait has no limit of its own (`TUNSETSNDBUF`).
 fn write(fd: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
     loop {
         match rustix::io::write(fd, bytes) {

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdSocket};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use gotatun::packet::Packet;
+use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
-use gotatun::udp::{UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
+use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
 use portolan_kernel::udp::{BATCH, Outbox};
 use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 use tokio::io::Interest;
@@ -30,9 +30,9 @@ impl Factory {
 
 impl UdpTransportFactory for Factory {
     type Send = Sender;
-    type Recv = UdpSocket;
+    type Recv = Receiver;
 
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(Sender, UdpSocket)> {
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(Sender, Receiver)> {
         let end = Instant::now() + CLOSING;
         loop {
             match self.0.bind(params).await {
@@ -46,7 +46,7 @@ impl UdpTransportFactory for Factory {
                     if let Err(error) = forced {
                         tracing::warn!(%error, "socket has small buffers");
                     }
-                    return Ok((Sender(sender), receiver));
+                    return Ok((Sender(sender), Receiver(receiver)));
                 }
             }
         }
@@ -57,6 +57,41 @@ impl UdpTransportFactory for Factory {
 /// (`UDP_SEGMENT`, udp(7)).
 #[derive(Clone)]
 pub(super) struct Sender(UdpSocket);
+
+/// A socket whose errors end nothing: the library would stop receiving at the first.
+pub(super) struct Receiver(UdpSocket);
+
+impl UdpRecv for Receiver {
+    type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
+
+    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
+        loop {
+            match self.0.recv_from(pool).await {
+                Ok(received) => return Ok(received),
+                Err(error) => pause(&error).await,
+            }
+        }
+    }
+
+    async fn recv_many_from(
+        &mut self,
+        buffer: &mut Self::RecvManyBuf,
+        pool: &mut PacketBufPool,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        loop {
+            match self.0.recv_many_from(buffer, pool, packets).await {
+                Ok(()) => return Ok(()),
+                Err(error) => pause(&error).await,
+            }
+        }
+    }
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "cannot receive");
+    tokio::time::sleep(PAUSE).await;
+}
 
 /// An [`Outbox`] of its own for each task that sends.
 pub(super) struct Batch(Outbox);

@@ -1,19 +1,21 @@
 //! Who reaches whom, and what is seen on the way.
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use portolan_kernel::rtnl::link;
 use portolan_kernel::socket;
+use portolan_lab::probe::ping;
 use portolan_lab::{Host, eventually};
 use portolan_wireguard::kernel::{self, Carrier, KernelError};
 use portolan_wireguard::worker::WorkerError;
-use portolan_wireguard::{Config, ControlError, Device as _, Peer, PresharedKey, PrivateKey, changes, worker};
+use portolan_wireguard::{Config, Control, ControlError, Device as _, Peer, PresharedKey, PrivateKey, changes, worker};
 
-use crate::world::{LONG, MTU, PORT, World, introduce, pair};
+use crate::rotate::Stream;
+use crate::world::{LONG, MTU, PORT, World, introduce, overlay, pair};
 
 #[test]
 fn two_hosts_reach_each_other() {
@@ -103,6 +105,17 @@ fn traffic_goes_on_after_the_worker_was_killed() {
         eprintln!("reached again {:?} after the worker was started", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
         one.reaches(&other);
+    }
+    for (from, to) in [(&one, &other), (&other, &one)] {
+        from.reaches(to);
+        let stream = Stream::start(from.host, from.inner()[0], to.host, to.inner()[0]);
+        std::thread::sleep(Duration::from_millis(500));
+        one.kill();
+        one.relaunch();
+        std::thread::sleep(Duration::from_secs(1));
+        let (sent, lost) = stream.end();
+        eprintln!("{} of {sent} lost, one each 10 ms, while the worker was started again", lost.len());
+        assert!(lost.len() < 100, "{sent}: {lost:?}");
     }
     assert!(one.host.enter(|| link_of(&one.options.name)).is_some_and(|link| link.mtu == MTU));
 }
@@ -250,6 +263,51 @@ fn wg_shows_the_peers() {
     one.reaches(&other);
 }
 
+/// A process that ends with the test, and its socket.
+struct Ended(Child, PathBuf);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        let _ = std::fs::remove_file(&self.1);
+    }
+}
+
+#[test]
+fn another_implementation_reaches_us() {
+    let Some(world) = World::or_skip("wg-other", 2) else { return };
+    if !Path::new("/usr/bin/wireguard-go").exists() {
+        eprintln!("SKIP: `wg-other`: no wireguard-go");
+        return;
+    }
+    let mut one = world.tunnel(1);
+    let host = &world.hosts[1];
+    let name = format!("wgo{}", std::process::id() % 1_000_000);
+    let mut command = host.adopt(Command::new("wireguard-go")).unwrap();
+    let command = command.args(["-f", &name]).stdout(Stdio::null()).stderr(Stdio::null());
+    let socket = PathBuf::from(format!("/var/run/wireguard/{name}.sock"));
+    let _other = Ended(command.spawn().unwrap(), socket.clone());
+    assert!(eventually(LONG, || Control::connect(&socket).is_ok()));
+    let mut control = Control::connect(&socket).unwrap();
+    let key = PrivateKey::random();
+    let preshared = Some(PresharedKey::random());
+    let mut config = Config { private_key: Some(key.clone()), listen_port: PORT, ..Config::default() };
+    config.peers.insert(one.key(), Peer { preshared: preshared.clone(), ..one.as_peer() });
+    control.set(&changes(&Config::default(), &config)).unwrap();
+    assert_eq!(control.get().unwrap().config, config);
+    host.add_address(&name, "10.8.0.2/24").unwrap();
+    assert!(host.command("ip").unwrap().args(["link", "set", &name, "up", "mtu", "1420"]).status().unwrap().success());
+    let endpoint = Some(SocketAddr::new("10.0.1.2".parse().unwrap(), PORT));
+    let allowed = ["10.8.0.2/32".parse().unwrap()].into();
+    one.know(key.public(), Peer { preshared, endpoint, allowed, ..Peer::default() });
+    let there = ping(one.host, "10.8.0.2".parse().unwrap(), LONG);
+    let back = ping(host, one.inner()[0], LONG);
+    assert!(there.is_open() && back.is_open(), "{there:?} {back:?}");
+    let status = control.get().unwrap().status[&one.key()];
+    assert!(status.last_handshake.is_some() && status.received > 0, "{status:?}");
+}
+
 #[test]
 fn what_cannot_be_is_refused() {
     let Some(world) = World::or_skip("wg-refused", 2) else { return };
@@ -272,7 +330,11 @@ fn what_cannot_be_is_refused() {
     options.socket.set_extension("second");
     let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/worker");
     let error = worker::start(one.host.adopt(Command::new(&program)).unwrap(), &options).unwrap_err();
-    assert!(matches!(&error, WorkerError::Failed { said, .. } if said.contains("busy")), "{error}");
+    let said = format!(
+        "start worker of `{0}`: attach to TUN interface `{0}`: Device or resource busy (os error 16)",
+        options.name
+    );
+    assert!(matches!(&error, WorkerError::Failed { .. }) && error.to_string() == said, "{error}");
     assert!(!options.socket.exists());
     let error = worker::start(one.host.adopt(Command::new(&program)).unwrap(), &one.options).unwrap_err();
     assert!(matches!(&error, WorkerError::Failed { .. }), "{error}");
@@ -320,6 +382,33 @@ fn a_worker_ends_when_it_is_told_and_leaves_the_interface() {
     one.reaches(&other);
 }
 
+#[test]
+fn an_overlay_goes_through() {
+    const LEN: usize = 8 << 20;
+    let Some(world) = World::or_skip("wg-overlay", 2) else { return };
+    let (one, other) = pair(&world);
+    overlay(&one, &other);
+    let listener = other.host.enter(|| TcpListener::bind("10.20.0.2:80")).unwrap();
+    let content: Vec<u8> = (0..LEN).map(|at| ((at * at) >> 7) as u8).collect();
+    let expected = content.clone();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(&content).unwrap();
+        drop(stream.shutdown(Shutdown::Write));
+        let mut echoed = Vec::new();
+        stream.read_to_end(&mut echoed).unwrap();
+        echoed == content
+    });
+    let to = "10.20.0.2:80".parse().unwrap();
+    let mut stream = one.host.enter(|| TcpStream::connect_timeout(&to, LONG)).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    stream.write_all(&received).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert!(received == expected && server.join().unwrap());
+}
+
 /// Where the kernel has WireGuard, both kinds reach each other; where it has not, it says so.
 #[test]
 fn the_kernel_is_asked_whether_it_can() {
@@ -343,7 +432,7 @@ fn the_kernel_is_asked_whether_it_can() {
     let endpoint = Some(SocketAddr::new("10.0.1.1".parse().unwrap(), PORT));
     other.know(key.public(), Peer { endpoint, allowed: ranges.into(), ..Peer::default() });
     world.hosts[0].add_address(name, "10.8.0.1/24").unwrap();
-    let probe = portolan_lab::probe::ping(&world.hosts[0], other.inner()[0], LONG);
+    let probe = ping(&world.hosts[0], other.inner()[0], LONG);
     assert!(probe.is_open(), "{probe:?}");
     link.remove().unwrap();
 }

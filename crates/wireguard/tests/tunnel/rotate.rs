@@ -28,14 +28,14 @@ fn lead(tunnel: &Tunnel<'_>, to: &[IpAddr]) {
 }
 
 /// Questions and answers, a hundred a second.
-struct Stream {
+pub(crate) struct Stream {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<(u32, BTreeSet<u32>)>,
     echo: std::thread::JoinHandle<()>,
 }
 
 impl Stream {
-    fn start(from: &Host, source: IpAddr, at: &Host, target: IpAddr) -> Self {
+    pub(crate) fn start(from: &Host, source: IpAddr, at: &Host, target: IpAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let server = at.enter(|| UdpSocket::bind((target, 0))).unwrap();
         let to: SocketAddr = server.local_addr().unwrap();
@@ -86,7 +86,7 @@ impl Stream {
     }
 
     /// How many were sent, and which were not answered.
-    fn end(self) -> (u32, Vec<u32>) {
+    pub(crate) fn end(self) -> (u32, Vec<u32>) {
         // The last answers are on their way.
         std::thread::sleep(Duration::from_millis(300));
         self.stop.store(true, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portolan_lab::{Host, eventually};
 
-use crate::world::{World, pair};
+use crate::world::{World, overlay, pair};
 
 const SECONDS: &str = "5";
 
@@ -60,6 +60,7 @@ fn speed() {
     }
     let (one, other) = pair(&world);
     one.reaches(&other);
+    overlay(&one, &other);
     for tunnel in [&one, &other] {
         let words = ["link", "set", &tunnel.options.name, "mtu", "1440"];
         assert!(tunnel.host.command("ip").unwrap().args(words).status().unwrap().success());
@@ -73,6 +74,7 @@ fn speed() {
         ("tunnel, TCP of IPv6", "fd00:8::2", &[]),
         ("tunnel, TCP, 4 streams", "10.8.0.2", &["-P", "4"]),
         ("tunnel, TCP in small segments", "10.8.0.2", &["-M", "600"]),
+        ("VXLAN in the tunnel, TCP", "10.20.0.2", &[]),
         ("tunnel, UDP of 1 Gbit/s", "10.8.0.2", &["-u", "-b", "1G"]),
     ] {
         let before = [&one, &other].map(|tunnel| processor(tunnel.pid()));
@@ -85,5 +87,10 @@ fn speed() {
             used[1] - before[1],
             load.split(' ').next().unwrap()
         );
+    }
+    for tunnel in [&one, &other] {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", tunnel.pid())).unwrap();
+        let of = |key: &str| status.lines().find(|line| line.starts_with(key)).unwrap().replace('\t', " ");
+        eprintln!("{}, {}, {}", of("VmRSS"), of("VmHWM"), of("Threads"));
     }
 }

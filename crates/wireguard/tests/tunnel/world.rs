@@ -85,10 +85,14 @@ pub(crate) struct Tunnel<'a> {
 impl Tunnel<'_> {
     /// Starts the worker and sets it to the config.
     pub(crate) fn launch(&mut self) {
+        self.control = Some(self.relaunch());
+    }
+
+    pub(crate) fn relaunch(&self) -> Control {
         let program = self.host.adopt(Command::new(program())).unwrap();
         let mut control = worker::start(program, &self.options).unwrap();
         control.set(&changes(&Config::default(), &self.config)).unwrap();
-        self.control = Some(control);
+        control
     }
 
     pub(crate) fn control(&mut self) -> &mut Control {
@@ -184,17 +188,30 @@ impl Tunnel<'_> {
 
 impl Drop for Tunnel<'_> {
     fn drop(&mut self) {
-        let Some(control) = self.control.take() else { return };
         // A worker ends with its interface.
         let deleted = self.host.enter(|| {
             let mut batch = portolan_kernel::netlink::Batch::new();
             portolan_kernel::rtnl::link::delete(&mut batch, self.options.name.as_str());
             portolan_kernel::netlink::Socket::open(portolan_kernel::netlink::ROUTE)?.transact(&batch)
         });
-        let is_gone = eventually(LONG, || !control.path().exists());
+        let is_gone = eventually(LONG, || !self.options.socket.exists());
         if !std::thread::panicking() {
             assert!(deleted.is_ok() && is_gone, "{deleted:?} {is_gone}: {}", self.log());
         }
+    }
+}
+
+/// Lays an Ethernet over the devices, as networks of several hosts do, with 10.20.0.`number`.
+pub(crate) fn overlay(one: &Tunnel<'_>, other: &Tunnel<'_>) {
+    for (here, there) in [(one, other), (other, one)] {
+        let [local, remote] = [here, there].map(|tunnel| tunnel.inner()[0].to_string());
+        let ip = |words: &str| {
+            let done = here.host.command("ip").unwrap().args(words.split(' ')).status().unwrap();
+            assert!(done.success(), "ip {words}");
+        };
+        ip(&format!("link add vx0 type vxlan id 7 local {local} remote {remote} dstport 4789"));
+        ip(&format!("link set vx0 up mtu {}", MTU - 50));
+        here.host.add_address("vx0", &format!("10.20.0.{}/24", here.number)).unwrap();
     }
 }
 
