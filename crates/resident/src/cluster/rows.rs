@@ -136,9 +136,11 @@ impl Rows {
             true => self.seal.ensure(&self.membership, &hosts),
             false => self.seal.remove().map(|()| false),
         };
-        let done = done.and_then(|is_new| match is_new {
-            true => Ok(drop(engine.reconcile()?)),
-            false => Ok(()),
+        let done = done.and_then(|is_new| {
+            if is_new {
+                engine.reconcile()?;
+            }
+            Ok(())
         });
         let mut known = lock(&self.shared);
         match done {
