@@ -5,12 +5,14 @@ use portolan_model::{
     Container, ContainerKind, ContainerState, Driver, Family, FirewallDriver, Id, IfName, Mtu, Network, NetworkMode,
     Phase, Publication, TAKEN_TO,
 };
-use portolan_plan::{ContainerView, Firewall, Objects, Setting, Step, base_objects, container_objects};
+use portolan_plan::{
+    ContainerView, Firewall, Objects, Setting, Step, base_objects, container_objects, end_objects, tunnel_objects,
+};
 
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, KernelError, is_connectionless};
-use crate::store::{Durability, Store, Tx};
+use crate::store::{Durability, Remotes as _, Store, Tx};
 
 /// Keys of single values in the store.
 pub(crate) mod meta {
@@ -274,7 +276,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let closed: Vec<(u8, IfName)> = decode(tx.meta(meta::CLOSED)?);
         let closed: Vec<(Family, IfName)> =
             closed.into_iter().map(|(v, name)| (if v == 4 { Family::V4 } else { Family::V6 }, name)).collect();
-        Ok(base_objects(&table, &settings, &closed))
+        let mut objects = base_objects(&table, &settings, &closed);
+        if let Some(overlay) = tx.overlay_in_use()?.and_then(|network| network.overlay) {
+            objects.extend(tunnel_objects(overlay.end.port));
+            tx.peers()?.iter().for_each(|peer| objects.extend(end_objects(peer)));
+        }
+        Ok(objects)
     }
 
     /// Decides the table's name and the sysctls, and remembers what they were.

@@ -9,7 +9,7 @@ use portolan_model::{
     AddressRange, Driver, Family, Id, IfName, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
     Phase, RemoteBlock, RemoteEndpoint, Subnet,
 };
-use portolan_plan::{Objects, diff, network_objects, peer_objects, seal_name, vxlan_name};
+use portolan_plan::{Objects, diff, end_objects, network_objects, peer_objects, seal_name, vxlan_name};
 
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
@@ -266,8 +266,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         places.retain(|(network, _)| networks.contains_key(network));
+        let is_in_use = tx.overlay_in_use()?.is_some();
         let objects = |tx: &S::Tx<'_>| -> Result<Objects> {
             let mut all = Objects::new();
+            for host in changes.peers.keys().filter(|_| is_in_use) {
+                all.extend(tx.peer(*host)?.iter().flat_map(end_objects));
+            }
             for (network, host) in &places {
                 let Some(peer) = tx.peer(*host)? else { continue };
                 let of_network = |row: &RemoteBlock| row.network == *network;

@@ -280,6 +280,9 @@ pub trait Tx: Remotes {
     /// Whether there is any network with rules of ours but the predefined one; of several hosts, one that somebody is on.
     fn has_user_bridges(&self) -> Result<bool, StoreError>;
 
+    /// A network over several hosts that somebody here is on, if there is any.
+    fn overlay_in_use(&self) -> Result<Option<Network>, StoreError>;
+
     /// A container by its id.
     fn container(&self, id: Id) -> Result<Option<Container>, StoreError>;
     /// A container by its name.

@@ -203,8 +203,14 @@ impl Run<'_> {
                     "{protocol} {port} on every {family} address of the host is passed on by the proxy, but not for internal networks"
                 )
             }
+            (Set::Tunnels, [Field::Protocol(protocol), Field::Ports(port, _)]) => {
+                format!("containers send nothing to {protocol} {port} of any host, where tunnels end")
+            }
+            (Set::Ends(_), [Field::Address(address)]) => format!("tunnels from {address} end here"),
             (Set::Within, [Field::IfName(from), Field::IfName(to)]) => {
-                let who = if from == to {
+                let who = if from.as_str().starts_with("vx-") {
+                    format!("containers of other hosts, by {from}, and the one at {to}")
+                } else if from == to {
                     format!("containers on bridge {from}")
                 } else {
                     format!("containers on bridge {from} and those on {to}")

@@ -53,7 +53,10 @@ impl Firewall {
             // Neither knows the frames of a bridge, or networks without one.
             (FirewallDriver::Iptables, Object::Element(element)) => {
                 element.set.table() == Table::Inet
-                    && !matches!(element.set, Set::Behind(_) | Set::Between(_) | Set::Excess(_))
+                    && !matches!(
+                        element.set,
+                        Set::Behind(_) | Set::Between(_) | Set::Excess(_) | Set::Tunnels | Set::Ends(_)
+                    )
             }
             (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),
             _ => true,

@@ -311,6 +311,15 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             &[Part::Begins, In(true, vec![load], Set::Excess(family))],
         )
     };
+    let stranger = |family| {
+        drop(
+            "who is no host of the cluster sends to where this host's tunnels end",
+            &[
+                In(true, vec![Protocol, DestinationPort], Set::Tunnels),
+                In(false, vec![Source(family)], Set::Ends(family)),
+            ],
+        )
+    };
     let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
         Chain::Allow => vec![
@@ -424,6 +433,10 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             )]
         }
         Chain::Enter => vec![
+            drop(
+                "a container sends to where another host's tunnels end",
+                &[OifGroup(false, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
+            ),
             rule("to the world", &[OifGroup(false, Group::Bridges), allow()]),
             rule(
                 "from a network that is not isolated to one that is not strict",
@@ -460,6 +473,12 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             drop("containers of this network do not reach each other", &[]),
         ],
         Chain::Input => vec![
+            drop(
+                "a container sends to where this host's tunnels end",
+                &[IifGroup(true, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
+            ),
+            stranger(V4),
+            stranger(V6),
             drop(
                 "a gateway address answers its own network only",
                 &[

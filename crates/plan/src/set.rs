@@ -144,6 +144,10 @@ pub enum Set {
     /// Published on every address of a family that the container does not have, and passed on by the proxy:
     /// (family, protocol, host port).
     Proxied,
+    /// Where tunnels between hosts end, here and at the others: (protocol, port).
+    Tunnels,
+    /// Hosts whose tunnels end here: (address).
+    Ends(Family),
     /// Traffic inside a network: (bridge, bridge) → verdict.
     Within,
     /// The addresses behind host ends that are on no bridge: (host end, address).
@@ -221,7 +225,7 @@ impl Set {
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 46] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -235,6 +239,9 @@ impl Set {
         Self::OpenRange(Family::V4),
         Self::OpenRange(Family::V6),
         Self::Proxied,
+        Self::Tunnels,
+        Self::Ends(Family::V4),
+        Self::Ends(Family::V6),
         Self::Within,
         Self::Behind(Family::V4),
         Self::Behind(Family::V6),
@@ -284,6 +291,9 @@ impl Set {
             Self::OpenRange(V4) => "open_range4",
             Self::OpenRange(V6) => "open_range6",
             Self::Proxied => "proxied",
+            Self::Tunnels => "tunnels",
+            Self::Ends(V4) => "ends4",
+            Self::Ends(V6) => "ends6",
             Self::Within => "within",
             Self::Behind(V4) => "behind4",
             Self::Behind(V6) => "behind6",
@@ -358,7 +368,7 @@ impl Set {
         use FieldType::{Address, Ether, IfName, NfProto, Port, Prefix, Protocol};
         match self {
             Self::Port(f) | Self::Range(f) | Self::PluginPort(f) => vec![Protocol, Address(f), Port],
-            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) => vec![Protocol, Port],
+            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) | Self::Tunnels => vec![Protocol, Port],
             Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
             Self::Proxied => vec![NfProto, Protocol, Port],
             Self::Within | Self::Trusted | Self::Hairpin => vec![IfName, IfName],
@@ -368,7 +378,9 @@ impl Set {
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) | Self::Behind(f) => vec![IfName, Address(f)],
             Self::Between(f) => vec![Prefix(f), Prefix(f)],
-            Self::Gateways(f) | Self::Redirected(f) | Self::Excess(f) | Self::PluginMasquerade(f) => vec![Address(f)],
+            Self::Gateways(f) | Self::Redirected(f) | Self::Excess(f) | Self::Ends(f) | Self::PluginMasquerade(f) => {
+                vec![Address(f)]
+            }
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
             Self::PluginHairpin(f) => vec![Prefix(f), Address(f)],

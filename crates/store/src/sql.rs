@@ -38,6 +38,8 @@ statements! {
     List HAS_USER_BRIDGES = "SELECT EXISTS (SELECT 1 FROM network WHERE ruled = 1)
         OR EXISTS (SELECT 1 FROM network WHERE ruled = 2
             AND EXISTS (SELECT 1 FROM endpoint WHERE endpoint.network = network.id))";
+    List OVERLAY_IN_USE = "SELECT body FROM network WHERE ruled = 2
+        AND EXISTS (SELECT 1 FROM endpoint WHERE endpoint.network = network.id) LIMIT 1";
     Point NETWORK_OF_DEVICE = "SELECT body FROM network WHERE device = ?1 LIMIT 1";
     // Claims never overlap each other: the last one that begins before the end of a subnet is the one to look at.
     Point CLAIMANT = "SELECT iif(last >= ?2, network, NULL) FROM claim WHERE family = ?1 AND first <= ?3

@@ -343,6 +343,10 @@ impl Tx for SqliteTx<'_> {
         self.always(sql::HAS_USER_BRIDGES, [])
     }
 
+    fn overlay_in_use(&self) -> Result<Option<Network>, StoreError> {
+        self.maybe_body(sql::OVERLAY_IN_USE, [])
+    }
+
     fn container(&self, id: Id) -> Result<Option<Container>, StoreError> {
         self.maybe_body(sql::CONTAINER, [id.as_bytes()])
     }

@@ -82,7 +82,12 @@ struct Created {
 }
 
 pub(super) fn create<S: Store, K: Kernel>(engine: &Engine<S, K>, host: &impl Host, asked: &Asked<'_>) -> Done {
-    let (request, mut warning) = request(asked.request.json()?, asked.version)?;
+    let body: Body = asked.request.json()?;
+    // Ours is what a swarm is to Docker.
+    if body.driver == "overlay" && engine.cluster_settings()?.is_none() {
+        return Err(no_swarm());
+    }
+    let (request, mut warning) = request(body, asked.version)?;
     let network = engine.create_network(&request)?;
     if let Some(unguarded) = engine.firewall()?.warning(&network) {
         warning = if warning.is_empty() { unguarded } else { format!("{warning}\n{unguarded}") };
@@ -127,22 +132,24 @@ fn name(text: &str) -> Result<Name, Failure> {
     text.parse::<Name>().map_err(|invalid| Failure::invalid(format!("invalid name: {invalid}")))
 }
 
+fn no_swarm() -> Failure {
+    Failure::new(
+        Kind::Forbidden,
+        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
+         swarm and try again.",
+    )
+}
+
 /// What dockerd has and we have not.
 fn refuse(body: &Body) -> Result<(), Failure> {
     let forbidden = |why: &str| Err(Failure::new(Kind::Forbidden, why));
-    if body.driver == "overlay" {
-        return forbidden(
-            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
-             swarm and try again.",
-        );
-    }
     if body.ingress {
         return forbidden("Ingress network can only be global scope network");
     }
-    if body.scope == "swarm" {
+    if body.scope == "swarm" && body.driver != "overlay" {
         return forbidden("cannot create a swarm scoped network when swarm is not active");
     }
-    if !matches!(body.scope.as_str(), "" | "local") {
+    if !matches!(body.scope.as_str(), "" | "local" | "swarm") {
         return Err(Failure::invalid(format!("invalid scope: {}", body.scope)));
     }
     let is_configured = |from: &ConfigFrom| !from.network.is_empty();
@@ -339,7 +346,6 @@ mod tests {
         for (body, status, text) in [
             (json!({"Name": " "}), 400, "invalid name: name is empty"),
             (json!({"Name": "a/b"}), 400, "invalid name: "),
-            (json!({"Driver": "overlay"}), 403, "This node is not a swarm manager."),
             (json!({"Scope": "swarm"}), 403, "cannot create a swarm scoped network when swarm is not active"),
             (json!({"Scope": "galaxy"}), 400, "invalid scope: galaxy"),
             (json!({"Ingress": true}), 403, "Ingress network can only be global scope network"),

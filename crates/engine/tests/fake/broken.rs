@@ -199,6 +199,7 @@ impl Tx for BrokenTx<'_> {
         fn network_of_device(name: &str) -> Option<Network>;
         fn claimant(net: IpNet) -> Option<Id>;
         fn has_user_bridges() -> bool;
+        fn overlay_in_use() -> Option<Network>;
         fn container(id: Id) -> Option<Container>;
         fn container_named(name: &str) -> Option<Container>;
         fn containers_with_prefix(prefix: &str) -> Vec<Container>;

@@ -76,7 +76,7 @@ pub(crate) fn transient(number: u8) -> EndpointRequest {
 pub(crate) fn known_network(number: u8) -> &'static str {
     let all = NETWORKS.len() + 2;
     let named = NETWORKS.get(usize::from(number) % all).copied();
-    named.unwrap_or(if usize::from(number) % all == NETWORKS.len() { "over" } else { "bridge" })
+    named.unwrap_or(if usize::from(number) % all == NETWORKS.len() { "bridge" } else { "over" })
 }
 
 pub(crate) fn container(number: u8) -> String {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Endpoint, Family, Id, IfName, Mtu, Network, Peer, SEAL};
+use portolan_model::{Endpoint, Family, Id, IfName, Mtu, Network, Peer, Protocol, SEAL};
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Vxlan, Way};
@@ -19,6 +19,21 @@ pub fn vxlan_name(network: Id) -> IfName {
 pub fn seal_name(root: &str) -> IfName {
     let hash = fnv([root.as_bytes(), b"seal"]);
     format!("ps{:013x}", hash >> 12).parse().expect("fifteen letters and digits")
+}
+
+/// What the host holds as long as any such network is in use, whose tunnels end at `port`: whoever could send there would be on
+/// all of them.
+pub fn tunnel_objects(port: u16) -> Objects {
+    let key = vec![Field::Protocol(Protocol::Udp), Field::Ports(port, port)];
+    [member(Set::Tunnels, key, "host")].into_iter().collect()
+}
+
+/// Where another host's tunnels may come from, which the host holds as long as any such network is in use.
+pub fn end_objects(peer: &Peer) -> Objects {
+    let addresses = [peer.underlay.v4, peer.underlay.v6, peer.sealed.map(IpAddr::V6)];
+    let owner = format!("host {}", peer.name);
+    let end = |address| member(Set::Ends(Family::of(address)), vec![Field::Address(address)], &owner);
+    addresses.into_iter().flatten().map(end).collect()
 }
 
 /// The end of the tunnels, and what may come out of it: what another host's containers sent to ours.
@@ -41,6 +56,8 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         let key = || vec![Field::NfProto(family), device()];
         objects.insert(element(Set::Leave, key(), Data::Drop, owner));
         objects.insert(element(Set::Enter, key(), Data::Drop, owner));
+        // Containers of other hosts have nothing to say to this one.
+        objects.insert(element(Set::ToHost, key(), Data::Drop, owner));
         if network.has(family) {
             objects.insert(member(Set::Checked, key(), owner));
         }
@@ -180,6 +197,7 @@ mod tests {
             "vxlan `vx-000100000000` vni 4097 at 192.0.2.1 port 4789 mac 02:00:00:00:00:0a mtu 1450",
             "element of `leave`: ipv4 . \"vx-000100000000\" : drop (network n)",
             "element of `enter`: ipv6 . \"vx-000100000000\" : drop (network n)",
+            "element of `to_host`: ipv4 . \"vx-000100000000\" : drop (network n)",
             "element of `checked`: ipv4 . \"vx-000100000000\" (network n)",
             "route of the host: 10.1.0.0/16 is unreachable",
         ] {

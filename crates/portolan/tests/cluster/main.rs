@@ -1,6 +1,7 @@
 //! Several hosts by way of a real etcd.
 
 mod failures;
+mod forged;
 mod joining;
 mod lossless;
 mod many;
