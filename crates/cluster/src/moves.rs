@@ -146,9 +146,9 @@ impl Idle {
         })
     }
 
-    /// Forgets a network.
-    pub fn forget(&mut self, network: Id) {
-        self.since.retain(|(of, _), _| *of != network);
+    /// Forgets the networks that are not to be kept.
+    pub fn retain(&mut self, keep: impl Fn(Id) -> bool) {
+        self.since.retain(|(network, _), _| keep(*network));
     }
 }
 
