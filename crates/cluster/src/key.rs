@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Id, Invalid, Name, Vni};
+use portolan_model::{Family, Id, Invalid, Name, Vni};
 
 /// A key, without what all of ours begin with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +34,11 @@ pub enum Key {
     Vni(Vni),
     /// `block/NETWORK/ADDRESS-LENGTH`: the host that gives the addresses out ([`crate::Block`]).
     Block(Id, IpNet),
+    /// `block/NETWORK/cut-ADDRESS-LENGTH`: written whenever one of the blocks that a network is cut into is cut further, or a part
+    /// of it is claimed: two that claim parts of it at once are seen by one of them. It goes with the network's blocks.
+    Cut(Id, IpNet),
+    /// `want/NETWORK/HOST/FAMILY`: under a lease of the host's; it needs addresses, and no block is free.
+    Want(Id, Id, Family),
     /// `endpoint/NETWORK/HOST/ENDPOINT`: an endpoint ([`crate::EndpointRecord`]).
     Endpoint {
         /// Its network.
@@ -95,6 +100,8 @@ impl Layout {
             Key::NetworkName(name) => format!("{root}network-name/{name}"),
             Key::Vni(vni) => format!("{root}vni/{vni}"),
             Key::Block(network, net) => format!("{}{}-{}", self.blocks(*network), net.network(), net.prefix_len()),
+            Key::Cut(network, net) => format!("{}{CUT}{}-{}", self.blocks(*network), net.network(), net.prefix_len()),
+            Key::Want(network, host, family) => format!("{root}want/{network}/{host}/{}", number(*family)),
             Key::Endpoint { network, host, endpoint } => format!("{}{host}/{endpoint}", self.endpoints(*network)),
         }
     }
@@ -132,9 +139,15 @@ impl Layout {
             ["network-name", name] => Key::NetworkName(name.parse().ok()?),
             ["vni", number] => Key::Vni(Vni::new(number.parse().ok()?).ok()?),
             ["block", network, block] => {
-                let (address, length) = block.rsplit_once('-')?;
+                let (is_cut, text) = block.strip_prefix(CUT).map_or((false, block), |text| (true, text));
+                let (address, length) = text.rsplit_once('-')?;
                 let net = IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()?;
-                Key::Block(network.parse().ok()?, net)
+                let network = network.parse().ok()?;
+                if is_cut { Key::Cut(network, net) } else { Key::Block(network, net) }
+            }
+            ["want", network, host, family] => {
+                let family = Family::ALL.into_iter().find(|one| number(*one) == family)?;
+                Key::Want(network.parse().ok()?, host.parse().ok()?, family)
             }
             ["endpoint", network, host, endpoint] => Key::Endpoint {
                 network: network.parse().ok()?,
@@ -145,6 +158,15 @@ impl Layout {
         };
         // One thing has one key: another spelling of it would be another key.
         (self.text(&found).as_bytes() == key).then_some(found)
+    }
+}
+
+const CUT: &str = "cut-";
+
+const fn number(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "4",
+        Family::V6 => "6",
     }
 }
 
@@ -174,6 +196,9 @@ mod tests {
             Key::Vni(Vni::new(4097).unwrap()),
             Key::Block(id(2), "10.1.2.64/26".parse().unwrap()),
             Key::Block(id(2), "fd00:1::/112".parse().unwrap()),
+            Key::Cut(id(2), "10.1.2.64/26".parse().unwrap()),
+            Key::Want(id(2), id(1), Family::V4),
+            Key::Want(id(2), id(1), Family::V6),
             Key::Endpoint { network: id(2), host: id(1), endpoint: id(3) },
         ];
         for key in keys {
@@ -194,6 +219,8 @@ mod tests {
             format!("/portolan/v1/block/{network}/10.1.2.65-26"),
             format!("/portolan/v1/block/{network}/10.1.2.64-026"),
             format!("/portolan/v1/block/{network}/10.1.2.64-33"),
+            format!("/portolan/v1/block/{network}/cut-10.1.2.65-26"),
+            format!("/portolan/v1/want/{network}/{network}/5"),
             "/portolan/v1/vni/0".to_owned(),
             "/portolan/v1/vni/16777216".to_owned(),
             "/portolan/v1/vni/007".to_owned(),

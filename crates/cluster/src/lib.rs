@@ -5,19 +5,23 @@
 //!
 //! - whatever must be one host's or one network's alone has a key of its own, which is written only where there is none
 //!   ([`Write`]);
-//! - a host uses what it has seen to be its own, never what it has only asked for.
+//! - a host uses what it has seen to be its own, never what it has only asked for;
+//! - it offers only what it does not use any more ([`portolan_model::Withheld`]), and uses it again when it has seen that the offer
+//!   came to nothing.
 
 #![forbid(unsafe_code)]
 
 mod blocks;
 mod key;
+mod moves;
 mod network;
 mod record;
 mod view;
 mod write;
 
-pub use blocks::{block_length, blocks_of, choose};
+pub use blocks::{block_length, blocks_of, choose, free_around, without};
 pub use key::{Key, Layout};
+pub use moves::{Idle, Own, free, offer, own, turn};
 pub use network::{NewNetwork, Refusal, plan_network};
 pub use record::{
     Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, SealRecord, VXLAN_PORT,

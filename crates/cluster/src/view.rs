@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use portolan_model::{Id, Name};
+use portolan_model::{Family, Id, Name};
 use serde::de::DeserializeOwned;
 
 use crate::key::{Key, Layout};
@@ -41,6 +41,8 @@ pub enum Change {
     Network(Id),
     /// A block of a network.
     Block(Id, IpNet),
+    /// Whether a host wants addresses of a network.
+    Want(Id, Id, Family),
     /// An endpoint: its network, its host and itself.
     Endpoint(Id, Id, Id),
     /// Hosts are asked to look at themselves, or not any more.
@@ -81,6 +83,10 @@ pub struct View {
     gone: BTreeSet<Id>,
     networks: BTreeMap<Id, ClusterNetwork>,
     blocks: BTreeMap<(Id, IpNet), Id>,
+    /// By which revisions they were written.
+    written: BTreeMap<(Id, IpNet), i64>,
+    cuts: BTreeMap<(Id, IpNet), i64>,
+    wants: BTreeSet<(Id, Id, Family)>,
     /// By host first: what a host has is asked for more often than what a network has.
     endpoints: BTreeMap<(Id, Id, Id), EndpointRecord>,
     checks: BTreeSet<Id>,
@@ -144,6 +150,22 @@ impl View {
     pub fn blocks_on(&self, network: Id) -> impl Iterator<Item = (IpNet, Id)> + '_ {
         let from = (network, "0.0.0.0/0".parse().expect("a prefix"));
         self.blocks.range(from..).take_while(move |((of, _), _)| *of == network).map(|((_, net), host)| (*net, *host))
+    }
+
+    /// By which revision a block was written; 0 if nobody has it.
+    pub fn written(&self, network: Id, net: IpNet) -> i64 {
+        self.written.get(&(network, net)).copied().unwrap_or(0)
+    }
+
+    /// By which revision it was written that one of the blocks that a network is cut into was cut further, or claimed in parts; 0 for
+    /// never.
+    pub fn cut(&self, network: Id, net: IpNet) -> i64 {
+        self.cuts.get(&(network, net)).copied().unwrap_or(0)
+    }
+
+    /// Who wants addresses: network, host and family.
+    pub const fn wants(&self) -> &BTreeSet<(Id, Id, Family)> {
+        &self.wants
     }
 
     /// The blocks that a host has, with their networks (a list over all blocks).
@@ -245,6 +267,9 @@ impl View {
         changes.extend(differing(&self.networks, &now.networks).map(|id| Change::Network(*id)));
         changes.extend(differing(&self.blocks, &now.blocks).map(|(network, net)| Change::Block(*network, *net)));
         changes.extend(
+            self.wants.symmetric_difference(&now.wants).map(|(of, host, kind)| Change::Want(*of, *host, *kind)),
+        );
+        changes.extend(
             differing(&self.endpoints, &now.endpoints)
                 .map(|(host, network, endpoint)| Change::Endpoint(*network, *host, *endpoint)),
         );
@@ -298,8 +323,19 @@ impl View {
             }
             Key::Block(network, net) => {
                 let block: Option<Block> = reader.json();
+                put(&mut self.written, (network, net), value.is_some().then_some(revision));
+                // Written anew by the one who has it: what counts for rows is the same.
                 put(&mut self.blocks, (network, net), block.map(|block| block.host))
                     .then_some(Change::Block(network, net))
+            }
+            Key::Cut(network, net) => {
+                put(&mut self.cuts, (network, net), value.is_some().then_some(revision));
+                None
+            }
+            Key::Want(network, host, family) => {
+                let at = (network, host, family);
+                let differs = if value.is_some() { self.wants.insert(at) } else { self.wants.remove(&at) };
+                differs.then_some(Change::Want(network, host, family))
             }
             Key::Endpoint { network, host, endpoint } => {
                 put(&mut self.endpoints, (host, network, endpoint), reader.json())

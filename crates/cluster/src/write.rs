@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use portolan_model::Id;
+use portolan_model::{Family, Id, Withheld};
 use serde::Serialize;
 
+use crate::blocks::{within, without};
 use crate::key::Key;
 use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord};
 use crate::view::View;
@@ -160,20 +161,83 @@ impl Write {
         }
     }
 
-    /// Takes a block that nobody has.
-    pub fn claim(host: Id, network: Id, block: IpNet) -> Self {
+    /// Takes a block that nobody has, as `view` shows: one of those that the network is cut into, or a part of one.
+    ///
+    /// What is free in a block that was cut becomes less only by claims, each of which writes [`Key::Cut`] or the block itself: as
+    /// long as both are as they were seen, so is all that looked free.
+    pub fn claim(host: Id, network: Id, block: IpNet, length: u8, view: &View) -> Self {
         let [present, absent] = belongs(host);
-        let free = Condition::Absent(Key::Block(network, block));
+        let whole = within(block, length);
+        let cut = Key::Cut(network, whole);
+        let seen = view.cut(network, whole);
+        let note = match block == whole {
+            true => (seen != 0).then(|| Operation::Delete(cut.clone())),
+            false => Some(Operation::Put(cut.clone(), host.to_string())),
+        };
         Self {
-            only_if: vec![present, absent, Condition::Present(Key::Network(network)), free],
-            then: vec![Operation::Put(Key::Block(network, block), json(&Block { host }))],
+            only_if: vec![
+                present,
+                absent,
+                Condition::Present(Key::Network(network)),
+                Condition::Absent(Key::Block(network, whole)),
+                Condition::WrittenAt(cut, seen),
+            ],
+            then: Some(Operation::Put(Key::Block(network, block), json(&Block { host })))
+                .into_iter()
+                .chain(note)
+                .collect(),
         }
     }
 
-    /// Gives a block back, of which the host uses nothing any more.
-    pub fn release(host: Id, network: Id, block: IpNet) -> Self {
-        let key = Key::Block(network, block);
-        Self { only_if: vec![Condition::Is(key.clone(), json(&Block { host }))], then: vec![Operation::Delete(key)] }
+    /// Says that a host needs addresses of a network of which no block is free.
+    pub fn want(host: Id, network: Id, family: Family) -> Self {
+        Self {
+            only_if: belongs(host).into_iter().chain([Condition::Present(Key::Network(network))]).collect(),
+            then: vec![Operation::PutWhileAlive(Key::Want(network, host, family), host.to_string())],
+        }
+    }
+
+    /// Takes that back.
+    pub fn end_want(host: Id, network: Id, family: Family) -> Self {
+        Self { only_if: Vec::new(), then: vec![Operation::Delete(Key::Want(network, host, family))] }
+    }
+
+    /// Gives a withheld part of a block of `host` to `other`, who wants it.
+    ///
+    /// The block's revision says that the block is the host's: whoever gives or takes it writes it.
+    pub fn give(host: Id, network: Id, withheld: &Withheld, length: u8, other: Id) -> Self {
+        let Withheld { block, part, written } = *withheld;
+        let want = Key::Want(network, other, Family::of(part.addr()));
+        let only_if = belongs(host).into_iter().chain(belongs(other));
+        let own = without(block, part).into_iter().map(|rest| (rest, host)).chain([(part, other)]);
+        let mut then: Vec<Operation> = vec![Operation::Delete(want.clone())];
+        if part != block {
+            then.push(Operation::Delete(Key::Block(network, block)));
+            then.push(Operation::Put(Key::Cut(network, within(block, length)), host.to_string()));
+        }
+        then.extend(own.map(|(net, host)| Operation::Put(Key::Block(network, net), json(&Block { host }))));
+        Self {
+            only_if: only_if
+                .chain([Condition::Present(want), Condition::WrittenAt(Key::Block(network, block), written)])
+                .collect(),
+            then,
+        }
+    }
+
+    /// Gives a withheld block back, of which the host uses nothing any more.
+    pub fn release(network: Id, withheld: &Withheld) -> Self {
+        let key = Key::Block(network, withheld.block);
+        Self { only_if: vec![Condition::WrittenAt(key.clone(), withheld.written)], then: vec![Operation::Delete(key)] }
+    }
+
+    /// Has a host keep a block of which it has withheld a part: whatever it wrote before that may still be on its way comes to
+    /// nothing, once this is seen.
+    pub fn keep(host: Id, network: Id, withheld: &Withheld) -> Self {
+        let key = Key::Block(network, withheld.block);
+        Self {
+            only_if: vec![Condition::WrittenAt(key.clone(), withheld.written)],
+            then: vec![Operation::Put(key, json(&Block { host }))],
+        }
     }
 
     /// Asks all hosts to look at themselves.

@@ -52,8 +52,9 @@ pub trait Cluster: fmt::Debug + Send + Sync {
     fn claim(&self, network: Id, wanting: Wanting) -> Result<(), ClusterError>;
 }
 
-/// So many blocks a verb asks for at most: one for each family, and as many again if others were faster.
-const CLAIMS: usize = 4;
+/// So often a verb asks for addresses at most: once for each family, and again if others were faster. Of a network that is nearly
+/// full it may be given single ones.
+const CLAIMS: usize = 16;
 
 impl<S: Store, K: Kernel> Engine<S, K> {
     /// Asks `cluster` for what this host cannot decide by itself.

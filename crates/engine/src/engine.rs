@@ -30,6 +30,8 @@ pub(crate) mod meta {
     pub(crate) const CLUSTER: &str = "cluster";
     /// The revision of etcd that rows about other hosts are as of.
     pub(crate) const CLUSTER_SEEN: &str = "cluster_seen";
+    /// Parts of blocks that this host gives nothing out of, for they are offered to others.
+    pub(crate) const WITHHELD: &str = "withheld";
     /// Who claims pools, and which of its calls got no answer.
     pub(crate) const CLAIMS: &str = "claims";
     /// Ten hexadecimal digits: the global id of our unique local addresses (RFC 4193 §3.2.1).

@@ -194,6 +194,14 @@ fn next(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
+/// The first address has none: it is its own.
+fn previous(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from(u32::from(ip).saturating_sub(1))),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip).saturating_sub(1))),
+    }
+}
+
 /// Where addresses are given out: under which id they are leased, and of which subnets.
 pub(crate) struct Space<'a> {
     id: Id,
@@ -248,11 +256,11 @@ impl<'a> Space<'a> {
     }
 
     /// What the cursor of a subnet is kept under: the subnet, but for further ranges of the same one, whose first address
-    /// is.
+    /// is. So it is for all ranges of what others give out too: which one is the first changes.
     fn cursor_of(&self, subnet: &Subnet) -> IpNet {
         let first = self.subnets.iter().find(|other| other.net == subnet.net);
         match subnet.range {
-            Some(range) if first.is_some_and(|first| first.range != subnet.range) => {
+            Some(range) if subnet.shared || first.is_some_and(|first| first.range != subnet.range) => {
                 IpNet::new(range.first(), subnet.net.prefix_len()).expect("the prefix of a subnet fits its family")
             }
             _ => subnet.net,
@@ -378,6 +386,16 @@ fn allocate<T: Tx>(tx: &T, space: &Space<'_>, subnet: &Subnet) -> Result<Option<
         tx.rest_lease(space.id, with_prefix(address))?;
     }
     Ok(None)
+}
+
+/// Has the addresses of `subnet` be looked through from the first one on.
+pub(crate) fn restart<T: Tx>(tx: &T, network: &Network, subnet: &Subnet) -> Result<()> {
+    let space = Space::of(network);
+    let cursor = space.cursor_of(subnet);
+    if tx.lease_cursor(space.id, cursor)?.is_some() {
+        tx.put_lease_cursor(space.id, cursor, previous(lease_range(subnet).0))?;
+    }
+    Ok(())
 }
 
 /// Checks that `address` can be had of `space`.

@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portolan_model::{
     AddressRange, Driver, Family, Id, IfName, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
-    Phase, RemoteBlock, RemoteEndpoint, Subnet,
+    Phase, RemoteBlock, RemoteEndpoint, Subnet, Withheld,
 };
 use portolan_plan::{Objects, diff, end_objects, network_objects, peer_objects, seal_name, vxlan_name};
 
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
+use crate::ipam::restart;
 use crate::kernel::{Kernel, KernelError};
 use crate::networks::check::check_firewall;
 use crate::repair::said;
@@ -38,8 +39,10 @@ pub struct OverlayNetwork {
     pub created: u64,
     /// What it is on this host.
     pub overlay: Overlay,
-    /// The blocks that this host gives out.
+    /// The blocks that this host gives out, without what it withholds.
     pub blocks: BTreeSet<IpNet>,
+    /// What it withholds.
+    pub withheld: BTreeSet<Withheld>,
 }
 
 /// What is other than before at other hosts; none for what is gone.
@@ -91,10 +94,16 @@ pub fn first_of(net: IpNet) -> IpAddr {
 
 /// The subnets of a row: a set for each family, with a range for each block of this host's, or one without any.
 fn subnets(wanted: &OverlayNetwork) -> Vec<Subnet> {
+    let nets = [wanted.prefixes.v4, wanted.prefixes.v6].into_iter().flatten();
+    let bases = nets.map(|net| Subnet { gateway: Some(first_of(net)), shared: true, ..Subnet::new(net, true) });
+    with_blocks(bases, &wanted.blocks)
+}
+
+/// Those subnets with these ranges.
+fn with_blocks(bases: impl Iterator<Item = Subnet>, blocks: &BTreeSet<IpNet>) -> Vec<Subnet> {
     let mut subnets = Vec::new();
-    for net in [wanted.prefixes.v4, wanted.prefixes.v6].into_iter().flatten() {
-        let base = Subnet { gateway: Some(first_of(net)), shared: true, ..Subnet::new(net, true) };
-        let blocks = wanted.blocks.iter().filter(|block| net.contains(*block));
+    for base in bases {
+        let blocks = blocks.iter().filter(|block| base.net.contains(*block));
         let mut ranges: Vec<Subnet> =
             blocks.map(|block| Subnet { range: Some((*block).into()), fallback: true, ..base.clone() }).collect();
         match ranges.first_mut() {
@@ -106,9 +115,48 @@ fn subnets(wanted: &OverlayNetwork) -> Vec<Subnet> {
     subnets
 }
 
+/// Has the addresses of `after` be found that no range of `before` gave out: a cursor that is past a block says nothing of a part of
+/// it, nor of the whole one that comes back.
+fn begin_ranges<T: Tx>(tx: &T, before: &Network, after: &Network) -> Result<()> {
+    let had = |range: Option<AddressRange>| before.subnets.iter().any(|subnet| subnet.range == range);
+    for subnet in after.subnets.iter().filter(|subnet| subnet.range.is_some() && !had(subnet.range)) {
+        restart(tx, after, subnet)?;
+    }
+    Ok(())
+}
+
+type AllWithheld = BTreeMap<Id, BTreeSet<Withheld>>;
+
+fn all_withheld<T: Tx>(tx: &T) -> Result<AllWithheld> {
+    let text = tx.meta(meta::WITHHELD)?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+}
+
+/// Whether that made a difference.
+fn put_withheld<T: Tx>(tx: &T, network: Id, withheld: &BTreeSet<Withheld>) -> Result<bool> {
+    let before = all_withheld(tx)?;
+    let mut now = before.clone();
+    now.insert(network, withheld.clone());
+    now.retain(|_, withheld| !withheld.is_empty());
+    if now == before {
+        return Ok(false);
+    }
+    let text = serde_json::to_string(&now).expect("plain values serialise");
+    tx.put_meta(meta::WITHHELD, Some(&text).filter(|_| !now.is_empty()).map(String::as_str))?;
+    Ok(true)
+}
+
+/// The addresses that this host has to go on giving out, besides `blocks`: those that endpoints have.
+fn add_used<T: Tx>(tx: &T, network: Id, blocks: &mut BTreeSet<IpNet>) -> Result<()> {
+    let used = tx.leases(network)?.into_iter().map(|(address, _)| address);
+    let others: Vec<IpAddr> = used.filter(|address| !blocks.iter().any(|block| block.contains(address))).collect();
+    blocks.extend(others.into_iter().map(IpNet::from));
+    Ok(())
+}
+
 impl<S: Store, K: Kernel> Engine<S, K> {
-    /// Makes the row of an overlay network what `wanted` says, and the kernel with it if anybody is on the network. A block
-    /// that endpoints have addresses of stays.
+    /// Makes the row of an overlay network what `wanted` says, and the kernel with it if anybody is on the network. Addresses
+    /// that endpoints have stay.
     ///
     /// # Errors
     /// When another network has its name or addresses that overlap; nothing has changed then. What the kernel refused is in
@@ -127,13 +175,15 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         let mut wanted = wanted.clone();
-        if let Some(existing) = &existing {
-            let used: Vec<IpAddr> = tx.leases(wanted.id)?.into_iter().map(|(address, _)| address).collect();
-            let is_used = |block: &IpNet| used.iter().any(|address| block.contains(address));
-            wanted.blocks.extend(blocks_of(existing).into_iter().filter(is_used));
+        if existing.is_some() {
+            add_used(&tx, wanted.id, &mut wanted.blocks)?;
         }
         let network = plan(&wanted)?;
+        let is_told = put_withheld(&tx, wanted.id, &wanted.withheld)?;
         if existing.as_ref() == Some(&network) {
+            if is_told {
+                tx.commit(Durability::Disk)?;
+            }
             return Ok(Vec::new());
         }
         let is_there = existing.is_some() && self.is_materialised(&tx, &network)?;
@@ -142,6 +192,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             _ => Objects::new(),
         };
         tx.put_network(&network)?;
+        if let Some(existing) = &existing {
+            begin_ranges(&tx, existing, &network)?;
+        }
         let after = if is_there { self.with_containers(&tx, &network)? } else { Objects::new() };
         let table = self.table(&tx)?;
         self.in_doubt(&guard, || {
@@ -172,6 +225,51 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(objects)
     }
 
+    /// Has this host give nothing out of a part of a block any more, so that it can be offered to others: from now on it gives out
+    /// `blocks`. False when an endpoint has an address of it, or there is no such network; nothing has changed then.
+    ///
+    /// It is on disk before anybody is offered it: after a power cut this host may have to go on from its rows, without etcd.
+    ///
+    /// # Errors
+    /// When the store cannot serve.
+    pub fn withhold(&self, network: Id, part: &Withheld, blocks: &BTreeSet<IpNet>) -> Result<bool> {
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        let Some(existing) = tx.network(network)?.filter(|network| network.overlay.is_some()) else { return Ok(false) };
+        if tx.leases(network)?.iter().any(|(address, _)| part.part.contains(address)) {
+            return Ok(false);
+        }
+        let mut blocks = blocks.clone();
+        add_used(&tx, network, &mut blocks)?;
+        let mut withheld = all_withheld(&tx)?.remove(&network).unwrap_or_default();
+        withheld.insert(*part);
+        put_withheld(&tx, network, &withheld)?;
+        let firsts = existing.sets().filter_map(|set| set.first());
+        let bases = firsts.map(|subnet| Subnet { range: None, fallback: false, ..subnet.clone() });
+        // What the kernel holds of a network does not depend on which of its addresses are given out here.
+        let after = Network { subnets: with_blocks(bases, &blocks), ..existing.clone() };
+        tx.put_network(&after)?;
+        begin_ranges(&tx, &existing, &after)?;
+        tx.commit(Durability::Disk)?;
+        Ok(true)
+    }
+
+    /// What this host withholds, by network.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn withheld(&self) -> Result<BTreeMap<Id, BTreeSet<Withheld>>> {
+        all_withheld(&self.store.read()?)
+    }
+
+    /// The addresses of a network that endpoints of this host have (a list).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn addresses_in_use(&self, network: Id) -> Result<BTreeSet<IpAddr>> {
+        Ok(self.store.read()?.leases(network)?.into_iter().map(|(address, _)| address).collect())
+    }
+
     /// Removes the row of an overlay network that is gone elsewhere.
     ///
     /// # Errors
@@ -186,7 +284,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if !holders.is_empty() {
             return Err(Error::InUse { name: network.name.to_string(), holders: holders.join(", ") });
         }
-        self.take_down_network(&guard, network)
+        self.take_down_network(&guard, network)?;
+        let tx = self.store.write(&guard)?;
+        if put_withheld(&tx, id, &BTreeSet::new())? {
+            tx.commit(Durability::Disk)?;
+        }
+        Ok(())
     }
 
     /// Who is on networks over several hosts: networks and containers by name, a sentence each.

@@ -120,6 +120,18 @@ pub struct RemoteBlock {
     pub host: Id,
 }
 
+/// A part of a block that its host gives no address out of, for it is offered to the cluster or to another host: what came of that
+/// is known as soon as the block's key is seen to be written by another revision, or gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Withheld {
+    /// The block as it was.
+    pub block: IpNet,
+    /// Which addresses of it.
+    pub part: IpNet,
+    /// The revision of etcd that had written the block's key: what was offered is offered on the condition that it still is.
+    pub written: i64,
+}
+
 /// A container's place on an overlay network at another host. One row of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteEndpoint {

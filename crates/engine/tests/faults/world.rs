@@ -1,7 +1,7 @@
 //! One simulated host, and its verbs.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -259,6 +259,7 @@ fn overlay(number: u8) -> OverlayNetwork {
         created: 0,
         overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false },
         blocks: [block(number), block(number / 8)].into_iter().collect(),
+        withheld: BTreeSet::new(),
     }
 }
 

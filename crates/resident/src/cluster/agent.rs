@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use portolan_cluster::{Change, Checked, Event, Layout, Refusal, View, Write};
+use portolan_cluster::{Change, Checked, Event, Layout, Refusal, View, Write, free, turn};
 use portolan_etcd::Client;
 use portolan_kernel::random;
-use portolan_model::Id;
+use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::jobs::{Job, Next};
-use super::{Came, Endpoints, Membership, Sharing, Told, edge, rows};
+use super::{Came, Endpoints, Membership, Move, Sharing, To, Told, edge, rows};
 
 /// A host that has not said for so many seconds that it runs counts as down.
 const LEASE: i64 = 15;
@@ -22,6 +22,8 @@ const LEASE: i64 = 15;
 const BEAT: Duration = Duration::from_secs(5);
 /// How long to wait before etcd is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// After how long this host looks again whether it can give somebody addresses who still wants some.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the threads know, for whoever asks.
 #[derive(Debug, Default)]
@@ -62,6 +64,10 @@ pub(super) struct Agent {
     jobs: Vec<Job>,
     /// What checks found here, which is to be told.
     found: Vec<(Id, Checked)>,
+    /// What is to become of parts of blocks that are withheld.
+    moves: Vec<Move>,
+    /// When it is this host's turn to give addresses to who wants some.
+    turns: BTreeMap<(Id, Id, Family), Instant>,
 }
 
 /// What lasts as long as one connection.
@@ -95,6 +101,8 @@ impl Agent {
             is_complete: false,
             jobs: Vec::new(),
             found: Vec::new(),
+            moves: Vec::new(),
+            turns: BTreeMap::new(),
         })
     }
 
@@ -118,6 +126,8 @@ impl Agent {
     }
 
     fn refuse_all(&mut self, why: &str) {
+        // Rows say again what is withheld, as long as it is.
+        self.moves.clear();
         for mut job in std::mem::take(&mut self.jobs) {
             job.end(Err(Refusal::new(
                 format!("the cluster cannot be asked: {why}"),
@@ -208,8 +218,10 @@ impl Agent {
                 let write = Write::checked(self.membership.host, check, &found);
                 self.write(&session.client, Some(session.lease), &write).await?;
             }
+            self.move_blocks(&session).await?;
             self.work(&session).await?;
-            let until = self.jobs.iter().map(Job::until).min().unwrap_or_else(|| Instant::now() + BEAT);
+            let turn = self.take_turns();
+            let until = self.jobs.iter().map(Job::until).chain(turn).min().unwrap_or_else(|| Instant::now() + BEAT);
             tokio::select! {
                 () = sleep_until(until.into()) => {}
                 batch = session.watch.next() => self.see(batch?, &mut session)?,
@@ -246,6 +258,7 @@ impl Agent {
             }
             Told::Checked(check, found) => self.found.push((check, found)),
             Told::Share(what, reply) => self.jobs.push(Job::new(what, reply)),
+            Told::Move(one) => self.moves.push(one),
         }
         touched
     }
@@ -265,6 +278,59 @@ impl Agent {
         }
         session.there = wanted;
         Ok(())
+    }
+
+    /// Offers what is withheld. Whatever comes of it, and whether it is known or not: rows follow what is seen.
+    async fn move_blocks(&mut self, session: &Session) -> Result<()> {
+        let me = self.membership.host;
+        for Move { network, part, to } in std::mem::take(&mut self.moves) {
+            let keep = Write::keep(me, network, &part);
+            let length = lock(&self.shared).view.networks().get(&network).map(|record| record.block_lengths);
+            let write = match (to, length) {
+                (To::Host(other), Some(lengths)) => {
+                    Write::give(me, network, &part, *lengths.of(Family::of(part.part.addr())), other)
+                }
+                (To::Nobody, _) => Write::release(network, &part),
+                (To::Me, _) | (_, None) => keep.clone(),
+            };
+            if !self.write(&session.client, None, &write).await? && write != keep {
+                self.write(&session.client, None, &keep).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has rows see what can be given to those who want addresses, where it is this host's turn; when it is next.
+    fn take_turns(&mut self) -> Option<Instant> {
+        let (me, now) = (self.membership.host, Instant::now());
+        let known = lock(&self.shared);
+        let view = &known.view;
+        self.turns.retain(|want, _| view.wants().contains(want));
+        for want in view.wants().iter().filter(|(_, host, _)| *host != me) {
+            let (network, _, family) = *want;
+            if self.turns.get(want).is_some_and(|due| *due > now) {
+                continue;
+            }
+            if self.turns.contains_key(want) {
+                let _ = self.rows.send(rows::Job::Give(*want));
+            }
+            // Who has nothing now may have something later.
+            let turn = self.turn(view, network, family).unwrap_or(AGAIN);
+            let pause = if self.turns.contains_key(want) { AGAIN } else { Duration::ZERO };
+            self.turns.insert(*want, now + pause + turn);
+        }
+        self.turns.values().min().copied()
+    }
+
+    fn turn(&self, view: &View, network: Id, family: Family) -> Option<Duration> {
+        let record = view.networks().get(&network)?;
+        let prefix = (*record.prefixes.of(family))?;
+        let own = view.blocks_on(network).filter(|(_, host)| *host == self.membership.host);
+        let own = own.map(|(block, _)| block).filter(|block| prefix.contains(block)).collect();
+        let of_network = self.containers.values().flatten().filter(|((of, _), _)| *of == network);
+        let in_use = of_network.flat_map(|(_, record)| record.addresses.iter().copied()).collect();
+        let number = u64::from_le_bytes(random()[..8].try_into().expect("eight of 32 bytes"));
+        turn(free(prefix, &own, &in_use), prefix, *record.block_lengths.of(family), view.hosts().len(), number)
     }
 
     /// Does what is asked for, as far as it can be done now.
@@ -287,6 +353,24 @@ impl Agent {
                 }
                 Next::Seen(network) => {
                     let _ = self.rows.send(rows::Job::Tell(network, job.into_reply()));
+                }
+                Next::Want(network, family) => {
+                    let write = edge::transaction(&self.layout, &Write::want(me, network, family), Some(session.lease));
+                    match session.client.txn(write).await {
+                        Ok(answer) => {
+                            let view = &lock(&self.shared).view;
+                            match answer.succeeded {
+                                true => job.wanting(me, view, (network, family), answer.revision),
+                                false => job.written(network, revision, None),
+                            }
+                            left.push(job);
+                        }
+                        Err(error) => {
+                            left.push(job);
+                            self.jobs = left;
+                            return Err(error.into());
+                        }
+                    }
                 }
                 // One that another asked for as well is enough for both.
                 Next::Write(network, _) if writing.contains(job.what()) => {
@@ -315,6 +399,13 @@ impl Agent {
             }
         }
         self.jobs = left;
+        let is_over = |(network, host, family): &&(Id, Id, Family)| {
+            *host == me && !self.jobs.iter().any(|job| job.wants((*network, *family)))
+        };
+        let over: Vec<(Id, Id, Family)> = lock(&self.shared).view.wants().iter().filter(is_over).copied().collect();
+        for (network, _, family) in over {
+            self.write(&session.client, None, &Write::end_want(me, network, family)).await?;
+        }
         Ok(())
     }
 

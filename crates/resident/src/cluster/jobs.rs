@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portolan_cluster::{HostRecord, Refusal, View, Write, choose, plan_network};
+use portolan_cluster::{HostRecord, Refusal, View, Write, choose, free_around, plan_network};
 use portolan_model::{Family, Id};
 
 use super::{Came, Reply, Sharing, VerifiedRow, Wanted};
@@ -13,6 +13,8 @@ use super::{Came, Reply, Sharing, VerifiedRow, Wanted};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long hosts have to look at themselves.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long other hosts have to give some of their addresses.
+const GIVING: Duration = Duration::from_secs(6);
 
 /// Something that was asked for.
 pub(super) struct Job {
@@ -29,12 +31,16 @@ enum Stage {
     Written { network: Id, revision: i64 },
     /// Hosts are asked: these are to answer.
     Asked { check: Id, hosts: BTreeSet<Id>, until: Instant },
+    /// It is in etcd from this revision on that this host wants addresses, beside the blocks that it has.
+    Wanting { network: Id, family: Family, has: BTreeSet<IpNet>, revision: i64, until: Instant },
 }
 
 /// What is to be done for a job now.
 pub(super) enum Next {
     /// Write this; the network that it is about.
     Write(Id, Write),
+    /// Say that this host wants addresses of a network.
+    Want(Id, Family),
     /// It is in the view: rows and kernel are to be made so.
     Seen(Id),
     /// Hosts have answered; the check is over.
@@ -54,7 +60,7 @@ impl Job {
     /// When it is to be looked at again, whatever happens.
     pub(super) const fn until(&self) -> Instant {
         match self.stage {
-            Stage::Asked { until, .. } => until,
+            Stage::Asked { until, .. } | Stage::Wanting { until, .. } => until,
             Stage::Decide { .. } | Stage::Written { .. } => self.until,
         }
     }
@@ -82,7 +88,40 @@ impl Job {
                 false => Next::Wait,
             },
             Stage::Decide { .. } => decide(&self.what, me, view, random, now).unwrap_or_else(Next::Refuse),
+            Stage::Wanting { network, family, ref has, revision, until } => {
+                if blocks_of(me, view, network, family).any(|block| !has.contains(&block)) {
+                    return Next::Seen(network);
+                }
+                match decide(&self.what, me, view, random, now) {
+                    Ok(Next::Want(..)) if Instant::now() >= until => Next::Refuse(no_room(view, network, family)),
+                    // Somebody else's late word took it away, or the lease that it was under is over.
+                    Ok(Next::Want(..))
+                        if view.revision() >= revision && !view.wants().contains(&(network, me, family)) =>
+                    {
+                        Next::Want(network, family)
+                    }
+                    Ok(Next::Want(..)) => Next::Wait,
+                    // One is free meanwhile, or nothing of it is there any more.
+                    Ok(other) => other,
+                    Err(refusal) => Next::Refuse(refusal),
+                }
+            }
         }
+    }
+
+    /// Whether it waits for addresses of others.
+    pub(super) fn wants(&self, wanted: (Id, Family)) -> bool {
+        matches!(self.stage, Stage::Wanting { network, family, .. } if (network, family) == wanted)
+    }
+
+    /// Takes note that it was written at `revision` that this host wants some.
+    pub(super) fn wanting(&mut self, me: Id, view: &View, (network, family): (Id, Family), revision: i64) {
+        let until = match self.stage {
+            Stage::Wanting { until, .. } => until,
+            _ => self.until.min(Instant::now() + GIVING),
+        };
+        let has = blocks_of(me, view, network, family).collect();
+        self.stage = Stage::Wanting { network, family, has, revision, until };
     }
 
     /// Takes note of what became of the write that [`Job::next`] decided on `view`'s revision.
@@ -163,7 +202,7 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
                 return Err(Refusal::new("the network is gone", "`portolan network ls` lists the networks"));
             };
             let family = match wanted {
-                Wanted::Family(family) => *family,
+                Wanted::Family(family) | Wanted::Ahead(family) => *family,
                 Wanted::Around(address) => Family::of(*address),
             };
             let Some(prefix) = *record.prefixes.of(family) else {
@@ -173,10 +212,16 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
                 ));
             };
             let length = *record.block_lengths.of(family);
+            let taken: BTreeSet<IpNet> =
+                view.blocks_on(*network).map(|(block, _)| block).filter(|block| prefix.contains(block)).collect();
             let block = match wanted {
-                Wanted::Around(address) => {
-                    let block = IpNet::new(*address, length).map(|net| net.trunc()).expect("a length of the family");
-                    if let Some(holder) = view.block(*network, block).filter(|holder| *holder != me) {
+                Wanted::Around(address) => match taken.iter().find(|block| block.contains(address)) {
+                    Some(block) => {
+                        let holder = view.block(*network, *block).unwrap_or(me);
+                        if holder == me {
+                            // Claimed already, and not taken in yet.
+                            return Ok(Next::Seen(*network));
+                        }
                         let host =
                             view.hosts().get(&holder).map_or_else(|| holder.short(), |host| host.name.to_string());
                         return Err(Refusal::new(
@@ -184,23 +229,35 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
                             "choose another address, or none to be given a free one",
                         ));
                     }
-                    Some(block)
-                }
-                Wanted::Family(_) => {
-                    let taken = view.blocks_on(*network).map(|(block, _)| block).filter(|block| prefix.contains(block));
+                    None => free_around(*address, length, &taken),
+                },
+                Wanted::Family(_) | Wanted::Ahead(_) => {
                     let number = u64::from_le_bytes(random[..8].try_into().expect("eight of 32 bytes"));
-                    choose(prefix, length, &taken.collect(), number)
+                    choose(prefix, length, &taken, number)
                 }
             };
-            match block {
-                // Claimed already, and not taken in yet.
-                Some(block) if view.block(*network, block) == Some(me) => Ok(Next::Seen(*network)),
-                Some(block) => Ok(Next::Write(*network, Write::claim(me, *network, block))),
-                None => Err(Refusal::new(
-                    format!("network `{}` has no free block of addresses left in {prefix}", record.name),
-                    "containers that go free some; a new network can have a larger --subnet",
-                )),
+            match (block, wanted) {
+                (Some(block), _) => Ok(Next::Write(*network, Write::claim(me, *network, block, length, view))),
+                (None, Wanted::Family(_)) => Ok(Next::Want(*network, family)),
+                (None, _) => Err(no_room(view, *network, family)),
             }
         }
     }
+}
+
+/// The blocks that a host has of a network's addresses of one family.
+fn blocks_of(host: Id, view: &View, network: Id, family: Family) -> impl Iterator<Item = IpNet> {
+    let of_host = view.blocks_on(network).filter(move |(_, holder)| *holder == host);
+    of_host.map(|(block, _)| block).filter(move |block| Family::of(block.addr()) == family)
+}
+
+fn no_room(view: &View, network: Id, family: Family) -> Refusal {
+    let record = view.networks().get(&network);
+    let name = record.map_or_else(|| network.short(), |record| record.name.to_string());
+    let prefix = record.and_then(|record| *record.prefixes.of(family));
+    let place = prefix.map_or_else(|| family.to_string(), |prefix| prefix.to_string());
+    Refusal::new(
+        format!("network `{name}` has no free block of addresses left in {place}, and no host gives any of its own"),
+        "containers that go free some; a new network can have a larger --subnet",
+    )
 }

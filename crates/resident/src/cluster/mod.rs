@@ -9,6 +9,7 @@ mod asked;
 mod edge;
 mod jobs;
 mod join;
+mod moves;
 mod rows;
 mod seal;
 mod standing;
@@ -21,7 +22,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result};
 use portolan_cluster::{Checked, EndpointRecord, HostRecord, NewNetwork, Refusal};
 use portolan_engine::{Kernel as _, Wanting};
-use portolan_model::{Family, Id, Name};
+use portolan_model::{Family, Id, Name, Withheld};
 use portolan_plan::ContainerView;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as channel;
@@ -99,8 +100,10 @@ pub enum Sharing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wanted {
-    /// Any of this family.
+    /// Any of this family; where no block is free, some that another host has.
     Family(Family),
+    /// Any of this family, as long as a block is free: nobody waits for them yet.
+    Ahead(Family),
     /// Those of the block that this one is of.
     Around(std::net::IpAddr),
 }
@@ -161,6 +164,25 @@ enum Told {
     Share(Sharing, Reply),
     /// What came of a check here.
     Checked(Id, Checked),
+    /// A part of a block is withheld, and something is to come of it.
+    Move(Move),
+}
+
+/// What is to become of a withheld part of a network's block.
+struct Move {
+    network: Id,
+    part: Withheld,
+    to: To,
+}
+
+/// Whose it is to be.
+enum To {
+    /// A host's that wants it.
+    Host(Id),
+    /// Nobody's.
+    Nobody,
+    /// This host's, as before.
+    Me,
 }
 
 /// Hears what came of it.

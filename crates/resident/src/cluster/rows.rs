@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
-use portolan_cluster::{Change, Checked, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View};
+use portolan_cluster::{Change, Checked, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
 use portolan_engine::{OverlayNetwork, RemoteChanges};
-use portolan_model::{Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd};
+use portolan_model::{
+    Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld,
+};
 use tokio::sync::mpsc as channel;
 
 use super::agent::{Shared, lock};
+use super::moves::Moves;
 use super::seal::{self, Seal};
 use super::{Came, Membership, Reply, Sharing, Told, Wanted};
 use crate::daemon::{self, Engine};
@@ -34,6 +37,8 @@ pub(super) enum Job {
     Local(BTreeSet<Id>),
     /// Compare rows and kernel with the view.
     Check(Id),
+    /// Give a host addresses of a network, if there are any to give.
+    Give((Id, Id, Family)),
     /// Tell him that all before is done.
     Tell(Id, Reply),
     /// End.
@@ -46,7 +51,11 @@ pub(super) struct Rows {
     shared: Shared,
     told: channel::UnboundedSender<Told>,
     seal: Seal,
+    moves: Moves,
 }
+
+/// What is withheld, by network.
+type AllWithheld = BTreeMap<Id, BTreeSet<Withheld>>;
 
 /// What is to be made of the view.
 #[derive(Debug, Default)]
@@ -64,7 +73,8 @@ impl Rows {
         told: channel::UnboundedSender<Told>,
         seal: Seal,
     ) -> Self {
-        Self { root, membership, shared, told, seal }
+        let moves = Moves::new(membership.host, shared.clone(), told.clone());
+        Self { root, membership, shared, told, seal, moves }
     }
 
     pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
@@ -74,30 +84,36 @@ impl Rows {
         };
         loop {
             let first = match jobs.recv_timeout(LOOK) {
-                Ok(first) => first,
+                Ok(first) => Some(first),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    // Whoever carries the packets of the link may have died.
-                    self.keep_sealed(&engine);
-                    continue;
-                }
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
             };
+            let is_quiet = first.is_none();
             let (mut changes, mut everything, mut local, mut replies) =
                 (BTreeSet::new(), false, BTreeSet::new(), Vec::new());
-            let mut checks = Vec::new();
+            let (mut checks, mut wants) = (Vec::new(), BTreeSet::new());
             // What happens while the lock is waited for is done in one go.
-            for job in std::iter::once(first).chain(jobs.try_iter()) {
+            for job in first.into_iter().chain(jobs.try_iter()) {
                 match job {
                     Job::Changes(more) => changes.extend(more),
                     Job::Everything => everything = true,
                     Job::Local(networks) => local.extend(networks),
                     Job::Check(check) => checks.push(check),
+                    Job::Give(want) => drop(wants.insert(want)),
                     Job::Tell(network, reply) => replies.push((network, reply)),
                     Job::Stop => return,
                 }
             }
-            changes.extend(self.failed());
+            // Whoever carries the packets of the link may have died.
             self.keep_sealed(&engine);
+            match self.moves.follow(&engine) {
+                Ok(networks) => changes.extend(networks.into_iter().map(Change::Network)),
+                Err(error) => tracing::warn!("cluster: {error:#}"),
+            }
+            if is_quiet && changes.is_empty() {
+                continue;
+            }
+            changes.extend(self.failed());
             let done = self.take_in(&engine, &changes, everything);
             if let Err(error) = &done {
                 tracing::error!("cluster: {error:#}");
@@ -114,6 +130,11 @@ impl Rows {
                         "`portolan cluster status` shows what is not as it should be on this host",
                     )),
                 });
+            }
+            for want in wants {
+                if let Err(error) = self.moves.give(&engine, want) {
+                    tracing::warn!("cluster: {error:#}");
+                }
             }
             for check in checks {
                 let _ = self.told.send(Told::Checked(check, self.check(&engine)));
@@ -160,16 +181,13 @@ impl Rows {
     }
 
     fn take_in(&self, engine: &Engine, changes: &BTreeSet<Change>, everything: bool) -> Result<()> {
-        let plan = {
-            let known = lock(&self.shared);
-            match everything {
-                true => {
-                    drop(known);
-                    let (remote, overlays) = (engine.remote()?, engine.overlays()?);
-                    self.plan_everything(&lock(&self.shared).view, &remote, overlays.keys())
-                }
-                false => self.plan_changes(&known.view, changes),
+        let withheld = engine.withheld()?;
+        let plan = match everything {
+            true => {
+                let (remote, overlays) = (engine.remote()?, engine.overlays()?);
+                self.plan_everything(&lock(&self.shared).view, &withheld, &remote, overlays.keys())
             }
+            false => self.plan_changes(&lock(&self.shared).view, &withheld, changes),
         };
         let mut problems: BTreeMap<Option<Id>, Option<String>> = BTreeMap::new();
         for network in &plan.networks {
@@ -204,14 +222,14 @@ impl Rows {
         Ok(())
     }
 
-    fn plan_changes(&self, view: &View, changes: &BTreeSet<Change>) -> Plan {
+    fn plan_changes(&self, view: &View, withheld: &AllWithheld, changes: &BTreeSet<Change>) -> Plan {
         let mut plan = Plan::default();
         plan.remote.revision = view.revision();
         let mut networks: BTreeSet<Id> = BTreeSet::new();
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) | Change::Check(_) | Change::Checked(..) => {}
+                Change::Alive(_) | Change::Want(..) | Change::Check(_) | Change::Checked(..) => {}
                 Change::Host(host) if *host == self.membership.host => {}
                 Change::Host(host) => {
                     let peer = view.hosts().get(host).map(|record| peer(*host, record));
@@ -235,7 +253,7 @@ impl Rows {
         }
         for id in networks {
             match view.networks().get(&id) {
-                Some(record) => plan.networks.push(self.overlay(view, id, record)),
+                Some(record) => plan.networks.push(self.overlay(view, withheld, id, record)),
                 None => drop(plan.gone.insert(id)),
             }
         }
@@ -245,11 +263,12 @@ impl Rows {
     fn plan_everything<'a>(
         &self,
         view: &View,
+        withheld: &AllWithheld,
         rows: &portolan_engine::Remote,
         overlays: impl Iterator<Item = &'a Id>,
     ) -> Plan {
         let me = self.membership.host;
-        let networks = view.networks().iter().map(|(id, record)| self.overlay(view, *id, record)).collect();
+        let networks = view.networks().iter().map(|(id, record)| self.overlay(view, withheld, *id, record)).collect();
         let gone = overlays.filter(|id| !view.networks().contains_key(id)).copied().collect();
         let peers: BTreeMap<Id, Peer> =
             view.hosts().iter().filter(|(id, _)| **id != me).map(|(id, record)| (*id, peer(*id, record))).collect();
@@ -271,7 +290,7 @@ impl Rows {
     }
 
     /// A network as it is on this host.
-    fn overlay(&self, view: &View, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
+    fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = self.membership.record;
         let nowhere = || IpAddr::from([0; 4]);
         let sealed = is_encrypted(&record.options);
@@ -284,7 +303,8 @@ impl Rows {
             (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
         };
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
-        let own = view.blocks_on(id).filter(|(_, host)| *host == self.membership.host);
+        let none = BTreeSet::new();
+        let own = own(view, self.membership.host, id, withheld.get(&id).unwrap_or(&none));
         OverlayNetwork {
             id,
             name: record.name.clone(),
@@ -294,7 +314,8 @@ impl Rows {
             labels: record.labels.clone(),
             created: record.created,
             overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed },
-            blocks: own.map(|(block, _)| block).collect(),
+            blocks: own.blocks,
+            withheld: own.withheld,
         }
     }
 
@@ -312,7 +333,8 @@ impl Rows {
 
     fn compare(&self, engine: &Engine) -> Result<Vec<String>> {
         let (remote, overlays) = (engine.remote()?, engine.overlays()?);
-        let plan = self.plan_everything(&lock(&self.shared).view, &remote, overlays.keys());
+        let withheld = engine.withheld()?;
+        let plan = self.plan_everything(&lock(&self.shared).view, &withheld, &remote, overlays.keys());
         let mut said: Vec<String> =
             plan.gone.iter().map(|id| format!("network {} is not known elsewhere", id.short())).collect();
         for network in &plan.networks {
@@ -340,7 +362,7 @@ impl Rows {
             let Some(room) = engine.room(network, family)? else { return Ok(()) };
             // Who has none is not asked for any until somebody attaches.
             if room.all > 0 && room.used as u128 * 4 > room.all * 3 {
-                let what = Sharing::Claim { network, wanted: Wanted::Family(family) };
+                let what = Sharing::Claim { network, wanted: Wanted::Ahead(family) };
                 let _ = self.told.send(Told::Share(what, Box::new(|_| {})));
             }
         }

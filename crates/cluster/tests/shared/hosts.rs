@@ -1,128 +1,14 @@
-//! Hosts over an etcd that is a value: what they see late, write twice and lose the answer of.
+//! What hosts see late, write twice and lose the answer of.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use portolan_cluster::{
-    ClusterNetwork, ClusterRecord, Condition, EndpointRecord, Event, FORMAT, HostRecord, Key, Layout, Operation,
-    VXLAN_PORT, View, WentBack, Write, choose,
+    ClusterNetwork, EndpointRecord, Event, HostRecord, Key, Operation, View, WentBack, Write, choose,
 };
-use portolan_model::{Id, Mac, Mtu, PerFamily, Vni};
+use portolan_model::{Id, Withheld};
 
-/// etcd, as far as transactions and watches go.
-#[derive(Default)]
-struct Etcd {
-    layout: Layout,
-    revision: i64,
-    keys: BTreeMap<String, (String, i64)>,
-    /// What each revision did.
-    log: Vec<(i64, Vec<Event>)>,
-}
-
-impl Etcd {
-    fn under(&self, prefix: &str) -> Vec<String> {
-        self.keys
-            .range(prefix.to_owned()..)
-            .map(|(key, _)| key.clone())
-            .take_while(|key| key.starts_with(prefix))
-            .collect()
-    }
-
-    fn holds(&self, condition: &Condition) -> bool {
-        let found = |key: &Key| self.keys.get(&self.layout.text(key));
-        match condition {
-            Condition::Absent(key) => found(key).is_none(),
-            Condition::Present(key) => found(key).is_some(),
-            Condition::Is(key, value) => found(key).is_some_and(|(found, _)| found == value),
-            Condition::WrittenAt(key, revision) => found(key).map_or(0, |(_, at)| *at) == *revision,
-            Condition::NoEndpointsOn(network) => self.under(&self.layout.endpoints(*network)).is_empty(),
-        }
-    }
-
-    /// Whether its conditions held, and it was done.
-    fn write(&mut self, write: &Write) -> bool {
-        assert!(write.then.len() <= 128, "etcd takes no more");
-        if !write.only_if.iter().all(|condition| self.holds(condition)) {
-            return false;
-        }
-        self.revision += 1;
-        let mut events = Vec::new();
-        let mut written = BTreeSet::new();
-        for operation in &write.then {
-            let gone = match operation {
-                Operation::Put(key, value) | Operation::PutWhileAlive(key, value) => {
-                    let text = self.layout.text(key);
-                    assert!(written.insert(text.clone()), "etcd refuses to write `{text}` twice");
-                    self.keys.insert(text.clone(), (value.clone(), self.revision));
-                    let (key, value) = (text.into_bytes(), value.clone().into_bytes());
-                    events.push(Event::Put { key, value, revision: self.revision });
-                    continue;
-                }
-                Operation::Delete(key) => vec![self.layout.text(key)],
-                Operation::DeleteBlocksOf(network) => self.under(&self.layout.blocks(*network)),
-                Operation::DeleteAnswersTo(check) => self.under(&self.layout.answers(*check)),
-            };
-            let gone = gone.into_iter().filter(|key| self.keys.remove(key).is_some());
-            events.extend(gone.collect::<Vec<_>>().into_iter().map(|key| Event::Delete { key: key.into_bytes() }));
-        }
-        self.log.push((self.revision, events));
-        true
-    }
-
-    fn all(&self) -> Vec<(Vec<u8>, Vec<u8>, i64)> {
-        self.keys.iter().map(|(key, (value, at))| (key.clone().into_bytes(), value.clone().into_bytes(), *at)).collect()
-    }
-
-    fn list(&self) -> View {
-        let mut view = View::default();
-        view.replace(&self.layout, self.revision, self.all()).unwrap();
-        view
-    }
-}
-
-fn id(kind: u8, number: u64) -> Id {
-    let mut bytes = [kind; 32];
-    bytes[..8].copy_from_slice(&number.to_be_bytes());
-    Id::from_bytes(bytes)
-}
-
-fn host(number: u64) -> HostRecord {
-    HostRecord {
-        name: format!("host-{number}").parse().unwrap(),
-        underlay: PerFamily { v4: Some(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number as u32).into()), v6: None },
-        mac: Mac::local([number as u8; 6]),
-        mtu: Mtu::ETHERNET,
-        seal: None,
-        version: "0".to_owned(),
-    }
-}
-
-fn network(number: u64, prefix: &str) -> ClusterNetwork {
-    ClusterNetwork {
-        name: format!("net-{number}").parse().unwrap(),
-        vni: Vni::new(4097 + number as u32).unwrap(),
-        prefixes: PerFamily { v4: Some(prefix.parse().unwrap()), v6: None },
-        block_lengths: PerFamily { v4: 26, v6: 112 },
-        internal: false,
-        options: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        created: 0,
-    }
-}
-
-fn begun() -> Etcd {
-    let mut etcd = Etcd::default();
-    let cluster = ClusterRecord {
-        id: id(9, 9),
-        format: FORMAT,
-        port: VXLAN_PORT,
-        pools: PerFamily { v4: "10.128.0.0/9".parse().unwrap(), v6: "fd00::/48".parse().unwrap() },
-        lengths: PerFamily { v4: 18, v6: 64 },
-    };
-    assert!(etcd.write(&Write::begin(&cluster)));
-    assert!(!etcd.write(&Write::begin(&cluster)), "one begins it");
-    etcd
-}
+use crate::etcd::{Etcd, Random, begun, host, id, network, seeds};
 
 #[test]
 fn hosts_are_told_apart() {
@@ -165,7 +51,7 @@ fn who_leaves_leaves_nothing() {
     assert!(etcd.write(&Write::create_network(net, &network(1, prefix), 0)));
     for number in 0..150 {
         let block = choose(prefix.parse().unwrap(), 26, &BTreeSet::new(), number).unwrap();
-        assert!(etcd.write(&Write::claim(a, net, block)));
+        assert!(etcd.write(&Write::claim(a, net, block, 26, &etcd.list())));
     }
     let record = |number| EndpointRecord {
         container: id(3, number),
@@ -220,23 +106,6 @@ fn an_older_etcd_changes_nothing() {
     assert_eq!(view, before);
 }
 
-/// A generator that a seed determines (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
-
 /// One host: what it has seen, and which blocks it gives addresses out of.
 struct Member {
     id: Id,
@@ -275,11 +144,6 @@ impl Member {
     }
 }
 
-/// `PORTOLAN_SEEDS`, as many as say something in a second or two without it.
-fn seeds() -> u64 {
-    std::env::var("PORTOLAN_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
-}
-
 /// Blocks move between hosts that see changes late, lose answers, die and list again: none is ever used by two.
 #[test]
 fn no_block_is_used_by_two_hosts() {
@@ -306,7 +170,7 @@ fn no_block_is_used_by_two_hosts() {
                     let taken: BTreeSet<IpNet> = member.view.blocks_on(net).map(|(block, _)| block).collect();
                     match choose(prefix, 26, &taken, random.next()) {
                         // Whether the answer comes or not: what counts is what is seen.
-                        Some(block) => drop(etcd.write(&Write::claim(member.id, net, block))),
+                        Some(block) => drop(etcd.write(&Write::claim(member.id, net, block, 26, &member.view))),
                         None => full += 1,
                     }
                 }
@@ -315,7 +179,10 @@ fn no_block_is_used_by_two_hosts() {
                     member.uses.remove(&block);
                     // The request may get lost; then it is found to be its own when it lists.
                     if random.below(4) > 0 {
-                        etcd.write(&Write::release(member.id, net, block));
+                        etcd.write(&Write::release(
+                            net,
+                            &Withheld { block, part: block, written: member.view.written(net, block) },
+                        ));
                     }
                 }
                 6..9 => {
@@ -355,7 +222,7 @@ fn networks_do_not_overlap() {
     assert!(etcd.write(&taken(network(2, "10.1.0.0/18"))));
     assert!(etcd.write(&Write::remove_network(id(2, 1), &network(1, "10.128.0.0/18"))));
     assert!(
-        !etcd.write(&Write::claim(id(1, 1), id(2, 1), "10.128.0.0/26".parse().unwrap())),
+        !etcd.write(&Write::claim(id(1, 1), id(2, 1), "10.128.0.0/26".parse().unwrap(), 26, &now)),
         "of a network that is gone"
     );
 }

@@ -1,0 +1,6 @@
+//! Hosts over an etcd that is a value.
+
+mod etcd;
+mod hosts;
+mod moves;
+mod thousand;

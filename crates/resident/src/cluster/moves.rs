@@ -1,0 +1,132 @@
+//! Blocks that this host has and does not need: to others who want some, or back. What is offered is first taken out of the row,
+//! under its lock, and used again only when it is seen that the offer came to nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ipnet::IpNet;
+use portolan_cluster::{Idle, offer, own};
+use portolan_model::{Family, Id, Withheld};
+use tokio::sync::mpsc as channel;
+
+use super::agent::{Shared, lock};
+use super::{Move, To, Told};
+use crate::daemon::Engine;
+
+/// How often it is looked at which blocks are not in use.
+const LOOK: Duration = Duration::from_secs(10);
+/// After how long an offer whose outcome is not known is taken back.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(super) struct Moves {
+    me: Id,
+    shared: Shared,
+    told: channel::UnboundedSender<Told>,
+    idle: Idle,
+    looked: Instant,
+    /// When something was last written for what is withheld.
+    offered: BTreeMap<(Id, Withheld), Instant>,
+}
+
+impl Moves {
+    pub(super) fn new(me: Id, shared: Shared, told: channel::UnboundedSender<Told>) -> Self {
+        Self { me, shared, told, idle: Idle::default(), looked: Instant::now(), offered: BTreeMap::new() }
+    }
+
+    /// Sees to what is withheld, and to what this host does not need; the networks of which it is known what came of an offer.
+    pub(super) fn follow(&mut self, engine: &Engine) -> Result<BTreeSet<Id>> {
+        let now = Instant::now();
+        let all = engine.withheld()?;
+        let mut over = BTreeSet::new();
+        let mut open: BTreeSet<(Id, Withheld)> = BTreeSet::new();
+        let is_connected = {
+            let known = lock(&self.shared);
+            for (network, withheld) in &all {
+                let still = own(&known.view, self.me, *network, withheld).withheld;
+                if still != *withheld && known.view.networks().contains_key(network) {
+                    over.insert(*network);
+                }
+                open.extend(still.into_iter().map(|part| (*network, part)));
+            }
+            known.trouble.is_none()
+        };
+        self.offered.retain(|at, _| open.contains(at));
+        for (network, part) in open {
+            // One of the process before this one is as old.
+            let last = self.offered.entry((network, part)).or_insert(now);
+            if is_connected && now.saturating_duration_since(*last) >= PATIENCE {
+                *last = now;
+                let _ = self.told.send(Told::Move(Move { network, part, to: To::Me }));
+            }
+        }
+        if is_connected && now.saturating_duration_since(self.looked) >= LOOK {
+            self.looked = now;
+            self.release(engine, &all, now)?;
+        }
+        Ok(over)
+    }
+
+    /// Gives back what nobody on this host has used for a while.
+    fn release(&mut self, engine: &Engine, all: &BTreeMap<Id, BTreeSet<Withheld>>, now: Instant) -> Result<()> {
+        let networks: Vec<Id> = lock(&self.shared).view.networks().keys().copied().collect();
+        self.idle.retain(|network| networks.contains(&network));
+        for network in networks {
+            let in_use = engine.addresses_in_use(network)?;
+            for family in Family::ALL {
+                let part = {
+                    let view = &lock(&self.shared).view;
+                    let Some(record) = view.networks().get(&network) else { continue };
+                    let Some(prefix) = *record.prefixes.of(family) else { continue };
+                    let is_offered =
+                        |block: &IpNet| all.get(&network).is_some_and(|all| all.iter().any(|one| one.block == *block));
+                    let own = view.blocks_on(network).filter(|(_, host)| *host == self.me);
+                    let blocks: BTreeSet<IpNet> = own
+                        .map(|(block, _)| block)
+                        .filter(|block| prefix.contains(block) && !is_offered(block))
+                        .collect();
+                    let block = self.idle.look(network, prefix, &blocks, &in_use, now);
+                    block.map(|block| Withheld { block, part: block, written: view.written(network, block) })
+                };
+                if let Some(part) = part {
+                    self.offer(engine, Move { network, part, to: To::Nobody })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives addresses to a host that wants some.
+    pub(super) fn give(&mut self, engine: &Engine, (network, host, family): (Id, Id, Family)) -> Result<()> {
+        let withheld = engine.withheld()?.remove(&network).unwrap_or_default();
+        let in_use = engine.addresses_in_use(network)?;
+        let part = {
+            let view = &lock(&self.shared).view;
+            let prefix = view.networks().get(&network).and_then(|record| *record.prefixes.of(family));
+            match prefix.filter(|_| view.wants().contains(&(network, host, family))) {
+                Some(prefix) => {
+                    let own = own(view, self.me, network, &withheld);
+                    offer(view, self.me, network, prefix, &own, &in_use)
+                }
+                None => None,
+            }
+        };
+        match part {
+            Some(part) => self.offer(engine, Move { network, part, to: To::Host(host) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Has it be written, once nothing of it is given out any more.
+    fn offer(&mut self, engine: &Engine, one: Move) -> Result<()> {
+        let mut withheld = engine.withheld()?.remove(&one.network).unwrap_or_default();
+        withheld.insert(one.part);
+        let left = own(&lock(&self.shared).view, self.me, one.network, &withheld);
+        // Its block is another's meanwhile, or was written anew: there is nothing to offer.
+        if left.withheld.contains(&one.part) && engine.withhold(one.network, &one.part, &left.blocks)? {
+            self.offered.insert((one.network, one.part), Instant::now());
+            let _ = self.told.send(Told::Move(one));
+        }
+        Ok(())
+    }
+}
