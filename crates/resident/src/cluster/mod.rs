@@ -10,6 +10,7 @@ mod edge;
 mod jobs;
 mod join;
 mod moves;
+pub mod plan;
 mod rows;
 mod seal;
 mod standing;
@@ -29,7 +30,6 @@ use tokio::sync::mpsc as channel;
 use tokio::sync::oneshot;
 
 use crate::daemon::Engine;
-use crate::feed;
 
 use agent::{Agent, Known, Shared};
 use rows::Rows;
@@ -152,7 +152,7 @@ pub struct VerifiedRow {
 pub type Tell = Arc<dyn Fn(u64, Result<Came, Refusal>) + Send + Sync>;
 
 /// Endpoints of a container on overlay networks, by network and id.
-type Endpoints = BTreeMap<(Id, Id), EndpointRecord>;
+pub type Endpoints = BTreeMap<(Id, Id), EndpointRecord>;
 
 /// What the thread that speaks with etcd is told.
 enum Told {
@@ -244,7 +244,7 @@ impl Cluster {
 
     /// Takes note of what a container of this host is now, or that it is gone.
     pub fn take(&self, container: Id, view: Option<&ContainerView>) {
-        let endpoints = view.map(endpoints_of).unwrap_or_default();
+        let endpoints = view.map(plan::endpoints_of).unwrap_or_default();
         // Who cannot hear is about to end.
         let _ = self.told.send(Told::Container(container, endpoints));
     }
@@ -269,21 +269,6 @@ impl Drop for Cluster {
             let _ = thread.join();
         }
     }
-}
-
-/// What other hosts are told of a container.
-fn endpoints_of(view: &ContainerView) -> Endpoints {
-    let on = view.endpoints.iter().filter(|(_, network)| network.overlay.is_some());
-    on.map(|(endpoint, network)| {
-        let record = EndpointRecord {
-            container: view.container.id,
-            name: view.container.called().to_owned(),
-            aliases: feed::names_of(&view.container, endpoint),
-            addresses: endpoint.addresses.iter().map(|one| one.address.addr()).collect(),
-        };
-        ((network.id, endpoint.id), record)
-    })
-    .collect()
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

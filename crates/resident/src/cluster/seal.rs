@@ -180,5 +180,5 @@ fn config(membership: &Membership, own: &SealRecord, hosts: &BTreeMap<Id, HostRe
 
 /// Whether any network that all hosts have is encrypted.
 pub(super) fn is_needed(view: &View) -> bool {
-    view.networks().values().any(|network| super::rows::is_encrypted(&network.options))
+    view.networks().values().any(|network| super::plan::is_encrypted(&network.options))
 }
