@@ -62,7 +62,7 @@ fn addresses_come_from_hosts_that_have_some() {
     let blocks = || etcd.ctl(&["get", "--prefix", "--keys-only", "/portolan/v1/block/"]).unwrap();
     let has = |part: &str| blocks().contains(part);
     let mut pods = vec![world.pod(a, "small", "a0"), world.pod(b, "small", "b0")];
-    assert!(has("10.9.0.0-29") && has("10.9.0.8-29"), "{}", blocks());
+    assert!(has("/10.9.0.0-29") && has("/10.9.0.8-29"), "{}", blocks());
 
     // No block is free: somebody gives a part of one.
     let place = world.lab.host("c0").unwrap();
@@ -72,7 +72,7 @@ fn addresses_come_from_hosts_that_have_some() {
     println!("a host without addresses has one after {took:.1?}");
     assert!(took < GIVING, "{took:?}");
     pods.push(world.known(c, "small", "c0", place));
-    assert!(!has("10.9.0.0-29") || !has("10.9.0.8-29"), "{}", blocks());
+    assert!(!has("/10.9.0.0-29") || !has("/10.9.0.8-29"), "{}", blocks());
     for from in &pods {
         for to in &pods {
             reach(from, to);
