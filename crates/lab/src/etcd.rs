@@ -114,18 +114,18 @@ impl Etcd {
         self.wait(&[number])
     }
 
-    /// Runs etcdctl(1) at the first member with these words; it has to work.
+    /// Runs etcdctl(1) at the first member with these words; it has to work. What it says.
     ///
     /// # Errors
     /// When it cannot be started; what it says when it fails.
-    pub fn ctl(&self, words: &[&str]) -> Result<()> {
+    pub fn ctl(&self, words: &[&str]) -> Result<String> {
         let member = &self.members[0];
         let mut command = Command::new("etcdctl");
         command.args(words).stdin(Stdio::null()).env("ETCDCTL_API", "3");
         command.env("ETCDCTL_ENDPOINTS", format!("http://{}", SocketAddr::new(member.address, CLIENTS)));
         let output = member.host.adopt(command)?.output().context("start etcdctl")?;
         ensure!(output.status.success(), "etcdctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Asks everybody for a password from now on: `root` has `secret` and may do all, `host` has `word` and may read and write

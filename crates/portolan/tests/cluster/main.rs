@@ -1,5 +1,6 @@
 //! Several hosts by way of a real etcd.
 
+mod blocks;
 mod failures;
 mod forged;
 mod joining;

@@ -252,7 +252,6 @@ impl World {
             Some(Ok(_)) => {
                 host.namespaces.insert(number);
                 self.seen.count("attached");
-                return;
             }
             Some(Err(Error::NoBlock { network, wanting, .. })) => {
                 host.kernel.remove_namespace(&namespace(number));
