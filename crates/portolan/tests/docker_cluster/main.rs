@@ -1,7 +1,8 @@
-//! Several hosts with a real Docker each, whose containers are on one network of Portolan's.
+//! Several hosts with a real Docker each, whose containers are on one network of Portolan's; without a swarm, and in one.
 
 #[path = "../machine/mod.rs"]
 mod machine;
+mod swarm;
 mod world;
 
 use std::net::SocketAddr;

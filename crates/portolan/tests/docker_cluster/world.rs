@@ -34,6 +34,8 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("/usr/bin/busybox", "busybox-static"),
 ];
 
+const RECIPE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/docker-plugin/build");
+
 /// What Docker, containerd and we write to.
 const PLACES: [&str; 4] = ["/var/lib/docker", "/var/lib/containerd", "/var/lib/portolan", "/var/tmp"];
 
@@ -59,6 +61,17 @@ pub(crate) struct Node {
 impl World {
     /// Hosts of these names on one LAN, whose Docker has begun; none, and a loud word, where something is missing.
     pub(crate) fn or_skip(name: &str, names: &[&str]) -> Option<Self> {
+        Self::with_or_skip(name, names, |node| node.portolan(&["daemon", "start", "--docker"]).map(drop))
+    }
+
+    /// The same, in a swarm as well, the first as its manager; our plugin is one that Docker manages.
+    pub(crate) fn swarm_or_skip(name: &str, names: &[&str]) -> Option<Self> {
+        let world = Self::with_or_skip(name, names, |_| Ok(()))?;
+        world.make_swarm().expect("there can be a swarm");
+        Some(world)
+    }
+
+    fn with_or_skip(name: &str, names: &[&str], before: impl Fn(&Node) -> Result<()> + Sync) -> Option<Self> {
         if !etcd::is_there(name) {
             return None;
         }
@@ -68,10 +81,11 @@ impl World {
             eprintln!("SKIP: `{name}`: {missing}");
             return None;
         }
-        Some(Self::new(lab, names).expect("hosts can be had"))
+        Some(Self::new(lab, names, before).expect("hosts can be had"))
     }
 
-    fn new(lab: Lab, names: &[&str]) -> Result<Self> {
+    /// Makes them; `before` is done on each before Docker begins, or we are in the cluster.
+    fn new(lab: Lab, names: &[&str], before: impl Fn(&Node) -> Result<()> + Sync) -> Result<Self> {
         let neighbour = lab.host("n")?;
         let mut lan =
             lab.lan("lan", &[(&neighbour, "eth0", &[&format!("{NEIGHBOUR}/24"), &format!("{NEIGHBOUR6}/64")])])?;
@@ -92,17 +106,49 @@ impl World {
         let world = Self { nodes, neighbour, etcd, _lan: lan, _lab: lab };
         // Most of the time each waits.
         world.at_all(|node| {
-            node.portolan(&["daemon", "start", "--docker"])?;
+            before(node)?;
             node.start_docker()?;
             node.docker(&["load", "-i", &node.machine.make_image()?])?;
             Ok(())
         })?;
-        for (number, node) in world.nodes.iter().enumerate() {
-            let verb = if number == 0 { "init" } else { "join" };
-            let etcd = world.etcd.endpoints("http").join(",");
-            node.portolan(&["cluster", verb, "--etcd", &etcd, "--name", &node.name])?;
+        if world.nodes.iter().all(Node::has_daemon) {
+            world.join()?;
         }
         Ok(world)
+    }
+
+    fn join(&self) -> Result<()> {
+        for (number, node) in self.nodes.iter().enumerate() {
+            let verb = if number == 0 { "init" } else { "join" };
+            let etcd = self.etcd.endpoints("http").join(",");
+            node.portolan(&["cluster", verb, "--etcd", &etcd, "--name", &node.name])?;
+        }
+        Ok(())
+    }
+
+    fn make_swarm(&self) -> Result<()> {
+        self.at_all(|node| {
+            node.machine.run("mkdir", &["-p", "/var/lib/portolan", "/run/portolan"])?;
+            let (program, parts) = ("/var/tmp/portolan", "/var/tmp/plugin");
+            // Docker packs all of it: without what is for debuggers it takes a third of the time.
+            if node.machine.run("strip", &["-o", program, PORTOLAN]).is_err() {
+                node.machine.run("cp", &[PORTOLAN, program])?;
+            }
+            node.machine.run(RECIPE, &[program, parts])?;
+            node.docker(&["plugin", "create", "portolan", parts])?;
+            node.docker(&["plugin", "enable", "portolan"])?;
+            Ok(())
+        })?;
+        self.join()?;
+        let manager = &self.nodes[0];
+        // Docker's second network would have the subnet of the hosts' LAN.
+        let init = ["swarm", "init", "--default-addr-pool", "10.77.0.0/16", "--advertise-addr", &manager.address];
+        manager.docker(&init)?;
+        let token = manager.docker(&["swarm", "join-token", "-q", "worker"])?;
+        for node in &self.nodes[1..] {
+            node.docker(&["swarm", "join", "--token", &token, &format!("{}:2377", manager.address)])?;
+        }
+        Ok(())
     }
 
     /// Does `work` on all hosts at once.
@@ -193,6 +239,19 @@ impl Node {
         found.sort();
         found.dedup();
         found
+    }
+
+    /// What the server at `to` says, if one answers the container `from` of this host.
+    pub(crate) fn fetch(&self, from: &str, to: &str) -> Option<String> {
+        let to = if to.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{to}]") } else { to.to_owned() };
+        let words = ["exec", from, "timeout", "2", "wget", "-qO-", &format!("http://{to}/")];
+        let output = self.machine.command("docker", &words).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Whether our daemon runs.
+    fn has_daemon(&self) -> bool {
+        self.machine.command(PORTOLAN, &["daemon", "status"]).output().is_ok_and(|out| out.status.success())
     }
 
     /// Starts Docker, which does not run.
