@@ -16,7 +16,7 @@ pub const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%
 pub type Labels = BTreeMap<String, String>;
 
 /// Where a network is asked for that has this id of Docker's.
-pub fn network_path(network: Id) -> String {
+pub fn network_path(network: &str) -> String {
     format!("/networks/{network}")
 }
 

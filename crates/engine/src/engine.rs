@@ -34,6 +34,8 @@ pub(crate) mod meta {
     pub(crate) const WITHHELD: &str = "withheld";
     /// Who claims pools, and which of its calls got no answer.
     pub(crate) const CLAIMS: &str = "claims";
+    /// Our networks by the ids that others have for them.
+    pub(crate) const REFERENCES: &str = "references";
     /// Ten hexadecimal digits: the global id of our unique local addresses (RFC 4193 §3.2.1).
     pub(crate) const ULA: &str = "ula";
 }

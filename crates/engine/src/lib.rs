@@ -28,6 +28,7 @@ mod networks;
 mod overlay;
 mod pools;
 mod publish;
+mod refer;
 mod repair;
 mod sets;
 mod store;

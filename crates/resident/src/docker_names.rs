@@ -99,7 +99,7 @@ impl Follower {
         // Events first: whoever comes while the others are looked at is in them.
         let mut events = self.get(names::EVENTS).await?.into_body();
         for network in self.networks()? {
-            for container in names::members(&self.ask(&names::network_path(network)).await?)? {
+            for container in names::members(&self.ask(&names::network_path(&network)).await?)? {
                 self.name_or_say(container).await;
             }
         }
@@ -119,11 +119,16 @@ impl Follower {
         Ok(())
     }
 
-    /// The networks that somebody of Docker's is on: who came or was renamed while nobody listened is on one of them.
-    fn networks(&self) -> Result<BTreeSet<Id>> {
+    /// Docker's networks that somebody is on: who came or was renamed while nobody listened is on one of them.
+    fn networks(&self) -> Result<BTreeSet<String>> {
         let containers = self.engine.containers()?;
         let handed = containers.iter().filter(|info| info.container.kind == ContainerKind::Handed);
-        Ok(handed.flat_map(|info| &info.endpoints).map(|(endpoint, _)| endpoint.network).collect())
+        let ours: BTreeSet<Id> =
+            handed.flat_map(|info| &info.endpoints).map(|(endpoint, _)| endpoint.network).collect();
+        let references = self.engine.references()?;
+        let others = references.into_iter().filter(|(_, network)| ours.contains(network)).map(|(theirs, _)| theirs);
+        // Docker knows no network by our id that it has under another, and says so.
+        Ok(others.chain(ours.iter().map(ToString::to_string)).collect())
     }
 
     /// [`Self::name`]; one that cannot be named does not keep others from it.

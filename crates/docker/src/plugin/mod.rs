@@ -4,6 +4,7 @@
 
 mod ipam;
 pub mod network;
+mod reference;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -100,7 +101,9 @@ fn reap_unclaimed<S: Store, K: Kernel>(engine: &Engine<S, K>) -> Result<(), Refu
 
 fn drive<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body: &[u8]) -> Option<Done> {
     Some(match verb {
-        "GetCapabilities" => told(json!({ "Scope": "local", "ConnectivityScope": "local" })),
+        // Each Docker keeps its networks for itself, and in a swarm they tell each other the names of what is on them: the only
+        // ones of a swarm are those of a cluster.
+        "GetCapabilities" => told(json!({ "Scope": "local", "ConnectivityScope": "global" })),
         "CreateNetwork" => read(body).and_then(|asked| create_network(engine, &asked)),
         "DeleteNetwork" => read(body).and_then(|asked| delete_network(engine, &asked)),
         "CreateEndpoint" => read(body).and_then(|asked| create_endpoint(engine, &asked)),
@@ -118,6 +121,10 @@ fn drive<S: Store, K: Kernel>(engine: &Engine<S, K>, verb: &str, body: &[u8]) ->
 }
 
 fn create_network<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateNetwork) -> Done {
+    if let Some(reference) = reference::asked(asked)? {
+        ipam::settle_claims(engine);
+        return reference::refer(engine, &asked.network, &reference);
+    }
     let request = network::network_request(asked)?;
     ipam::settle_claims(engine);
     match engine.network(&asked.network) {
@@ -131,6 +138,11 @@ fn create_network<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateNetw
 }
 
 fn delete_network<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &NetworkOnly) -> Done {
+    // It is not Docker's: other hosts may have it.
+    if reference::ours(engine, &asked.network)?.is_some() {
+        engine.forget_reference(&asked.network)?;
+        return told(json!({}));
+    }
     network::id(&asked.network)?;
     match engine.remove_network(&asked.network) {
         Ok(_) | Err(Error::NotFound { .. }) => changed(json!({})),
@@ -176,11 +188,12 @@ fn create_endpoint<S: Store, K: Kernel>(engine: &Engine<S, K>, asked: &CreateEnd
         return told(json!({ "Interface": network::decided(&asked.interface, &made) }));
     }
     ipam::settle_claims(engine);
-    let request = network::attach_request(asked, network::source_name(endpoint)?)?;
+    let referred = reference::ours(engine, &asked.which.network)?;
+    let request = network::attach_request(asked, referred, network::source_name(endpoint)?)?;
     let made = match engine.attach(&request) {
         // Docker gives an address to one endpoint at a time: it has forgotten the one that has it, having been killed, and
         // may take a minute to let go of its namespace.
-        Err(error @ Error::AddressTaken { address, .. }) => {
+        Err(error @ Error::AddressTaken { address, .. }) if referred.is_none() => {
             let Some(holder) = forgotten(engine, &asked.which.network, address)? else { return Err(error.into()) };
             tracing::warn!(%holder, "{address} is given to another endpoint: taking it down");
             engine.detach(&holder.to_string())?;

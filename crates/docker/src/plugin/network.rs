@@ -21,7 +21,7 @@ use crate::refusal::Refusal;
 /// The label of what Docker keeps, with Docker's id of it.
 pub const LABEL: &str = "com.docker.network.id";
 /// The option of `docker network create` that says what carries the network.
-const DRIVER: &str = "driver";
+pub(super) const DRIVER: &str = "driver";
 /// The pool of Docker's IPAM driver `null`, and of ours where it gives out nothing.
 const NO_POOL: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
@@ -51,11 +51,9 @@ pub fn network_request(asked: &CreateNetwork) -> Result<NetworkRequest, Refusal>
     };
     // It adds routes without one (libnetwork, `programGateway`), and the protocol has no field for it.
     if NetworkOptions::from_pairs(driver, &options)?.metric.is_some() {
-        let reason = "Docker sets the routes of its containers, and none with a priority";
-        return Err(Refusal::new(format!("option `metric`: {reason} (hint: leave it out)")));
+        return Err(no_metric());
     }
-    let is_empty = |pool: &&Pool| !pool.pool.is_empty() && !NO_POOL.contains(&pool.pool.as_str());
-    let pools: Vec<&Pool> = asked.ipv4.iter().chain(&asked.ipv6).filter(is_empty).collect();
+    let pools: Vec<&Pool> = pools(asked).collect();
     let (mut subnets, mut gateways, mut aux) = (Vec::new(), Vec::new(), BTreeMap::new());
     for pool in &pools {
         subnets.push(subnet(&pool.pool)?);
@@ -85,8 +83,19 @@ pub fn network_request(asked: &CreateNetwork) -> Result<NetworkRequest, Refusal>
     })
 }
 
+pub(super) fn no_metric() -> Refusal {
+    let reason = "Docker sets the routes of its containers, and none with a priority";
+    Refusal::new(format!("option `metric`: {reason} (hint: leave it out)"))
+}
+
+/// The pools that addresses are given of by Docker's IPAM driver, if it gives any.
+pub(super) fn pools(asked: &CreateNetwork) -> impl Iterator<Item = &Pool> {
+    let is_one = |pool: &&Pool| !pool.pool.is_empty() && !NO_POOL.contains(&pool.pool.as_str());
+    asked.ipv4.iter().chain(&asked.ipv6).filter(is_one)
+}
+
 /// What `docker network create -o` was given, as text.
-fn generic(options: &Options) -> Result<BTreeMap<String, String>, Refusal> {
+pub(super) fn generic(options: &Options) -> Result<BTreeMap<String, String>, Refusal> {
     let given = match options.get(GENERIC) {
         None | Some(Value::Null) => return Ok(BTreeMap::new()),
         Some(Value::Object(given)) => given,
@@ -101,7 +110,7 @@ fn generic(options: &Options) -> Result<BTreeMap<String, String>, Refusal> {
 }
 
 /// A label of libnetwork, which is a boolean or the text of one.
-fn flag(options: &Options, key: &str) -> Option<bool> {
+pub(super) fn flag(options: &Options, key: &str) -> Option<bool> {
     match options.get(key)? {
         Value::Bool(value) => Some(*value),
         Value::String(text) => text.parse().ok(),
@@ -119,23 +128,28 @@ pub(super) fn address(text: &str) -> Result<IpAddr, Refusal> {
     bare.parse().map_err(|_| Refusal::new(format!("`{text}` is no IP address")))
 }
 
-/// The endpoint that Docker asks for: a container of its own to the engine, since Docker does not say whose it is.
+/// The endpoint that Docker asks for: a container of its own to the engine, since Docker does not say whose it is. It is on
+/// the network `referred` if Docker's is that one of ours, and gets addresses of it.
 ///
 /// # Errors
 /// What is malformed.
-pub fn attach_request(asked: &CreateEndpoint, source: IfName) -> Result<AttachRequest, Refusal> {
+pub fn attach_request(asked: &CreateEndpoint, referred: Option<Id>, source: IfName) -> Result<AttachRequest, Refusal> {
     let endpoint = id(&asked.which.endpoint)?;
     let Interface { address: v4, address6: v6, mac_address: mac } = &asked.interface;
     let mut addresses = Vec::new();
     for text in [v4, v6].into_iter().filter(|text| !text.is_empty()) {
         addresses.push(address(text)?);
     }
+    let network = match referred {
+        Some(ours) => ours,
+        None => id(&asked.which.network)?,
+    };
     let wanted = EndpointRequest {
         addresses,
-        exact: true,
+        exact: referred.is_none(),
         mac: if mac.is_empty() { None } else { Some(mac.parse::<Mac>()?) },
         ifname: Some(source),
-        ..EndpointRequest::new(id(&asked.which.network)?.to_string())
+        ..EndpointRequest::new(network.to_string())
     };
     Ok(AttachRequest {
         id: Some(endpoint),
