@@ -147,8 +147,12 @@ pub(crate) fn failure(doing: impl Into<String>, reason: String, errno: i32) -> K
     let kind = kind(errno);
     let hint = match (kind, errno) {
         (Kind::Unsupported, _) => Some(
-            "this kernel lacks what that takes: load its module (one of bridge, veth, nf_tables, macvlan, ipvlan, 8021q), or \
+            "this kernel lacks what that takes: load its module (one of bridge, veth, nf_tables, vxlan, macvlan, ipvlan, 8021q), or \
              use a kernel built with it"
+                .to_owned(),
+        ),
+        (Kind::Conflict, libc::EADDRINUSE) => Some(
+            "a program of this host has that port: `ss -lunp` shows which; end it, or begin the cluster with another --vxlan-port"
                 .to_owned(),
         ),
         (Kind::Denied, libc::EROFS) => {

@@ -1,6 +1,6 @@
 //! Networks over several hosts: packets, addresses and names.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use portolan_kernel::netns::NetnsFd;
@@ -229,6 +229,27 @@ fn what_others_take_away_comes_back() {
         reach(&one, &other);
         reach(&other, &one);
     }
+}
+
+#[test]
+fn a_port_that_somebody_has_is_named() {
+    let Some(world) = World::of("overlay-port", &["a", "b"]) else { return };
+    let etcd = world.etcd(1);
+    joined(&world, &etcd);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    a.ok("network create -d overlay web");
+    has(b, "web");
+    let holder = b.host.enter(|| UdpSocket::bind("0.0.0.0:4789")).unwrap();
+    let place = world.lab.host("late").unwrap();
+    let path = place.netns_path().display().to_string();
+    let said = b.refused(&format!("attach --netns {path} --name late --network web"));
+    assert!(said.contains("address already in use") && said.contains("hint: ") && said.contains("ss -lunp"), "{said}");
+    assert!(ways(b).concat().is_empty(), "nothing has changed: {:?}", ways(b));
+    b.ok("verify");
+    drop(holder);
+    b.ok(&format!("attach --netns {path} --name late --network web"));
+    let (near, late) = (world.pod(a, "web", "near"), world.known(b, "web", "late", place));
+    assert!(eventually(LONG, || ping(&near, late.addresses[0], SHORT).is_open()));
 }
 
 #[test]
