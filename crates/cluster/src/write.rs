@@ -112,6 +112,14 @@ impl Write {
         }
     }
 
+    /// Says that a host which does not run is not to come back. From then on it can write nothing.
+    pub fn remove_host(host: Id) -> Self {
+        Self {
+            only_if: vec![Condition::Present(Key::Host(host)), Condition::Absent(Key::Alive(host))],
+            then: vec![Operation::Put(Key::Gone(host), String::new())],
+        }
+    }
+
     /// Removes a host and all that it has, as far as `view` shows: its record last, so that what is begun can be ended.
     pub fn leave(host: Id, view: &View) -> Vec<Self> {
         let endpoints = view.endpoints_at(host).into_keys();

@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Status(StatusArgs),
     Nodes(NodesArgs),
     Verify(VerifyArgs),
+    Rm(RmArgs),
 }
 
 impl Command {
@@ -54,6 +55,7 @@ impl Command {
             Self::Status(args) => args.run(context),
             Self::Nodes(args) => args.run(context),
             Self::Verify(args) => args.run(context),
+            Self::Rm(args) => args.run(context),
         }
     }
 }
@@ -431,6 +433,41 @@ impl VerifyArgs {
         }
         output::print(&text)?;
         Ok(i32::from(!is_whole))
+    }
+}
+
+/// Take hosts out that will not come back
+///
+/// What they have is free for others at once: their names, their addresses, and all addresses that they gave out. Only a host that
+/// is `down` can be removed. Packets of one that runs nevertheless, and is only cut off from etcd, are dropped by all others from
+/// then on; when it reaches etcd again it says that it was removed, and `cluster leave` makes it an ordinary host.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  portolan cluster rm node-7
+  portolan cluster nodes --json | jq -r '.[] | select(.state == \"down\") | .name' | xargs portolan cluster rm")]
+pub(crate) struct RmArgs {
+    /// Names or ids of hosts
+    #[arg(required = true, value_name = "HOST")]
+    hosts: Vec<String>,
+}
+
+impl RmArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let Some(membership) = cluster::membership(&context.engine()?)? else { return Err(not_joined().into()) };
+        let mut removed = Vec::new();
+        for host in &self.hosts {
+            let id = cluster::remove_host(&membership, host).map_err(with_hint);
+            let id = id.with_context(|| format!("remove host `{host}` from the cluster"))?;
+            removed.push(id);
+            if !context.json {
+                output::print(&format!("{host}\n"))?;
+            }
+        }
+        if context.json {
+            output::json(&serde_json::json!({ "removed": removed }))?;
+        }
+        Ok(0)
     }
 }
 

@@ -343,6 +343,52 @@ fn hosts_give_out_blocks_until_there_are_none() {
     c.ok("verify");
 }
 
+#[test]
+fn a_host_that_will_not_come_back_is_removed() {
+    let Some(world) = World::of("overlay-removed", &["a", "b"]) else { return };
+    let etcd = world.etcd(1);
+    joined(&world, &etcd);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    a.ok("network create -d overlay --subnet 10.9.0.0/28 --ipv6=false small");
+    has(b, "small");
+    let (near, far) = (world.pod(a, "small", "near"), world.pod(b, "small", "far"));
+    let is_reached = |from: &Pod, to: &Pod| ping(from, to.addresses[0], SHORT).is_open();
+    assert!(eventually(LONG, || is_reached(&near, &far)));
+    for (line, why) in [
+        ("cluster rm b", "host `b` runs"),
+        ("cluster rm a", "host `a` is this one"),
+        ("cluster rm nobody", "no host of the cluster is called `nobody`"),
+    ] {
+        let said = a.refused(line);
+        assert!(said.contains(why) && said.contains("hint: "), "{line}: {said}");
+    }
+    let daemon = b.daemon();
+    daemon.signal(signals::STOP).unwrap();
+    a.sees("a up, b down");
+    assert!(is_reached(&near, &far), "who is down is reached still");
+    a.ok("cluster rm b");
+    a.sees("a up");
+    assert!(eventually(LONG, || !is_reached(&near, &far)));
+    assert!(!is_reached(&far, &near), "what it sends is dropped");
+    // What it had is given to others.
+    let place = world.lab.host("heir").unwrap();
+    let path = place.netns_path().display().to_string();
+    a.ok(&format!("attach --netns {path} --name heir --network small --ip {}", far.addresses[0]));
+    let heir = world.known(a, "small", "heir", place);
+    assert!(is_reached(&near, &heir));
+    a.ok("verify");
+    assert_eq!(a.ok("cluster verify"), "a: as it should be\n");
+    // It comes back, and is told.
+    daemon.signal(signals::CONTINUE).unwrap();
+    b.warns("was removed from the cluster");
+    assert!(b.refused("cluster leave").contains("network `small` is in use by container `far`"));
+    b.ok("detach far");
+    b.ok("cluster leave");
+    b.join("join", &etcd);
+    a.sees("a up, b up");
+    b.is_well();
+}
+
 impl Node {
     /// Has its interface take packets of so many bytes.
     fn set_mtu(&self, mtu: u32) {

@@ -184,6 +184,7 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
         Sharing::Remove { network } => {
             let Some(record) = view.networks().get(network) else { return Ok(Next::Seen(*network)) };
             let mut hosts: Vec<String> = view.hosts_on(*network).map(|host| format!("`{host}`")).collect();
+            hosts.sort();
             hosts.dedup();
             if !hosts.is_empty() {
                 return Err(Refusal::new(

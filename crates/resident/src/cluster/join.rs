@@ -12,6 +12,9 @@ use portolan_wireguard::PrivateKey;
 use super::{Membership, VERSION, edge, runtime, seal};
 use crate::daemon::Engine;
 
+/// So much of an id tells which host is meant.
+const SHORTEST: usize = 4;
+
 /// A host that is to join a cluster.
 #[derive(Debug, Clone)]
 pub struct Joining {
@@ -31,7 +34,7 @@ pub struct Joining {
     pub begin: Option<ClusterRecord>,
 }
 
-/// Why a host cannot join, with what to do about it.
+/// Why a host cannot join, or another not be removed, with what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct CannotJoin {
@@ -178,6 +181,56 @@ pub fn leaving(engine: &Engine, membership: &Membership, leaving: bool) -> Resul
 pub fn forget(engine: &Engine) -> Result<()> {
     engine.forget_cluster()?;
     seal::remove(&engine.seal_name())
+}
+
+/// Has a host that does not run be none of the cluster's any more, and what it has be free for others. Its id; one that is called
+/// so, or whose id begins so.
+///
+/// # Errors
+/// [`CannotJoin`] where there is no such host, or it runs; what etcd says. What is begun then is ended by another call.
+pub fn remove_host(membership: &Membership, which: &str) -> Result<Id> {
+    let layout = Layout::new(&membership.prefix)?;
+    let runs = |name: &str| {
+        cannot(format!("host `{name}` runs"), "`portolan cluster leave` there takes it out, when no container needs it")
+    };
+    runtime()?.block_on(async {
+        let client = Client::connect(&membership.etcd).await?;
+        let view = look(&client, &layout).await?;
+        let is_it = |id: &Id, record: &HostRecord| {
+            record.name.as_str() == which || (which.len() >= SHORTEST && id.to_string().starts_with(which))
+        };
+        let mut found = view.hosts().iter().filter(|(id, record)| is_it(id, record));
+        let (host, name) = match (found.next(), found.next()) {
+            (Some((id, record)), None) => (*id, record.name.to_string()),
+            (None, _) => {
+                return Err(cannot(
+                    format!("no host of the cluster is called `{which}`"),
+                    "`portolan cluster nodes` lists them",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(cannot(format!("`{which}` is several hosts"), "give the name of one, or more of its id"));
+            }
+        };
+        if host == membership.host {
+            return Err(cannot(format!("host `{name}` is this one"), "`portolan cluster leave` takes it out"));
+        }
+        if !view.is_gone(host) {
+            if view.run_of(host).is_some() {
+                return Err(runs(&name));
+            }
+            let write = edge::transaction(&layout, &Write::remove_host(host), None);
+            if !client.txn(write).await?.succeeded {
+                return Err(runs(&name));
+            }
+        }
+        // It can write nothing since: this is all that it has.
+        let view = look(&client, &layout).await?;
+        for write in Write::leave(host, &view) {
+            client.txn(edge::transaction(&layout, &write, None)).await?;
+        }
+        Ok(host)
+    })
 }
 
 /// What etcd says now.

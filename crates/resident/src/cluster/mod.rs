@@ -36,7 +36,7 @@ use rows::Rows;
 use seal::Seal;
 
 pub use asked::AtDaemon;
-pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership};
+pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use seal::WORKER;
 pub use standing::{HostRow, Standing};
 
