@@ -28,6 +28,8 @@ pub(crate) mod meta {
     pub(crate) const CLOSED: &str = "closed";
     /// What this host knows of its cluster.
     pub(crate) const CLUSTER: &str = "cluster";
+    /// The hosts that its encrypted link was last told of.
+    pub(crate) const CLUSTER_HOSTS: &str = "cluster_hosts";
     /// The revision of etcd that rows about other hosts are as of.
     pub(crate) const CLUSTER_SEEN: &str = "cluster_seen";
     /// Parts of blocks that this host gives nothing out of, for they are offered to others.

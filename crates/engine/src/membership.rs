@@ -25,7 +25,28 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.put_meta(meta::CLUSTER, settings)?;
         if settings.is_none() {
             tx.put_meta(meta::CLUSTER_SEEN, None)?;
+            tx.put_meta(meta::CLUSTER_HOSTS, None)?;
         }
+        Ok(tx.commit(Durability::Disk)?)
+    }
+
+    /// The hosts that the encrypted link was last told of, as the caller wrote them; none if it is not needed.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn cluster_hosts(&self) -> Result<Option<String>> {
+        Ok(self.store.read()?.meta(meta::CLUSTER_HOSTS)?)
+    }
+
+    /// Keeps them, or forgets them.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing has changed then.
+    pub fn set_cluster_hosts(&self, hosts: Option<&str>) -> Result<()> {
+        let guard = self.store.lock()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.write(&guard)?;
+        tx.put_meta(meta::CLUSTER_HOSTS, hosts)?;
         Ok(tx.commit(Durability::Disk)?)
     }
 }

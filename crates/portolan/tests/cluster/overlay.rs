@@ -10,6 +10,7 @@ use portolan_lab::server::TcpServer;
 use portolan_lab::{Host, InNetns, eventually};
 use serde_json::Value;
 
+use crate::sealed::worker;
 use crate::world::{LONG, Node, World};
 
 const SHORT: Duration = Duration::from_secs(2);
@@ -252,16 +253,34 @@ fn a_port_that_somebody_has_is_named() {
     assert!(eventually(LONG, || ping(&near, late.addresses[0], SHORT).is_open()));
 }
 
+fn index(node: &Node, link: &str) -> u64 {
+    let output = node.host.command("ip").unwrap().args(["-j", "link", "show", link]).output().unwrap();
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    shown[0]["ifindex"].as_u64().unwrap()
+}
+
 #[test]
 fn a_host_without_etcd_goes_on() {
-    let Some(world) = World::or_skip("overlay-cut-off") else { return };
+    goes_on_without_etcd("overlay-cut-off", "network create -d overlay web");
+}
+
+#[test]
+fn an_encrypting_host_without_etcd_goes_on() {
+    goes_on_without_etcd("overlay-cut-sealed", "network create -d overlay --opt encrypted web");
+}
+
+fn goes_on_without_etcd(name: &str, create: &str) {
+    let Some(world) = World::or_skip(name) else { return };
     let mut etcd = world.etcd(1);
     let [a, b, _] = &world.nodes[..] else { panic!("three hosts") };
     joined(&world, &etcd);
-    a.ok("network create -d overlay web");
+    a.ok(create);
     has(b, "web");
     let (one, other) = (world.pod(a, "web", "one"), world.pod(b, "web", "other"));
     assert!(eventually(LONG, || ask(&one, "other", "a").len() == 1));
+    assert!(eventually(LONG, || ping(&one, other.addresses[0], SHORT).is_open()));
+    let link = || a.links("ps").into_iter().map(|link| index(a, &link)).collect::<Vec<u64>>();
+    let links = link();
     let whole = ways(a);
     etcd.kill(0);
     a.warns("no member of etcd is reached");
@@ -269,6 +288,15 @@ fn a_host_without_etcd_goes_on() {
     a.warns("no member of etcd is reached");
     // It knows what it knew, and gives out of what it has.
     assert_eq!(ways(a), whole);
+    // Who carries encrypted packets is looked after each second.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(link(), links, "the link is the one that was there");
+    if !links.is_empty() {
+        let carrier = worker(a);
+        carrier.signal(signals::KILL).unwrap();
+        assert!(carrier.wait_readable(LONG).unwrap());
+        assert!(eventually(LONG, || ping(&one, other.addresses[0], SHORT).is_open()));
+    }
     let late = world.pod(a, "web", "late");
     for pod in [&one, &late] {
         reach(pod, &other);

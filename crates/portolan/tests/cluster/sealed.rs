@@ -105,7 +105,7 @@ fn goes_on(heard: &AtomicU64) {
     assert!(eventually(LONG, || heard.load(Ordering::Relaxed) > before + 600), "nothing is heard any more");
 }
 
-fn worker(node: &Node) -> PidFd {
+pub(crate) fn worker(node: &Node) -> PidFd {
     let pattern = format!("wireguard-worker.*{}/", node.root.display());
     let output = node.host.command("pgrep").unwrap().args(["-f", &pattern]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

@@ -1,12 +1,12 @@
 //! What was seen in etcd, made rows and kernel: by a thread of its own, for it may have to wait for the lock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::Result;
-use portolan_cluster::{Change, Checked};
+use anyhow::{Context as _, Result};
+use portolan_cluster::{Change, Checked, HostRecord};
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
 
@@ -50,6 +50,8 @@ pub(super) struct Rows {
     moves: Moves,
     /// What was last seen was not all taken in.
     is_behind: bool,
+    /// The hosts that are kept for the encrypted link; none as long as nothing was seen.
+    link_hosts: Option<Option<BTreeMap<Id, HostRecord>>>,
 }
 
 impl Rows {
@@ -61,7 +63,7 @@ impl Rows {
         seal: Seal,
     ) -> Self {
         let moves = Moves::new(membership.host, shared.clone(), told.clone());
-        Self { root, membership, shared, told, seal, moves, is_behind: false }
+        Self { root, membership, shared, told, seal, moves, is_behind: false, link_hosts: None }
     }
 
     pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
@@ -140,14 +142,10 @@ impl Rows {
 
     /// Has the encrypted link be there if any network needs it, and what stands on it if it was not.
     fn keep_sealed(&mut self, engine: &Engine) {
-        let (is_needed, hosts) = {
-            let view = &lock(&self.shared).view;
-            (seal::is_needed(view), view.hosts().clone())
-        };
-        let done = match is_needed {
-            true => self.seal.ensure(&self.membership, &hosts),
-            false => self.seal.remove().map(|()| false),
-        };
+        let done = self.hosts_of_link(engine).and_then(|hosts| match hosts {
+            Some(hosts) => self.seal.ensure(&self.membership, &hosts),
+            None => Ok(false),
+        });
         let done = done.and_then(|is_new| {
             if is_new {
                 engine.reconcile()?;
@@ -164,6 +162,31 @@ impl Rows {
                 }
             }
         }
+    }
+
+    /// The hosts that the encrypted link is to lead to; none where there is to be no link, and there is none then.
+    ///
+    /// Before anything was seen of etcd they are those of the process before this one, whose link goes on.
+    fn hosts_of_link(&mut self, engine: &Engine) -> Result<Option<BTreeMap<Id, HostRecord>>> {
+        let seen = {
+            let view = &lock(&self.shared).view;
+            view.cluster().map(|_| seal::is_needed(view).then(|| view.hosts().clone()))
+        };
+        let Some(hosts) = seen else {
+            let kept = engine.cluster_hosts()?;
+            return kept
+                .map(|text| serde_json::from_str(&text).context("read the hosts of the encrypted link"))
+                .transpose();
+        };
+        if self.link_hosts.as_ref() != Some(&hosts) {
+            let text = hosts.as_ref().map(|hosts| serde_json::to_string(hosts).expect("plain values serialise"));
+            engine.set_cluster_hosts(text.as_deref())?;
+            self.link_hosts = Some(hosts.clone());
+        }
+        if hosts.is_none() {
+            self.seal.remove()?;
+        }
+        Ok(hosts)
     }
 
     /// The networks that could not be made what they should be.
