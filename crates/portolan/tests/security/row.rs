@@ -56,8 +56,12 @@ backend. That a network without a bridge passes no forged source is in `crates/p
 what is said above of frames, is for `nftables` alone: [firewall.md](firewall.md#without-the-guard), and
 `crates/portolan/tests/firewall.rs` for what passes with `iptables` and `none`.
 
-The holes of encrypted overlays (CVE-2023-28840 to 28842, CVE-2024-28860, CVE-2024-25630 and their like) have no counterpart:
-there is no overlay.
+Networks over several hosts: what is encrypted is not to be read on the LAN over starts, kills of daemons and of the process that
+encrypts, removed interfaces, flushed rules and a host that leaves, with a network that is not encrypted as the control
+(`crates/portolan/tests/cluster/sealed.rs`; CVE-2023-28840 to 28842, CVE-2024-25630 and their like). Each host has a key of its own
+(CVE-2024-28860). The ends of tunnels take packets of hosts of the cluster alone, and containers send nothing there, neither at home
+nor at other hosts (`forged.rs`, with a host's own packet as the control; GHSA-vwm3-crmr-xfxw). Without encryption, whoever is
+between hosts can still forge their addresses.
 ";
 
 /// The rows as Markdown, each under its subject, in the order they were found.
