@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use portolan_engine::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use portolan_model::{
     Bandwidth, Burst, Container, DnsConfig, Driver, Endpoint, Family, HostPorts, Id, IfName, Ipam, Limit,
-    LinkAttributes, Mac, Name, Network, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute, Sysctl,
-    SysctlKey, Tuning,
+    LinkAttributes, Mac, Name, Network, OF_CNI, PortRange, Protocol, PublishSpec, Rate, RouteAction, StaticRoute,
+    Sysctl, SysctlKey, Tuning,
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -18,9 +18,6 @@ use crate::config::{Config, Ipam as IpamConfig, PortMapping};
 use crate::error::{Code, Error};
 use crate::result::{Dns, Interface, Ip, Route, Success};
 use crate::space::Space;
-
-/// Says which container of the runtime's one of ours is.
-const CONTAINER_LABEL: &str = "io.portolan.cni.container";
 
 /// What Kubernetes says in `CNI_ARGS`, and the labels that it gives its own containers.
 const POD_LABELS: [(&str, &str); 3] = [
@@ -40,7 +37,7 @@ fn hashed(kind: &str, text: &str) -> Id {
 
 /// The runtime's name for a container that it attached by CNI; none for one that came another way.
 pub fn is_of_cni(container: &Container) -> Option<&str> {
-    container.labels.get(CONTAINER_LABEL).map(String::as_str)
+    container.labels.get(OF_CNI).map(String::as_str)
 }
 
 /// The network that a call is about, as the rows have it, whatever became of its configuration since.
@@ -229,7 +226,7 @@ pub fn plan(call: &Call, config: &Config, network: &Plan, delegated: Option<&Suc
     if is_static && addresses.is_empty() {
         addresses = ipam.into_iter().flat_map(|ipam| &ipam.addresses).map(|one| one.address.addr()).collect();
     }
-    let mut labels = BTreeMap::from([(CONTAINER_LABEL.to_owned(), call.container.clone())]);
+    let mut labels = BTreeMap::from([(OF_CNI.to_owned(), call.container.clone())]);
     labels.extend(POD_LABELS.iter().filter_map(|(key, label)| Some((label.to_string(), call.arg(key)?.to_owned()))));
     let mut aliases: Vec<Name> = Vec::new();
     for alias in config.runtime.aliases.get(&config.name).into_iter().flatten() {

@@ -10,7 +10,7 @@ use portolan_model::{
     Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, RemoteEndpoint,
     StaticRoute, Tuning,
 };
-use portolan_plan::{ContainerView, Element, Firewall, Step};
+use portolan_plan::{ContainerView, Element, Firewall, Shortcut, Step};
 
 /// A network to be made.
 #[derive(Debug, Clone)]
@@ -310,4 +310,6 @@ pub struct Rules {
     pub firewall: Firewall,
     /// The elements, by set.
     pub elements: Vec<Element>,
+    /// What takes packets past all of them.
+    pub shortcuts: Vec<Shortcut>,
 }

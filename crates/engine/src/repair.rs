@@ -400,19 +400,18 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             .kernel
             .observe(&self.root, &table, &Objects::new())
             .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
-        let elements = observed
-            .into_iter()
-            .filter_map(|object| match object {
-                Object::Element(element) => Some(element),
-                _ => None,
-            })
-            .filter(|element| match owners.as_deref() {
-                None => true,
-                Some(owners) => owners.iter().any(|owner| is_owner(&element.owner, owner)),
-            })
-            .filter(|element| element.set != Set::Closed || owners.is_none())
-            .collect();
-        Ok(Rules { firewall: table, elements })
+        let is_asked_for =
+            |comment: &str| owners.as_deref().is_none_or(|owners| owners.iter().any(|owner| is_owner(comment, owner)));
+        let (mut elements, mut shortcuts) = (Vec::new(), Vec::new());
+        for object in observed {
+            match object {
+                Object::Element(element) if element.set == Set::Closed && owners.is_some() => {}
+                Object::Element(element) if is_asked_for(&element.owner) => elements.push(element),
+                Object::Shortcut(shortcut) if is_asked_for(&shortcut.owner) => shortcuts.push(shortcut),
+                _ => {}
+            }
+        }
+        Ok(Rules { firewall: table, elements, shortcuts })
     }
 }
 

@@ -52,6 +52,9 @@ pub enum ContainerKind {
 /// word for it).
 pub const TAKEN_TO: &str = "com.docker.network.sandbox";
 
+/// The label of a container that was attached by CNI: which container of the runtime's it is.
+pub const OF_CNI: &str = "io.portolan.cni.container";
+
 /// Whose network stack a container uses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -28,8 +28,8 @@ mod tuning;
 
 pub use bandwidth::{Bandwidth, Burst, Limit, Rate};
 pub use container::{
-    ALSO_CALLED, CALLED, Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, ProcessId,
-    Sandbox, TAKEN_TO,
+    ALSO_CALLED, CALLED, Container, ContainerKind, ContainerState, DnsConfig, HostEntry, NetworkMode, OF_CNI,
+    ProcessId, Sandbox, TAKEN_TO,
 };
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use firewall::FirewallDriver;

@@ -266,6 +266,10 @@ pub struct NetworkOptions {
     /// Whether what hosts send each other of it is encrypted.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub encrypted: bool,
+    /// Whether packets between its containers of different hosts go past routing, connection tracking and rules; none leaves it
+    /// to who brought the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortcut: Option<bool>,
     /// What ipvlan interfaces share with the parent.
     pub ipvlan_mode: IpvlanMode,
 }
@@ -296,6 +300,7 @@ impl Default for NetworkOptions {
             macvlan_mode: MacvlanMode::default(),
             bclim: None,
             encrypted: false,
+            shortcut: None,
             ipvlan_mode: IpvlanMode::default(),
         }
     }
@@ -350,7 +355,7 @@ impl NetworkOptions {
         let own: &[(&str, &str)] = match driver {
             Driver::Macvlan => &[("mode", "macvlan_mode"), ("bclim", "macvlan_bclim")],
             Driver::Ipvlan => &[("mode", "ipvlan_mode")],
-            Driver::Overlay => &[("encrypted", "portolan.encrypted")],
+            Driver::Overlay => &[("encrypted", "portolan.encrypted"), ("shortcut", "portolan.shortcut")],
             Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => &[],
         };
         let is_child = matches!(driver, Driver::Macvlan | Driver::Ipvlan);
@@ -462,6 +467,7 @@ impl NetworkOptions {
             "parent" => self.parent = Some(value.parse()?),
             // Docker's clients give no value.
             "encrypted" => self.encrypted = value.is_empty() || boolean(value)?,
+            "shortcut" => self.shortcut = Some(boolean(value)?),
             "bclim" => {
                 self.bclim = Some(value.parse().map_err(|_| Invalid::new("number", value, "is not a number"))?);
             }

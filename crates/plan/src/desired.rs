@@ -401,7 +401,7 @@ fn endpoint_objects(
         objects.extend(limit.map(|limit| Object::Shaper(shaper(root, endpoint, network.mtu, direction, limit))));
     }
     if is_routed {
-        routed::endpoint_objects(network, endpoint, &owner, objects);
+        routed::endpoint_objects(network, &view.container, endpoint, &owner, objects);
         return;
     }
     let link_local = ipv6.then(|| IpAddr::V6(endpoint.mac.link_local()));

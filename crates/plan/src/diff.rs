@@ -66,7 +66,11 @@ pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
     let gone = |(key, object): (&Key, &Object)| {
         (desired.find(key).is_none() && !passes(object)).then(|| Step::Delete(object.clone()))
     };
-    let is_element = |step: &Step| matches!(step.object(), Object::Element(element) if element.set != Set::Closed);
+    let is_element = |step: &Step| match step.object() {
+        Object::Element(element) => element.set != Set::Closed,
+        Object::Shortcut(_) => true,
+        _ => false,
+    };
     let (mut steps, rest): (Vec<Step>, Vec<Step>) = observed.iter().rev().filter_map(gone).partition(is_element);
     steps.extend(rest);
     let anew = made_anew(desired, observed);
@@ -288,6 +292,7 @@ mod tests {
             Object::Vxlan(_) => "vxlan",
             Object::Forwarding(_) => "forwarding",
             Object::HostRoute(_) => "host route",
+            Object::Shortcut(_) => "shortcut",
             Object::Neighbour(_) => "neighbour",
             Object::Interface(_) => "interface",
             Object::DefaultRoute(_) => "default route",

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use portolan_model::{Family, IfName};
 
 use crate::desired::is_host_end_name;
-use crate::object::{Chain, Data, Element, Field, Group, Groups};
+use crate::object::{Chain, Data, Element, Field, Group, Groups, Shortcut, ShortcutPart};
 use crate::ruleset::{EtherType, Load, Part, Rule, rules};
 use crate::set::Set;
 
@@ -60,6 +60,31 @@ pub fn words(elements: &[Element]) -> Vec<Sentence> {
     let mut sorted: Vec<&Element> = elements.iter().collect();
     sorted.sort_by_cached_key(|e| (kind_of_owner(&e.owner), e.owner.clone(), place(&order, e.set), e.key.clone()));
     runs(&sorted).into_iter().map(|run| Sentence { owner: run.element.owner.clone(), text: run.sentence() }).collect()
+}
+
+/// What `shortcuts` do, in sentences.
+pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<Sentence> {
+    let sentence = |Shortcut { device, part, owner }: &Shortcut| {
+        let text = match part {
+            ShortcutPart::Table { .. } => return None,
+            ShortcutPart::Near { host_end, addresses } => {
+                let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+                format!(
+                    "packets between {addresses}, by {host_end}, and containers of other hosts, by {device}, go past routing, \
+                     connection tracking and all rules"
+                )
+            }
+            ShortcutPart::Far { block, via } => {
+                format!(
+                    "packets for containers in {block} go to {via} by {device}, and theirs come from there, past all rules"
+                )
+            }
+        };
+        Some(Sentence { owner: owner.clone(), text })
+    };
+    let mut sentences: Vec<Sentence> = shortcuts.into_iter().filter_map(sentence).collect();
+    sentences.sort_by_cached_key(|sentence| (kind_of_owner(&sentence.owner), sentence.clone()));
+    sentences
 }
 
 /// What the rules around the sets do, whatever is in them, in the order a packet meets them.
@@ -120,7 +145,8 @@ fn place(order: &[Set], set: Set) -> usize {
     order.iter().position(|s| *s == set).unwrap_or(order.len())
 }
 
-fn kind_of_owner(owner: &str) -> u8 {
+/// Where sentences of an owner come: the host's first, then networks, then containers.
+pub fn kind_of_owner(owner: &str) -> u8 {
     match owner.split(' ').next() {
         Some("host") => 0,
         Some("network") => 1,
@@ -395,6 +421,7 @@ fn verdict(data: Data) -> String {
         Data::Return => "it is left as it is".to_owned(),
         Data::Address(ip) => format!("it is translated to {ip}"),
         Data::AddressPort(ip, port) => format!("it is translated to {}", SocketAddr::new(ip, port)),
+        Data::Interface(index) => format!("it leaves by interface {index}"),
     }
 }
 
@@ -407,6 +434,9 @@ fn rule_sentence(chain: Chain, rule: &Rule) -> String {
             Part::SetPriority(0) => actions.push("its mark is taken away".to_owned()),
             Part::SetPriority(_) => actions.push("it is marked as allowed".to_owned()),
             Part::NoTrack => actions.push("it is not tracked".to_owned()),
+            Part::Pass(_, _, by, set) => {
+                actions.push(format!("it leaves by what `{}` has for {}, past all that follows", set.name(), list(by)));
+            }
             Part::Masquerade => actions.push("its source becomes the address of the interface it leaves by".to_owned()),
             Part::Do(data) => actions.push(verdict(*data)),
             Part::Verdict(loads, set) => actions.push(format!("`{}` decides by {}", set.name(), list(loads))),

@@ -50,6 +50,7 @@ impl Firewall {
         match (self.driver, object) {
             (FirewallDriver::Nftables, _) => true,
             (FirewallDriver::None, Object::Ruleset(_) | Object::Element(_)) => false,
+            (_, Object::Shortcut(_)) => false,
             // Neither knows the frames of a bridge, or networks without one.
             (FirewallDriver::Iptables, Object::Element(element)) => {
                 element.set.table() == Table::Inet

@@ -29,7 +29,7 @@ pub use firewall::{Firewall, Guard};
 pub use object::{
     ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Forwarding,
     Group, Groups, HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers,
-    Ruleset, SandboxSetting, Setting, Shaper, Vlan, Vxlan, Way,
+    Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, Vlan, Vxlan, Way,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

@@ -16,10 +16,12 @@ use crate::set::Set;
 
 mod objects;
 mod port;
+mod shortcut;
 mod tunnel;
 
 pub use objects::Objects;
 pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed, Way};
+pub use shortcut::{Shortcut, ShortcutKey, ShortcutPart};
 pub use tunnel::{Forwarding, Vxlan};
 
 /// Which of our interfaces a rule speaks of.
@@ -123,6 +125,8 @@ pub enum Data {
     Address(IpAddr),
     /// Translate to this address and port.
     AddressPort(IpAddr, u16),
+    /// The interface of this index.
+    Interface(u32),
 }
 
 impl fmt::Display for Data {
@@ -135,6 +139,7 @@ impl fmt::Display for Data {
             Self::Return => write!(f, "return"),
             Self::Address(address) => write!(f, "{address}"),
             Self::AddressPort(address, port) => write!(f, "{address} . {port}"),
+            Self::Interface(index) => write!(f, "{index}"),
         }
     }
 }
@@ -200,11 +205,18 @@ pub enum Chain {
     PluginPublish,
     /// The plugins' hook postrouting, source translation.
     PluginNatSource,
+    /// Hook ingress of the host ends of an overlay network: to other hosts' containers.
+    ShortcutOut,
+    /// Hook ingress of its end of the tunnels: to containers of this host.
+    ShortcutIn,
 }
 
 impl Chain {
     /// The chains of the plugins' table, in the order they are listed.
     pub const PLUGINS: [Self; 4] = [Self::PluginPublish, Self::PluginNatIn, Self::PluginNatOut, Self::PluginNatSource];
+
+    /// The chains of an overlay network's table of shortcuts, in the order they are listed.
+    pub const SHORTCUTS: [Self; 2] = [Self::ShortcutOut, Self::ShortcutIn];
 
     /// Every chain of a root's tables and its fence, in the order they are listed.
     pub const ALL: [Self; 23] = [
@@ -263,12 +275,14 @@ impl Chain {
             Self::PluginNatOut => "cni_nat_out",
             Self::PluginPublish => "cni_publish",
             Self::PluginNatSource => "cni_nat_source",
+            Self::ShortcutOut => "shortcut_out",
+            Self::ShortcutIn => "shortcut_in",
         }
     }
 
     /// The chain of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().chain(Self::PLUGINS).find(|chain| chain.name() == name)
+        Self::ALL.into_iter().chain(Self::PLUGINS).chain(Self::SHORTCUTS).find(|chain| chain.name() == name)
     }
 }
 
@@ -523,6 +537,8 @@ pub enum Object {
     Neighbour(Neighbour),
     /// A route of the host.
     HostRoute(HostRoute),
+    /// What takes packets between hosts past routing and rules.
+    Shortcut(Shortcut),
     /// An interface in a sandbox.
     Interface(Interface),
     /// A default route in a sandbox.
@@ -559,6 +575,8 @@ pub enum Key {
     Neighbour(IfName, IpAddr),
     /// By destination.
     HostRoute(IpNet),
+    /// By the end of the tunnels, and the part. After both interfaces and the neighbours that it leads to.
+    Shortcut(IfName, ShortcutKey),
     /// By namespace and name.
     Child(u64, u64, IfName),
     /// By namespace and name.
@@ -589,6 +607,7 @@ impl Object {
             Self::Shaper(o) => Key::Shaper(o.host_end.clone(), o.direction),
             Self::Neighbour(o) => Key::Neighbour(o.device.clone(), o.address),
             Self::HostRoute(o) => Key::HostRoute(o.destination),
+            Self::Shortcut(o) => Key::Shortcut(o.device.clone(), o.part.key()),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::DefaultRoute(o) => {
                 Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway), o.metric)
@@ -615,6 +634,7 @@ impl Object {
             Self::Neighbour(o) => Some(&o.device),
             Self::Forwarding(o) => Some(&o.device),
             Self::HostRoute(o) => o.way.device(),
+            Self::Shortcut(o) => Some(&o.device),
             Self::Shaper(o) => Some(&o.host_end),
             _ => None,
         }
@@ -622,7 +642,8 @@ impl Object {
 
     /// Whether it stands on `port`.
     pub fn is_on(&self, port: &Port) -> bool {
-        self.device() == Some(&port.host_end)
+        let Self::Shortcut(shortcut) = self else { return self.device() == Some(&port.host_end) };
+        matches!(&shortcut.part, ShortcutPart::Near { host_end, .. } if *host_end == port.host_end)
     }
 
     /// The namespace the object lives in, if not the host's.
@@ -698,6 +719,7 @@ impl fmt::Display for Object {
             Self::Neighbour(o) => write!(f, "neighbour {} is {} on `{}`", o.address, o.mac, o.device),
             Self::Vxlan(o) => o.fmt(f),
             Self::Forwarding(o) => o.fmt(f),
+            Self::Shortcut(o) => o.fmt(f),
             Self::HostRoute(o) => match &o.way {
                 Way::HostEnd { device, from } => {
                     write!(f, "route of the host to {} by `{device}` from {from}", o.destination.addr())

@@ -18,6 +18,10 @@
 //!
 //! What the reference plugins of CNI translate has a table of its own, [`Table::Plugins`]: no root knows of it. Sets tell
 //! containers by address, for bridges and interfaces are anybody's.
+//!
+//! # Shortcuts
+//!
+//! Each overlay network has a table of its own at the ingress of its interfaces: see [`crate::Shortcut`].
 
 mod text;
 
@@ -26,7 +30,7 @@ use portolan_model::Family;
 use crate::object::{ALLOWED, Chain, Data, Group};
 use crate::set::{Set, Table};
 
-pub use text::{render, render_element, render_fence, render_plugins};
+pub use text::{render, render_element, render_fence, render_plugins, render_shortcuts};
 
 /// Where a base chain hooks into the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +130,8 @@ pub enum Part {
     NotIcmp6Type(u8),
     /// `ip6 hoplimit`.
     HopLimit6(u8),
+    /// It may be passed on by one more: `ip ttl > 1` or `ip6 hoplimit > 1`.
+    MayGoOn(Family),
     /// `udp sport`.
     UdpSource(u16),
     /// `tcp sport`.
@@ -162,10 +168,21 @@ pub enum Part {
     Snat(Family, Vec<Load>, Set),
     /// Source translation to the output interface's address.
     Masquerade,
+    /// Passed on, with one hop less and no more ado, by the interface that the map has for the loaded values.
+    Pass(Family, Next, Vec<Load>, Set),
     /// Count packets and bytes.
     Count,
     /// A verdict.
     Do(Data),
+}
+
+/// The neighbour that a packet is passed on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Its destination.
+    Destination,
+    /// What the map has for its destination.
+    Of(Set),
 }
 
 /// A rule: parts in order, and why it is there.
@@ -220,6 +237,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::PluginNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
         Chain::PluginNatOut => at("nat", "output", 3, -100, "-100"),
         Chain::PluginNatSource => at("nat", "postrouting", 4, 100, "srcnat"),
+        Chain::ShortcutOut | Chain::ShortcutIn => at("filter", "ingress", 0, 0, "filter"),
         Chain::Allow
         | Chain::Publish
         | Chain::Transit
@@ -243,13 +261,15 @@ pub const fn table(chain: Chain) -> Table {
         | Chain::FenceForward
         | Chain::FenceInput => Table::Fence,
         Chain::PluginNatIn | Chain::PluginNatOut | Chain::PluginPublish | Chain::PluginNatSource => Table::Plugins,
+        Chain::ShortcutOut | Chain::ShortcutIn => Table::Shortcuts,
         _ => Table::Inet,
     }
 }
 
 /// The chains of `table`, in the order they are created and listed.
 pub fn chains(table: Table) -> impl Iterator<Item = Chain> {
-    Chain::ALL.into_iter().chain(Chain::PLUGINS).filter(move |chain| self::table(*chain) == table)
+    let all = Chain::ALL.into_iter().chain(Chain::PLUGINS).chain(Chain::SHORTCUTS);
+    all.filter(move |chain| self::table(*chain) == table)
 }
 
 /// The rules of `chain`, in order.
@@ -560,6 +580,21 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             ]
             .concat()
         }
+        // The source is the container's own, for it is behind this host end.
+        Chain::ShortcutOut => Family::ALL
+            .map(|f| {
+                let by = vec![IifName, Source(f)];
+                let pass = Part::Pass(f, Next::Of(Set::Far(f)), by, Set::Near(f));
+                rule("to another host's containers", &[Part::MayGoOn(f), pass])
+            })
+            .to_vec(),
+        Chain::ShortcutIn => Family::ALL
+            .map(|f| {
+                let pass = Part::Pass(f, Next::Destination, vec![Destination(f)], Set::Here(f));
+                let parts = [In(true, vec![Source(f)], Set::Beyond(f)), Part::MayGoOn(f), pass];
+                rule("from another host's containers", &parts)
+            })
+            .to_vec(),
         Chain::Guard => vec![
             rule("not from a container", &[IifGroup(false, Group::Ports), Do(Data::Accept)]),
             rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),

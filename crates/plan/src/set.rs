@@ -14,6 +14,8 @@ pub enum Table {
     /// `table inet` of a name of its own: translation for the reference plugins, which no root of ours has anything to do
     /// with.
     Plugins,
+    /// `table netdev`, one for each overlay network, called as its end of the tunnels: see [`crate::Shortcut`].
+    Shortcuts,
 }
 
 impl Table {
@@ -46,6 +48,8 @@ pub enum FieldType {
     IfName,
     /// `ether_addr`, six bytes.
     Ether,
+    /// `iface_index`, four bytes in the machine's order.
+    IfIndex,
 }
 
 impl FieldType {
@@ -59,6 +63,7 @@ impl FieldType {
             Self::Port => "inet_service",
             Self::IfName => "ifname",
             Self::Ether => "ether_addr",
+            Self::IfIndex => "iface_index",
         }
     }
 
@@ -72,6 +77,7 @@ impl FieldType {
             Self::Port => 13,
             Self::IfName => 41,
             Self::Ether => 9,
+            Self::IfIndex => 20,
         }
     }
 
@@ -80,7 +86,7 @@ impl FieldType {
         match self {
             Self::Protocol | Self::NfProto => 1,
             Self::Port => 2,
-            Self::Address(Family::V4) | Self::Prefix(Family::V4) => 4,
+            Self::Address(Family::V4) | Self::Prefix(Family::V4) | Self::IfIndex => 4,
             Self::Ether => 6,
             Self::Address(Family::V6) | Self::Prefix(Family::V6) | Self::IfName => 16,
         }
@@ -98,7 +104,7 @@ impl FieldType {
 
     /// Whether its bytes are in the machine's order rather than the network's.
     pub const fn host_order(self) -> bool {
-        matches!(self, Self::IfName | Self::NfProto)
+        matches!(self, Self::IfName | Self::NfProto | Self::IfIndex)
     }
 }
 
@@ -113,6 +119,8 @@ pub enum DataType {
     Address(Family),
     /// An address and a port.
     AddressPort(Family),
+    /// An interface.
+    Interface,
 }
 
 impl DataType {
@@ -122,6 +130,7 @@ impl DataType {
             Self::Member | Self::Verdict => Vec::new(),
             Self::Address(family) => vec![FieldType::Address(family)],
             Self::AddressPort(family) => vec![FieldType::Address(family), FieldType::Port],
+            Self::Interface => vec![FieldType::IfIndex],
         }
     }
 }
@@ -205,9 +214,29 @@ pub enum Set {
     PluginMasquerade(Family),
     /// Plugins: who takes over a published port: (protocol, host address or none, host port, place) → (address, port).
     PluginWaiting(Family),
+    /// Shortcuts: the addresses behind host ends: (host end, address) → the end of the tunnels.
+    Near(Family),
+    /// Shortcuts: the containers of this host: (address) → host end.
+    Here(Family),
+    /// Shortcuts: what other hosts give out: (block) → that host, as a neighbour at the tunnels.
+    Far(Family),
+    /// Shortcuts: where packets out of the tunnels come from: (block).
+    Beyond(Family),
 }
 
 impl Set {
+    /// The sets of an overlay network's table of shortcuts, in the order they are created and listed.
+    pub const SHORTCUTS: [Self; 8] = [
+        Self::Near(Family::V4),
+        Self::Near(Family::V6),
+        Self::Here(Family::V4),
+        Self::Here(Family::V6),
+        Self::Far(Family::V4),
+        Self::Far(Family::V6),
+        Self::Beyond(Family::V4),
+        Self::Beyond(Family::V6),
+    ];
+
     /// The sets of the plugins' table, in the order they are created and listed.
     pub const PLUGINS: [Self; 12] = [
         Self::PluginPort(Family::V4),
@@ -336,6 +365,14 @@ impl Set {
             Self::PluginMasquerade(V6) => "cni_masqueraded6",
             Self::PluginWaiting(V4) => "cni_waiting4",
             Self::PluginWaiting(V6) => "cni_waiting6",
+            Self::Near(V4) => "near4",
+            Self::Near(V6) => "near6",
+            Self::Here(V4) => "here4",
+            Self::Here(V6) => "here6",
+            Self::Far(V4) => "far4",
+            Self::Far(V6) => "far6",
+            Self::Beyond(V4) => "beyond4",
+            Self::Beyond(V6) => "beyond6",
         }
     }
 
@@ -346,7 +383,7 @@ impl Set {
 
     /// The sets of `table`, in the order they are created and listed.
     pub fn in_table(table: Table) -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().chain(Self::PLUGINS).filter(move |set| set.table() == table)
+        Self::ALL.into_iter().chain(Self::PLUGINS).chain(Self::SHORTCUTS).filter(move |set| set.table() == table)
     }
 
     /// The table it is in.
@@ -359,6 +396,7 @@ impl Set {
             | Self::PluginLocal(_)
             | Self::PluginMasquerade(_)
             | Self::PluginWaiting(_) => Table::Plugins,
+            Self::Near(_) | Self::Here(_) | Self::Far(_) | Self::Beyond(_) => Table::Shortcuts,
             _ => Table::Inet,
         }
     }
@@ -376,11 +414,15 @@ impl Set {
                 vec![NfProto, IfName]
             }
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
-            Self::Gateway(f) | Self::Behind(f) => vec![IfName, Address(f)],
+            Self::Gateway(f) | Self::Behind(f) | Self::Near(f) => vec![IfName, Address(f)],
             Self::Between(f) => vec![Prefix(f), Prefix(f)],
-            Self::Gateways(f) | Self::Redirected(f) | Self::Excess(f) | Self::Ends(f) | Self::PluginMasquerade(f) => {
-                vec![Address(f)]
-            }
+            Self::Gateways(f)
+            | Self::Redirected(f)
+            | Self::Excess(f)
+            | Self::Ends(f)
+            | Self::PluginMasquerade(f)
+            | Self::Here(f) => vec![Address(f)],
+            Self::Far(f) | Self::Beyond(f) => vec![Prefix(f)],
             Self::Own(f) => vec![Address(f), Address(f)],
             Self::Source(f) => vec![IfName, Ether, Address(f)],
             Self::PluginHairpin(f) => vec![Prefix(f), Address(f)],
@@ -397,7 +439,8 @@ impl Set {
             | Self::PluginPort(f)
             | Self::PluginAnyPort(f)
             | Self::PluginWaiting(f) => DataType::AddressPort(f),
-            Self::Range(f) | Self::AnyRange(f) | Self::Snat(f) => DataType::Address(f),
+            Self::Range(f) | Self::AnyRange(f) | Self::Snat(f) | Self::Far(f) => DataType::Address(f),
+            Self::Near(_) | Self::Here(_) => DataType::Interface,
             Self::Within | Self::Between(_) | Self::Leave | Self::Enter | Self::ToHost => DataType::Verdict,
             _ => DataType::Member,
         }
@@ -414,7 +457,8 @@ impl Set {
     }
 
     /// Whether its keys hold ranges. Such sets copy themselves at every commit (nft_set_pipapo.c), so what need
-    /// not be a range lives elsewhere.
+    /// not be a range lives elsewhere; but those of a single field are trees (nft_set_rbtree.c), which hold where a range begins
+    /// and where it is over as an element each.
     pub const fn interval(self) -> bool {
         matches!(
             self,
@@ -424,7 +468,14 @@ impl Set {
                 | Self::Between(_)
                 | Self::PluginHairpin(_)
                 | Self::PluginLocal(_)
+                | Self::Far(_)
+                | Self::Beyond(_)
         )
+    }
+
+    /// Whether it is such a tree.
+    pub const fn is_tree(self) -> bool {
+        matches!(self, Self::Far(_) | Self::Beyond(_))
     }
 }
 
@@ -434,7 +485,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found_again() {
-        let all = || Set::ALL.into_iter().chain(Set::PLUGINS);
+        let all = || Set::ALL.into_iter().chain(Set::PLUGINS).chain(Set::SHORTCUTS);
         for set in all() {
             assert_eq!(Set::named(set.table(), set.name()), Some(set));
         }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use ipnet::IpNet;
 use portolan_engine::{Engine, HostInterface, HostRoute, Kernel, KernelError, Kind, NetworkRequest, PortClash};
 use portolan_model::{DhcpLease, DhcpServer, Driver, IfName, Ipam, Mtu, ProcessId, Publication, Sandbox};
-use portolan_plan::{Direction, Firewall, Key, Object, Objects, Set, Setting, Step};
+use portolan_plan::{Direction, Firewall, Key, Object, Objects, Set, Setting, ShortcutKey, ShortcutPart, Step};
 use portolan_store::SqliteStore;
 
 /// A port of the host that a process of somebody else's listens on.
@@ -231,6 +231,20 @@ impl State {
                 Object::Neighbour(neighbour) => device(&neighbour.device),
                 Object::Forwarding(forwarding) => device(&forwarding.device),
                 Object::HostRoute(route) => route.way.device().is_none_or(device),
+                Object::Shortcut(shortcut) => {
+                    device(&shortcut.device)
+                        && match &shortcut.part {
+                            ShortcutPart::Table { .. } => true,
+                            part => {
+                                let table = Key::Shortcut(shortcut.device.clone(), ShortcutKey::Table);
+                                let end = match part {
+                                    ShortcutPart::Near { host_end, .. } => there(Key::Port(host_end.clone())),
+                                    _ => true,
+                                };
+                                there(table) && end
+                            }
+                        }
+                }
                 Object::Interface(interface) => self.objects.iter().any(|(_, object)| match object {
                     Object::Port(port) => port.sandbox == interface.sandbox && port.sandbox_end == interface.name,
                     Object::Child(child) => child.sandbox == interface.sandbox && child.name == interface.name,
@@ -251,7 +265,13 @@ impl State {
                 && match gone {
                     Object::Ruleset(_) => !matches!(object, Object::Element(_)),
                     Object::Bridge(bridge) => !matches!(object, Object::Neighbour(n) if n.device == bridge.name),
-                    Object::Vxlan(vxlan) => object.device() != Some(&vxlan.name),
+                    // Chains stay, at no interface.
+                    Object::Vxlan(vxlan) => {
+                        matches!(object, Object::Shortcut(_)) || object.device() != Some(&vxlan.name)
+                    }
+                    Object::Shortcut(shortcut) if matches!(shortcut.part, ShortcutPart::Table { .. }) => {
+                        !matches!(object, Object::Shortcut(other) if other.device == shortcut.device)
+                    }
                     Object::Port(port) => match object {
                         Object::Neighbour(n) => n.device != port.host_end,
                         Object::HostRoute(r) => r.way.device() != Some(&port.host_end),

@@ -11,6 +11,7 @@ mod ports;
 mod routes;
 mod sandbox;
 mod shapers;
+mod shortcuts;
 mod tunnels;
 
 pub(super) use routes::host_route;
@@ -37,6 +38,7 @@ enum Place {
     Sysctl,
     Rules,
     Host,
+    Shortcuts,
     Sandbox,
 }
 
@@ -46,6 +48,7 @@ fn place(step: &Step) -> Place {
         Object::Child(child) if matches!(step, Step::Delete(_)) && !child.handed => Place::Sandbox,
         Object::Setting(_) => Place::Sysctl,
         Object::Ruleset(_) | Object::Element(_) => Place::Rules,
+        Object::Shortcut(_) => Place::Shortcuts,
         Object::Bridge(_)
         | Object::Port(_)
         | Object::Shaper(_)
@@ -92,6 +95,8 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
                 FirewallDriver::Firewalld => context.failures.extend(super::firewalld::apply(firewall, now).err()),
             },
             Place::Host => context.host(now),
+            Place::Shortcuts if firewall.driver != FirewallDriver::Nftables => {}
+            Place::Shortcuts => context.shortcuts(now),
             Place::Sandbox => context.sandboxes(now),
         }
         if mode == Mode::Strict && !context.failures.is_empty() {

@@ -7,6 +7,7 @@ mod firewalld;
 mod iptables;
 mod observe;
 mod removal;
+mod shortcuts;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
@@ -29,6 +30,8 @@ pub struct HostKernel {
     // Neither changes while the process lives, and reading either takes as long as a netlink message.
     boot: OnceCell<String>,
     process: OnceCell<ProcessId>,
+    /// Whether it can have shortcuts, once somebody asked.
+    shortcuts: OnceCell<bool>,
     leaves_waits: Cell<bool>,
     /// Whether closing the netfilter socket would have to wait for what it removed.
     lingers: Cell<bool>,

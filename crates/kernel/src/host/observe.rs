@@ -12,7 +12,7 @@ use portolan_plan::{
 };
 
 use super::apply::open_sandbox;
-use super::{HostKernel, failure, refusal};
+use super::{HostKernel, failure, refusal, shortcuts};
 use crate::netlink::{self, Socket};
 use crate::netns;
 use crate::nft::decode;
@@ -46,7 +46,10 @@ pub(super) fn observe(
         }
     }
     found.extend(rules(kernel, firewall, desired)?);
-    kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;
+    let indexes = kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;
+    if firewall.driver == FirewallDriver::Nftables {
+        shortcuts::observe(kernel, root, desired, &indexes, &mut found)?;
+    }
     for (sandbox, interfaces) in sandboxes(desired) {
         let ns = match open_sandbox(&sandbox) {
             Ok(ns) => ns,
@@ -114,15 +117,17 @@ fn tables(socket: &mut Socket, name: &str, found: &mut Objects) -> Result<(), Ke
     Ok(())
 }
 
+/// The interfaces and what stands on them; the indexes of all there are.
 fn links(
     socket: &mut Socket,
     root: &str,
     groups: Groups,
     desired: &Objects,
     found: &mut Objects,
-) -> Result<(), KernelError> {
+) -> Result<BTreeMap<String, u32>, KernelError> {
     let doing = "list interfaces";
     let all = link::dump(socket).map_err(|error| refusal(doing, &error))?;
+    let indexes: BTreeMap<String, u32> = all.iter().map(|link| (link.name.clone(), link.index)).collect();
     let names: BTreeMap<u32, &str> = all.iter().map(|link| (link.index, link.name.as_str())).collect();
     let network = format!("portolan:{root}:network:");
     let endpoint = format!("portolan:{root}:endpoint:");
@@ -190,7 +195,7 @@ fn links(
     found.extend(host_routes(&routes, &devices, desired).map(Object::HostRoute));
     devices.extend(bridges.iter().map(|(index, name)| (*index, name.clone())));
     if devices.is_empty() {
-        return Ok(());
+        return Ok(indexes);
     }
     for neighbour in neigh::dump(socket, None).map_err(|error| refusal("list neighbours", &error))? {
         let Some(device) = devices.get(&neighbour.ifindex) else { continue };
@@ -210,7 +215,6 @@ fn links(
         let listed = neigh::fdb_dump(socket, *index).map_err(|error| refusal("list forwarding entries", &error))?;
         entries.extend(listed.into_iter().filter(neigh::FdbEntry::is_static).map(|entry| (entry.port, entry.mac)));
     }
-    let indexes: BTreeMap<&str, u32> = all.iter().map(|link| (link.name.as_str(), link.index)).collect();
     let without: Vec<Port> = found
         .iter()
         .filter_map(|(_, object)| match object {
@@ -226,7 +230,7 @@ fn links(
     for port in without {
         found.insert(Object::Port(Port { alias: format!("{} (no forwarding entry)", port.alias), ..port }));
     }
-    Ok(())
+    Ok(indexes)
 }
 
 /// Whether an interface where IPv6 is on has any use of it: without addresses it is as good as off.

@@ -1,13 +1,13 @@
 //! Listings into values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_bindings::nftables::{
-    DataAttrs, ExprAttrs, ExprListAttrs, IterableDataAttrs, PushRuleAttrs, PushSetelemListAttrs, PushTableAttrs,
-    RuleAttrs, SetelemListAttrs, SetelemListElemAttrs, TableAttrs, VerdictAttrs,
+    ChainAttrs, DataAttrs, ExprAttrs, ExprListAttrs, HookDevAttrs, IterableDataAttrs, NftHookAttrs, PushRuleAttrs,
+    PushSetelemListAttrs, PushTableAttrs, RuleAttrs, SetelemListAttrs, SetelemListElemAttrs, TableAttrs, VerdictAttrs,
 };
 use netlink_bindings::utils::{IterableChunks, find_attr};
 use portolan_model::{Family, IfName, Mac, Protocol};
@@ -89,16 +89,23 @@ pub fn is_empty(mut socket: Socket, table: &str, set: Set) -> Result<bool, Netli
 /// The kernel's refusal; an absent table or set is an empty list.
 pub fn elements(socket: &mut Socket, table: &str, set: Set) -> Result<(Vec<Element>, usize), NetlinkError> {
     let mut unknown = 0;
-    let lists = socket.dump_all(
-        message(libc::NFT_MSG_GETSETELEM),
-        0,
-        |buf| {
+    let mut dump = |read: &mut dyn FnMut(&[u8])| {
+        let request = |buf: &mut Vec<u8>| {
             push_nfgenmsg(buf, family(set.table()), 0);
             PushSetelemListAttrs::new(buf).push_table_bytes(table.as_bytes()).push_set_bytes(set.name().as_bytes());
-        },
-        |_, payload| Some(listed(set, payload.get(NFGENMSG..)?)),
-    );
-    match lists {
+        };
+        socket.dump_all(message(libc::NFT_MSG_GETSETELEM), 0, request, |_, payload| {
+            read(payload.get(NFGENMSG..)?);
+            Some(())
+        })
+    };
+    let (mut lists, mut bounds) = (Vec::new(), Vec::new());
+    let outcome = match set.is_tree() {
+        true => dump(&mut |attrs| bounds.extend(each(attrs, |attrs| bound(set, attrs)))),
+        false => dump(&mut |attrs| lists.push(listed(set, attrs))),
+    };
+    lists.push(ranges(set, bounds));
+    match outcome.map(|_| lists) {
         Ok(lists) => {
             let mut elements = Vec::new();
             for found in lists.into_iter().flatten() {
@@ -114,17 +121,77 @@ pub fn elements(socket: &mut Socket, table: &str, set: Set) -> Result<(Vec<Eleme
     }
 }
 
-/// The elements in a message; none for those that are not of our making.
-pub(crate) fn listed(set: Set, attrs: &[u8]) -> Vec<Option<Element>> {
+/// Where a range of a tree begins, with what it answers and whose it is; or where one is over.
+struct Bound {
+    key: Vec<u8>,
+    begins: Option<(Data, String)>,
+}
+
+/// Reads an element of a tree.
+fn bound(set: Set, attrs: &[u8]) -> Option<Bound> {
+    let (mut key, mut flags, mut data, mut owner) = (None, 0, Data::Member, String::new());
+    for (header, value) in IterableChunks::new(attrs) {
+        match header.r#type {
+            NFTA_SET_ELEM_KEY => key = Some(DataAttrs::new(value).get_value().ok()?.to_vec()),
+            NFTA_SET_ELEM_DATA => data = element_data(set, DataAttrs::new(value))?,
+            NFTA_SET_ELEM_FLAGS => flags = u32::from_be_bytes(*value.first_chunk()?),
+            NFTA_SET_ELEM_USERDATA => owner = comment_of(value).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    let is_over = flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0;
+    Some(Bound { key: key?, begins: (!is_over).then_some((data, owner)) })
+}
+
+/// The ranges between bounds; none for what is not of our making.
+fn ranges(set: Set, bounds: Vec<Option<Bound>>) -> Vec<Option<Element>> {
+    let mut unknown = bounds.iter().filter(|bound| bound.is_none()).count();
+    let mut bounds: Vec<Bound> = bounds.into_iter().flatten().collect();
+    // Where one range is over the next may begin.
+    bounds.sort_by(|a, b| (&a.key, a.begins.is_some()).cmp(&(&b.key, b.begins.is_some())));
+    let mut found = Vec::new();
+    let mut bounds = bounds.into_iter().peekable();
+    while let Some(Bound { key, begins }) = bounds.next() {
+        // nft(8) marks the first key of all as the end of nothing.
+        let Some((data, owner)) = begins else { continue };
+        let over = bounds.peek().map(|next| next.key.clone());
+        let last = over.map_or_else(|| vec![0xff; key.len()], before);
+        match fields(&set.key(), &key, Some(&last)) {
+            Some(key) => found.push(Some(Element { set, key, data, owner })),
+            None => unknown += 1,
+        }
+    }
+    found.extend(std::iter::repeat_with(|| None).take(unknown));
+    found
+}
+
+/// The key before one.
+fn before(mut key: Vec<u8>) -> Vec<u8> {
+    for byte in key.iter_mut().rev() {
+        *byte = byte.wrapping_sub(1);
+        if *byte != 0xff {
+            break;
+        }
+    }
+    key
+}
+
+/// What `read` makes of each element in a message.
+fn each<T>(attrs: &[u8], mut read: impl FnMut(&[u8]) -> T) -> Vec<T> {
     let mut found = Vec::new();
     for attr in SetelemListAttrs::new(attrs) {
         let Ok(SetelemListAttrs::Elements(list)) = attr else { continue };
         for item in list {
             let Ok(SetelemListElemAttrs::Elem(item)) = item else { continue };
-            found.push(element(set, item.get_buf()));
+            found.push(read(item.get_buf()));
         }
     }
     found
+}
+
+/// The elements in a message; none for those that are not of our making.
+pub(crate) fn listed(set: Set, attrs: &[u8]) -> Vec<Option<Element>> {
+    each(attrs, |attrs| element(set, attrs))
 }
 
 /// Reads one element, by attribute number: the codec's specification numbers some of them unlike the kernel.
@@ -150,6 +217,7 @@ fn element(set: Set, attrs: &[u8]) -> Option<Element> {
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_FLAGS: u16 = 3;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
 
 /// Splits the registers' bytes into fields.
@@ -181,6 +249,8 @@ fn field(kind: FieldType, bytes: &[u8], last: &[u8]) -> Option<Field> {
             let text = bytes.split(|b| *b == 0).next()?;
             Field::IfName(std::str::from_utf8(text).ok()?.parse::<IfName>().ok()?)
         }
+        // Keys have names; an index is what some answer.
+        FieldType::IfIndex => return None,
         FieldType::Ether => Field::Ether(Mac::from_bytes(bytes.try_into().ok()?)),
     })
 }
@@ -212,6 +282,7 @@ fn element_data(set: Set, value: IterableDataAttrs<'_>) -> Option<Data> {
                 let port = bytes.get(at..at + 2)?;
                 Some(Data::AddressPort(address(family, bytes)?, u16::from_be_bytes([port[0], port[1]])))
             }
+            DataType::Interface => Some(Data::Interface(u32::from_ne_bytes(*bytes.first_chunk()?))),
             DataType::Member | DataType::Verdict => None,
         },
         DataAttrs::Verdict(verdict) => {
@@ -232,6 +303,48 @@ fn element_data(set: Set, value: IterableDataAttrs<'_>) -> Option<Data> {
             }
         }
     }
+}
+
+/// The names and comments of all tables of `table`'s family.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn tables(socket: &mut Socket, table: Table) -> Result<Vec<(String, Option<String>)>, NetlinkError> {
+    let read = |payload: &[u8]| {
+        let attrs = TableAttrs::new(payload.get(NFGENMSG..)?);
+        let name = attrs.get_name().ok()?.to_string_lossy().into_owned();
+        Some((name, attrs.get_userdata().ok().and_then(comment_of)))
+    };
+    let request = |buf: &mut Vec<u8>| push_nfgenmsg(buf, family(table), 0);
+    socket.dump_all(message(libc::NFT_MSG_GETTABLE), 0, request, |_, payload| read(payload))
+}
+
+/// The chains of the shortcuts of `device`, by name, with the interfaces at whose ingress they are.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn hooked(socket: &mut Socket, device: &str) -> Result<BTreeMap<String, BTreeSet<String>>, NetlinkError> {
+    let read = |payload: &[u8]| {
+        let attrs = ChainAttrs::new(payload.get(NFGENMSG..)?);
+        if attrs.get_table().ok()?.to_bytes() != device.as_bytes() {
+            return None;
+        }
+        let mut interfaces = BTreeSet::new();
+        for attr in attrs.get_hook().ok().into_iter().flatten().flatten() {
+            match attr {
+                NftHookAttrs::Dev(name) => drop(interfaces.insert(name.to_string_lossy().into_owned())),
+                NftHookAttrs::Devs(devs) => {
+                    interfaces
+                        .extend(devs.flatten().map(|HookDevAttrs::Name(name)| name.to_string_lossy().into_owned()));
+                }
+                NftHookAttrs::Num(_) | NftHookAttrs::Priority(_) => {}
+            }
+        }
+        Some((attrs.get_name().ok()?.to_string_lossy().into_owned(), interfaces))
+    };
+    let request = |buf: &mut Vec<u8>| push_nfgenmsg(buf, family(Table::Shortcuts), 0);
+    let chains = socket.dump_all(message(libc::NFT_MSG_GETCHAIN), 0, request, |_, payload| read(payload))?;
+    Ok(chains.into_iter().collect())
 }
 
 /// A rule's shape: what it says it is for, and the kinds of its expressions in order.

@@ -11,7 +11,7 @@ use netlink_bindings::nftables::{
 use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 use portolan_model::Family;
-use portolan_plan::ruleset::{self, EtherType, Load, Part, Rule};
+use portolan_plan::ruleset::{self, EtherType, Load, Next, Part, Rule};
 use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Groups, Set, Table};
 
 use super::{DESTROY_SET_ELEMENT, comment_userdata, family, message};
@@ -45,16 +45,53 @@ pub fn create_plugins(batch: &mut Batch) {
     create_table(batch, Table::PLUGINS_NAME, Table::Plugins);
 }
 
+/// Adds the table of shortcuts of the end of tunnels `device`, with all chains, sets and rules, and with `alias` as its comment.
+/// The transaction fails when it exists; `EOPNOTSUPP` or `ENOENT` say that the kernel has no such tables or no way to pass packets
+/// on there (`CONFIG_NF_TABLES_NETDEV`, `CONFIG_NFT_FWD_NETDEV`), `EINVAL` that it is older than Linux 6.4.
+pub fn create_shortcuts(batch: &mut Batch, device: &str, alias: &str) {
+    // What has no interface left is removed before Linux 6.13, so both chains are at one that lasts.
+    create_table_at(batch, device, Table::Shortcuts, alias, Some(device));
+}
+
+/// Makes a table of shortcuts at no interface and removes it again.
+pub fn try_shortcuts(batch: &mut Batch) {
+    const NAME: &str = "portolan_try";
+    create_table(batch, NAME, Table::Shortcuts);
+    delete_ruleset(batch, NAME, Table::Shortcuts);
+}
+
+/// Has the shortcuts of `device` see what comes in by `interface`, a host end; it is fine if they do already (Linux 6.4). Once in
+/// a transaction.
+pub fn hook_shortcuts(batch: &mut Batch, device: &str, interface: &str) {
+    let chain = Chain::ShortcutOut;
+    let hook = ruleset::hook(chain).expect("shortcuts are at a hook");
+    batch.message(message(libc::NFT_MSG_NEWCHAIN), CREATE, |buf| {
+        push_nfgenmsg(buf, family(Table::Shortcuts), 0);
+        let attrs =
+            PushChainAttrs::new(buf).push_table_bytes(device.as_bytes()).push_name_bytes(chain.name().as_bytes());
+        let attrs = attrs.nested_hook().push_num(hook.number).push_priority(hook.priority);
+        attrs.nested_devs().push_name_bytes(interface.as_bytes()).end_nested().end_nested();
+    });
+}
+
 fn create_table(batch: &mut Batch, name: &str, table: Table) {
+    create_table_at(batch, name, table, "", None);
+}
+
+/// The same with a comment, and with its base chains at an interface.
+fn create_table_at(batch: &mut Batch, name: &str, table: Table, comment: &str, interface: Option<&str>) {
     batch.message(message(libc::NFT_MSG_NEWTABLE), CREATE | EXCLUSIVE, |buf| {
         push_nfgenmsg(buf, family(table), 0);
-        PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
+        let attrs = PushTableAttrs::new(buf).push_name_bytes(name.as_bytes());
+        if !comment.is_empty() {
+            attrs.push_userdata(&comment_userdata(comment));
+        }
     });
     for (id, set) in Set::in_table(table).enumerate() {
         create_set(batch, name, set, id as u32 + 1);
     }
     for chain in ruleset::chains(table) {
-        create_chain(batch, name, chain);
+        create_chain(batch, name, chain, interface);
     }
     for chain in ruleset::chains(table) {
         for rule in ruleset::rules(chain) {
@@ -98,7 +135,7 @@ fn own_fence(batch: &mut Batch, table: &str, flags: u16) {
 fn fill_fence(batch: &mut Batch, name: &str, table: &str) {
     let chains = || Chain::ALL.into_iter().filter(|chain| ruleset::table(*chain) == Table::Fence);
     for chain in chains() {
-        create_chain(batch, table, chain);
+        create_chain(batch, table, chain, None);
     }
     for chain in chains() {
         for rule in ruleset::rules(chain) {
@@ -120,13 +157,17 @@ pub fn delete_ruleset(batch: &mut Batch, name: &str, table: Table) {
     });
 }
 
-fn create_chain(batch: &mut Batch, table: &str, chain: Chain) {
+fn create_chain(batch: &mut Batch, table: &str, chain: Chain, interface: Option<&str>) {
     batch.message(message(libc::NFT_MSG_NEWCHAIN), CREATE | EXCLUSIVE, |buf| {
         push_nfgenmsg(buf, family(ruleset::table(chain)), 0);
         let mut attrs =
             PushChainAttrs::new(buf).push_table_bytes(table.as_bytes()).push_name_bytes(chain.name().as_bytes());
         if let Some(hook) = ruleset::hook(chain) {
-            attrs = attrs.nested_hook().push_num(hook.number).push_priority(hook.priority).end_nested();
+            let mut at = attrs.nested_hook().push_num(hook.number).push_priority(hook.priority);
+            if let Some(interface) = interface {
+                at = at.nested_devs().push_name_bytes(interface.as_bytes()).end_nested();
+            }
+            attrs = at.end_nested();
             attrs.push_policy(libc::NF_ACCEPT as u32).push_type_bytes(hook.kind.as_bytes());
         }
     });
@@ -141,7 +182,11 @@ fn create_set(batch: &mut Batch, table: &str, set: Set, id: u32) {
             flags |= libc::NFT_SET_MAP as u32;
         }
         if set.interval() {
-            flags |= libc::NFT_SET_INTERVAL as u32 | NFT_SET_CONCAT;
+            flags |= libc::NFT_SET_INTERVAL as u32;
+        }
+        let is_concatenation = set.interval() && !set.is_tree();
+        if is_concatenation {
+            flags |= NFT_SET_CONCAT;
         }
         if set.expires() {
             flags |= libc::NFT_SET_TIMEOUT as u32;
@@ -159,7 +204,7 @@ fn create_set(batch: &mut Batch, table: &str, set: Set, id: u32) {
             DataType::Verdict => attrs.push_data_type(0xffff_ff00).push_data_len(0),
             data => attrs.push_data_type(type_number(&data.fields())).push_data_len(padded_len(&data.fields())),
         };
-        if set.interval() {
+        if is_concatenation {
             let mut fields = attrs.nested_desc().nested_concat();
             for field in &key {
                 fields = fields.nested_elem().push_len(field.len() as u32).end_nested();
@@ -233,7 +278,9 @@ pub fn delete_elements(batch: &mut Batch, table: &str, elements: &[&Element], in
 /// Calls `each` with runs of elements of one set, short enough for a message.
 fn each_set(elements: &[&Element], mut each: impl FnMut(Set, &[&Element])) {
     for run in elements.chunk_by(|a, b| a.set == b.set) {
-        for part in run.chunks(ELEMENTS_PER_MESSAGE) {
+        // In a tree each is two.
+        let most = if run[0].set.is_tree() { ELEMENTS_PER_MESSAGE / 2 } else { ELEMENTS_PER_MESSAGE };
+        for part in run.chunks(most) {
             each(part[0].set, part);
         }
     }
@@ -260,7 +307,7 @@ fn push_elements_for(
         .nested_elements();
     for element in elements {
         let mut attrs = list.nested_elem().nested_key().push_value(&key_bytes(element, false)).end_nested();
-        if set.interval() {
+        if set.interval() && !set.is_tree() {
             // By hand: the codec's specification gives this attribute another number than the kernel does.
             let buf = attrs.as_vec_mut();
             let nested = push_nested_header(buf, NFTA_SET_ELEM_KEY_END);
@@ -270,7 +317,7 @@ fn push_elements_for(
         if with_data {
             attrs = match element.data {
                 Data::Member => attrs,
-                Data::Address(_) | Data::AddressPort(..) => {
+                Data::Address(_) | Data::AddressPort(..) | Data::Interface(_) => {
                     attrs.nested_data().push_value(&data_bytes(element.data)).end_nested()
                 }
                 verdict => push_verdict(attrs.nested_data(), verdict).end_nested(),
@@ -282,7 +329,23 @@ fn push_elements_for(
             attrs = attrs.push_userdata(&comment_userdata(&element.owner));
         }
         list = attrs.end_nested();
+        if let Some(over) = set.is_tree().then(|| over(element)).flatten() {
+            let end = list.nested_elem().push_flags(&(libc::NFT_SET_ELEM_INTERVAL_END as u32).to_be_bytes());
+            list = end.nested_key().push_value(&over).end_nested().end_nested();
+        }
     }
+}
+
+/// The first key of a tree that an element does not cover any more; none where it covers the last one there is.
+fn over(element: &Element) -> Option<Vec<u8>> {
+    let mut bytes = key_bytes(element, true);
+    for byte in bytes.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            return Some(bytes);
+        }
+    }
+    None
 }
 
 fn push_verdict<P: Pusher>(data: PushDataAttrs<P>, verdict: Data) -> PushDataAttrs<P> {
@@ -292,7 +355,7 @@ fn push_verdict<P: Pusher>(data: PushDataAttrs<P>, verdict: Data) -> PushDataAtt
         Data::Drop => attrs.push_code(libc::NF_DROP as u32),
         Data::Return => attrs.push_code(libc::NFT_RETURN as u32),
         Data::Goto(chain) => attrs.push_code(libc::NFT_GOTO as u32).push_chain_bytes(chain.name().as_bytes()),
-        Data::Member | Data::Address(_) | Data::AddressPort(..) => unreachable!("not a verdict"),
+        Data::Member | Data::Address(_) | Data::AddressPort(..) | Data::Interface(_) => unreachable!("not a verdict"),
     }
     .end_nested()
 }
@@ -338,6 +401,7 @@ fn data_bytes(data: Data) -> Vec<u8> {
             bytes.extend(port.to_be_bytes());
             bytes.extend([0, 0]);
         }
+        Data::Interface(index) => bytes.extend(index.to_ne_bytes()),
         _ => unreachable!("a verdict has no bytes"),
     }
     bytes
@@ -349,7 +413,7 @@ fn create_rule(batch: &mut Batch, table: &str, groups: Groups, chain: Chain, rul
         push_nfgenmsg(buf, family(table_kind), 0);
         PushRuleAttrs::new(&mut *buf).push_table_bytes(table.as_bytes()).push_chain_bytes(chain.name().as_bytes());
         let list = push_nested_header(buf, NFTA_RULE_EXPRESSIONS);
-        let mut expressions = Expressions { buf, table: table_kind, groups, ether_known: false };
+        let mut expressions = Expressions { buf, table: table_kind, groups, ether_known: false, family_known: None };
         for part in &rule.parts {
             expressions.part(part);
         }
@@ -373,6 +437,8 @@ struct Expressions<'a> {
     table: Table,
     groups: Groups,
     ether_known: bool,
+    /// The family that conditions so far hold for alone.
+    family_known: Option<Family>,
 }
 
 impl Expressions<'_> {
@@ -400,7 +466,10 @@ impl Expressions<'_> {
     }
 
     fn compare(&mut self, equal: bool, value: &[u8]) {
-        let operation = if equal { libc::NFT_CMP_EQ } else { libc::NFT_CMP_NEQ };
+        self.compare_by(if equal { libc::NFT_CMP_EQ } else { libc::NFT_CMP_NEQ }, value);
+    }
+
+    fn compare_by(&mut self, operation: i32, value: &[u8]) {
         self.expression("cmp", |buf| {
             PushExprCmpAttrs::new(buf).push_sreg(REGISTER).push_op(operation as u32).nested_data().push_value(value);
         });
@@ -413,14 +482,25 @@ impl Expressions<'_> {
 
     /// The network header's offsets mean something only for the family they belong to.
     fn only_family(&mut self, family: Family) {
-        if self.table != Table::Bridge {
-            let number = match family {
-                Family::V4 => libc::NFPROTO_IPV4,
-                Family::V6 => libc::NFPROTO_IPV6,
-            };
-            self.meta_is(libc::NFT_META_NFPROTO, true, &[number as u8]);
-        } else {
-            assert!(self.ether_known, "a rule of the bridge table names the link layer protocol first");
+        if self.family_known == Some(family) {
+            return;
+        }
+        match self.table {
+            Table::Inet | Table::Fence | Table::Plugins => {
+                self.meta_is(libc::NFT_META_NFPROTO, true, &[number(family)]);
+                self.family_known = Some(family);
+            }
+            Table::Shortcuts => {
+                let protocol = match family {
+                    Family::V4 => EtherType::Ipv4,
+                    Family::V6 => EtherType::Ipv6,
+                };
+                self.meta_is(libc::NFT_META_PROTOCOL, true, &protocol.number().to_be_bytes());
+                self.family_known = Some(family);
+            }
+            Table::Bridge => {
+                assert!(self.ether_known, "a rule of the bridge table names the link layer protocol first");
+            }
         }
     }
 
@@ -462,13 +542,18 @@ impl Expressions<'_> {
 
     /// Loads values into consecutive registers.
     fn load(&mut self, loads: &[Load]) {
+        self.load_to(loads, REGISTER);
+    }
+
+    /// The same, from a register on.
+    fn load_to(&mut self, loads: &[Load], first: u32) {
         for load in loads {
             if let Load::Source(family) | Load::Destination(family) = load {
                 self.only_family(*family);
                 break;
             }
         }
-        let mut register = REGISTER;
+        let mut register = first;
         for load in loads {
             let len = match load {
                 Load::Protocol => {
@@ -529,6 +614,10 @@ impl Expressions<'_> {
     }
 
     fn lookup(&mut self, set: Set, destination: Option<u32>, inverted: bool) {
+        self.lookup_from(REGISTER, set, destination, inverted);
+    }
+
+    fn lookup_from(&mut self, source: u32, set: Set, destination: Option<u32>, inverted: bool) {
         self.expression("lookup", |buf| {
             // By hand: the codec's specification numbers these attributes in another order than the kernel does.
             push_header(buf, NFTA_LOOKUP_SET, set.name().len() as u16 + 1);
@@ -538,7 +627,7 @@ impl Expressions<'_> {
                 push_header(buf, kind, 4);
                 buf.extend(value.to_be_bytes());
             };
-            number(NFTA_LOOKUP_SREG, REGISTER);
+            number(NFTA_LOOKUP_SREG, source);
             if let Some(register) = destination {
                 number(NFTA_LOOKUP_DREG, register);
             }
@@ -562,6 +651,25 @@ impl Expressions<'_> {
                 .push_reg_addr_min(REGISTER);
             if matches!(set.data(), DataType::AddressPort(_)) {
                 attrs.push_reg_proto_min(REGISTER + words).push_flags(NF_NAT_RANGE_PROTO_SPECIFIED);
+            }
+        });
+    }
+
+    /// The registers are those that nft(8) takes: it reads them back.
+    fn pass(&mut self, family: Family, next: Next, by: &[Load], set: Set) {
+        const NEXT: u32 = REGISTER + 4;
+        self.load(by);
+        self.lookup(set, Some(REGISTER), false);
+        self.load_to(&[Load::Destination(family)], NEXT);
+        if let Next::Of(set) = next {
+            self.lookup_from(NEXT, set, Some(NEXT), false);
+        }
+        self.expression("fwd", |buf| {
+            for (kind, value) in
+                [(NFTA_FWD_SREG_DEV, REGISTER), (NFTA_FWD_SREG_ADDR, NEXT), (NFTA_FWD_NFPROTO, number(family).into())]
+            {
+                push_header(buf, kind, 4);
+                buf.extend(value.to_be_bytes());
             }
         });
     }
@@ -627,6 +735,16 @@ impl Expressions<'_> {
                 self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 7, 1, REGISTER);
                 self.compare(true, &[*hops]);
             }
+            Part::MayGoOn(family) => {
+                self.only_family(*family);
+                let offset = match family {
+                    Family::V4 => 8,
+                    Family::V6 => 7,
+                };
+                self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, 1, REGISTER);
+                self.compare_by(libc::NFT_CMP_GT, &[1]);
+            }
+            Part::Pass(family, next, by, set) => self.pass(*family, *next, by, *set),
             Part::UdpSource(port) => self.port(libc::IPPROTO_UDP, 0, *port),
             Part::TcpSource(port) => self.port(libc::IPPROTO_TCP, 0, *port),
             Part::UdpDestination(port) => self.port(libc::IPPROTO_UDP, 2, *port),
@@ -681,7 +799,17 @@ impl Expressions<'_> {
     }
 }
 
+const fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::NFPROTO_IPV4 as u8,
+        Family::V6 => libc::NFPROTO_IPV6 as u8,
+    }
+}
+
 /// Numbers of nf_tables.h that the libc crate lacks.
+const NFTA_FWD_SREG_DEV: u16 = 1;
+const NFTA_FWD_SREG_ADDR: u16 = 2;
+const NFTA_FWD_NFPROTO: u16 = 3;
 const NFT_SET_CONCAT: u32 = 0x80;
 const NFT_TABLE_F_OWNER: u32 = 2;
 const NFT_TABLE_F_PERSIST: u32 = 4;

@@ -24,6 +24,7 @@ const fn family(table: Table) -> u8 {
     match table {
         Table::Inet | Table::Fence | Table::Plugins => libc::NFPROTO_INET as u8,
         Table::Bridge => libc::NFPROTO_BRIDGE as u8,
+        Table::Shortcuts => libc::NFPROTO_NETDEV as u8,
     }
 }
 

@@ -4,10 +4,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Endpoint, Family, Id, IfName, Mtu, Network, Peer, Protocol, SEAL};
+use portolan_model::{Container, Endpoint, Family, Id, IfName, Mtu, Network, OF_CNI, Peer, Protocol, SEAL};
 
 use super::{alias_of_network, element, elements, fnv, member};
-use crate::object::{Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Vxlan, Way};
+use crate::object::{
+    Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Shortcut, ShortcutPart, Vxlan, Way,
+};
 use crate::set::Set;
 
 /// The name of a network's end of its tunnels: `vx-` and twelve digits of its id.
@@ -52,6 +54,10 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         alias: alias_of_network(root, network.id),
         ipv6: network.has(Family::V6) || is_v6(overlay.end.address),
     }));
+    if has_shortcuts(network) {
+        let part = ShortcutPart::Table { alias: alias_of_network(root, network.id) };
+        objects.insert(shortcut(network, part, owner.to_owned()));
+    }
     for family in Family::ALL {
         let key = || vec![Field::NfProto(family), device()];
         objects.insert(element(Set::Leave, key(), Data::Drop, owner));
@@ -66,16 +72,46 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
 
 /// What another host's containers may send to this endpoint. That the source is another host's of this network is checked by
 /// the way back to it.
-pub(super) fn endpoint_objects(network: &Network, endpoint: &Endpoint, owner: &str, objects: &mut Objects) {
+pub(super) fn endpoint_objects(
+    network: &Network,
+    container: &Container,
+    endpoint: &Endpoint,
+    owner: &str,
+    objects: &mut Objects,
+) {
     let key = vec![Field::IfName(network.bridge.clone()), Field::IfName(endpoint.host_end.clone())];
     objects.insert(element(Set::Within, key, elements::within(network), owner));
+    if takes_shortcuts(network, container, endpoint) {
+        let addresses = endpoint.addresses.iter().map(|one| one.address.addr()).collect();
+        let part = ShortcutPart::Near { host_end: endpoint.host_end.clone(), addresses };
+        objects.insert(shortcut(network, part, owner.to_owned()));
+    }
+}
+
+fn shortcut(network: &Network, part: ShortcutPart, owner: String) -> Object {
+    Object::Shortcut(Shortcut { device: network.bridge.clone(), part, owner })
+}
+
+/// Whether rules let everything pass between containers of a network, so that packets between hosts can do without.
+fn has_shortcuts(network: &Network) -> bool {
+    network.overlay.is_some() && network.options.icc && network.options.shortcut != Some(false)
+}
+
+/// Whether a container's packets can: both ways or none, for connection tracking that sees one half of a conversation takes it
+/// for none.
+///
+/// What CNI brings is Kubernetes' more often than not, whose proxy translates services to containers of other hosts: their
+/// answers have to be translated back. And what a limit holds up on the way out of the container is not seen at its ingress.
+fn takes_shortcuts(network: &Network, container: &Container, endpoint: &Endpoint) -> bool {
+    let asked_for = network.options.shortcut.unwrap_or_else(|| !container.labels.contains_key(OF_CNI));
+    has_shortcuts(network) && asked_for && endpoint.bandwidth.out.is_none()
 }
 
 /// What leads to another host that gives out `blocks` of an overlay network. Nothing where it has no address of the family
 /// that this host's end of the tunnels has, or is not on the encrypted link that the network goes by.
 ///
-/// The other host is a neighbour at the tunnels under its own address, so that a route shows where it leads; where the
-/// families differ, under the link-local address that is made of its MAC.
+/// The other host is a neighbour at the tunnels under its own address, so that a route shows where it leads; where it has none
+/// that serves, under the link-local address that is made of its MAC.
 pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]) -> Objects {
     let mut objects = Objects::new();
     let Some(overlay) = network.overlay else { return objects };
@@ -90,7 +126,13 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
     let device = || network.bridge.clone();
     for block in blocks {
         let inner = Family::of(block.addr());
-        let via = if inner == outer { to } else { IpAddr::V6(peer.mac.link_local()) };
+        // IPv6 takes no global address for a neighbour where routes lead to it elsewhere (ip6_route_check_nh_onlink()).
+        let own = match (inner == outer, inner) {
+            (true, _) => Some(to),
+            (false, Family::V4) => peer.underlay.v4,
+            (false, Family::V6) => None,
+        };
+        let via = own.unwrap_or_else(|| IpAddr::V6(peer.mac.link_local()));
         let fits = overlay.end.inner_mtu(overlay.end.mtu.min(takes), inner == Family::V6);
         let mtu = Some(fits).filter(|fits: &Mtu| *fits < network.mtu);
         objects.insert(Object::Forwarding(Forwarding { device: device(), mac: peer.mac, to, by: by.clone() }));
@@ -99,13 +141,21 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
             destination: *block,
             way: Way::Tunnel { device: device(), via, mtu },
         }));
+        // A packet that is too large for its way is told so by the route.
+        if has_shortcuts(network) && mtu.is_none() {
+            // Shortcuts know neighbours of the packet's own family alone. Nobody else is one under a block's first address.
+            let via = if Family::of(via) == inner { via } else { block.network() };
+            objects.insert(Object::Neighbour(Neighbour { device: device(), address: via, mac: peer.mac }));
+            let owner = format!("host {} on {}", peer.name, network.name);
+            objects.insert(shortcut(network, ShortcutPart::Far { block: *block, via }, owner));
+        }
     }
     objects
 }
 
 #[cfg(test)]
 mod tests {
-    use portolan_model::{PerFamily, Subnet};
+    use portolan_model::{Limit, PerFamily, Rate, Subnet};
 
     use super::super::sample::{container, endpoint, overlay};
     use super::super::{ContainerView, container_objects, network_objects};
@@ -142,6 +192,8 @@ mod tests {
                 "neighbour fe80::ff:fe00:b is 02:00:00:00:00:0b on `vx-000100000000`",
                 "route of the host to 10.1.0.64/26 via 192.0.2.2 on `vx-000100000000`",
                 "route of the host to fd01::1:0/112 via fe80::ff:fe00:b on `vx-000100000000`",
+                "shortcut of `vx-000100000000` to 10.1.0.64/26 via 192.0.2.2 (host b on n)",
+                "shortcut of `vx-000100000000` to fd01::1:0/112 via fe80::ff:fe00:b (host b on n)",
             ]
         );
     }
@@ -152,6 +204,7 @@ mod tests {
         let objects = peer_objects("/r", &network, &peer(Some("192.0.2.2"), None, 1300), &blocks());
         let routes: Vec<String> = said(&objects).split_off(3);
         assert!(routes[0].ends_with(" mtu 1250") && routes[1].ends_with(" mtu 1280"), "{routes:?}");
+        assert_eq!(routes.len(), 2, "what is too large is told by the route, so there is no other way");
     }
 
     #[test]
@@ -170,10 +223,12 @@ mod tests {
             said(&peer_objects("/r", &network, &sealed, &blocks())),
             [
                 format!("forwarding of 02:00:00:00:00:0b on `vx-000100000000` to fe80::2 by `{link}`"),
+                "neighbour 192.0.2.2 is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
                 "neighbour fe80::2 is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
-                "neighbour fe80::ff:fe00:b is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
-                "route of the host to 10.1.0.64/26 via fe80::ff:fe00:b on `vx-000100000000`".to_owned(),
+                "route of the host to 10.1.0.64/26 via 192.0.2.2 on `vx-000100000000`".to_owned(),
                 "route of the host to fd01::1:0/112 via fe80::2 on `vx-000100000000`".to_owned(),
+                "shortcut of `vx-000100000000` to 10.1.0.64/26 via 192.0.2.2 (host b on n)".to_owned(),
+                "shortcut of `vx-000100000000` to fd01::1:0/112 via fe80::2 (host b on n)".to_owned(),
             ]
         );
     }
@@ -183,6 +238,55 @@ mod tests {
         let network = overlay("n", 1, &["10.1.0.0/16"], "fd00::1");
         assert!(peer_objects("/r", &network, &peer(Some("192.0.2.2"), None, 1500), &blocks()).is_empty());
         assert!(!peer_objects("/r", &network, &peer(None, Some("fd00::2"), 1500), &blocks()).is_empty());
+    }
+
+    #[test]
+    fn packets_take_shortcuts_where_rules_let_them_all_pass() {
+        fn limit() -> Limit {
+            Limit { rate: Rate::new(1_000_000).unwrap(), burst: None }
+        }
+        type Alter = fn(&mut Network, &mut Container, &mut Endpoint);
+        let cases: [(&str, Alter, [bool; 3]); 7] = [
+            ("as it is made", |_, _, _| {}, [true; 3]),
+            ("containers do not reach each other", |network, _, _| network.options.icc = false, [false; 3]),
+            ("switched off", |network, _, _| network.options.shortcut = Some(false), [false; 3]),
+            (
+                "what comes out of the container is held up",
+                |_, _, endpoint| endpoint.bandwidth.out = Some(limit()),
+                [true, true, false],
+            ),
+            (
+                "what goes into it is held up, by the host end itself",
+                |_, _, endpoint| endpoint.bandwidth.into = Some(limit()),
+                [true; 3],
+            ),
+            (
+                "by CNI",
+                |_, container, _| drop(container.labels.insert(OF_CNI.to_owned(), "pod".to_owned())),
+                [true, true, false],
+            ),
+            (
+                "by CNI, and switched on",
+                |network, container, _| {
+                    container.labels.insert(OF_CNI.to_owned(), "pod".to_owned());
+                    network.options.shortcut = Some(true);
+                },
+                [true; 3],
+            ),
+        ];
+        for (case, alter, [table, far, near]) in cases {
+            let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
+            let mut container = container("c1", 0x11);
+            let mut endpoint = endpoint(&container, &network, 0, &["10.1.0.65", "fd01::65"]);
+            alter(&mut network, &mut container, &mut endpoint);
+            let has = |objects: Objects, start: &str| said(&objects).iter().any(|said| said.starts_with(start));
+            assert_eq!(has(network_objects("/r", &network), "shortcuts of"), table, "{case}");
+            let peer = peer(Some("192.0.2.2"), None, 1500);
+            assert_eq!(has(peer_objects("/r", &network, &peer, &blocks()), "shortcut of"), far, "{case}");
+            let view = ContainerView { container, endpoints: vec![(endpoint, network)], publications: Vec::new() };
+            let by = "shortcut of `vx-000100000000` to 10.1.0.65, fd01::65 by `pv00110001` (container c1 on n)";
+            assert_eq!(has(container_objects("/r", &view), by), near, "{case}");
+        }
     }
 
     #[test]

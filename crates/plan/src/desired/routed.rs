@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Endpoint, Family, Network};
+use portolan_model::{Container, Endpoint, Family, Network};
 
 use super::{elements, gateway_mac, member, overlay};
 use crate::object::{Element, Field, HostEnd, HostRoute, Neighbour, Object, Objects, Routed, Way};
@@ -50,7 +50,13 @@ pub(super) fn place(network: &Network, ipv6: bool) -> HostEnd {
 }
 
 /// What leads to an endpoint, and what it may do: as for a bridge, but by its own host end.
-pub(super) fn endpoint_objects(network: &Network, endpoint: &Endpoint, owner: &str, objects: &mut Objects) {
+pub(super) fn endpoint_objects(
+    network: &Network,
+    container: &Container,
+    endpoint: &Endpoint,
+    owner: &str,
+    objects: &mut Objects,
+) {
     let device = &endpoint.host_end;
     elements::of_device(network, device, owner, objects);
     for (address, _, gateway) in places(network, endpoint) {
@@ -61,7 +67,7 @@ pub(super) fn endpoint_objects(network: &Network, endpoint: &Endpoint, owner: &s
         objects.insert(Object::HostRoute(HostRoute { destination: address.into(), way }));
     }
     if network.overlay.is_some() {
-        overlay::endpoint_objects(network, endpoint, owner, objects);
+        overlay::endpoint_objects(network, container, endpoint, owner, objects);
     }
 }
 

@@ -1,11 +1,12 @@
 //! The rules as nft(8) writes them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
-use portolan_model::Family;
+use portolan_model::{Family, IfName};
 
 use super::*;
-use crate::object::{Element, Groups};
+use crate::object::{Element, Field, Groups, Shortcut, ShortcutPart};
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,6 +72,15 @@ impl fmt::Display for Rendered<'_> {
             Part::Icmp4Type(number) => write!(f, "icmp type {number}"),
             Part::NotIcmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type != nd-router-advert"),
             Part::NotIcmp6Type(number) => write!(f, "icmpv6 type != {number}"),
+            Part::MayGoOn(Family::V4) => write!(f, "ip ttl > 1"),
+            Part::MayGoOn(Family::V6) => write!(f, "ip6 hoplimit > 1"),
+            Part::Pass(family, next, by, set) => {
+                write!(f, "fwd {} to {}", ip(*family), Load::Destination(*family))?;
+                if let Next::Of(set) = next {
+                    write!(f, " map @{}", set.name())?;
+                }
+                write!(f, " device {} map @{}", concat(by), set.name())
+            }
             Part::HopLimit6(hops) => write!(f, "ip6 hoplimit {hops}"),
             Part::HasL4Proto => write!(f, "meta l4proto != 255"),
             Part::Icmp6Type(LISTENER_QUERY) => write!(f, "icmpv6 type mld-listener-query"),
@@ -139,7 +149,7 @@ pub fn render<'a>(name: &str, elements: impl IntoIterator<Item = &'a Element>) -
     let elements: Vec<&Element> = elements.into_iter().collect();
     let mut text = String::new();
     for table_kind in Table::ALL {
-        render_table(&mut text, table_kind, name, Groups::of(name), &elements);
+        render_table(&mut text, table_kind, name, Groups::of(name), of_set(&elements), nowhere);
     }
     text
 }
@@ -147,7 +157,8 @@ pub fn render<'a>(name: &str, elements: impl IntoIterator<Item = &'a Element>) -
 /// The fence beside the tables `name`, as nft(8) reads it, without its flags: nft cannot own a table for long.
 pub fn render_fence(name: &str) -> String {
     let mut text = String::new();
-    render_table(&mut text, Table::Fence, &Table::fence_name(name), Groups::of(name), &[]);
+    let (table, groups) = (Table::fence_name(name), Groups::of(name));
+    render_table(&mut text, Table::Fence, &table, groups, of_set(&[]), nowhere);
     text
 }
 
@@ -156,25 +167,83 @@ pub fn render_plugins<'a>(elements: impl IntoIterator<Item = &'a Element>) -> St
     let elements: Vec<&Element> = elements.into_iter().collect();
     let mut text = String::new();
     let name = Table::PLUGINS_NAME;
-    render_table(&mut text, Table::Plugins, name, Groups::of(name), &elements);
+    render_table(&mut text, Table::Plugins, name, Groups::of(name), of_set(&elements), nowhere);
     text
 }
 
-fn render_table(text: &mut String, table_kind: Table, name: &str, groups: Groups, elements: &[&Element]) {
+/// The shortcuts of `device` as nft(8) reads them, from the parts of its table.
+pub fn render_shortcuts<'a>(device: &IfName, parts: impl IntoIterator<Item = &'a Shortcut>) -> String {
+    let mut lines: BTreeMap<Set, Vec<String>> = BTreeMap::new();
+    // Both chains are at the end of the tunnels, which lasts.
+    let mut ends = BTreeSet::from([device]);
+    for Shortcut { part, owner, .. } in parts {
+        match part {
+            ShortcutPart::Table { .. } => {}
+            ShortcutPart::Near { host_end, addresses } => {
+                ends.insert(host_end);
+                for address in addresses {
+                    let family = Family::of(*address);
+                    let near = format!("\"{host_end}\" . {address} comment \"{owner}\" : \"{device}\"");
+                    lines.entry(Set::Near(family)).or_default().push(near);
+                    let here = format!("{address} comment \"{owner}\" : \"{host_end}\"");
+                    lines.entry(Set::Here(family)).or_default().push(here);
+                }
+            }
+            ShortcutPart::Far { block, via } => {
+                let (family, block) = (Family::of(block.addr()), Field::Prefix(*block));
+                let far = format!("{block} comment \"{owner}\" : {via}");
+                lines.entry(Set::Far(family)).or_default().push(far);
+                lines.entry(Set::Beyond(family)).or_default().push(format!("{block} comment \"{owner}\""));
+            }
+        }
+    }
+    let (mut text, name) = (String::new(), device.as_str());
+    let hooked = |chain: Chain| if chain == Chain::ShortcutOut { ends.clone() } else { BTreeSet::from([device]) };
+    render_table(
+        &mut text,
+        Table::Shortcuts,
+        name,
+        Groups::of(name),
+        |set| lines.remove(&set).unwrap_or_default(),
+        hooked,
+    );
+    text
+}
+
+/// No interface: chains of other families are at none.
+const fn nowhere<'a>(_: Chain) -> BTreeSet<&'a IfName> {
+    BTreeSet::new()
+}
+
+fn render_table<'a>(
+    text: &mut String,
+    table_kind: Table,
+    name: &str,
+    groups: Groups,
+    mut elements: impl FnMut(Set) -> Vec<String>,
+    hooked: impl Fn(Chain) -> BTreeSet<&'a IfName>,
+) {
     let family = match table_kind {
         Table::Inet | Table::Fence | Table::Plugins => "inet",
         Table::Bridge => "bridge",
+        Table::Shortcuts => "netdev",
     };
     let _ = writeln!(text, "table {family} {name} {{");
     for set in Set::in_table(table_kind) {
-        render_set(text, set, elements.iter().copied().filter(|e| e.set == set));
+        render_set(text, set, &elements(set));
     }
     for chain in chains(table_kind) {
         let _ = writeln!(text, "\tchain {} {{", chain.name());
         if let Some(hook) = hook(chain) {
+            let devices: Vec<String> = hooked(chain).into_iter().map(ToString::to_string).collect();
+            let devices = match devices.as_slice() {
+                [] => String::new(),
+                [one] => format!(" device \"{one}\""),
+                many => format!(" devices = {{ {} }}", many.join(", ")),
+            };
             let _ = writeln!(
                 text,
-                "\t\ttype {} hook {} priority {}; policy accept;",
+                "\t\ttype {} hook {}{devices} priority {}; policy accept;",
                 hook.kind, hook.hook, hook.priority_name
             );
         }
@@ -186,7 +255,12 @@ fn render_table(text: &mut String, table_kind: Table, name: &str, groups: Groups
     let _ = writeln!(text, "}}");
 }
 
-fn render_set<'a>(text: &mut String, set: Set, elements: impl Iterator<Item = &'a Element>) {
+/// Those of `elements` that are in a set.
+fn of_set<'a>(elements: &'a [&'a Element]) -> impl FnMut(Set) -> Vec<String> + 'a {
+    move |set| elements.iter().filter(|element| element.set == set).map(|element| render_element(element)).collect()
+}
+
+fn render_set(text: &mut String, set: Set, elements: &[String]) {
     let key = set.key().iter().map(|f| f.name()).collect::<Vec<_>>().join(" . ");
     let data = match set.data() {
         crate::DataType::Member => String::new(),
@@ -201,7 +275,6 @@ fn render_set<'a>(text: &mut String, set: Set, elements: impl Iterator<Item = &'
     if set.expires() {
         let _ = writeln!(text, "\t\tflags timeout");
     }
-    let elements: Vec<String> = elements.map(render_element).collect();
     if !elements.is_empty() {
         let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use clap::ValueEnum;
 use portolan_engine::{ContainerInfo, RulesOf};
-use portolan_model::{Family, FirewallDriver};
-use portolan_plan::{explain, iptables, ruleset};
+use portolan_model::{Family, FirewallDriver, IfName};
+use portolan_plan::{Shortcut, explain, iptables, ruleset};
 
 use crate::context::Context;
 use crate::output::{self, RuleSentence, RuleText};
@@ -46,6 +46,9 @@ impl Args {
         let text = match self.form {
             Form::Words => {
                 let mut sentences = explain::words(&rules.elements);
+                sentences.extend(explain::shortcuts(&rules.shortcuts));
+                // Of one owner, those of the long way come first.
+                sentences.sort_by_key(|sentence| explain::kind_of_owner(&sentence.owner));
                 name_owners(&mut sentences, &engine.containers()?);
                 if context.json {
                     let sentences = sentences
@@ -56,7 +59,12 @@ impl Args {
                 }
                 grouped(&sentences)
             }
-            Form::Nft => ruleset::render(&rules.firewall.name, &rules.elements),
+            Form::Nft => {
+                let tables = by_device(&rules.shortcuts);
+                let shortcuts =
+                    tables.iter().map(|(device, parts)| ruleset::render_shortcuts(device, parts.iter().copied()));
+                ruleset::render(&rules.firewall.name, &rules.elements) + &shortcuts.collect::<String>()
+            }
             Form::Iptables if rules.firewall.driver == FirewallDriver::Iptables => {
                 Family::ALL.map(|family| iptables::render(&rules.firewall, family, &rules.elements)).concat()
             }
@@ -82,6 +90,14 @@ fn name_owners(sentences: &mut [explain::Sentence], containers: &[ContainerInfo]
             sentence.owner = format!("container {called} ({name}) {rest}").trim_end().to_owned();
         }
     }
+}
+
+fn by_device(shortcuts: &[Shortcut]) -> BTreeMap<&IfName, Vec<&Shortcut>> {
+    let mut tables: BTreeMap<&IfName, Vec<&Shortcut>> = BTreeMap::new();
+    for shortcut in shortcuts {
+        tables.entry(&shortcut.device).or_default().push(shortcut);
+    }
+    tables
 }
 
 /// Sentences under their owners.

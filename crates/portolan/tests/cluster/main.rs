@@ -8,4 +8,5 @@ mod lossless;
 mod many;
 mod overlay;
 mod sealed;
+mod shortcuts;
 mod world;

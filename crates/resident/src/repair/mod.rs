@@ -239,6 +239,11 @@ fn holds_our_rules(driver: FirewallDriver, table: &str) -> bool {
     }
 }
 
+/// Whether an nftables table of this name could be one of shortcuts, which are called as the ends of tunnels.
+fn is_of_shortcuts(driver: FirewallDriver, table: &str) -> bool {
+    driver == FirewallDriver::Nftables && table.starts_with("vx-")
+}
+
 struct Thread {
     engine: Engine,
     monitor: Monitor,
@@ -378,6 +383,9 @@ impl Thread {
                     if !is_of_us(name) && tables.iter().any(|table| holds_our_rules(firewall.driver, table)) {
                         work.rules = true;
                         work.because.insert(format!("`{name}`, process {pid}, changed our rules"));
+                    }
+                    if !is_of_us(name) && tables.iter().any(|table| is_of_shortcuts(firewall.driver, table)) {
+                        work.links(format!("`{name}`, process {pid}, changed what takes packets past rules"));
                     }
                 }
                 Event::LinkGone(link) if link.group == groups.ports => {

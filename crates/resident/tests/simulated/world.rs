@@ -463,5 +463,8 @@ impl World {
 }
 
 fn is_of_overlay(object: &Object) -> bool {
-    matches!(object, Object::Vxlan(_) | Object::Forwarding(_) | Object::Neighbour(_) | Object::HostRoute(_))
+    matches!(
+        object,
+        Object::Vxlan(_) | Object::Forwarding(_) | Object::Neighbour(_) | Object::HostRoute(_) | Object::Shortcut(_)
+    )
 }

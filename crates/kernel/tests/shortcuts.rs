@@ -1,0 +1,204 @@
+//! Tables of shortcuts: what is made is read back, and is what nft(8) lists and `portolan-plan` renders.
+
+mod common;
+
+use std::process::Command;
+
+use common::{in_netns, route_socket};
+use portolan_engine::Kernel as _;
+use portolan_kernel::host::HostKernel;
+use portolan_kernel::netlink::Batch;
+use portolan_kernel::rtnl::link;
+use portolan_plan::{Firewall, Key, Object, Objects, Shortcut, ShortcutPart, Step, diff, ruleset};
+
+const DEVICE: &str = "vx-000100000000";
+const ENDS: [&str; 2] = ["pv00110001", "pv00120001"];
+
+fn part(part: ShortcutPart, owner: &str) -> Object {
+    Object::Shortcut(Shortcut { device: DEVICE.parse().unwrap(), part, owner: owner.to_owned() })
+}
+
+fn near(end: usize, addresses: &[&str]) -> Object {
+    let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    part(ShortcutPart::Near { host_end: ENDS[end].parse().unwrap(), addresses }, &format!("container c{end} on web"))
+}
+
+fn far(block: &str, via: &str) -> Object {
+    part(ShortcutPart::Far { block: block.parse().unwrap(), via: via.parse().unwrap() }, "host b on web")
+}
+
+fn all() -> Objects {
+    [
+        part(ShortcutPart::Table { alias: "portolan:/r:network:00".to_owned() }, "network web"),
+        near(0, &["10.1.0.2", "fd01::2"]),
+        near(1, &["10.1.0.3"]),
+        // Neighbours, the last addresses of all, and a single one.
+        far("10.1.0.64/26", "192.0.2.2"),
+        far("10.1.0.128/25", "192.0.2.3"),
+        far("10.1.1.7/32", "192.0.2.3"),
+        far("255.255.255.0/24", "192.0.2.4"),
+        far("fd01::1:0/112", "fe80::b"),
+        far("ffff::/16", "fe80::c"),
+    ]
+    .into_iter()
+    .collect()
+}
+
+fn interfaces(names: &[&str]) {
+    let mut batch = Batch::new();
+    for name in names {
+        link::create_plain(&mut batch, name, "bridge", None);
+    }
+    route_socket().transact(&batch).unwrap();
+}
+
+fn delete(name: &str) {
+    let mut batch = Batch::new();
+    link::delete(&mut batch, name);
+    route_socket().transact(&batch).unwrap();
+}
+
+fn nft(args: &[&str]) -> String {
+    let output = Command::new("nft").args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// In a namespace with the interfaces, where the kernel can have shortcuts.
+fn where_there_can_be(test: impl FnOnce(&HostKernel, &Firewall)) {
+    in_netns(|| {
+        interfaces(&[DEVICE, ENDS[0], ENDS[1]]);
+        let (kernel, firewall) = (HostKernel::new(), Firewall::nftables("portolan"));
+        let steps = diff(&all(), &Objects::new());
+        kernel.apply(&firewall, &steps).unwrap();
+        if nft(&["list", "tables"]).is_empty() {
+            eprintln!("SKIP: this kernel cannot pass packets on at ingress (CONFIG_NFT_FWD_NETDEV, Linux 6.4)");
+            return;
+        }
+        test(&kernel, &firewall);
+    });
+}
+
+fn shortcuts(objects: &Objects) -> Vec<String> {
+    let of_ours = objects.iter().filter(|(_, object)| matches!(object, Object::Shortcut(_)));
+    of_ours.map(|(_, object)| object.to_string()).collect()
+}
+
+#[test]
+fn what_is_made_is_read_back_and_listed() {
+    where_there_can_be(|kernel, firewall| {
+        let desired = all();
+        let found = kernel.observe("/r", firewall, &desired).unwrap();
+        assert_eq!(diff(&desired, &found), [], "{:#?}", shortcuts(&found));
+        // Also by who asks for nothing, as long as it is his root's.
+        let read = shortcuts(&kernel.observe("/r", firewall, &Objects::new()).unwrap());
+        assert_eq!(read[1..], shortcuts(&desired)[1..]);
+        assert!(shortcuts(&kernel.observe("/r2", firewall, &Objects::new()).unwrap()).is_empty());
+
+        let parts: Vec<Shortcut> = desired
+            .iter()
+            .filter_map(|(_, object)| match object {
+                Object::Shortcut(shortcut) => Some(shortcut.clone()),
+                _ => None,
+            })
+            .collect();
+        let lines = |text: &str| -> Vec<String> {
+            let text = text.replace(",\n\t\t\t     ", "\n").replace("elements = { ", "\n").replace(" }\n", "\n");
+            let elements = |line: &str| -> Vec<String> {
+                let by = if line.contains("hook") { "\n" } else { ", " };
+                line.trim().split(by).map(str::to_owned).collect()
+            };
+            let mut lines: Vec<String> = text.lines().flat_map(elements).collect();
+            lines.retain(|line| !line.is_empty() && !line.starts_with("comment"));
+            lines.sort();
+            lines
+        };
+        let rendered = ruleset::render_shortcuts(&DEVICE.parse().unwrap(), &parts);
+        assert_eq!(lines(&nft(&["list", "table", "netdev", DEVICE])), lines(&rendered));
+        let check = std::env::temp_dir().join(format!("portolan-shortcuts-{}", std::process::id()));
+        std::fs::write(&check, rendered.replacen(DEVICE, "another", 1)).unwrap();
+        nft(&["-c", "-f", check.to_str().unwrap()]);
+        std::fs::remove_file(&check).unwrap();
+    });
+}
+
+#[test]
+fn parts_come_and_go_one_by_one() {
+    where_there_can_be(|kernel, firewall| {
+        let desired = all();
+        let is = |wanted: &Objects| {
+            let found = kernel.observe("/r", firewall, wanted).unwrap();
+            assert_eq!(diff(wanted, &found), [], "{:#?}", shortcuts(&found));
+        };
+        for mode in ["strict", "lenient"] {
+            let carry_out = |steps: &[Step]| match mode {
+                "strict" => kernel.apply(firewall, steps).unwrap(),
+                _ => assert_eq!(kernel.repair(firewall, steps), []),
+            };
+            for (key, object) in desired.iter().filter(|(key, _)| **key != table_key()) {
+                carry_out(&[Step::Delete(object.clone())]);
+                let mut without = desired.clone();
+                without.retain(|other| other.key() != *key);
+                is(&without);
+                carry_out(&[Step::Create(object.clone())]);
+                is(&desired);
+            }
+            let moved = far("10.1.0.64/26", "192.0.2.9");
+            let back = far("10.1.0.64/26", "192.0.2.2");
+            carry_out(&[Step::Change(back.clone(), moved.clone())]);
+            let mut other = desired.clone();
+            other.insert(moved.clone());
+            is(&other);
+            carry_out(&[Step::Change(moved, back)]);
+            is(&desired);
+        }
+        // What is there already or gone already does not matter to a repair.
+        let steps: Vec<Step> = desired.iter().map(|(_, object)| Step::Create(object.clone())).collect();
+        assert_eq!(kernel.repair(firewall, &steps[1..]), []);
+        is(&desired);
+        kernel.apply(firewall, &diff(&Objects::new(), &desired)).unwrap();
+        assert_eq!(nft(&["list", "ruleset"]), "");
+        assert_eq!(kernel.repair(firewall, &diff(&Objects::new(), &desired)), []);
+    });
+}
+
+fn table_key() -> Key {
+    part(ShortcutPart::Table { alias: String::new() }, "").key()
+}
+
+#[test]
+fn whatever_became_of_it_is_made_anew() {
+    where_there_can_be(|kernel, firewall| {
+        let desired = all();
+        let damages: [&[&str]; 8] = [
+            &["flush", "ruleset"],
+            &["delete", "element", "netdev", DEVICE, "beyond4", "{ 10.1.0.64/26 }"],
+            &["delete", "element", "netdev", DEVICE, "here4", "{ 10.1.0.2 }"],
+            &["add", "element", "netdev", DEVICE, "here4", "{ 10.1.0.9 : \"pv00120001\" }"],
+            &["add", "element", "netdev", DEVICE, "near4", "{ \"pv00120001\" . 10.1.0.2 : \"vx-000100000000\" }"],
+            &["add", "element", "netdev", DEVICE, "beyond4", "{ 10.2.0.0/24 }"],
+            &["flush", "chain", "netdev", DEVICE, "shortcut_in"],
+            &["add", "rule", "netdev", DEVICE, "shortcut_out", "accept"],
+        ];
+        for damage in damages {
+            nft(damage);
+            let found = kernel.observe("/r", firewall, &desired).unwrap();
+            let steps = diff(&desired, &found);
+            assert_ne!(steps, [], "{damage:?}");
+            assert_eq!(kernel.repair(firewall, &steps), [], "{damage:?}");
+            let found = kernel.observe("/r", firewall, &desired).unwrap();
+            assert_eq!(diff(&desired, &found), [], "{damage:?}");
+        }
+        // Interfaces of the same names are others: what leads to those that went leads nowhere.
+        for gone in [ENDS[1], DEVICE] {
+            delete(gone);
+            interfaces(&[gone]);
+            let found = kernel.observe("/r", firewall, &desired).unwrap();
+            let steps = diff(&desired, &found);
+            assert_ne!(steps, [], "{gone}");
+            assert_eq!(kernel.repair(firewall, &steps), [], "{gone}");
+            let found = kernel.observe("/r", firewall, &desired).unwrap();
+            assert_eq!(diff(&desired, &found), [], "{gone}");
+        }
+    });
+}

@@ -1,0 +1,86 @@
+//! What takes packets between containers of different hosts past routing, connection tracking and rules.
+//!
+//! An overlay network has a table of its own at the ingress of its interfaces (nftables' family `netdev`), called as its end of
+//! the tunnels is. What a container sends from its own address to another host's block goes right into the tunnel, and what comes
+//! out of it from such a block, for a container of this host, right to that one's host end. All else goes on as if there were no
+//! such table: what it does not know is routed and judged by the rules.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::IfName;
+
+use super::join;
+
+/// A part of such a table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shortcut {
+    /// The end of the tunnels, by whose name the table goes.
+    pub device: IfName,
+    /// What it is.
+    pub part: ShortcutPart,
+    /// Who it is there for, e.g. `network web`.
+    pub owner: String,
+}
+
+/// The table, or what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ShortcutPart {
+    /// The table with its chains, rules and empty sets.
+    Table {
+        /// What says whose it is: the alias of the end of the tunnels.
+        alias: String,
+    },
+    /// A container of this host.
+    Near {
+        /// Its host end.
+        host_end: IfName,
+        /// What it sends from, and takes.
+        addresses: BTreeSet<IpAddr>,
+    },
+    /// Addresses that another host gives out.
+    Far {
+        /// Those.
+        block: IpNet,
+        /// That host as a neighbour at the tunnels, of the block's family.
+        via: IpAddr,
+    },
+}
+
+/// What makes it the same part.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ShortcutKey {
+    /// The only one.
+    Table,
+    /// By host end.
+    Near(IfName),
+    /// By block.
+    Far(IpNet),
+}
+
+impl ShortcutPart {
+    /// What makes it the same part.
+    pub fn key(&self) -> ShortcutKey {
+        match self {
+            Self::Table { .. } => ShortcutKey::Table,
+            Self::Near { host_end, .. } => ShortcutKey::Near(host_end.clone()),
+            Self::Far { block, .. } => ShortcutKey::Far(*block),
+        }
+    }
+}
+
+impl fmt::Display for Shortcut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = &self.device;
+        match &self.part {
+            ShortcutPart::Table { .. } => write!(f, "shortcuts of `{device}`")?,
+            ShortcutPart::Near { host_end, addresses } => {
+                write!(f, "shortcut of `{device}` to {} by `{host_end}`", join(addresses, ", "))?;
+            }
+            ShortcutPart::Far { block, via } => write!(f, "shortcut of `{device}` to {block} via {via}")?,
+        }
+        write!(f, " ({})", self.owner)
+    }
+}
