@@ -32,7 +32,7 @@ impl fmt::Display for Sentence {
 const EVERY_NETWORK: &str = "every network";
 
 /// The chains in the order a packet passes them, each followed by those that only it calls.
-const PATH: [Chain; 16] = [
+const PATH: [Chain; 17] = [
     Chain::Guard,
     Chain::Early,
     Chain::NatIn,
@@ -45,6 +45,7 @@ const PATH: [Chain; 16] = [
     Chain::EnterNat,
     Chain::EnterRouted,
     Chain::Input,
+    Chain::Tunnel,
     Chain::ToHostInternal,
     Chain::Allow,
     Chain::NatSource,

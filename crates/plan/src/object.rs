@@ -175,6 +175,8 @@ pub enum Chain {
     WithinClosed,
     /// Hook input: what is for the host itself.
     Input,
+    /// To where the tunnels of this host end.
+    Tunnel,
     /// From a container of an internal network to the host.
     ToHostInternal,
     /// What may be forwarded or come in, marked as such for the fence.
@@ -219,7 +221,7 @@ impl Chain {
     pub const SHORTCUTS: [Self; 2] = [Self::ShortcutOut, Self::ShortcutIn];
 
     /// Every chain of a root's tables and its fence, in the order they are listed.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Allow,
         Self::Publish,
         Self::Transit,
@@ -227,6 +229,7 @@ impl Chain {
         Self::EnterRouted,
         Self::Enter,
         Self::WithinClosed,
+        Self::Tunnel,
         Self::ToHostInternal,
         Self::Early,
         Self::NatIn,
@@ -260,6 +263,7 @@ impl Chain {
             Self::EnterRouted => "enter_routed",
             Self::WithinClosed => "within_closed",
             Self::Input => "input",
+            Self::Tunnel => "tunnel",
             Self::ToHostInternal => "to_host_internal",
             Self::Allow => "allow",
             Self::Unmark => "unmark",

@@ -245,6 +245,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         | Chain::EnterNat
         | Chain::EnterRouted
         | Chain::WithinClosed
+        | Chain::Tunnel
         | Chain::ToHostInternal
         | Chain::PluginPublish => None,
     }
@@ -308,7 +309,6 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             "and answered without",
             &[
                 port.clone(),
-                OifGroup(true, Group::Bridges),
                 In(true, vec![Source(family)], Set::Gateways(family)),
                 Part::NoTrack,
             ],
@@ -331,15 +331,11 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             &[Part::Begins, In(true, vec![load], Set::Excess(family))],
         )
     };
-    let stranger = |family| {
-        drop(
-            "who is no host of the cluster sends to where this host's tunnels end",
-            &[
-                In(true, vec![Protocol, DestinationPort], Set::Tunnels),
-                In(false, vec![Source(family)], Set::Ends(family)),
-            ],
-        )
+    let end = |family| {
+        let parts = [In(true, vec![Source(family)], Set::Ends(family)), Do(Data::Accept)];
+        rule("another host's tunnels end here", &parts)
     };
+    let not_from_a_network = || rule("not from a network", &[IifGroup(false, Group::Bridges), Do(Data::Accept)]);
     let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
         Chain::Allow => vec![
@@ -352,8 +348,9 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
             drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
-            drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
-            drop("a container sent to a loopback address", &[IifGroup(true, Group::Bridges), ToLoopback4]),
+            not_from_a_network(),
+            drop("a container sent from a loopback address", &[FromLoopback4]),
+            drop("a container sent to a loopback address", &[ToLoopback4]),
             drop(
                 "a container sent from an address that is not of its network",
                 &[In(true, by_in(), Set::Checked), NoWayBack],
@@ -364,6 +361,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             name(V6, &Part::TcpDestination(DNS)),
         ],
         Chain::Answer => vec![
+            rule("not to a network", &[OifGroup(false, Group::Bridges), Do(Data::Accept)]),
             answer(V4, &Part::UdpSource(DNS)),
             answer(V4, &Part::TcpSource(DNS)),
             answer(V6, &Part::UdpSource(DNS)),
@@ -497,8 +495,10 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "a container sends to where this host's tunnels end",
                 &[IifGroup(true, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
             ),
-            stranger(V4),
-            stranger(V6),
+            rule(
+                "where this host's tunnels end",
+                &[In(true, vec![Protocol, DestinationPort], Set::Tunnels), Do(Data::Goto(Chain::Tunnel))],
+            ),
             drop(
                 "a gateway address answers its own network only",
                 &[
@@ -515,8 +515,14 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                     In(false, vec![IifName, Destination(V6)], Set::Gateway(V6)),
                 ],
             ),
+            not_from_a_network(),
             rule("from an internal network", &[Verdict(by_in(), Set::ToHost)]),
-            rule("from any other network", &[IifGroup(true, Group::Bridges), allow()]),
+            rule("from any other network", &[allow()]),
+        ],
+        Chain::Tunnel => vec![
+            end(V4),
+            end(V6),
+            drop("who is no host of the cluster sends to where this host's tunnels end", &[]),
         ],
         Chain::ToHostInternal => vec![
             drop(
@@ -531,8 +537,9 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         ],
         Chain::FenceEarly => vec![
             drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
-            drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
-            drop("a container sent to a loopback address", &[IifGroup(true, Group::Bridges), ToLoopback4]),
+            not_from_a_network(),
+            drop("a container sent from a loopback address", &[FromLoopback4]),
+            drop("a container sent to a loopback address", &[ToLoopback4]),
         ],
         // Empty: a translation chain at a hook is what makes the kernel translate there at all.
         Chain::FenceNatIn | Chain::FenceNatOut | Chain::FenceNatSource => Vec::new(),
@@ -546,7 +553,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             drop("our own table is not there", &[]),
         ],
         Chain::FenceInput => vec![
-            rule("not from a network", &[IifGroup(false, Group::Bridges), Do(Data::Accept)]),
+            not_from_a_network(),
             rule("", &[Part::Established, Do(Data::Accept)]),
             rule("names", &[Part::UdpDestination(DNS), Do(Data::Accept)]),
             rule("names", &[Part::TcpDestination(DNS), Do(Data::Accept)]),
