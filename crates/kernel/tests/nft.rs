@@ -210,6 +210,7 @@ fn normal(text: &str) -> Vec<String> {
         .replace("ether type arp iifname", "iifname")
         .replace("ether type ip6 ip6 ", "ip6 ")
         .replace("ether type ip6 meta", "meta")
+        .replace("meta l4proto udp meta l4proto . th dport", "meta l4proto . udp dport")
         .replace("@th,64,128", NEIGHBOUR_TARGET)
         .lines()
         .map(|line| line.trim().to_owned())

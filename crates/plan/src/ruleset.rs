@@ -204,6 +204,7 @@ const REDIRECT: u8 = 137;
 const LISTENER_REPORT: u8 = 143;
 const DNS: u16 = 53;
 const ICMP: u8 = 1;
+const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 const IGMP: u8 = 2;
 
@@ -335,6 +336,11 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         let parts = [In(true, vec![Source(family)], Set::Ends(family)), Do(Data::Accept)];
         rule("another host's tunnels end here", &parts)
     };
+    // Each conversation inside is one of the outer packets' ports: as many would fill the table of connections.
+    let untracked = |group: Part| {
+        let parts = [group, L4Proto(UDP), In(true, vec![Protocol, DestinationPort], Set::Tunnels), Part::NoTrack];
+        rule("tunnels between hosts are no connections", &parts)
+    };
     let not_from_a_network = || rule("not from a network", &[IifGroup(false, Group::Bridges), Do(Data::Accept)]);
     let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
@@ -348,6 +354,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
             drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
+            untracked(IifGroup(false, Group::Bridges)),
             not_from_a_network(),
             drop("a container sent from a loopback address", &[FromLoopback4]),
             drop("a container sent to a loopback address", &[ToLoopback4]),
@@ -361,6 +368,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             name(V6, &Part::TcpDestination(DNS)),
         ],
         Chain::Answer => vec![
+            untracked(OifGroup(false, Group::Bridges)),
             rule("not to a network", &[OifGroup(false, Group::Bridges), Do(Data::Accept)]),
             answer(V4, &Part::UdpSource(DNS)),
             answer(V4, &Part::TcpSource(DNS)),

@@ -66,6 +66,7 @@ impl fmt::Display for Rendered<'_> {
             Part::Ether(EtherType::Ipv6) => write!(f, "ether type ip6"),
             Part::L4Proto(ICMP6) => write!(f, "meta l4proto ipv6-icmp"),
             Part::L4Proto(ICMP) => write!(f, "meta l4proto icmp"),
+            Part::L4Proto(UDP) => write!(f, "meta l4proto udp"),
             Part::L4Proto(IGMP) => write!(f, "meta l4proto igmp"),
             Part::L4Proto(number) => write!(f, "meta l4proto {number}"),
             Part::Icmp4Type(REDIRECT4) => write!(f, "icmp type redirect"),
