@@ -308,11 +308,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     let answer = |family, port: &Part| {
         rule(
             "and answered without",
-            &[
-                port.clone(),
-                In(true, vec![Source(family)], Set::Gateways(family)),
-                Part::NoTrack,
-            ],
+            &[port.clone(), In(true, vec![Source(family)], Set::Gateways(family)), Part::NoTrack],
         )
     };
     // The source is what tells the network, so it has to be the container's own.
@@ -527,11 +523,9 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("from an internal network", &[Verdict(by_in(), Set::ToHost)]),
             rule("from any other network", &[allow()]),
         ],
-        Chain::Tunnel => vec![
-            end(V4),
-            end(V6),
-            drop("who is no host of the cluster sends to where this host's tunnels end", &[]),
-        ],
+        Chain::Tunnel => {
+            vec![end(V4), end(V6), drop("who is no host of the cluster sends to where this host's tunnels end", &[])]
+        }
         Chain::ToHostInternal => vec![
             drop(
                 "an internal network reaches no published port",

@@ -7,7 +7,7 @@
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
 //! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
-//! Flannel's backend of that name.
+//! Flannel's backend of that name. An encrypted network of ours is beside a `bare` tunnel of the same WireGuard.
 
 mod figures;
 
@@ -22,6 +22,8 @@ use figures::{median, quarters, ratio};
 use portolan_lab::etcd::Etcd;
 use portolan_lab::probe::ping;
 use portolan_lab::{Host, Lab, Lan, eventually};
+use portolan_wireguard::worker::{self, Options};
+use portolan_wireguard::{Config, Device as _, Peer, PrivateKey, changes};
 use serde_json::Value;
 
 const ROUNDS: usize = 9;
@@ -37,6 +39,7 @@ struct Side {
     to: IpAddr,
     /// What has to go on meanwhile.
     _rest: Vec<Host>,
+    _devices: Vec<Device>,
 }
 
 fn main() -> Result<()> {
@@ -47,16 +50,20 @@ fn main() -> Result<()> {
     let place = lab.host("etcd")?;
     lan.connect(&place, "eth0", &["10.0.1.250/24"])?;
     let etcd = Etcd::start(lab.dir(), &[(&place, IpAddr::from([10, 0, 1, 250]))], "http", &[])?;
-    let sides = [ours(&lab, &mut lan, &etcd)?, by_hand(&lab, &mut lan, true)?, by_hand(&lab, &mut lan, false)?];
-    for side in &sides {
+    let [open, sealed] = ours(&lab, &mut lan, &etcd)?;
+    let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?];
+    let sealed = [sealed, by_hand(&lab, &mut lan, Way::WireGuard)?];
+    for side in open.iter().chain(&sealed) {
         let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
         ensure!(eventually(LONG, is_reached), "{}: the other container is not reached", side.title);
     }
-    if is_wanted("tcp") {
-        report("tcp, time for a gigabit", &sides, tcp)?;
-    }
-    if is_wanted("latency") {
-        report("latency, there and back", &sides, latency)?;
+    for (what, sides) in [("", &open[..]), (", encrypted", &sealed[..])] {
+        if is_wanted("tcp") {
+            report(&format!("tcp, time for a gigabit{what}"), sides, tcp)?;
+        }
+        if is_wanted("latency") {
+            report(&format!("latency, there and back{what}"), sides, latency)?;
+        }
     }
     for name in ["ours-a", "ours-b"] {
         let root = lab.dir().join(format!("root-{name}"));
@@ -65,8 +72,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn report(what: &str, sides: &[Side; 3], run: fn(&Side) -> Result<Duration>) -> Result<()> {
-    let mut figures: [Vec<Duration>; 3] = Default::default();
+fn report(what: &str, sides: &[Side], run: fn(&Side) -> Result<Duration>) -> Result<()> {
+    let mut figures: Vec<Vec<Duration>> = vec![Vec::new(); sides.len()];
     for round in 0..ROUNDS {
         for turn in 0..sides.len() {
             let at = (turn + round) % sides.len();
@@ -78,7 +85,7 @@ fn report(what: &str, sides: &[Side; 3], run: fn(&Side) -> Result<Duration>) -> 
     for (side, figures) in sides.iter().zip(&figures) {
         let (low, high) = quarters(figures);
         let median = micros(median(figures));
-        println!("  {:<9} {median:>9.1} µs ({:.1} to {:.1})", side.title, micros(low), micros(high));
+        println!("  {:<10} {median:>9.1} µs ({:.1} to {:.1})", side.title, micros(low), micros(high));
     }
     for (side, theirs) in sides.iter().zip(&figures).skip(1) {
         println!("  {:>6.1} % as fast as {}", 100.0 * ratio(theirs, &figures[0]), side.title);
@@ -131,6 +138,13 @@ fn latency(side: &Side) -> Result<Duration> {
     })
 }
 
+/// The program of a device, which is told its options last.
+fn worker_program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+    command.arg("wireguard-worker");
+    command
+}
+
 fn portolan(host: Option<&Host>, root: &Path, words: &[&str]) -> Result<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
     command.args(words).env("PORTOLAN_ROOT", root).env("PORTOLAN_DAEMON", "auto").stdin(Stdio::null());
@@ -145,9 +159,10 @@ fn portolan(host: Option<&Host>, root: &Path, words: &[&str]) -> Result<String> 
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<Side> {
+/// Two of our hosts, with a network of each kind.
+fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<[Side; 2]> {
     let endpoint = etcd.endpoints("http").join(",");
-    let (mut hosts, mut pods) = (Vec::new(), Vec::new());
+    let mut hosts = Vec::new();
     for (number, name) in ["ours-a", "ours-b"].into_iter().enumerate() {
         let host = lab.host(name)?;
         lan.connect(&host, "eth0", &[&format!("10.0.1.{}/24", 1 + number)])?;
@@ -155,28 +170,62 @@ fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<Side> {
         let root = lab.dir().join(format!("root-{name}"));
         let verb = if number == 0 { "init" } else { "join" };
         portolan(Some(&host), &root, &["cluster", verb, "--etcd", &endpoint, "--name", name])?;
-        if number == 0 {
-            portolan(Some(&host), &root, &["network", "create", "-d", "overlay", "web"])?;
-        }
-        let has = || portolan(Some(&host), &root, &["network", "inspect", "web"]).is_ok();
-        ensure!(eventually(LONG, has), "{name} has no network");
-        let pod = lab.host(&format!("{name}-pod"))?;
-        let path = pod.netns_path().display().to_string();
-        portolan(Some(&host), &root, &["attach", "--netns", &path, "--name", "pod", "--network", "web"])?;
-        let inspected: Value = serde_json::from_str(&portolan(Some(&host), &root, &["inspect", "pod"])?)?;
-        let address = inspected[0]["NetworkSettings"]["Networks"]["web"]["IPAddress"].as_str().context("no address")?;
-        pods.push((pod, address.parse::<IpAddr>()?));
-        hosts.push(host);
+        hosts.push((host, root));
     }
-    let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
-    Ok(Side { title: "portolan", near, far, to, _rest: hosts })
+    let create = |words: &[&str]| {
+        portolan(Some(&hosts[0].0), &hosts[0].1, &[&["network", "create", "-d", "overlay"], words].concat())
+    };
+    create(&["web"])?;
+    create(&["--opt", "encrypted", "vault"])?;
+    let side = |network: &str, title| -> Result<Side> {
+        let mut pods = Vec::new();
+        for (host, root) in &hosts {
+            let has = || portolan(Some(host), root, &["network", "inspect", network]).is_ok();
+            ensure!(eventually(LONG, has), "{} has no network", host.name());
+            let name = format!("{network}-{}", host.name());
+            let pod = lab.host(&name)?;
+            let path = pod.netns_path().display().to_string();
+            portolan(Some(host), root, &["attach", "--netns", &path, "--name", &name, "--network", network])?;
+            let inspected: Value = serde_json::from_str(&portolan(Some(host), root, &["inspect", &name])?)?;
+            let address = &inspected[0]["NetworkSettings"]["Networks"][network]["IPAddress"];
+            pods.push((pod, address.as_str().context("no address")?.parse::<IpAddr>()?));
+        }
+        let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
+        let rest = hosts.iter().map(|(host, _)| host.again()).collect::<Result<_>>()?;
+        Ok(Side { title, near, far, to, _rest: rest, _devices: Vec::new() })
+    };
+    Ok([side("web", "portolan")?, side("vault", "portolan")?])
 }
 
-/// The same by hand; with a tunnel, or by the LAN.
-fn by_hand(lab: &Lab, lan: &mut Lan, tunnel: bool) -> Result<Side> {
-    let title = if tunnel { "raw" } else { "host-gw" };
-    let net = if tunnel { 2 } else { 3 };
-    let (mut hosts, mut pods) = (Vec::new(), Vec::new());
+/// How hosts reach each other's containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Vxlan,
+    Lan,
+    /// By the process that carries our own encrypted networks, with nothing but IP in it.
+    WireGuard,
+}
+
+/// A device of that process, which ends with it.
+struct Device(Host);
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Ok(mut ip) = self.0.command("ip") {
+            let _ = ip.args(["link", "delete", "wg"]).status();
+        }
+    }
+}
+
+/// The same by hand.
+fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
+    let (title, net, mtu) = match way {
+        Way::Vxlan => ("raw", 2, 1450),
+        Way::Lan => ("host-gw", 3, 1500),
+        Way::WireGuard => ("bare", 4, 1420),
+    };
+    let (mut hosts, mut pods, mut devices) = (Vec::new(), Vec::new(), Vec::new());
+    let keys = [PrivateKey::random(), PrivateKey::random()];
     let names = [format!("{title}-a"), format!("{title}-b")];
     for (number, name) in names.iter().enumerate() {
         let host = lab.host(name)?;
@@ -185,7 +234,6 @@ fn by_hand(lab: &Lab, lan: &mut Lan, tunnel: bool) -> Result<Side> {
         lan.connect(&host, "eth0", &[&format!("{own}/24")])?;
         host.enable_forwarding()?;
         let pod = lab.host(&format!("{name}-pod"))?;
-        let mtu = if tunnel { "1450" } else { "1500" };
         let (inside, theirs) = (format!("10.{net}.{number}.2"), format!("10.{net}.{}.0/24", 1 - number));
         let netns = pod.netns_path().display().to_string();
         let ip = |place: &Host, line: &str| -> Result<()> {
@@ -208,26 +256,47 @@ fn by_hand(lab: &Lab, lan: &mut Lan, tunnel: bool) -> Result<Side> {
         ip(&pod, "link set eth0 up")?;
         ip(&pod, &format!("route add 10.{net}.{number}.1/32 dev eth0 scope link"))?;
         ip(&pod, &format!("route add default via 10.{net}.{number}.1"))?;
-        if tunnel {
-            let mac = |number: usize| format!("02:00:00:00:00:0{number}");
-            ip(
-                &host,
-                &format!(
-                    "link add vx address {} mtu {mtu} type vxlan id 77 local {own} dstport 4789 nolearning ttl 64",
-                    mac(number)
-                ),
-            )?;
-            ip(&host, "link set vx up")?;
-            ip(&host, &format!("neigh add {other} lladdr {} dev vx nud permanent", mac(1 - number)))?;
-            let words = ["fdb", "add", &mac(1 - number), "dev", "vx", "dst", &other, "self", "permanent"];
-            ensure!(host.command("bridge")?.args(words).status()?.success(), "bridge fdb");
-            ip(&host, &format!("route add {theirs} via {other} dev vx onlink"))?;
-        } else {
-            ip(&host, &format!("route add {theirs} via {other}"))?;
+        match way {
+            Way::Vxlan => {
+                let mac = |number: usize| format!("02:00:00:00:00:0{number}");
+                ip(
+                    &host,
+                    &format!(
+                        "link add vx address {} mtu {mtu} type vxlan id 77 local {own} dstport 4789 nolearning ttl 64",
+                        mac(number)
+                    ),
+                )?;
+                ip(&host, "link set vx up")?;
+                ip(&host, &format!("neigh add {other} lladdr {} dev vx nud permanent", mac(1 - number)))?;
+                let words = ["fdb", "add", &mac(1 - number), "dev", "vx", "dst", &other, "self", "permanent"];
+                ensure!(host.command("bridge")?.args(words).status()?.success(), "bridge fdb");
+                ip(&host, &format!("route add {theirs} via {other} dev vx onlink"))?;
+            }
+            Way::Lan => ip(&host, &format!("route add {theirs} via {other}"))?,
+            Way::WireGuard => {
+                // Names of interfaces are unique where their processes say so to each other.
+                let options = Options {
+                    name: "wg".to_owned(),
+                    mtu,
+                    socket: lab.dir().join(format!("{name}.sock")),
+                    log: Some(lab.dir().join(format!("{name}.log"))),
+                };
+                let mut control = worker::start(host.adopt(worker_program())?, &options)?;
+                devices.push(Device(host.again()?));
+                let endpoint = Some(SocketAddr::new(other.parse()?, 51820));
+                let peer = Peer { endpoint, allowed: [theirs.parse()?].into(), ..Peer::default() };
+                let config = Config {
+                    private_key: Some(keys[number].clone()),
+                    listen_port: 51820,
+                    peers: [(keys[1 - number].public(), peer)].into(),
+                };
+                control.set(&changes(&Config::default(), &config))?;
+                ip(&host, &format!("route add {theirs} dev wg"))?;
+            }
         }
         pods.push((pod, inside.parse::<IpAddr>()?));
         hosts.push(host);
     }
     let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
-    Ok(Side { title, near, far, to, _rest: hosts })
+    Ok(Side { title, near, far, to, _rest: hosts, _devices: devices })
 }
