@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -176,6 +176,12 @@ pub struct Host {
 }
 
 impl Host {
+    /// One that somebody else made, such as a container of Docker's: nothing here removes it.
+    pub fn of(name: &str, ns: NetnsFd) -> Self {
+        let path = format!("/proc/self/fd/{}", ns.as_fd().as_raw_fd()).into();
+        Self { name: name.to_owned(), path, ns }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

@@ -7,13 +7,18 @@
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
 //! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
-//! Flannel's backend of that name. An encrypted network of ours is beside a `bare` tunnel of the same WireGuard.
+//! Flannel's backend of that name; `docker` is Docker's own overlay, of a swarm of two. An encrypted network of ours is beside a `bare` tunnel of the same WireGuard.
 
 mod figures;
+#[path = "../tests/machine/mod.rs"]
+mod machine;
+#[path = "../tests/docker_cluster/world.rs"]
+#[allow(dead_code, reason = "it is that of the tests")]
+mod world;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,6 +30,7 @@ use portolan_lab::{Host, Lab, Lan, eventually};
 use portolan_wireguard::worker::{self, Options};
 use portolan_wireguard::{Config, Device as _, Peer, PrivateKey, changes};
 use serde_json::Value;
+use world::World;
 
 const ROUNDS: usize = 9;
 const SECONDS: &str = "2";
@@ -50,8 +56,10 @@ fn main() -> Result<()> {
     let place = lab.host("etcd")?;
     lan.connect(&place, "eth0", &["10.0.1.250/24"])?;
     let etcd = Etcd::start(lab.dir(), &[(&place, IpAddr::from([10, 0, 1, 250]))], "http", &[])?;
+    let _stops = ["ours-a", "ours-b"].map(|name| Stop(root_of(&lab, name)));
     let [open, sealed] = ours(&lab, &mut lan, &etcd)?;
-    let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?];
+    let docker = World::docker_or_skip("bench-overlay-docker", &["a", "b"]).context("the benchmark needs Docker")?;
+    let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?, dockers(&docker)?];
     let sealed = [sealed, by_hand(&lab, &mut lan, Way::WireGuard)?];
     for side in open.iter().chain(&sealed) {
         let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
@@ -64,10 +72,6 @@ fn main() -> Result<()> {
         if is_wanted("latency") {
             report(&format!("latency, there and back{what}"), sides, latency)?;
         }
-    }
-    for name in ["ours-a", "ours-b"] {
-        let root = lab.dir().join(format!("root-{name}"));
-        let _ = portolan(None, &root, &["daemon", "stop"]);
     }
     Ok(())
 }
@@ -159,6 +163,19 @@ fn portolan(host: Option<&Host>, root: &Path, words: &[&str]) -> Result<String> 
     Ok(String::from_utf8(output.stdout)?)
 }
 
+fn root_of(lab: &Lab, name: &str) -> PathBuf {
+    lab.dir().join(format!("root-{name}"))
+}
+
+/// Ends the daemon of a root in the end.
+struct Stop(PathBuf);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        let _ = portolan(None, &self.0, &["daemon", "stop"]);
+    }
+}
+
 /// Two of our hosts, with a network of each kind.
 fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<[Side; 2]> {
     let endpoint = etcd.endpoints("http").join(",");
@@ -167,7 +184,7 @@ fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<[Side; 2]> {
         let host = lab.host(name)?;
         lan.connect(&host, "eth0", &[&format!("10.0.1.{}/24", 1 + number)])?;
         host.add_default_route("10.0.1.250")?;
-        let root = lab.dir().join(format!("root-{name}"));
+        let root = root_of(lab, name);
         let verb = if number == 0 { "init" } else { "join" };
         portolan(Some(&host), &root, &["cluster", verb, "--etcd", &endpoint, "--name", name])?;
         hosts.push((host, root));
@@ -195,6 +212,21 @@ fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<[Side; 2]> {
         Ok(Side { title, near, far, to, _rest: rest, _devices: Vec::new() })
     };
     Ok([side("web", "portolan")?, side("vault", "portolan")?])
+}
+
+/// Docker's own overlay.
+fn dockers(world: &World) -> Result<Side> {
+    let [a, b] = &world.nodes[..] else { bail!("two hosts") };
+    // Docker would have the subnet of our own hosts' networks.
+    a.docker(&["network", "create", "-d", "overlay", "--attachable", "--subnet", "10.99.0.0/24", "web"])?;
+    let mut pods = Vec::new();
+    for node in [a, b] {
+        let container = node.run(&format!("web-{}", node.name), &["--network", "web"])?;
+        let address = container.addresses("web").first().copied().context("no address")?;
+        pods.push((Host::of(&node.name, container.netns), address));
+    }
+    let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
+    Ok(Side { title: "docker", near, far, to, _rest: Vec::new(), _devices: Vec::new() })
 }
 
 /// How hosts reach each other's containers.

@@ -71,6 +71,13 @@ impl World {
         Some(world)
     }
 
+    /// Hosts with Docker alone, in a swarm.
+    pub(crate) fn docker_or_skip(name: &str, names: &[&str]) -> Option<Self> {
+        let world = Self::with_or_skip(name, names, |_| Ok(()))?;
+        world.begin_swarm().expect("there can be a swarm");
+        Some(world)
+    }
+
     fn with_or_skip(name: &str, names: &[&str], before: impl Fn(&Node) -> Result<()> + Sync) -> Option<Self> {
         if !etcd::is_there(name) {
             return None;
@@ -140,6 +147,10 @@ impl World {
             Ok(())
         })?;
         self.join()?;
+        self.begin_swarm()
+    }
+
+    fn begin_swarm(&self) -> Result<()> {
         let manager = &self.nodes[0];
         // Docker's second network would have the subnet of the hosts' LAN.
         let init = ["swarm", "init", "--default-addr-pool", "10.77.0.0/16", "--advertise-addr", &manager.address];
