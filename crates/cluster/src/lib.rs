@@ -16,6 +16,7 @@ mod key;
 mod moves;
 mod network;
 mod record;
+mod rotation;
 mod view;
 mod write;
 
@@ -24,7 +25,9 @@ pub use key::{Key, Layout};
 pub use moves::{Idle, Own, free, offer, own, turn};
 pub use network::{NewNetwork, Refusal, plan_network};
 pub use record::{
-    Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, SealRecord, VXLAN_PORT,
+    Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, SealRecord,
+    VXLAN_PORT,
 };
+pub use rotation::{Other, Step, lane, lane_to, step};
 pub use view::{Change, Event, View, WentBack};
 pub use write::{Condition, Operation, Write};

@@ -38,10 +38,30 @@ pub struct ClusterRecord {
 pub struct SealRecord {
     /// Its public key, as wg(8) writes it.
     pub key: String,
-    /// The UDP port at which it takes packets.
+    /// The UDP port at which it takes packets for that key.
     pub port: u16,
     /// Where it is on that link: a link-local address drawn at random.
     pub address: Ipv6Addr,
+    /// The round that the key is of ([`crate::step`]).
+    #[serde(default)]
+    pub round: u64,
+    /// The key that takes its place, while keys change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<KeyRecord>,
+    /// It sends by its key of this round alone to all that have one.
+    #[serde(default)]
+    pub moved: u64,
+}
+
+/// One of a host's keys for the encrypted link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// The public key.
+    pub key: String,
+    /// The UDP port at which packets for it are taken.
+    pub port: u16,
+    /// Its round.
+    pub round: u64,
 }
 
 /// A host.

@@ -30,6 +30,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(tx.commit(Durability::Disk)?)
     }
 
+    /// Keeps what `change` makes of what is kept; false when nothing is, or it makes nothing of it, and nothing has changed then.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written; nothing has changed then.
+    pub fn change_cluster_settings(&self, change: impl FnOnce(&str) -> Option<String>) -> Result<bool> {
+        let guard = self.store.lock()?;
+        let tx = self.store.write(&guard)?;
+        let Some(settings) = tx.meta(meta::CLUSTER)?.as_deref().and_then(change) else { return Ok(false) };
+        tx.put_meta(meta::CLUSTER, Some(&settings))?;
+        tx.commit(Durability::Disk)?;
+        Ok(true)
+    }
+
     /// The hosts that the encrypted link was last told of, as the caller wrote them; none if it is not needed.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use portolan_kernel::rtnl::link::{self, AddrGenMode, BrPort, BridgeSpec, Ipv4Con
 use portolan_kernel::rtnl::neigh;
 use portolan_kernel::rtnl::route::{self, Route, RouteKind};
 use portolan_kernel::rtnl::rule::{self, Rule};
+use portolan_kernel::rtnl::tc::{self, Detour};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -414,5 +415,39 @@ fn ten_thousand_messages_go_through() {
         // All fail, each with its own error.
         let outcome = socket.transact_each(&batch).unwrap();
         assert_eq!(outcome.errors.len(), routes.len());
+    });
+}
+
+#[test]
+fn detours_are_read_as_they_were_written() {
+    in_netns(|| {
+        let mut socket = route_socket();
+        let ((one, _), (other, _)) = (veth(&mut socket, "a0", "a1"), veth(&mut socket, "b0", "b1"));
+        assert_eq!(tc::detours(&mut socket, one).unwrap(), []);
+        assert_eq!(tc::taken_at(&mut socket, other).unwrap(), None);
+        let detours = [
+            Detour { priority: 7, to: Some("fe80::1234:5678:9abc:def0".parse().unwrap()), by: other },
+            Detour { priority: 9, to: None, by: other },
+        ];
+        let mut batch = Batch::new();
+        tc::create_clsact(&mut batch, one);
+        tc::create_clsact(&mut batch, other);
+        tc::take_at(&mut batch, other, one);
+        for detour in &detours {
+            tc::add_detour(&mut batch, one, detour);
+        }
+        socket.transact(&batch).unwrap();
+        assert_eq!(tc::detours(&mut socket, one).unwrap(), detours);
+        assert_eq!(tc::taken_at(&mut socket, other).unwrap(), Some(one));
+        let mut batch = Batch::new();
+        tc::create_clsact(&mut batch, one);
+        assert!(socket.transact(&batch).unwrap_err().is_exists());
+        let mut batch = Batch::new();
+        tc::delete_detour(&mut batch, one, 7);
+        socket.transact(&batch).unwrap();
+        assert_eq!(tc::detours(&mut socket, one).unwrap(), detours[1..]);
+        let mut batch = Batch::new();
+        tc::delete_detour(&mut batch, one, 7);
+        assert!(socket.transact(&batch).unwrap_err().is_missing());
     });
 }

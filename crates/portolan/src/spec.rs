@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use portolan_engine::EndpointRequest;
@@ -36,6 +37,24 @@ pub(crate) fn ipv6(text: &str) -> Result<Ipv6Addr, Invalid> {
     text.parse().map_err(|_| {
         Invalid::new("IPv6 address", text, "is malformed").hint("write it like fd00:1::5; IPv4 goes into --ip")
     })
+}
+
+/// An age of at least an hour: a number with `h`, `d` or `w`.
+pub(crate) fn age(text: &str) -> Result<Duration, Invalid> {
+    const HINT: &str = "write it in hours, days or weeks, such as 12h, 30d or 4w";
+    let malformed = || Invalid::new("age", text, "is malformed").hint(HINT);
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(malformed)?;
+    let hours = match unit {
+        "h" => 1,
+        "d" => 24,
+        "w" => 7 * 24,
+        _ => return Err(malformed()),
+    };
+    let number: u32 = number.parse().map_err(|_| malformed())?;
+    if number == 0 {
+        return Err(Invalid::new("age", text, "is none").hint(HINT));
+    }
+    Ok(Duration::from_secs(u64::from(number) * hours * 3600))
 }
 
 /// A boolean as Docker's flags take it; the flag's name is added by whoever reports the error.
@@ -297,6 +316,16 @@ pub(crate) fn driver_option(request: &mut EndpointRequest, text: &str) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages_have_units() {
+        assert_eq!(age("30d").unwrap(), Duration::from_secs(30 * 86_400));
+        assert_eq!(age("1h").unwrap(), Duration::from_secs(3600));
+        assert_eq!(age("2w").unwrap(), Duration::from_secs(14 * 86_400));
+        for wrong in ["", "d", "0d", "30", "1s", "-1d", "1.5d", "3é"] {
+            assert!(age(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn networks_in_both_forms() {

@@ -3,4 +3,5 @@
 mod etcd;
 mod hosts;
 mod moves;
+mod rotation;
 mod thousand;

@@ -1,7 +1,9 @@
-//! Traffic control (tc(8)): token buckets, and leading aside what comes in at an interface.
+//! Traffic control (tc(8)): token buckets, and leading aside what comes in or goes out at an interface.
 //!
-//! Only what limits the bandwidth of a port is here. Messages are `struct tcmsg` and attributes of
+//! Only what limits the bandwidth of a port is here, and what has two interfaces be one for what is above them. Messages are `struct tcmsg` and attributes of
 //! include/uapi/linux/{pkt_sched,pkt_cls}.h.
+
+use std::net::Ipv6Addr;
 
 use netlink_bindings::utils::{IterableChunks, finalize_nested_header, push_header, push_nested_header};
 
@@ -20,6 +22,8 @@ const TC_H_INGRESS: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_0000;
 /// What filters of what comes in name as their parent, whether the qdisc is `ingress` or somebody's `clsact`.
 const FILTERS: u32 = 0xffff_fff2;
+/// The same of what goes out; only a `clsact` has any.
+const FILTERS_OUT: u32 = 0xffff_fff3;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 
@@ -35,7 +39,11 @@ const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
 const TCA_EGRESS_REDIR: i32 = 1;
+const TCA_INGRESS_REDIR: i32 = 3;
 const TC_ACT_STOLEN: i32 = 4;
+
+/// Where an IPv6 header has the destination (RFC 8200 §3).
+const IPV6_DESTINATION: u32 = 24;
 
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
@@ -137,33 +145,159 @@ pub fn delete_ingress(batch: &mut Batch, index: u32) -> usize {
 pub fn lead_aside(batch: &mut Batch, index: u32, to: u32) -> usize {
     batch.message(libc::RTM_NEWTFILTER, CREATE | EXCL, |buf| {
         push_tcmsg(buf, index, 0, FILTERS, filter_info());
-        push_string(buf, TCA_KIND, "u32");
-        let options = push_nested_header(buf, TCA_OPTIONS);
-        // struct tc_u32_sel with one key (mask, value, offset, offset mask) that fits everything.
-        push_header(buf, TCA_U32_SEL, 32);
-        buf.extend([TC_U32_TERMINAL, 0, 1, 0]);
-        buf.extend([0; 28]);
-        let actions = push_nested_header(buf, TCA_U32_ACT);
-        let first = push_nested_header(buf, 1);
-        push_string(buf, TCA_ACT_KIND, "mirred");
-        let action = push_nested_header(buf, TCA_ACT_OPTIONS);
-        // struct tc_mirred: index, capab, action, refcnt, bindcnt; eaction, ifindex.
-        push_header(buf, TCA_MIRRED_PARMS, 28);
-        buf.extend([0; 8]);
-        buf.extend(TC_ACT_STOLEN.to_ne_bytes());
-        buf.extend([0; 8]);
-        buf.extend(TCA_EGRESS_REDIR.to_ne_bytes());
-        buf.extend(to.to_ne_bytes());
-        finalize_nested_header(buf, action);
-        finalize_nested_header(buf, first);
-        finalize_nested_header(buf, actions);
-        finalize_nested_header(buf, options);
+        push_redirect(buf, None, TCA_EGRESS_REDIR, to);
     })
 }
 
-/// Appends that what comes in at interface `index` is not led aside any more; `ENOENT` or `EINVAL` if it is not.
+/// A filter that leads packets to this destination, or all, to an interface.
+fn push_redirect(buf: &mut Vec<u8>, destination: Option<Ipv6Addr>, how: i32, to: u32) {
+    push_string(buf, TCA_KIND, "u32");
+    let options = push_nested_header(buf, TCA_OPTIONS);
+    // struct tc_u32_sel and its keys (mask, value, offset, offset mask); one that is empty fits everything.
+    let keys: Vec<[u32; 3]> = match destination {
+        None => vec![[0; 3]],
+        Some(address) => {
+            let words = address.octets();
+            let words = words.chunks_exact(4).map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")));
+            words.zip((IPV6_DESTINATION..).step_by(4)).map(|(word, at)| [u32::MAX, word, at]).collect()
+        }
+    };
+    push_header(buf, TCA_U32_SEL, 16 + 16 * keys.len() as u16);
+    buf.extend([TC_U32_TERMINAL, 0, keys.len() as u8, 0]);
+    buf.extend([0; 12]);
+    for key in keys {
+        key.iter().for_each(|word| buf.extend(word.to_ne_bytes()));
+        buf.extend([0; 4]);
+    }
+    let actions = push_nested_header(buf, TCA_U32_ACT);
+    let first = push_nested_header(buf, 1);
+    push_string(buf, TCA_ACT_KIND, "mirred");
+    let action = push_nested_header(buf, TCA_ACT_OPTIONS);
+    // struct tc_mirred: index, capab, action, refcnt, bindcnt; eaction, ifindex.
+    push_header(buf, TCA_MIRRED_PARMS, 28);
+    buf.extend([0; 8]);
+    buf.extend(TC_ACT_STOLEN.to_ne_bytes());
+    buf.extend([0; 8]);
+    buf.extend(how.to_ne_bytes());
+    buf.extend(to.to_ne_bytes());
+    finalize_nested_header(buf, action);
+    finalize_nested_header(buf, first);
+    finalize_nested_header(buf, actions);
+    finalize_nested_header(buf, options);
+}
+
+/// Appends that what comes in at interface `index` is not led aside any more, nor taken at another; `ENOENT` or `EINVAL` if it is not.
 pub fn lead_on(batch: &mut Batch, index: u32) -> usize {
     batch.message(libc::RTM_DELTFILTER, 0, |buf| push_tcmsg(buf, index, 0, FILTERS, filter_info()))
+}
+
+/// Appends that what comes in and goes out at interface `index` can be filtered; `EEXIST` if it can already.
+pub fn create_clsact(batch: &mut Batch, index: u32) -> usize {
+    batch.message(libc::RTM_NEWQDISC, CREATE | EXCL, |buf| {
+        push_tcmsg(buf, index, INGRESS, TC_H_INGRESS, 0);
+        push_string(buf, TCA_KIND, "clsact");
+    })
+}
+
+/// Appends that all that comes in at interface `index` comes in at interface `at` instead.
+pub fn take_at(batch: &mut Batch, index: u32, at: u32) -> usize {
+    batch.message(libc::RTM_NEWTFILTER, CREATE | EXCL, |buf| {
+        push_tcmsg(buf, index, 0, FILTERS, filter_info());
+        push_redirect(buf, None, TCA_INGRESS_REDIR, at);
+    })
+}
+
+/// What goes out by another interface than the one that it is sent by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Detour {
+    /// Which filter it is: those of lower numbers are asked first. Not 0.
+    pub priority: u16,
+    /// IPv6 packets to this address, or all.
+    pub to: Option<Ipv6Addr>,
+    /// The interface.
+    pub by: u32,
+}
+
+/// Appends that some of what is sent by interface `index` goes out by another.
+pub fn add_detour(batch: &mut Batch, index: u32, detour: &Detour) -> usize {
+    batch.message(libc::RTM_NEWTFILTER, CREATE | EXCL, |buf| {
+        push_tcmsg(buf, index, 0, FILTERS_OUT, detour_info(detour.priority));
+        push_redirect(buf, detour.to, TCA_EGRESS_REDIR, detour.by);
+    })
+}
+
+/// Appends that it does not any more; `ENOENT` if there is no such filter.
+pub fn delete_detour(batch: &mut Batch, index: u32, priority: u16) -> usize {
+    batch.message(libc::RTM_DELTFILTER, 0, |buf| push_tcmsg(buf, index, 0, FILTERS_OUT, detour_info(priority)))
+}
+
+const fn detour_info(priority: u16) -> u32 {
+    (priority as u32) << 16 | (libc::ETH_P_IPV6 as u16).to_be() as u32
+}
+
+/// All detours of interface `index`; others' filters are passed over.
+///
+/// # Errors
+/// The kernel's refusal, other than that there can be none.
+pub fn detours(socket: &mut Socket, index: u32) -> Result<Vec<Detour>, NetlinkError> {
+    let found = socket.dump_all(
+        libc::RTM_GETTFILTER,
+        0,
+        |buf| push_tcmsg(buf, index, 0, FILTERS_OUT, 0),
+        |kind, payload| (kind == libc::RTM_NEWTFILTER).then(|| parse_detour(payload)).flatten(),
+    );
+    match found {
+        Err(error) if error.is_missing() || error.errno() == libc::EINVAL => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Decodes an `RTM_NEWTFILTER` message; nothing of what is no detour.
+pub(crate) fn parse_detour(payload: &[u8]) -> Option<Detour> {
+    let priority = u16::try_from(number(payload, 16)? >> 16).ok()?;
+    let options = attribute(payload.get(HEADER..)?, TCA_OPTIONS)?;
+    let select = attribute(options, TCA_U32_SEL)?;
+    let to = match select.get(2)? {
+        1 if number(select, 16)? == 0 => None,
+        4 => {
+            let mut octets = [0; 16];
+            for (at, word) in octets.chunks_exact_mut(4).enumerate() {
+                word.copy_from_slice(select.get(16 + 16 * at + 4..)?.first_chunk::<4>()?);
+            }
+            Some(Ipv6Addr::from(octets))
+        }
+        _ => return None,
+    };
+    let (how, by) = redirection(options)?;
+    (how == TCA_EGRESS_REDIR).then_some(Detour { priority, to, by })
+}
+
+/// Where what comes in at interface `index` comes in instead, if anywhere.
+///
+/// # Errors
+/// The kernel's refusal, other than that there can be no filters.
+pub fn taken_at(socket: &mut Socket, index: u32) -> Result<Option<u32>, NetlinkError> {
+    let found = socket.dump_all(
+        libc::RTM_GETTFILTER,
+        0,
+        |buf| push_tcmsg(buf, index, 0, FILTERS, 0),
+        |kind, payload| {
+            let options = (kind == libc::RTM_NEWTFILTER).then(|| attribute(payload.get(HEADER..)?, TCA_OPTIONS))??;
+            redirection(options).filter(|(how, _)| *how == TCA_INGRESS_REDIR).map(|(_, at)| at)
+        },
+    );
+    match found {
+        Ok(found) => Ok(found.first().copied()),
+        Err(error) if error.is_missing() || error.errno() == libc::EINVAL => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// How and where to the first action of a filter leads.
+fn redirection(options: &[u8]) -> Option<(i32, u32)> {
+    let first = attribute(attribute(options, TCA_U32_ACT)?, 1)?;
+    let parms = attribute(attribute(first, TCA_ACT_OPTIONS)?, TCA_MIRRED_PARMS)?;
+    Some((i32::from_ne_bytes(*parms.get(20..)?.first_chunk()?), number(parms, 24)?))
 }
 
 /// What is done to what comes in at an interface.
@@ -208,9 +342,7 @@ pub(crate) fn parse_filter(payload: &[u8]) -> (bool, Option<u32>) {
         if *select.get(2)? != 1 || number(select, 16)? != 0 {
             return None;
         }
-        let first = attribute(attribute(options, TCA_U32_ACT)?, 1)?;
-        let parms = attribute(attribute(first, TCA_ACT_OPTIONS)?, TCA_MIRRED_PARMS)?;
-        (number(parms, 20)? == TCA_EGRESS_REDIR as u32).then(|| number(parms, 24))?
+        redirection(options).filter(|(how, _)| *how == TCA_EGRESS_REDIR).map(|(_, to)| to)
     };
     (is_ours, to())
 }

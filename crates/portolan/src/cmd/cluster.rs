@@ -1,5 +1,7 @@
 //! `portolan cluster …`
 
+mod rotate;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,7 @@ pub(crate) enum Command {
     Status(StatusArgs),
     Nodes(NodesArgs),
     Verify(VerifyArgs),
+    Rotate(rotate::RotateArgs),
     Rm(RmArgs),
 }
 
@@ -55,6 +58,7 @@ impl Command {
             Self::Status(args) => args.run(context),
             Self::Nodes(args) => args.run(context),
             Self::Verify(args) => args.run(context),
+            Self::Rotate(args) => args.run(context),
             Self::Rm(args) => args.run(context),
         }
     }
@@ -106,9 +110,12 @@ struct MemberArgs {
     /// Where this host takes packets of the others; one of either family (default: those of the default route's interface)
     #[arg(long, value_name = "IP", value_parser = spec::address)]
     address: Vec<IpAddr>,
-    /// UDP port at which this host takes encrypted packets of the others
-    #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1..))]
+    /// UDP port at which this host takes encrypted packets of the others; the one after it serves every second round of keys
+    #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1..65535))]
     wireguard_port: u16,
+    /// Have all hosts draw new keys for the encrypted link when this one's is so old: 30d, 12h (default: only when told to)
+    #[arg(long, value_name = "AGE", value_parser = spec::age)]
+    rotate_keys: Option<Duration>,
     /// File with the certificates of those who may sign etcd's (PEM)
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
@@ -181,6 +188,7 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
         underlay,
         mtu,
         wireguard_port: member.wireguard_port,
+        rotate_after: member.rotate_keys,
         begin,
     };
     let id = cluster::join(&engine, &joining).map_err(with_hint).context("join the cluster")?;
@@ -349,6 +357,13 @@ impl StatusArgs {
                 up,
                 standing.hosts.len(),
             );
+            if let Some(keys) = &standing.keys {
+                let waits: Vec<&str> = keys.waits_for.iter().map(|name| name.as_str()).collect();
+                let waits = if waits.is_empty() { String::new() } else { format!("; waits for {}", waits.join(", ")) };
+                let changing =
+                    if keys.changing { format!(", takes the place of another one{waits}") } else { String::new() };
+                text.push_str(&format!("key {} (round {}{changing})\n", keys.key, keys.round));
+            }
             for warning in &standing.warnings {
                 text.push_str(&format!("warning: {warning}\n"));
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
 
-use crate::overlay::{has, joined};
+use crate::overlay::{Pod, has, joined};
 use crate::world::{LONG, Node, World};
 
 /// So many times something is done to a daemon.
@@ -54,7 +54,22 @@ fn flow(name: &str, create: &str, gap: Duration) {
     has(b, "web");
     let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
     assert!(eventually(LONG, || ping(&near, far.addresses[0], Duration::from_secs(1)).is_open()));
+    stream(&near, &far, gap, || {
+        for number in 0..BLOWS {
+            blow(if number % 2 == 0 { a } else { b }, number / 2);
+        }
+    });
+    for node in [a, b] {
+        node.is_well();
+        node.ok("verify");
+    }
+}
+
+/// Sends a packet each `gap` while `meanwhile` goes on, none of which is to be lost.
+pub(crate) fn stream(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnce()) {
     let (tally, over) = (Tally::default(), AtomicBool::new(false));
+    let mut lost: Vec<(usize, usize)> = Vec::new();
+    let lost_here = &mut lost;
     let listener = far.place.enter(|| UdpSocket::bind("0.0.0.0:9000")).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&listener, 64 << 20).unwrap();
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -86,15 +101,19 @@ fn flow(name: &str, create: &str, gap: Duration) {
                         count.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok(other) => panic!("{other} bytes came"),
-                    Err(_) if over.load(Ordering::Relaxed) => return,
+                    Err(_) if over.load(Ordering::Relaxed) => break,
                     Err(_) => {}
+                }
+            }
+            for (number, _) in seen.iter().enumerate().filter(|(_, has_come)| !**has_come) {
+                match lost_here.last_mut() {
+                    Some((_, last)) if *last + 1 == number => *last = number,
+                    _ => lost_here.push((number, number)),
                 }
             }
         });
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for number in 0..BLOWS {
-                blow(if number % 2 == 0 { a } else { b }, number / 2);
-            }
+            meanwhile();
             std::thread::sleep(Duration::from_millis(200));
         }));
         over.store(true, Ordering::Relaxed);
@@ -102,11 +121,8 @@ fn flow(name: &str, create: &str, gap: Duration) {
     });
     let (sent, came) = (tally.sent.into_inner(), tally.came.into_inner());
     let rate = sent as f64 / began.elapsed().as_secs_f64();
-    eprintln!("{sent} packets sent, {rate:.0} a second, {came} came, {} twice", tally.twice.into_inner());
-    assert_eq!(sent, came);
+    let twice = tally.twice.into_inner();
+    eprintln!("{} to {}: {sent} packets sent, {rate:.0} a second, {came} came, {twice} twice", near.name, far.name);
+    assert_eq!(sent, came, "{} to {} lost {lost:?}", near.name, far.name);
     assert!(sent > 2_000, "{sent} packets are no load");
-    for node in [a, b] {
-        node.is_well();
-        node.ok("verify");
-    }
 }

@@ -7,6 +7,7 @@ mod joining;
 mod lossless;
 mod many;
 mod overlay;
+mod rotation;
 mod sealed;
 mod shortcuts;
 mod world;

@@ -179,7 +179,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.run(&["daemon", "stop"]);
         // Who carries encrypted packets stays, and would keep the namespace.
-        for link in self.links("ps") {
+        for link in ["ps", "pt"].into_iter().flat_map(|start| self.links(start)) {
             let _ = self.host.command("ip").unwrap().args(["link", "del", &link]).status();
         }
     }

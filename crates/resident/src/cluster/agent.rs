@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use portolan_cluster::{Change, Checked, Event, Layout, Refusal, View, Write, free, turn};
+use portolan_cluster::{Change, Checked, Event, HostRecord, Layout, Refusal, View, Write, free, turn};
 use portolan_etcd::Client;
 use portolan_kernel::random;
 use portolan_model::{Family, Id};
@@ -26,21 +26,32 @@ const PAUSE: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the threads know, for whoever asks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Known {
     pub(super) view: View,
+    /// What this host says of itself.
+    pub(super) record: HostRecord,
     /// Why etcd is not followed; none while it is.
     pub(super) trouble: Option<String>,
     /// What of it could not be made so on this host, by network.
     pub(super) problems: BTreeMap<Option<Id>, String>,
     /// What is wrong with the encrypted link between hosts.
     pub(super) link_trouble: Option<String>,
+    /// Whom a change of keys waits for.
+    pub(super) waits_for: BTreeSet<Id>,
 }
 
 impl Known {
-    /// Nothing yet, but that etcd was at `revision` when last something was seen.
-    pub(super) fn since(revision: i64) -> Self {
-        Self { view: View::since(revision), ..Self::default() }
+    /// Nothing yet but what this host says of itself, and that etcd was at `revision` when last something was seen.
+    pub(super) fn new(record: HostRecord, revision: i64) -> Self {
+        Self {
+            view: View::since(revision),
+            record,
+            trouble: None,
+            problems: BTreeMap::new(),
+            link_trouble: None,
+            waits_for: BTreeSet::new(),
+        }
     }
 }
 
@@ -77,6 +88,8 @@ struct Session {
     lease: i64,
     /// The endpoints of this host that etcd has.
     there: Endpoints,
+    /// What this host last said of itself.
+    said: HostRecord,
 }
 
 impl Agent {
@@ -152,7 +165,8 @@ impl Agent {
 
     /// Connects, lists, and sees to it that this host is known as it is.
     async fn connect(&self) -> Result<Session> {
-        let Membership { host: me, run, last_runs, record, .. } = &self.membership;
+        let Membership { host: me, run, last_runs, .. } = &self.membership;
+        let record = &lock(&self.shared).record.clone();
         let client = Client::connect(&self.membership.etcd).await?;
         let (revision, all) = edge::list(&client, &self.layout).await?;
         let (known, before, there) = {
@@ -187,7 +201,7 @@ impl Agent {
         lock(&self.shared).trouble = None;
         // Who cannot hear is about to end.
         let _ = self.rows.send(rows::Job::Everything);
-        Ok(Session { client, watch, lease, there })
+        Ok(Session { client, watch, lease, there, said: record.clone() })
     }
 
     /// Whether this is what this host may write into.
@@ -213,6 +227,7 @@ impl Agent {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.say_record(&mut session).await?;
             self.publish(&mut session).await?;
             for (check, found) in std::mem::take(&mut self.found) {
                 let write = Write::checked(self.membership.host, check, &found);
@@ -259,8 +274,23 @@ impl Agent {
             Told::Checked(check, found) => self.found.push((check, found)),
             Told::Share(what, reply) => self.jobs.push(Job::new(what, reply)),
             Told::Move(one) => self.moves.push(one),
+            Told::Record => {}
         }
         touched
+    }
+
+    /// Has etcd know what this host says of itself.
+    async fn say_record(&self, session: &mut Session) -> Result<()> {
+        let record = lock(&self.shared).record.clone();
+        if record == session.said {
+            return Ok(());
+        }
+        let write = Write::change(self.membership.host, &session.said, &record);
+        if !self.write(&session.client, None, &write).await? {
+            bail!("an address of this host is another host's in the cluster");
+        }
+        session.said = record;
+        Ok(())
     }
 
     /// Has etcd know the endpoints of this host.

@@ -194,6 +194,7 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
             }
             Ok(Next::Write(*network, Write::remove_network(*network, record)))
         }
+        Sharing::Rotate {} => unreachable!("rows are asked for it"),
         Sharing::Verify {} => {
             let check = Id::from_bytes(random);
             Ok(Next::Write(check, Write::check(me, check)))

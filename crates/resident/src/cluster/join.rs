@@ -1,6 +1,7 @@
 //! Joining and leaving, as commands do it: this host's rows say so first, so that what is begun can be ended.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, SealRecord, View, Write};
@@ -9,7 +10,7 @@ use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
 use portolan_wireguard::PrivateKey;
 
-use super::{Membership, VERSION, edge, runtime, seal};
+use super::{Membership, VERSION, edge, keys, runtime, seal};
 use crate::daemon::Engine;
 
 /// So much of an id tells which host is meant.
@@ -28,8 +29,10 @@ pub struct Joining {
     pub underlay: PerFamily<Option<IpAddr>>,
     /// The MTU of its way to them.
     pub mtu: Mtu,
-    /// The UDP port at which it takes encrypted packets.
+    /// The UDP port at which it takes encrypted packets; every second round of keys is at the one after it.
     pub wireguard_port: u16,
+    /// After what time it has keys of the encrypted link change by itself.
+    pub rotate_after: Option<Duration>,
     /// The cluster that is to begin with this host; none to join the one that is there.
     pub begin: Option<ClusterRecord>,
 }
@@ -94,7 +97,8 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         }
         let me = Id::from_bytes(engine.kernel().random());
         let mac = engine.kernel().random();
-        let (private_key, seal) = draw_seal(engine, joining.wireguard_port);
+        let round = view.hosts().values().filter_map(|record| record.seal.as_ref()).map(SealRecord::newest).max();
+        let (private_key, seal) = draw_seal(engine, joining.wireguard_port, round.unwrap_or(0));
         let record = HostRecord {
             name: joining.name.clone(),
             underlay: joining.underlay,
@@ -109,6 +113,9 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             host: me,
             record: record.clone(),
             private_key,
+            next_private_key: String::new(),
+            drawn: keys::now(),
+            rotate_after: joining.rotate_after.map(|age| age.as_secs()),
             prefix: joining.prefix.clone(),
             etcd: joining.etcd.clone(),
             leaving: false,
@@ -130,8 +137,8 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
     })
 }
 
-/// A key of its own for this host, and where it is on the encrypted link; none where there is no IPv6.
-fn draw_seal(engine: &Engine, port: u16) -> (String, Option<SealRecord>) {
+/// A key of its own for this host, of the round that others are at, and where it is on the encrypted link; none where there is no IPv6.
+fn draw_seal(engine: &Engine, port: u16, round: u64) -> (String, Option<SealRecord>) {
     if engine.kernel().setting("net/ipv6/conf/all/forwarding").is_none() {
         return (String::new(), None);
     }
@@ -139,7 +146,8 @@ fn draw_seal(engine: &Engine, port: u16) -> (String, Option<SealRecord>) {
     let random = engine.kernel().random();
     let number = u64::from_be_bytes(random[..8].try_into().expect("eight of 32 bytes"));
     let address = Ipv6Addr::from_bits((0xfe80_u128 << 112) | u128::from(number));
-    (private.to_base64(), Some(SealRecord { key: private.public().to_base64(), port, address }))
+    let first = SealRecord { key: String::new(), port, address, round: 0, next: None, moved: 0 };
+    (private.to_base64(), Some(first.anew(private.public().to_base64(), round)))
 }
 
 pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {

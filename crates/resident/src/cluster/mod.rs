@@ -9,6 +9,8 @@ mod asked;
 mod edge;
 mod jobs;
 mod join;
+mod keys;
+mod lane;
 mod moves;
 pub mod plan;
 mod rows;
@@ -37,8 +39,8 @@ use seal::Seal;
 
 pub use asked::AtDaemon;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
-pub use seal::WORKER;
-pub use standing::{HostRow, Standing};
+pub use lane::WORKER;
+pub use standing::{HostRow, KeyStanding, Standing};
 
 /// What a host has to know of its cluster. It holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +54,15 @@ pub struct Membership {
     /// The secret of its end of the encrypted link between hosts; empty if it can have none.
     #[serde(default)]
     pub private_key: String,
+    /// The secret of the key that takes its place, while keys change.
+    #[serde(default)]
+    pub next_private_key: String,
+    /// When its newest key was drawn, in seconds since 1970 by this host's clock.
+    #[serde(default)]
+    pub drawn: u64,
+    /// After how many seconds this host has keys change by itself; never without.
+    #[serde(default)]
+    pub rotate_after: Option<u64>,
     /// What all keys of it begin with.
     pub prefix: String,
     /// Where etcd is, and how to get in.
@@ -87,6 +98,8 @@ pub enum Sharing {
     },
     /// All hosts are to look at themselves.
     Verify {},
+    /// All hosts are to have new keys for the encrypted link.
+    Rotate {},
     /// This host needs more of a network's addresses.
     Claim {
         /// The network.
@@ -125,6 +138,11 @@ pub enum Came {
     Network {
         /// Which one.
         network: Id,
+    },
+    /// Keys change.
+    Rotating {
+        /// To those of this round.
+        round: u64,
     },
     /// What each host found.
     Verified {
@@ -166,6 +184,8 @@ enum Told {
     Checked(Id, Checked),
     /// A part of a block is withheld, and something is to come of it.
     Move(Move),
+    /// What this host says of itself is something else.
+    Record,
 }
 
 /// What is to become of a withheld part of a network's block.
@@ -213,7 +233,7 @@ impl Cluster {
         let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
         let membership = Membership { run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;
-        let shared = Shared::new(Known::since(engine.remote()?.revision).into());
+        let shared = Shared::new(Known::new(membership.record.clone(), engine.remote()?.revision).into());
         let (stop, stopped) = oneshot::channel::<()>();
         let (told, hears) = channel::unbounded_channel();
         let (rows, jobs) = mpsc::channel();
@@ -257,7 +277,12 @@ impl Cluster {
     /// Does what all hosts have to agree on; what came of it is told under `token`.
     pub fn share(&self, token: u64, what: Sharing) {
         let tell = self.tell.clone();
-        let _ = self.told.send(Told::Share(what, Box::new(move |outcome| tell(token, outcome))));
+        let reply: Reply = Box::new(move |outcome| tell(token, outcome));
+        // Who cannot hear is about to end.
+        let _ = match what {
+            Sharing::Rotate {} => self.rows.send(rows::Job::Rotate(reply)).is_ok(),
+            other => self.told.send(Told::Share(other, reply)).is_ok(),
+        };
     }
 }
 

@@ -11,6 +11,7 @@ use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
 
 use super::agent::{Shared, lock};
+use super::keys::{self, Asked};
 use super::moves::Moves;
 use super::plan::{self, Here};
 use super::seal::{self, Seal};
@@ -19,6 +20,8 @@ use crate::daemon::{self, Engine};
 
 /// How often the encrypted link is looked at when nothing else happens.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same while keys change.
+const LOOK_CLOSELY: Duration = Duration::from_millis(200);
 /// So many differences are told of one host.
 const TOLD: usize = 100;
 
@@ -35,6 +38,8 @@ pub(super) enum Job {
     Check(Id),
     /// Give a host addresses of a network, if there are any to give.
     Give((Id, Id, Family)),
+    /// Have the keys of the encrypted link change.
+    Rotate(Reply),
     /// Tell him that all before is done.
     Tell(Id, Reply),
     /// End.
@@ -48,6 +53,7 @@ pub(super) struct Rows {
     told: channel::UnboundedSender<Told>,
     seal: Seal,
     moves: Moves,
+    asked: Asked,
     /// What was last seen was not all taken in.
     is_behind: bool,
     /// The hosts that are kept for the encrypted link; none as long as nothing was seen.
@@ -63,7 +69,8 @@ impl Rows {
         seal: Seal,
     ) -> Self {
         let moves = Moves::new(membership.host, shared.clone(), told.clone());
-        Self { root, membership, shared, told, seal, moves, is_behind: false, link_hosts: None }
+        let asked = Asked::default();
+        Self { root, membership, shared, told, seal, moves, asked, is_behind: false, link_hosts: None }
     }
 
     pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
@@ -72,7 +79,8 @@ impl Rows {
             Err(error) => return tracing::error!("cluster: {error:#}"),
         };
         loop {
-            let first = match jobs.recv_timeout(LOOK) {
+            let is_turning = self.membership.record.seal.as_ref().is_some_and(|seal| seal.next.is_some());
+            let first = match jobs.recv_timeout(if is_turning { LOOK_CLOSELY } else { LOOK }) {
                 Ok(first) => Some(first),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => None,
@@ -89,6 +97,7 @@ impl Rows {
                     Job::Local(networks) => local.extend(networks),
                     Job::Check(check) => checks.push(check),
                     Job::Give(want) => drop(wants.insert(want)),
+                    Job::Rotate(reply) => self.asked.push(reply),
                     Job::Tell(network, reply) => replies.push((network, reply)),
                     Job::Stop => return,
                 }
@@ -142,15 +151,13 @@ impl Rows {
 
     /// Has the encrypted link be there if any network needs it, and what stands on it if it was not.
     fn keep_sealed(&mut self, engine: &Engine) {
-        let done = self.hosts_of_link(engine).and_then(|hosts| match hosts {
-            Some(hosts) => self.seal.ensure(&self.membership, &hosts),
-            None => Ok(false),
-        });
-        let done = done.and_then(|is_new| {
-            if is_new {
+        let done = self.hosts_of_link(engine).and_then(|hosts| {
+            if let Some(hosts) = &hosts
+                && self.seal.ensure(&self.membership, hosts)?
+            {
                 engine.reconcile()?;
             }
-            Ok(())
+            self.turn_keys(engine, hosts.as_ref())
         });
         let mut known = lock(&self.shared);
         match done {
@@ -162,6 +169,22 @@ impl Rows {
                 }
             }
         }
+    }
+
+    /// Goes on with a change of keys.
+    fn turn_keys(&mut self, engine: &Engine, hosts: Option<&BTreeMap<Id, HostRecord>>) -> Result<()> {
+        let Self { membership, shared, seal, asked, .. } = self;
+        let Some(after) = keys::turn(engine, membership, shared, seal, asked, hosts)? else { return Ok(()) };
+        self.membership = after;
+        // Whoever hears of a key is to be understood when he uses it.
+        let done = match hosts {
+            Some(hosts) => self.seal.ensure(&self.membership, hosts).map(drop),
+            None => Ok(()),
+        };
+        lock(&self.shared).record = self.membership.record.clone();
+        // Who cannot hear is about to end.
+        let _ = self.told.send(Told::Record);
+        done
     }
 
     /// The hosts that the encrypted link is to lead to; none where there is to be no link, and there is none then.

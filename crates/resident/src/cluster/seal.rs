@@ -1,144 +1,255 @@
-//! The encrypted link between hosts: a WireGuard device with one address for each host, through which the tunnels of encrypted
-//! networks go.
+//! The encrypted link between hosts, through which the tunnels of encrypted networks go: one address for each host, and a
+//! WireGuard device for each lane that this host has a key on.
 //!
 //! Whom a packet may be for is said once for each host, so nothing of it changes with containers or networks. The tunnels are
-//! bound to the link: without it, or without its key for the other host, nothing is sent, and nothing that came by another way is
-//! taken.
+//! bound to the device of lane 0, which is always there: without it, or without its key for the other host, nothing is sent,
+//! and nothing that came by another way is taken. What is to go by lane 1 takes a detour on its way out of that device, and what
+//! came by lane 1 comes in at that device as well ([`portolan_kernel::rtnl::tc`]): nothing above knows of lanes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::{IpNet, Ipv6Net};
-use portolan_cluster::{HostRecord, SealRecord, View};
-use portolan_kernel::netlink::{Batch, ROUTE, Socket};
-use portolan_kernel::rtnl::addr::{self, Address};
-use portolan_kernel::rtnl::link::{self, AddrGenMode, LinkChange};
+use portolan_cluster::{HostRecord, Other, SealRecord, View, lane, lane_to};
+use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
+use portolan_kernel::rtnl::link;
+use portolan_kernel::rtnl::tc::{self, Detour};
 use portolan_model::{Id, IfName, SEAL};
-use portolan_wireguard::kernel::{KernelError, Link};
-use portolan_wireguard::worker::{self, Options};
-use portolan_wireguard::{Config, Control, Device as _, Peer, PrivateKey, changes};
+use portolan_wireguard::{Config, Peer, PrivateKey, PublicKey, Status};
 
 use super::Membership;
+use super::lane::{self as device, Lane};
+
+/// Sessions are older only when nothing was said for long; a new one is agreed on each two minutes (whitepaper §6.1).
+const FRESH: Duration = Duration::from_secs(150);
+/// Seconds between empty packets on a lane that is to be moved to.
+const KEEPALIVE: u16 = 2;
+/// Who is spoken to answers within ten seconds (whitepaper §6.5).
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long what is on its way by a device may take.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Bytes of the message that begins an agreement on keys (whitepaper §5.4.2). Of two who begin at once each may go by the keys that
+/// the other one gave up, so between keys that are new one begins, and the other takes what he is sent before he sends himself.
+const GREETING: u64 = 148;
+/// Detours of all packets have priorities from here on, those of some hosts lower ones.
+const ALL: u16 = 0x8000;
+/// Nobody listens there (RFC 863).
+const DISCARD: u16 = 9;
 
 /// The link, as far as this process has to do with it.
 pub(super) struct Seal {
-    name: IfName,
-    socket: PathBuf,
-    log: PathBuf,
-    /// What the device was last told, and as whom it answers.
-    told: Option<Config>,
-    device: Option<Device>,
+    lanes: [Lane; 2],
+    /// Bytes that came from hosts, and when they last became more.
+    heard: BTreeMap<Id, (u64, Instant)>,
+    /// By which lane hosts are sent to, and since when.
+    to: (BTreeMap<Id, Option<usize>>, Instant),
+    probed: Instant,
+    greeted: Instant,
+    /// Whether detours can be attached to the device of lane 0.
+    can_lead: bool,
 }
 
-/// Who carries the packets.
-enum Device {
-    Kernel(Link),
-    Process(Control),
-}
-
-impl Device {
-    fn get(&mut self) -> Result<Config> {
-        Ok(match self {
-            Self::Kernel(link) => link.get()?,
-            Self::Process(control) => control.get()?,
-        }
-        .config)
-    }
-
-    fn set(&mut self, changes: &portolan_wireguard::Changes) -> Result<()> {
-        match self {
-            Self::Kernel(link) => link.set(changes)?,
-            Self::Process(control) => control.set(changes)?,
-        }
-        Ok(())
-    }
+/// The name of the device of lane 1.
+fn second(name: &IfName) -> IfName {
+    format!("pt{}", &name.as_str()[2..]).parse().expect("as long as the other one")
 }
 
 impl Seal {
     /// The link called `name` of a resident whose run-time directory is `run`.
     pub(super) fn new(name: IfName, run: &Path) -> Self {
-        let (socket, log) = (run.join("wireguard.sock"), run.join("wireguard.log"));
-        Self { name, socket, log, told: None, device: None }
+        let lanes = [Lane::new(name.clone(), run, "wireguard"), Lane::new(second(&name), run, "wireguard-1")];
+        let now = Instant::now();
+        Self { lanes, heard: BTreeMap::new(), to: (BTreeMap::new(), now), probed: now, greeted: now, can_lead: false }
     }
 
-    /// Has the link be there, with all hosts on it that `view` shows; whether it was not.
+    /// Has the link be there, with all hosts on it that `hosts` shows; whether it was not.
     ///
     /// # Errors
     /// When this host cannot have one, or it cannot be set.
-    pub(super) fn ensure(&mut self, membership: &Membership, view: &BTreeMap<Id, HostRecord>) -> Result<bool> {
+    pub(super) fn ensure(&mut self, membership: &Membership, hosts: &BTreeMap<Id, HostRecord>) -> Result<bool> {
         let Some(own) = &membership.record.seal else {
             bail!("this host has no IPv6, and no encrypted link without it")
         };
-        let wanted = config(membership, own, view)?;
-        let is_there = self.is_there();
-        if !is_there {
-            self.told = None;
-            self.device = Some(self.make(membership).context("make the encrypted link between hosts")?);
-        }
-        let Some(device) = &mut self.device else { bail!("the encrypted link is not there") };
-        if self.told.as_ref() != Some(&wanted) {
-            // Where a host was seen last is not what it says of itself.
-            let from = match self.told.take() {
-                Some(told) => told,
-                None => device.get().context("read the encrypted link's state")?,
-            };
-            device.set(&changes(&from, &wanted)).context("set the encrypted link's peers")?;
-            self.told = Some(wanted);
-        }
-        if !is_there {
-            self.bring_up(own).context("bring the encrypted link up")?;
-        }
-        Ok(!is_there)
-    }
-
-    /// Whether the link is there and answers.
-    fn is_there(&mut self) -> bool {
-        let has_link = Socket::open(ROUTE).ok().and_then(|mut socket| {
-            let found = link::lookup(&mut socket, self.name.as_str()).ok()?;
-            Some(found.is_some_and(|link| link.up))
-        });
-        has_link == Some(true) && self.device.as_mut().is_some_and(|device| device.get().is_ok())
-    }
-
-    fn make(&mut self, membership: &Membership) -> Result<Device> {
-        let name = self.name.as_str();
         let mtu = membership.record.mtu.bytes().saturating_sub(SEAL);
-        // A kernel that has it says so by making one.
-        match Link::open(name).or_else(|_| Link::create(name, mtu)) {
-            Ok(link) => return Ok(Device::Kernel(link)),
-            Err(KernelError::Unsupported | KernelError::Kind { .. }) => {}
-            Err(error) => return Err(error.into()),
+        self.greet_again(membership, own, hosts);
+        let is_new = self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts)?)?;
+        let has_second = own.on(1).is_some();
+        let mut socket = Socket::open(ROUTE)?;
+        // A device that sends already would lose what is on its way (`qdisc_graft()`, net/sched/sch_api.c).
+        if is_new || !self.can_lead {
+            let first = self.index(&mut socket, 0)?;
+            self.can_lead = send(&mut socket, |batch| tc::create_clsact(batch, first), NetlinkError::is_exists).is_ok();
         }
-        if let Ok(control) = Control::connect(&self.socket) {
-            return Ok(Device::Process(control));
+        if has_second {
+            self.lanes[1].ensure(mtu, None, config(membership, own, 1, hosts)?)?;
+            self.join_lanes(&mut socket).context("join the two devices of the encrypted link")?;
         }
-        let options = Options { name: name.to_owned(), mtu, socket: self.socket.clone(), log: Some(self.log.clone()) };
-        // Whatever became of the file that this process was started from.
-        let mut program = Command::new("/proc/self/exe");
-        program.arg0("portolan").arg(WORKER);
-        Ok(Device::Process(worker::start(program, &options)?))
+        self.listen(membership, hosts);
+        let to: BTreeMap<Id, Option<usize>> = others(membership, hosts)
+            .map(|(id, _, seal)| (id, lane_to(own, seal, self.has_agreed(own, seal))))
+            .collect();
+        if has_second {
+            self.lead(&mut socket, own, hosts, &to).context("lead packets to the devices of the encrypted link")?;
+        } else {
+            self.lead_back(&mut socket).context("lead packets to the device of the encrypted link")?;
+            self.lanes[1].remove()?;
+        }
+        if self.to.0 != to {
+            self.to = (to, Instant::now());
+        }
+        Ok(is_new)
     }
 
-    /// Gives it this host's address, as far as it has not.
-    fn bring_up(&self, own: &SealRecord) -> Result<()> {
-        let mut socket = Socket::open(ROUTE)?;
-        let Some(found) = link::lookup(&mut socket, self.name.as_str())? else { bail!("`{}` is gone", self.name) };
-        let mut batch = Batch::new();
-        let change = LinkChange { up: Some(true), addr_gen_mode: Some(AddrGenMode::None), ..LinkChange::default() };
-        link::set(&mut batch, found.index, &change);
-        addr::replace(&mut batch, &Address::new(found.index, own.address.into(), 64));
-        socket.transact(&batch)?;
+    fn index(&self, socket: &mut Socket, on: usize) -> Result<u32> {
+        let name = &self.lanes[on].name;
+        let Some(found) = link::lookup(socket, name.as_str())? else { bail!("`{name}` is gone") };
+        Ok(found.index)
+    }
+
+    /// Has what comes in by lane 1 come in at the device of lane 0.
+    fn join_lanes(&self, socket: &mut Socket) -> Result<()> {
+        let (first, second) = (self.index(socket, 0)?, self.index(socket, 1)?);
+        if tc::taken_at(socket, second)? == Some(first) {
+            return Ok(());
+        }
+        send(socket, |batch| tc::create_clsact(batch, second), NetlinkError::is_exists)?;
+        send(socket, |batch| tc::lead_on(batch, second), is_none)?;
+        send(socket, |batch| tc::take_at(batch, second, first), |_| false)
+    }
+
+    /// Has what is for hosts go by the lanes in `to`. At no time is there a host to whom neither lane leads.
+    fn lead(
+        &self,
+        socket: &mut Socket,
+        own: &SealRecord,
+        hosts: &BTreeMap<Id, HostRecord>,
+        to: &BTreeMap<Id, Option<usize>>,
+    ) -> Result<()> {
+        let (first, by) = (self.index(socket, 0)?, self.index(socket, 1)?);
+        let address = |id: &Id| hosts.get(id)?.seal.as_ref().map(|seal| seal.address);
+        // One for all once there is no other way.
+        let wanted: BTreeSet<Option<Ipv6Addr>> = match own.on(0).is_none() {
+            true => [None].into(),
+            false => to.iter().filter(|(_, lane)| **lane == Some(1)).filter_map(|(id, _)| Some(address(id))).collect(),
+        };
+        let there = tc::detours(socket, first)?;
+        let is_right = |detour: &&Detour| detour.by == by && wanted.contains(&detour.to);
+        let right: BTreeMap<Option<Ipv6Addr>, u16> =
+            there.iter().filter(is_right).map(|detour| (detour.to, detour.priority)).collect();
+        let mut used: BTreeSet<u16> = there.iter().map(|detour| detour.priority).collect();
+        for to in wanted.iter().filter(|to| !right.contains_key(to)) {
+            let mut numbers = if to.is_none() { ALL..=u16::MAX } else { 1..=ALL - 1 };
+            let Some(priority) = numbers.find(|number| !used.contains(number)) else { bail!("too many hosts") };
+            used.insert(priority);
+            let detour = Detour { priority, to: *to, by };
+            // Somebody took away what they are attached to.
+            send(socket, |batch| tc::create_clsact(batch, first), NetlinkError::is_exists)?;
+            send(socket, |batch| tc::add_detour(batch, first, &detour), |_| false)?;
+        }
+        for detour in there.iter().filter(|detour| right.get(&detour.to) != Some(&detour.priority)) {
+            send(socket, |batch| tc::delete_detour(batch, first, detour.priority), is_none)?;
+        }
         Ok(())
+    }
+
+    /// Has everything go by the device of lane 0.
+    fn lead_back(&self, socket: &mut Socket) -> Result<()> {
+        let first = self.index(socket, 0)?;
+        for detour in tc::detours(socket, first)? {
+            send(socket, |batch| tc::delete_detour(batch, first, detour.priority), is_none)?;
+        }
+        Ok(())
+    }
+
+    /// What the device of a lane knows of another host.
+    fn status(&self, on: usize, seal: &SealRecord) -> Option<&Status> {
+        let key: PublicKey = seal.on(on)?.key.parse().ok()?;
+        self.lanes[on].state.status.get(&key)
+    }
+
+    /// Whether keys were agreed on with a host, on the lane of this host's newest key.
+    fn has_agreed(&self, own: &SealRecord, seal: &SealRecord) -> bool {
+        let Some(status) = self.status(lane(own.newest()), seal) else { return false };
+        // Who was greeted does not know yet whether his answer arrived.
+        let is_answered = !status.received.is_multiple_of(GREETING);
+        // A clock that was set back says nothing.
+        let is_fresh = |at| SystemTime::now().duration_since(at).unwrap_or_default() < FRESH;
+        is_answered && status.last_handshake.is_some_and(is_fresh)
+    }
+
+    /// Greets those anew who have not answered on the lane that this host is to move to.
+    fn greet_again(&mut self, membership: &Membership, own: &SealRecord, hosts: &BTreeMap<Id, HostRecord>) {
+        let Some(next) = own.next.as_ref().filter(|next| own.moved < next.round) else { return };
+        if self.greeted.elapsed() < SETTLE {
+            return;
+        }
+        self.greeted = Instant::now();
+        let on = lane(next.round);
+        let silent = others(membership, hosts).filter(|(_, _, seal)| !self.has_agreed(own, seal));
+        let keys = silent.filter_map(|(_, _, seal)| seal.on(on)).filter(|theirs| is_greeted(&next.key, &theirs.key));
+        let keys: BTreeSet<PublicKey> = keys.filter_map(|theirs| theirs.key.parse().ok()).collect();
+        if !keys.is_empty() {
+            self.lanes[on].forget(&keys);
+        }
+    }
+
+    /// Takes note of who is heard.
+    fn listen(&mut self, membership: &Membership, hosts: &BTreeMap<Id, HostRecord>) {
+        let now = Instant::now();
+        let mut heard = BTreeMap::new();
+        for (id, _, seal) in others(membership, hosts) {
+            let bytes = (0..2).filter_map(|on| self.status(on, seal)).map(|status| status.received).sum();
+            let before = self.heard.get(&id).copied().filter(|(before, _)| *before == bytes);
+            heard.insert(id, before.unwrap_or((bytes, now)));
+        }
+        self.heard = heard;
+    }
+
+    /// Says something to these hosts, so that they are heard if they are there: they may only be cut off from etcd.
+    pub(super) fn probe<'a>(&mut self, own: Ipv6Addr, hosts: impl Iterator<Item = &'a SealRecord>) {
+        if self.probed.elapsed() < SETTLE {
+            return;
+        }
+        self.probed = Instant::now();
+        let Ok(scope) =
+            Socket::open(ROUTE).map_err(anyhow::Error::from).and_then(|mut socket| self.index(&mut socket, 0))
+        else {
+            return;
+        };
+        let Ok(socket) = UdpSocket::bind(SocketAddrV6::new(own, 0, 0, scope)) else { return };
+        for seal in hosts {
+            // Nobody has to get it.
+            let _ = socket.send_to(&[0], SocketAddrV6::new(seal.address, DISCARD, 0, scope));
+        }
+    }
+
+    /// The other hosts, as [`portolan_cluster::step`] takes them; `is_up` says which say that they run.
+    pub(super) fn others<'a>(
+        &self,
+        membership: &Membership,
+        hosts: &'a BTreeMap<Id, HostRecord>,
+        is_up: impl Fn(Id) -> bool,
+    ) -> BTreeMap<Id, Other<'a>> {
+        let Some(own) = &membership.record.seal else { return BTreeMap::new() };
+        let other = |(id, _, seal): (Id, _, &'a SealRecord)| {
+            let is_heard = self.heard.get(&id).is_some_and(|(_, at)| at.elapsed() < SILENCE);
+            (id, Other { seal, is_here: is_up(id) || is_heard, has_agreed: self.has_agreed(own, seal) })
+        };
+        others(membership, hosts).map(other).collect()
+    }
+
+    /// Whether hosts have been sent to by the lanes that they are sent to now for so long that nothing is on its way by others.
+    pub(super) fn is_settled(&self) -> bool {
+        self.to.1.elapsed() >= SETTLE
     }
 
     /// Removes it, if it is there.
     pub(super) fn remove(&mut self) -> Result<()> {
-        (self.device, self.told) = (None, None);
-        remove(&self.name)
+        self.heard.clear();
+        self.lanes.iter_mut().try_for_each(Lane::remove)
     }
 }
 
@@ -147,35 +258,64 @@ impl Seal {
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn remove(name: &IfName) -> Result<()> {
-    let mut socket = Socket::open(ROUTE)?;
-    if link::lookup(&mut socket, name.as_str())?.is_some() {
-        let mut batch = Batch::new();
-        link::delete(&mut batch, name.as_str());
-        socket.transact(&batch)?;
-    }
-    Ok(())
+    device::remove(name)?;
+    device::remove(&second(name))
 }
 
-/// By what a program of ours is told to carry encrypted packets.
-pub const WORKER: &str = "wireguard-worker";
+fn is_none(error: &NetlinkError) -> bool {
+    error.is_missing() || error.errno() == rustix::io::Errno::INVAL.raw_os_error()
+}
 
-/// What the device is to be: an address for each other host that has one.
-fn config(membership: &Membership, own: &SealRecord, hosts: &BTreeMap<Id, HostRecord>) -> Result<Config> {
-    let private: PrivateKey = membership.private_key.parse().context("read this host's key")?;
+fn send(
+    socket: &mut Socket,
+    fill: impl FnOnce(&mut Batch) -> usize,
+    is_forgiven: impl FnOnce(&NetlinkError) -> bool,
+) -> Result<()> {
+    let mut batch = Batch::new();
+    fill(&mut batch);
+    match socket.transact(&batch) {
+        Err(error) if !is_forgiven(&error) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The other hosts that can be on the link.
+fn others<'a>(
+    membership: &Membership,
+    hosts: &'a BTreeMap<Id, HostRecord>,
+) -> impl Iterator<Item = (Id, &'a HostRecord, &'a SealRecord)> {
+    let me = membership.host;
+    hosts.iter().filter(move |(id, _)| **id != me).filter_map(|(id, record)| Some((*id, record, record.seal.as_ref()?)))
+}
+
+/// What the device of a lane is to be: an address for each other host that has a key there.
+fn config(membership: &Membership, own: &SealRecord, on: usize, hosts: &BTreeMap<Id, HostRecord>) -> Result<Config> {
+    let Some(key) = own.on(on) else { return Ok(Config { listen_port: own.port_on(on), ..Config::default() }) };
+    let private = if key.round == own.round { &membership.private_key } else { &membership.next_private_key };
+    let private: PrivateKey = private.parse().context("read this host's key")?;
+    // Keys are agreed on before anything is sent.
+    let is_next = own.next.as_ref().is_some_and(|next| next.round == key.round && own.moved < next.round);
     let mut peers = BTreeMap::new();
-    for (_, record) in hosts.iter().filter(|(host, _)| **host != membership.host) {
-        let Some(seal) = &record.seal else { continue };
-        let Ok(key) = seal.key.parse() else {
+    for (_, record, seal) in others(membership, hosts) {
+        let Some(theirs) = seal.on(on) else { continue };
+        let Ok(public) = theirs.key.parse() else {
             tracing::warn!(host = %record.name, "its public key is none");
             continue;
         };
         let underlay = membership.record.underlay;
         let common = underlay.v4.and(record.underlay.v4).or(underlay.v6.and(record.underlay.v6));
         let allowed = BTreeSet::from([IpNet::V6(Ipv6Net::from(seal.address))]);
-        let endpoint = common.map(|address| SocketAddr::new(address, seal.port));
-        peers.insert(key, Peer { preshared: None, endpoint, allowed, keepalive: None });
+        let is_ours_to_greet = !is_next || is_greeted(&key.key, &theirs.key);
+        let endpoint = common.map(|address| SocketAddr::new(address, theirs.port)).filter(|_| is_ours_to_greet);
+        let keepalive = (is_next && is_ours_to_greet).then_some(KEEPALIVE);
+        peers.insert(public, Peer { preshared: None, endpoint, allowed, keepalive });
     }
-    Ok(Config { private_key: Some(private), listen_port: own.port, peers })
+    Ok(Config { private_key: Some(private), listen_port: key.port, peers })
+}
+
+/// Which of two hosts begins to agree on keys, when both are new: whether this one does.
+fn is_greeted(own: &str, theirs: &str) -> bool {
+    own < theirs
 }
 
 /// Whether any network that all hosts have is encrypted.

@@ -26,6 +26,21 @@ pub struct Standing {
     pub warnings: Vec<String>,
     /// The hosts, by name.
     pub hosts: Vec<HostRow>,
+    /// Its keys for the encrypted link, if it can be on it.
+    pub keys: Option<KeyStanding>,
+}
+
+/// How it is with a host's keys for the encrypted link between hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStanding {
+    /// The newest public key.
+    pub key: String,
+    /// Its round.
+    pub round: u64,
+    /// Whether there is an older one besides.
+    pub changing: bool,
+    /// The hosts that are waited for until the older one goes, by name.
+    pub waits_for: Vec<Name>,
 }
 
 /// A host, as all see it.
@@ -48,7 +63,7 @@ pub struct HostRow {
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, trouble, problems, link_trouble } = known;
+        let Known { view, record, trouble, problems, link_trouble, waits_for } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -63,6 +78,14 @@ impl Standing {
             state: state(*id).to_owned(),
         };
         let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
+        let keys = record.seal.as_ref().and_then(|seal| seal.keys().last().map(|key| (seal, key)));
+        let waits = waits_for.iter().filter_map(|id| Some(view.hosts().get(id)?.name.clone()));
+        let keys = keys.map(|(seal, key)| KeyStanding {
+            key: key.key,
+            round: key.round,
+            changing: seal.next.is_some(),
+            waits_for: waits.collect(),
+        });
         hosts.sort_by(|one, other| one.name.cmp(&other.name));
         let strange = view.strange();
         let strange = strange.iter().next().map(|(key, why)| match strange.len() {
@@ -80,6 +103,7 @@ impl Standing {
             revision: view.revision(),
             warnings: trouble.iter().chain(link_trouble).chain(problems.values()).cloned().chain(strange).collect(),
             hosts,
+            keys,
         }
     }
 }

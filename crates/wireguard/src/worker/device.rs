@@ -92,8 +92,9 @@ impl WgDevice {
         }
         match self.make(&known.config, &wanted, changes).await {
             Ok(()) => {
-                for (key, peer) in &wanted.peers {
-                    if peer.endpoint.is_some() && known.config.peers.get(key) != Some(peer) {
+                for (key, peer) in wanted.peers.iter().filter(|(_, peer)| peer.endpoint.is_some()) {
+                    let is_as_before = |old: &Peer| old.endpoint == peer.endpoint && old.preshared == peer.preshared;
+                    if !known.config.peers.get(key).is_some_and(is_as_before) {
                         self.greet(point(key));
                     }
                 }
@@ -112,7 +113,7 @@ impl WgDevice {
         }
     }
 
-    /// Agrees on keys with a peer that is new or changed, unless that is done. To it we may not be new: it would go on with
+    /// Agrees on keys with a peer that is new, or is somewhere else, unless that is done. To it we may not be new: it would go on with
     /// the keys of a worker that died until it has heard nothing for 15 seconds (whitepaper §6.2).
     fn greet(&self, key: x25519::PublicKey) {
         let device = Arc::clone(&self.device);
