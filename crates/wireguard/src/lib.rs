@@ -15,12 +15,14 @@ mod config;
 mod control;
 pub mod kernel;
 mod key;
+mod secret;
 mod uapi;
 pub mod worker;
 
 pub use config::{Config, Peer, State, Status, changes};
 pub use control::{Control, ControlError};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use secret::Secret;
 pub use uapi::{Changes, PeerChange, UapiError};
 
 /// Something that carries the packets of one device.
