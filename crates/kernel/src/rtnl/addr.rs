@@ -118,12 +118,52 @@ pub fn dump(socket: &mut Socket, ifindex: Option<u32>) -> Result<Vec<Address>, N
     Ok(addresses)
 }
 
+/// `enum rtnetlink_groups`, include/uapi/linux/rtnetlink.h.
+const RTNLGRP_LINK: i32 = 1;
+const RTNLGRP_IPV4_IFADDR: i32 = 5;
+const RTNLGRP_IPV6_IFADDR: i32 = 9;
+
+/// Hears of changes of interfaces and of their addresses.
+#[derive(Debug)]
+pub struct Watch(Socket);
+
+impl Watch {
+    /// Subscribes in the calling thread's namespace. What is listed from now on misses nothing.
+    ///
+    /// # Errors
+    /// The errno of socket(2) or of joining a group.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let socket = Socket::open(ROUTE)?;
+        sys::bind_netlink(socket.as_fd())?;
+        for group in [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR] {
+            sys::setsockopt_int(socket.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
+        }
+        Ok(Self(socket))
+    }
+
+    /// Whether anything happened since it was last asked; returns at once.
+    ///
+    /// # Errors
+    /// What recv(2) says, other than that messages were lost.
+    pub fn has_changed(&mut self) -> Result<bool, NetlinkError> {
+        let mut has_changed = false;
+        loop {
+            match self.0.discard() {
+                Ok(true) => has_changed = true,
+                Ok(false) => return Ok(has_changed),
+                // The next ones are whole again.
+                Err(error) if error.errno() == libc::ENOBUFS => has_changed = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
 /// Waits until no address of an interface is tentative any more (RFC 4862 §5.4); returns those that somebody else has.
 ///
 /// # Errors
 /// The kernel's refusal, or `ETIMEDOUT` after `patience`.
 pub fn settle(ifindex: u32, patience: Duration) -> Result<Vec<IpAddr>, NetlinkError> {
-    const RTNLGRP_IPV6_IFADDR: i32 = 9;
     let mut socket = Socket::open(ROUTE)?;
     // Subscribed before it is listed, so that no end is missed.
     let news = Socket::open(ROUTE)?;
