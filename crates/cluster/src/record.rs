@@ -51,6 +51,10 @@ pub struct SealRecord {
     /// It sends by its key of this round alone to all that have one.
     #[serde(default)]
     pub moved: u64,
+    /// Which secret it mixes into what it agrees on: a fingerprint that does not tell it. Hosts whose secrets differ do not reach
+    /// each other on the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
 }
 
 /// One of a host's keys for the encrypted link.

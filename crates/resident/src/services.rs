@@ -324,6 +324,7 @@ impl Services {
             dns: &dns,
             proxy: &self.proxy.as_ref().map(Proxy::stats).transpose()?.unwrap_or_default(),
             repair: self.repairer.as_ref().map(Repairer::stats),
+            hosts: &self.standing().map(|standing| standing.hosts).unwrap_or_default(),
             held_back: self.shares.as_ref().map_or(0, Shares::held_back),
             verbs: &self.commands,
         }))

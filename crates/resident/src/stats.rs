@@ -11,6 +11,7 @@ use portolan_kernel::rtnl::link::{self, Counters};
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{HostRow, LinkRow};
 use crate::feed::Feed;
 use crate::{dns, proxy, repair};
 
@@ -95,6 +96,8 @@ pub struct Everything<'a> {
     pub proxy: &'a [proxy::Seen],
     /// The repairing thread's.
     pub repair: Option<&'a repair::Stats>,
+    /// The hosts of the cluster, if this one is in one.
+    pub hosts: &'a [HostRow],
     /// How often a container was kept from beginning more connections.
     pub held_back: u64,
     /// How long commands took, by their names.
@@ -148,6 +151,7 @@ pub fn prometheus(all: &Everything<'_>) -> String {
         let seconds = format!("{:.6}", upstream.latency.as_secs_f64());
         text.sample("portolan_dns_upstream_seconds", &[("upstream", &address)], seconds);
     }
+    hosts(&mut text, all.hosts);
     type Proxied = fn(&proxy::Seen) -> u64;
     let each: [(&str, &str, &str, Proxied); 4] = [
         ("connections_total", "counter", "Connections passed on by the proxy", |seen| seen.connections),
@@ -181,6 +185,34 @@ pub fn prometheus(all: &Everything<'_>) -> String {
         text.sample("portolan_command_seconds_count", &labels, latency.count);
     }
     text.0
+}
+
+/// Hosts of the cluster, and what the encrypted link knows of them.
+fn hosts(text: &mut Text, hosts: &[HostRow]) {
+    if hosts.is_empty() {
+        return;
+    }
+    text.head("portolan_cluster_host_up", "gauge", "Whether a host of the cluster says that it runs");
+    for host in hosts {
+        text.sample("portolan_cluster_host_up", &[("host", host.name.as_str())], u8::from(host.state == "up"));
+    }
+    type Value = fn(&LinkRow) -> Option<u64>;
+    let each: [(&str, &str, &str, Value); 3] = [
+        ("receive_bytes_total", "counter", "Bytes received from a host by the encrypted link", |link| {
+            Some(link.received)
+        }),
+        ("transmit_bytes_total", "counter", "Bytes sent to a host by the encrypted link", |link| Some(link.sent)),
+        ("handshake_age_seconds", "gauge", "Time since keys were agreed on with a host", |link| link.handshake_age),
+    ];
+    for (name, kind, help, value) in each {
+        let name = format!("portolan_link_{name}");
+        text.head(&name, kind, help);
+        for (host, link) in hosts.iter().filter_map(|host| Some((host, host.link.as_ref()?))) {
+            if let Some(value) = value(link) {
+                text.sample(&name, &[("host", host.name.as_str())], value);
+            }
+        }
+    }
 }
 
 #[derive(Default)]

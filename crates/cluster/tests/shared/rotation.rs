@@ -73,6 +73,7 @@ impl World {
                 round: 0,
                 next: None,
                 moved: 0,
+                secret: None,
             };
             world.log.push((number, own.clone()));
             world.hosts.push(Host {

@@ -13,14 +13,13 @@ use ipnet::{IpNet, Ipv6Net};
 use portolan_cluster::{ClusterRecord, FORMAT, VXLAN_PORT};
 use portolan_engine::Kernel as _;
 use portolan_etcd::{Config, Tls};
-use portolan_kernel::netlink::{ROUTE, Socket};
-use portolan_kernel::rtnl::addr::{self, Address};
-use portolan_kernel::rtnl::{self, link, route};
-use portolan_model::{Family, Id, Mtu, Name, PerFamily};
-use portolan_resident::cluster::{self, Came, CannotJoin, HostRow, Joining, Sharing, Standing};
+use portolan_model::{Id, Name, PerFamily};
+use portolan_resident::cluster::{self, Came, CannotJoin, HostRow, Joining, LinkRow, Sharing, Standing};
 use portolan_resident::control::{Answer, Client, Request};
+use portolan_wireguard::Secret;
 
 use crate::cmd::daemon;
+use crate::cmd::stats::bytes;
 use crate::context::Context;
 use crate::failure::Refused;
 use crate::{output, spec, table};
@@ -113,6 +112,10 @@ struct MemberArgs {
     /// UDP port at which this host takes encrypted packets of the others; the one after it serves every second round of keys
     #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1..65535))]
     wireguard_port: u16,
+    /// File with a secret that all hosts of the cluster are to have, as `wg genpsk` writes it: who has none, such as somebody who
+    /// writes into etcd, is on no encrypted network
+    #[arg(long, value_name = "FILE")]
+    preshared_key_file: Option<PathBuf>,
     /// Have all hosts draw new keys for the encrypted link when this one's is so old: 30d, 12h (default: only when told to)
     #[arg(long, value_name = "AGE", value_parser = spec::age)]
     rotate_keys: Option<Duration>,
@@ -153,7 +156,8 @@ impl InitArgs {
 
 fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<ClusterRecord>) -> Result<i32> {
     let engine = context.engine_for(verb)?;
-    let (underlay, mtu) = underlay(&member.address)?;
+    let (underlay, mtu) =
+        cluster::underlay(&member.address, &cluster::own_addresses()?).map_err(|error| with_hint(error.into()))?;
     let name = match member.name {
         Some(name) => name,
         None => host_name()?,
@@ -186,9 +190,11 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
         prefix: member.prefix,
         name,
         underlay,
+        is_given: !member.address.is_empty(),
         mtu,
         wireguard_port: member.wireguard_port,
         rotate_after: member.rotate_keys,
+        secret: member.preshared_key_file.as_deref().map(secret).transpose()?,
         begin,
     };
     let id = cluster::join(&engine, &joining).map_err(with_hint).context("join the cluster")?;
@@ -201,6 +207,17 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
         output::print(&format!("{id}\n"))?;
     }
     Ok(0)
+}
+
+/// The secret in a file.
+fn secret(path: &Path) -> Result<Secret> {
+    let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+    text.parse().map_err(|error| {
+        let name = path.display();
+        Refused::new(format!("`{name}` holds no secret: {error}"))
+            .hint(format!("`wg genpsk > {name}` or `head -c 32 /dev/urandom | base64 > {name}` makes one"))
+            .into()
+    })
 }
 
 fn with_hint(error: anyhow::Error) -> anyhow::Error {
@@ -217,70 +234,6 @@ fn host_name() -> Result<Name> {
         Ok(name) => Ok(name),
         Err(_) => Err(Refused::new(format!("the host is called `{name}`, which no host of a cluster can be"))
             .hint("give it another name there: --name node-1")
-            .into()),
-    }
-}
-
-/// An address of an interface of this host.
-struct Own {
-    address: IpAddr,
-    mtu: Mtu,
-    is_on_default_route: bool,
-}
-
-/// Those that other hosts can reach, as far as that can be told.
-fn own_addresses() -> Result<Vec<Own>> {
-    let doing = "list this host's addresses";
-    let mut socket = Socket::open(ROUTE).context(doing)?;
-    let mut out = Vec::new();
-    for family in [rtnl::Family::V4, rtnl::Family::V6] {
-        out.extend(route::default_route_path(&mut socket, family).context(doing)?.map(|path| path.oif));
-    }
-    let links = link::dump(&mut socket).context(doing)?;
-    let addresses = addr::dump(&mut socket, None).context(doing)?;
-    let own = |found: &Address| {
-        let link = links.iter().find(|link| link.index == found.ifindex)?;
-        let is_local = match found.addr {
-            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
-        };
-        (!is_local).then_some(Own {
-            address: found.addr,
-            mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-            is_on_default_route: out.contains(&found.ifindex),
-        })
-    };
-    Ok(addresses.iter().filter_map(own).collect())
-}
-
-/// Where this host takes packets: as given, or those of its default route's interface; and the MTU of that way.
-fn underlay(given: &[IpAddr]) -> Result<(PerFamily<Option<IpAddr>>, Mtu)> {
-    let there = own_addresses()?;
-    let mut underlay: PerFamily<Option<IpAddr>> = PerFamily::default();
-    for address in given {
-        if !there.iter().any(|found| found.address == *address) {
-            return Err(Refused::new(format!("no interface of this host has address {address}"))
-                .hint("`ip address` shows those that it has")
-                .into());
-        }
-        let family = Family::of(*address);
-        if underlay.of_mut(family).replace(*address).is_some() {
-            return Err(Refused::new(format!("address {address}: another one of {family} is given"))
-                .hint("give one of either family")
-                .into());
-        }
-    }
-    if given.is_empty() {
-        for found in there.iter().filter(|found| found.is_on_default_route) {
-            underlay.of_mut(Family::of(found.address)).get_or_insert(found.address);
-        }
-    }
-    let addresses: Vec<IpAddr> = [underlay.v4, underlay.v6].into_iter().flatten().collect();
-    let mtus = there.iter().filter(|found| addresses.contains(&found.address)).map(|found| found.mtu);
-    match mtus.min() {
-        Some(mtu) => Ok((underlay, mtu)),
-        None => Err(Refused::new("this host has no default route that tells its address")
-            .hint("say where it takes packets of the others: --address 192.0.2.23")
             .into()),
     }
 }
@@ -380,7 +333,11 @@ Examples:
   portolan cluster nodes
   portolan cluster nodes --json | jq '.[] | select(.state != \"up\")'
 
-A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on.")]
+A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on.
+
+Where networks are encrypted, RECEIVED and SENT say what went between it and this host by the encrypted link since the daemon was
+started, and HANDSHAKE when keys were agreed on last: every two minutes while there is traffic. In JSON, `link` has them, and where
+the host is seen. The kernel counts nothing by host where networks are not encrypted.")]
 pub(crate) struct NodesArgs {}
 
 impl NodesArgs {
@@ -390,19 +347,31 @@ impl NodesArgs {
             output::json(&standing.hosts)?;
             return Ok(0);
         }
+        let has_link = standing.hosts.iter().any(|host| host.link.is_some());
         let row = |host: &HostRow| {
             let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
-            vec![
+            let mut row = vec![
                 host.id.short(),
                 host.name.to_string(),
                 host.state.clone(),
                 addresses.join(", "),
                 host.mtu.to_string(),
                 host.version.clone(),
-            ]
+            ];
+            if has_link {
+                let count =
+                    |value: fn(&LinkRow) -> u64| host.link.as_ref().map_or_else(String::new, |link| bytes(value(link)));
+                let age = host.link.as_ref().and_then(|link| link.handshake_age);
+                row.extend([count(|link| link.received), count(|link| link.sent)]);
+                row.push(age.map_or_else(String::new, |seconds| format!("{seconds}s ago")));
+            }
+            row
         };
         let rows: Vec<Vec<String>> = standing.hosts.iter().map(row).collect();
-        let header = ["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
+        let mut header = vec!["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
+        if has_link {
+            header.extend(["RECEIVED", "SENT", "HANDSHAKE"]);
+        }
         output::print(&table::render(&header, &rows))?;
         Ok(0)
     }

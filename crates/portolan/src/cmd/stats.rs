@@ -81,7 +81,7 @@ fn render(endpoints: &[EndpointStats]) -> String {
 }
 
 /// As Docker writes it: powers of a thousand, three digits.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB"];
     let mut value = count as f64;
     let mut unit = 0;

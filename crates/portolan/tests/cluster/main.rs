@@ -9,5 +9,7 @@ mod many;
 mod overlay;
 mod rotation;
 mod sealed;
+mod secret;
 mod shortcuts;
+mod underlay;
 mod world;

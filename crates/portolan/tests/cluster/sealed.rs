@@ -105,12 +105,16 @@ fn goes_on(heard: &AtomicU64) {
     assert!(eventually(LONG, || heard.load(Ordering::Relaxed) > before + 600), "nothing is heard any more");
 }
 
-pub(crate) fn worker(node: &Node) -> PidFd {
+/// Those who carry its packets; a second one while keys change, and in every second round.
+pub(crate) fn workers(node: &Node) -> Vec<PidFd> {
     let pattern = format!("wireguard-worker.*{}/", node.root.display());
     let output = node.host.command("pgrep").unwrap().args(["-f", &pattern]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let pid = text.lines().next().unwrap_or_else(|| panic!("{} has no worker", node.host.name()));
-    PidFd::open(pid.parse().unwrap()).unwrap()
+    text.lines().filter_map(|line| PidFd::open(line.parse().unwrap()).ok()).collect()
+}
+
+pub(crate) fn worker(node: &Node) -> PidFd {
+    workers(node).into_iter().next().unwrap_or_else(|| panic!("{} has no worker", node.host.name()))
 }
 
 #[test]
@@ -177,6 +181,111 @@ fn nothing_is_to_be_read_whatever_happens() {
     for node in [a, b] {
         assert!(eventually(LONG, || node.run(&["verify"]).status.success()), "{}", node.host.name());
     }
+}
+
+/// Begins a change of keys, and goes on at once.
+fn begin_rotation(node: &Node) {
+    node.ok("cluster rotate --wait 0");
+}
+
+/// Waits until all hosts have one key each, of a round after this one.
+#[track_caller]
+fn have_rotated(nodes: &[&Node], after: u64) {
+    for node in nodes {
+        let is_done = || node.key().is_some() && node.round() > after;
+        assert!(eventually(LONG * 2, is_done), "{}: {}", node.host.name(), node.status());
+    }
+}
+
+#[test]
+fn nothing_is_to_be_read_while_keys_change() {
+    let Some(world) = World::or_skip("overlay-secret-keys") else { return };
+    let mut etcd = world.etcd(1);
+    let [a, b, c] = &world.nodes[..] else { panic!("three hosts") };
+    joined(&world, &etcd);
+    a.ok("network create -d overlay --opt encrypted secret");
+    for node in [a, b, c] {
+        has(node, "secret");
+    }
+    let pods = [world.pod(a, "secret", "s1"), world.pod(b, "secret", "s2"), world.pod(c, "secret", "s3")];
+    let all = [a, b, c];
+    let (heard, seen) = overhear(&world, "secret", &pods, |heard| {
+        goes_on(heard);
+        // Daemons are killed a bit later each time, whatever they are at then.
+        for number in 0..12u64 {
+            let round = a.round();
+            begin_rotation(a);
+            std::thread::sleep(Duration::from_millis(number * 150));
+            all[number as usize % 3].kill_daemon();
+            have_rotated(&all, round);
+            goes_on(heard);
+        }
+        // So are those who carry the packets, by one key or the other.
+        for number in 0..4u64 {
+            let round = b.round();
+            begin_rotation(b);
+            std::thread::sleep(Duration::from_millis(100 + number * 300));
+            let of = all[number as usize % 3];
+            workers(of).iter().for_each(|worker| worker.signal(signals::KILL).unwrap());
+            have_rotated(&all, round);
+            goes_on(heard);
+        }
+        // etcd is away in the middle of it.
+        for pause in [100, 600, 1200] {
+            let round = c.round();
+            begin_rotation(c);
+            std::thread::sleep(Duration::from_millis(pause));
+            etcd.kill(0);
+            goes_on(heard);
+            b.kill_daemon();
+            goes_on(heard);
+            etcd.launch(0).unwrap();
+            have_rotated(&all, round);
+            goes_on(heard);
+        }
+        // One is away while keys change three times, and comes back.
+        let round = a.round();
+        c.ok("daemon stop");
+        workers(c).iter().for_each(|worker| worker.signal(signals::KILL).unwrap());
+        a.sees("a up, b up, c down");
+        for number in 0..3 {
+            begin_rotation(a);
+            have_rotated(&[a, b], round + number);
+        }
+        c.ok("daemon start");
+        have_rotated(&all, round + 2);
+        let from_each = |from: &Pod, to: &Pod| reach_soon(from, to);
+        (0..3).for_each(|at| (0..3).filter(|other| *other != at).for_each(|other| from_each(&pods[at], &pods[other])));
+        // It is cut off from etcd, and goes on with the others: they wait for it.
+        let round = a.round();
+        let rule = ["add", "rule", "inet", "cut", "out", "tcp", "dport", "2379", "drop"];
+        for words in [
+            &["add", "table", "inet", "cut"][..],
+            &["add", "chain", "inet", "cut", "out", "{ type filter hook output priority 0; }"],
+            &rule,
+        ] {
+            assert!(c.host.command("nft").unwrap().args(words).status().unwrap().success());
+        }
+        a.sees("a up, b up, c down");
+        begin_rotation(a);
+        assert!(eventually(LONG, || a.status()["keys"]["waits_for"] == serde_json::json!(["c"])), "{}", a.status());
+        goes_on(heard);
+        assert!(a.refused("cluster rotate --wait 1").contains("waits for `c`"));
+        assert!(c.host.command("nft").unwrap().args(["delete", "table", "inet", "cut"]).status().unwrap().success());
+        have_rotated(&all, round);
+        goes_on(heard);
+    });
+    assert!(heard > 0, "nothing was said");
+    assert_eq!(seen, 0, "it is to be read on the LAN");
+    for node in [a, b, c] {
+        assert!(eventually(LONG, || node.run(&["verify"]).status.success()), "{}", node.host.name());
+        node.is_well();
+    }
+}
+
+fn reach_soon(from: &Pod, to: &Pod) {
+    let is_open = || to.addresses.iter().all(|address| ping(from, *address, Duration::from_secs(1)).is_open());
+    assert!(eventually(LONG, is_open), "{} to {}", from.name, to.name);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,7 @@ use tokio::sync::mpsc as channel;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::jobs::{Job, Next};
+use super::meter::Figures;
 use super::{Came, Endpoints, Membership, Move, Sharing, To, Told, edge, rows};
 
 /// A host that has not said for so many seconds that it runs counts as down.
@@ -37,6 +39,10 @@ pub(super) struct Known {
     pub(super) problems: BTreeMap<Option<Id>, String>,
     /// What is wrong with the encrypted link between hosts.
     pub(super) link_trouble: Option<String>,
+    /// Which addresses this host says it has, and has not.
+    pub(super) missing: Vec<IpAddr>,
+    /// What the encrypted link knows of other hosts.
+    pub(super) link: BTreeMap<Id, Figures>,
     /// Whom a change of keys waits for.
     pub(super) waits_for: BTreeSet<Id>,
 }
@@ -50,6 +56,8 @@ impl Known {
             trouble: None,
             problems: BTreeMap::new(),
             link_trouble: None,
+            missing: Vec::new(),
+            link: BTreeMap::new(),
             waits_for: BTreeSet::new(),
         }
     }
@@ -180,7 +188,7 @@ impl Agent {
             Some(known) if known == *record => {}
             Some(known) => {
                 if !self.write(&client, None, &Write::change(*me, &known, record)).await? {
-                    bail!("an address of this host is another host's in the cluster");
+                    bail!(taken(&lock(&self.shared).view, *me, record));
                 }
             }
             None => {
@@ -287,7 +295,7 @@ impl Agent {
         }
         let write = Write::change(self.membership.host, &session.said, &record);
         if !self.write(&session.client, None, &write).await? {
-            bail!("an address of this host is another host's in the cluster");
+            bail!(taken(&lock(&self.shared).view, self.membership.host, &record));
         }
         session.said = record;
         Ok(())
@@ -482,6 +490,17 @@ impl Agent {
             let _ = self.rows.send(rows::Job::Check(check));
         }
         Ok(())
+    }
+}
+
+/// Why this host cannot say of itself what it is.
+fn taken(view: &View, me: Id, record: &HostRecord) -> String {
+    let others = view.hosts().iter().filter(|(id, _)| **id != me);
+    let both = |other: &HostRecord| record.addresses().find(|address| other.addresses().any(|its| its == *address));
+    let found = others.filter_map(|(_, other)| Some((both(other)?, &other.name))).next();
+    match found {
+        Some((address, name)) => format!("this host has address {address}, which is host `{name}`'s in the cluster"),
+        None => "an address of this host is another host's in the cluster".to_owned(),
     }
 }
 

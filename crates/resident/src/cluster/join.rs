@@ -8,7 +8,7 @@ use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, SealRecord, Vi
 use portolan_engine::Kernel as _;
 use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
-use portolan_wireguard::PrivateKey;
+use portolan_wireguard::{PrivateKey, Secret};
 
 use super::{Membership, VERSION, edge, keys, runtime, seal};
 use crate::daemon::Engine;
@@ -27,10 +27,14 @@ pub struct Joining {
     pub name: Name,
     /// Where it takes packets of the others.
     pub underlay: PerFamily<Option<IpAddr>>,
+    /// Whether somebody named those; otherwise they are to be followed.
+    pub is_given: bool,
     /// The MTU of its way to them.
     pub mtu: Mtu,
     /// The UDP port at which it takes encrypted packets; every second round of keys is at the one after it.
     pub wireguard_port: u16,
+    /// What hosts have in common that can be on the encrypted link with each other, if anything.
+    pub secret: Option<Secret>,
     /// After what time it has keys of the encrypted link change by itself.
     pub rotate_after: Option<Duration>,
     /// The cluster that is to begin with this host; none to join the one that is there.
@@ -98,7 +102,8 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         let me = Id::from_bytes(engine.kernel().random());
         let mac = engine.kernel().random();
         let round = view.hosts().values().filter_map(|record| record.seal.as_ref()).map(SealRecord::newest).max();
-        let (private_key, seal) = draw_seal(engine, joining.wireguard_port, round.unwrap_or(0));
+        let secret = joining.secret.as_ref().map(|secret| secret.fingerprint(&cluster.to_string()));
+        let (private_key, seal) = draw_seal(engine, joining.wireguard_port, round.unwrap_or(0), secret);
         let record = HostRecord {
             name: joining.name.clone(),
             underlay: joining.underlay,
@@ -112,8 +117,10 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             cluster,
             host: me,
             record: record.clone(),
+            is_given: joining.is_given,
             private_key,
             next_private_key: String::new(),
+            secret: joining.secret.as_ref().map(Secret::to_base64),
             drawn: keys::now(),
             rotate_after: joining.rotate_after.map(|age| age.as_secs()),
             prefix: joining.prefix.clone(),
@@ -138,7 +145,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
 }
 
 /// A key of its own for this host, of the round that others are at, and where it is on the encrypted link; none where there is no IPv6.
-fn draw_seal(engine: &Engine, port: u16, round: u64) -> (String, Option<SealRecord>) {
+fn draw_seal(engine: &Engine, port: u16, round: u64, secret: Option<String>) -> (String, Option<SealRecord>) {
     if engine.kernel().setting("net/ipv6/conf/all/forwarding").is_none() {
         return (String::new(), None);
     }
@@ -146,13 +153,22 @@ fn draw_seal(engine: &Engine, port: u16, round: u64) -> (String, Option<SealReco
     let random = engine.kernel().random();
     let number = u64::from_be_bytes(random[..8].try_into().expect("eight of 32 bytes"));
     let address = Ipv6Addr::from_bits((0xfe80_u128 << 112) | u128::from(number));
-    let first = SealRecord { key: String::new(), port, address, round: 0, next: None, moved: 0 };
+    let first = SealRecord { key: String::new(), port, address, round: 0, next: None, moved: 0, secret };
     (private.to_base64(), Some(first.anew(private.public().to_base64(), round)))
 }
 
 pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {
     let text = serde_json::to_string(membership).expect("plain values serialise");
     Ok(engine.set_cluster_settings(Some(&text))?)
+}
+
+/// Writes down what this host is now, unless it leaves, or has left, meanwhile: whether it was written.
+pub(super) fn change(engine: &Engine, membership: &Membership) -> Result<bool> {
+    let text = serde_json::to_string(membership).expect("plain values serialise");
+    Ok(engine.change_cluster_settings(|before| {
+        let before: Membership = serde_json::from_str(before).ok()?;
+        (before.host == membership.host && !before.leaving).then_some(text)
+    })?)
 }
 
 /// Has etcd know this host no more, and this host be in no cluster. The daemon has let go of etcd by then, for the row says that

@@ -10,7 +10,7 @@ use portolan_wireguard::PrivateKey;
 
 use super::agent::{Shared, lock};
 use super::seal::Seal;
-use super::{Came, Membership, Reply};
+use super::{Came, Membership, Reply, join};
 use crate::daemon::Engine;
 
 /// How long whoever asks for new keys waits until they can be drawn.
@@ -126,6 +126,7 @@ pub(super) fn turn(
         None => {
             let others = all.iter().filter(|(id, _)| **id != membership.host);
             let others = others.filter_map(|(id, record)| Some((*id, record.seal.as_ref()?)));
+            let others = others.filter(|(_, seal)| seal.secret == own.secret);
             others.map(|(id, seal)| (id, Other { seal, is_here: up.contains(&id), has_agreed: true })).collect()
         }
     };
@@ -140,13 +141,7 @@ pub(super) fn turn(
         return Ok(None);
     }
     let Some(after) = membership.after(&next) else { return Ok(None) };
-    let text = serde_json::to_string(&after).expect("plain values serialise");
-    // Whoever leaves meanwhile has said so there.
-    let is_written = engine.change_cluster_settings(|before| {
-        let before: Membership = serde_json::from_str(before).ok()?;
-        (before.host == membership.host && !before.leaving).then_some(text)
-    });
-    if !is_written.context("write down the keys of the encrypted link")? {
+    if !join::change(engine, &after).context("write down the keys of the encrypted link")? {
         return Ok(None);
     }
     tracing::info!(step = ?next, "keys of the encrypted link change");

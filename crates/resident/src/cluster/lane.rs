@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use portolan_kernel::netlink::{Batch, ROUTE, Socket};
@@ -13,10 +15,17 @@ use portolan_kernel::rtnl::link::{self, AddrGenMode, LinkChange};
 use portolan_model::IfName;
 use portolan_wireguard::kernel::{KernelError, Link};
 use portolan_wireguard::worker::{self, Options};
-use portolan_wireguard::{Changes, Config, Control, Device as _, PrivateKey, PublicKey, State, changes};
+use portolan_wireguard::{Changes, Config, Control, Device as _, PrivateKey, PublicKey, State, Status, changes};
 
 /// By what a program of ours is told to carry encrypted packets.
 pub const WORKER: &str = "wireguard-worker";
+
+/// Bytes of the message that begins an agreement on keys (whitepaper §5.4.2). Who got nothing else does not know yet whether his answer
+/// arrived.
+const GREETING: u64 = 148;
+/// How long a process may take to end when its interface is gone.
+const ENDING: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A device, as far as this process has to do with it.
 pub(super) struct Lane {
@@ -26,6 +35,8 @@ pub(super) struct Lane {
     /// What it was last told, and as whom it answers.
     told: Option<Config>,
     device: Option<Device>,
+    /// Who has answered: what was sent to them arrives.
+    pub(super) answered: BTreeSet<PublicKey>,
     /// What it last said of itself.
     pub(super) state: State,
     /// The key that it has while it is to have none of this host's: there is no word for taking one away.
@@ -59,7 +70,16 @@ impl Lane {
     /// The interface called `name`, of a process that is reached at `RUN/FILE.sock` if there is one.
     pub(super) fn new(name: IfName, run: &Path, file: &str) -> Self {
         let (socket, log) = (run.join(format!("{file}.sock")), run.join(format!("{file}.log")));
-        Self { name, socket, log, told: None, device: None, state: State::default(), idle: PrivateKey::random() }
+        Self {
+            name,
+            socket,
+            log,
+            told: None,
+            device: None,
+            answered: BTreeSet::new(),
+            state: State::default(),
+            idle: PrivateKey::random(),
+        }
     }
 
     /// Has it be there, with this MTU, as `wanted` says, under `address` if it is to have one; whether it was not there.
@@ -71,6 +91,7 @@ impl Lane {
         let is_there = self.is_there(mtu);
         if !is_there {
             self.told = None;
+            self.answered.clear();
             self.device = Some(self.make(mtu).context("make the encrypted link between hosts")?);
         }
         let Some(device) = &mut self.device else { bail!("the encrypted link is not there") };
@@ -102,6 +123,10 @@ impl Lane {
         }
         match self.device.as_mut().map(Device::get) {
             Some(Ok(state)) => {
+                self.answered.retain(|key| state.status.contains_key(key));
+                let has_answered = |status: &Status| !status.received.is_multiple_of(GREETING);
+                let answered = state.status.iter().filter(|(_, status)| has_answered(status));
+                self.answered.extend(answered.map(|(key, _)| *key));
                 self.state = state;
                 found.up
             }
@@ -117,14 +142,27 @@ impl Lane {
             Err(KernelError::Unsupported | KernelError::Kind { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        if let Ok(control) = Control::connect(&self.socket) {
-            return Ok(Device::Process(control));
+        if link::lookup(&mut Socket::open(ROUTE)?, name)?.is_some() {
+            if let Ok(control) = Control::connect(&self.socket) {
+                return Ok(Device::Process(control));
+            }
+        } else {
+            // What it is told, and whom it answers, would be lost with it.
+            self.outlive();
         }
         let options = Options { name: name.to_owned(), mtu, socket: self.socket.clone(), log: Some(self.log.clone()) };
         // Whatever became of the file that this process was started from.
         let mut program = Command::new("/proc/self/exe");
         program.arg0("portolan").arg(WORKER);
         Ok(Device::Process(worker::start(program, &options)?))
+    }
+
+    /// Waits until the process whose interface is gone has ended.
+    fn outlive(&self) {
+        let end = Instant::now() + ENDING;
+        while UnixStream::connect(&self.socket).is_ok() && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Has it be up, with this host's address as far as it has not.
@@ -163,6 +201,7 @@ impl Lane {
     /// Removes it, if it is there; whoever carries its packets ends.
     pub(super) fn remove(&mut self) -> Result<()> {
         (self.device, self.told, self.state) = (None, None, State::default());
+        self.answered.clear();
         remove(&self.name)
     }
 }

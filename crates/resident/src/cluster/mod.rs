@@ -11,11 +11,13 @@ mod jobs;
 mod join;
 mod keys;
 mod lane;
+mod meter;
 mod moves;
 pub mod plan;
 mod rows;
 mod seal;
 mod standing;
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -40,7 +42,9 @@ use seal::Seal;
 pub use asked::AtDaemon;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use lane::WORKER;
+pub use meter::LinkRow;
 pub use standing::{HostRow, KeyStanding, Standing};
+pub use underlay::{OwnAddress, follow, own_addresses, underlay};
 
 /// What a host has to know of its cluster. It holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,12 +55,18 @@ pub struct Membership {
     pub host: Id,
     /// What it says of itself.
     pub record: HostRecord,
+    /// Whether its addresses were named when it joined, and stay whatever this host has; otherwise they are followed.
+    #[serde(default = "yes")]
+    pub is_given: bool,
     /// The secret of its end of the encrypted link between hosts; empty if it can have none.
     #[serde(default)]
     pub private_key: String,
     /// The secret of the key that takes its place, while keys change.
     #[serde(default)]
     pub next_private_key: String,
+    /// What hosts have in common that can be on the encrypted link with each other, if anything.
+    #[serde(default)]
+    pub secret: Option<String>,
     /// When its newest key was drawn, in seconds since 1970 by this host's clock.
     #[serde(default)]
     pub drawn: u64,
@@ -74,6 +84,10 @@ pub struct Membership {
     /// Those before, the last one last: any of them may still be said to run, for etcd need not have been reached since.
     #[serde(default)]
     pub last_runs: Vec<String>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// So many runs are remembered: as often as a daemon may start while etcd cannot be reached and the last lease holds.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use portolan_cluster::{Change, Checked, HostRecord};
+use portolan_kernel::rtnl::addr::Watch;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
 
@@ -15,7 +16,7 @@ use super::keys::{self, Asked};
 use super::moves::Moves;
 use super::plan::{self, Here};
 use super::seal::{self, Seal};
-use super::{Came, Membership, Reply, Sharing, Told, Wanted};
+use super::{Came, Membership, Reply, Sharing, Told, Wanted, join};
 use crate::daemon::{self, Engine};
 
 /// How often the encrypted link is looked at when nothing else happens.
@@ -54,6 +55,7 @@ pub(super) struct Rows {
     seal: Seal,
     moves: Moves,
     asked: Asked,
+    watch: Option<Watch>,
     /// What was last seen was not all taken in.
     is_behind: bool,
     /// The hosts that are kept for the encrypted link; none as long as nothing was seen.
@@ -70,7 +72,7 @@ impl Rows {
     ) -> Self {
         let moves = Moves::new(membership.host, shared.clone(), told.clone());
         let asked = Asked::default();
-        Self { root, membership, shared, told, seal, moves, asked, is_behind: false, link_hosts: None }
+        Self { root, membership, shared, told, seal, moves, asked, watch: None, is_behind: false, link_hosts: None }
     }
 
     pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
@@ -101,6 +103,9 @@ impl Rows {
                     Job::Tell(network, reply) => replies.push((network, reply)),
                     Job::Stop => return,
                 }
+            }
+            if let Err(error) = self.follow_addresses(&engine) {
+                tracing::warn!("cluster: {error:#}");
             }
             // Whoever carries the packets of the link may have died.
             self.keep_sealed(&engine);
@@ -149,6 +154,43 @@ impl Rows {
         }
     }
 
+    /// Has this host say of itself which addresses and MTU it has now, if they are other ones.
+    fn follow_addresses(&mut self, engine: &Engine) -> Result<()> {
+        // Subscribed before they are listed, so that nothing is missed.
+        let has_changed = match &mut self.watch {
+            Some(watch) => watch.has_changed()?,
+            None => {
+                self.watch = Some(Watch::open().context("hear of changes of this host's addresses")?);
+                true
+            }
+        };
+        if !has_changed && lock(&self.shared).missing.is_empty() {
+            return Ok(());
+        }
+        let there = super::own_addresses()?;
+        let (record, missing) = super::follow(&self.membership.record, self.membership.is_given, &there);
+        lock(&self.shared).missing = missing;
+        if record == self.membership.record {
+            return Ok(());
+        }
+        let after = Membership { record, ..self.membership.clone() };
+        if join::change(engine, &after)? {
+            tracing::info!(addresses = ?after.record.underlay, mtu = %after.record.mtu, "this host is somewhere else");
+            self.become_(after);
+            // Its ends of tunnels are there now.
+            self.is_behind = true;
+        }
+        Ok(())
+    }
+
+    /// Is what it has written down, for all who ask.
+    fn become_(&mut self, membership: Membership) {
+        self.membership = membership;
+        lock(&self.shared).record = self.membership.record.clone();
+        // Who cannot hear is about to end.
+        let _ = self.told.send(Told::Record);
+    }
+
     /// Has the encrypted link be there if any network needs it, and what stands on it if it was not.
     fn keep_sealed(&mut self, engine: &Engine) {
         let done = self.hosts_of_link(engine).and_then(|hosts| {
@@ -160,6 +202,7 @@ impl Rows {
             self.turn_keys(engine, hosts.as_ref())
         });
         let mut known = lock(&self.shared);
+        known.link.clone_from(self.seal.figures());
         match done {
             Ok(()) => known.link_trouble = None,
             Err(error) => {
@@ -175,15 +218,12 @@ impl Rows {
     fn turn_keys(&mut self, engine: &Engine, hosts: Option<&BTreeMap<Id, HostRecord>>) -> Result<()> {
         let Self { membership, shared, seal, asked, .. } = self;
         let Some(after) = keys::turn(engine, membership, shared, seal, asked, hosts)? else { return Ok(()) };
-        self.membership = after;
         // Whoever hears of a key is to be understood when he uses it.
         let done = match hosts {
-            Some(hosts) => self.seal.ensure(&self.membership, hosts).map(drop),
+            Some(hosts) => self.seal.ensure(&after, hosts).map(drop),
             None => Ok(()),
         };
-        lock(&self.shared).record = self.membership.record.clone();
-        // Who cannot hear is about to end.
-        let _ = self.told.send(Told::Record);
+        self.become_(after);
         done
     }
 
@@ -252,6 +292,7 @@ impl Rows {
     fn check(&self, engine: &Engine) -> Checked {
         let mut all: Vec<String> = lock(&self.shared).problems.values().cloned().collect();
         let view = lock(&self.shared).view.clone();
+        all.extend(seal::other_secrets(self.membership.host, &view));
         match self.here().compare(&view, engine) {
             Ok(differences) => all.extend(differences),
             Err(error) => all.push(format!("it cannot be told: {error:#}")),

@@ -17,11 +17,12 @@ use portolan_cluster::{HostRecord, Other, SealRecord, View, lane, lane_to};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
 use portolan_kernel::rtnl::link;
 use portolan_kernel::rtnl::tc::{self, Detour};
-use portolan_model::{Id, IfName, SEAL};
-use portolan_wireguard::{Config, Peer, PrivateKey, PublicKey, Status};
+use portolan_model::{Id, IfName, Name, SEAL};
+use portolan_wireguard::{Config, Peer, PrivateKey, PublicKey, Secret, Status};
 
 use super::Membership;
 use super::lane::{self as device, Lane};
+use super::meter::{Figures, Meter};
 
 /// Sessions are older only when nothing was said for long; a new one is agreed on each two minutes (whitepaper §6.1).
 const FRESH: Duration = Duration::from_secs(150);
@@ -31,9 +32,6 @@ const KEEPALIVE: u16 = 2;
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long what is on its way by a device may take.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Bytes of the message that begins an agreement on keys (whitepaper §5.4.2). Of two who begin at once each may go by the keys that
-/// the other one gave up, so between keys that are new one begins, and the other takes what he is sent before he sends himself.
-const GREETING: u64 = 148;
 /// Detours of all packets have priorities from here on, those of some hosts lower ones.
 const ALL: u16 = 0x8000;
 /// Nobody listens there (RFC 863).
@@ -44,6 +42,7 @@ pub(super) struct Seal {
     lanes: [Lane; 2],
     /// Bytes that came from hosts, and when they last became more.
     heard: BTreeMap<Id, (u64, Instant)>,
+    meter: Meter,
     /// By which lane hosts are sent to, and since when.
     to: (BTreeMap<Id, Option<usize>>, Instant),
     probed: Instant,
@@ -62,7 +61,15 @@ impl Seal {
     pub(super) fn new(name: IfName, run: &Path) -> Self {
         let lanes = [Lane::new(name.clone(), run, "wireguard"), Lane::new(second(&name), run, "wireguard-1")];
         let now = Instant::now();
-        Self { lanes, heard: BTreeMap::new(), to: (BTreeMap::new(), now), probed: now, greeted: now, can_lead: false }
+        Self {
+            lanes,
+            heard: BTreeMap::new(),
+            meter: Meter::default(),
+            to: (BTreeMap::new(), now),
+            probed: now,
+            greeted: now,
+            can_lead: false,
+        }
     }
 
     /// Has the link be there, with all hosts on it that `hosts` shows; whether it was not.
@@ -133,7 +140,9 @@ impl Seal {
         // One for all once there is no other way.
         let wanted: BTreeSet<Option<Ipv6Addr>> = match own.on(0).is_none() {
             true => [None].into(),
-            false => to.iter().filter(|(_, lane)| **lane == Some(1)).filter_map(|(id, _)| Some(address(id))).collect(),
+            false => {
+                to.iter().filter(|(_, lane)| **lane == Some(1)).filter_map(|(id, _)| address(id).map(Some)).collect()
+            }
         };
         let there = tc::detours(socket, first)?;
         let is_right = |detour: &&Detour| detour.by == by && wanted.contains(&detour.to);
@@ -172,12 +181,12 @@ impl Seal {
 
     /// Whether keys were agreed on with a host, on the lane of this host's newest key.
     fn has_agreed(&self, own: &SealRecord, seal: &SealRecord) -> bool {
-        let Some(status) = self.status(lane(own.newest()), seal) else { return false };
-        // Who was greeted does not know yet whether his answer arrived.
-        let is_answered = !status.received.is_multiple_of(GREETING);
+        let on = lane(own.newest());
+        let Some(key) = seal.on(on).and_then(|key| key.key.parse().ok()) else { return false };
+        let at = self.lanes[on].state.status.get(&key).and_then(|status| status.last_handshake);
         // A clock that was set back says nothing.
         let is_fresh = |at| SystemTime::now().duration_since(at).unwrap_or_default() < FRESH;
-        is_answered && status.last_handshake.is_some_and(is_fresh)
+        self.lanes[on].answered.contains(&key) && at.is_some_and(is_fresh)
     }
 
     /// Greets those anew who have not answered on the lane that this host is to move to.
@@ -196,16 +205,27 @@ impl Seal {
         }
     }
 
-    /// Takes note of who is heard.
+    /// Takes note of who is heard, and how much.
     fn listen(&mut self, membership: &Membership, hosts: &BTreeMap<Id, HostRecord>) {
         let now = Instant::now();
         let mut heard = BTreeMap::new();
         for (id, _, seal) in others(membership, hosts) {
-            let bytes = (0..2).filter_map(|on| self.status(on, seal)).map(|status| status.received).sum();
+            for on in 0..2 {
+                if let (Some(key), Some(status)) = (seal.on(on), self.status(on, seal).copied()) {
+                    self.meter.take(id, on, &key.key, &status);
+                }
+            }
+            let bytes = self.meter.hosts.get(&id).map_or(0, |figures| figures.received);
             let before = self.heard.get(&id).copied().filter(|(before, _)| *before == bytes);
             heard.insert(id, before.unwrap_or((bytes, now)));
         }
+        self.meter.keep(|id| heard.contains_key(&id));
         self.heard = heard;
+    }
+
+    /// What was counted of other hosts.
+    pub(super) const fn figures(&self) -> &BTreeMap<Id, Figures> {
+        &self.meter.hosts
     }
 
     /// Says something to these hosts, so that they are heard if they are there: they may only be cut off from etcd.
@@ -229,7 +249,7 @@ impl Seal {
     /// The other hosts, as [`portolan_cluster::step`] takes them; `is_up` says which say that they run.
     pub(super) fn others<'a>(
         &self,
-        membership: &Membership,
+        membership: &'a Membership,
         hosts: &'a BTreeMap<Id, HostRecord>,
         is_up: impl Fn(Id) -> bool,
     ) -> BTreeMap<Id, Other<'a>> {
@@ -249,6 +269,7 @@ impl Seal {
     /// Removes it, if it is there.
     pub(super) fn remove(&mut self) -> Result<()> {
         self.heard.clear();
+        self.meter.keep(|_| false);
         self.lanes.iter_mut().try_for_each(Lane::remove)
     }
 }
@@ -279,13 +300,15 @@ fn send(
     }
 }
 
-/// The other hosts that can be on the link.
+/// The other hosts that can be on the link with this one.
 fn others<'a>(
-    membership: &Membership,
+    membership: &'a Membership,
     hosts: &'a BTreeMap<Id, HostRecord>,
 ) -> impl Iterator<Item = (Id, &'a HostRecord, &'a SealRecord)> {
-    let me = membership.host;
-    hosts.iter().filter(move |(id, _)| **id != me).filter_map(|(id, record)| Some((*id, record, record.seal.as_ref()?)))
+    let own = membership.record.seal.as_ref().map(|seal| &seal.secret);
+    let others = hosts.iter().filter(|(id, _)| **id != membership.host);
+    let seals = others.filter_map(|(id, record)| Some((*id, record, record.seal.as_ref()?)));
+    seals.filter(move |(_, _, seal)| Some(&seal.secret) == own)
 }
 
 /// What the device of a lane is to be: an address for each other host that has a key there.
@@ -293,12 +316,15 @@ fn config(membership: &Membership, own: &SealRecord, on: usize, hosts: &BTreeMap
     let Some(key) = own.on(on) else { return Ok(Config { listen_port: own.port_on(on), ..Config::default() }) };
     let private = if key.round == own.round { &membership.private_key } else { &membership.next_private_key };
     let private: PrivateKey = private.parse().context("read this host's key")?;
+    let secret: Option<Secret> =
+        membership.secret.as_ref().map(|text| text.parse()).transpose().context("read the secret of the cluster")?;
+    let public = private.public();
     // Keys are agreed on before anything is sent.
     let is_next = own.next.as_ref().is_some_and(|next| next.round == key.round && own.moved < next.round);
     let mut peers = BTreeMap::new();
     for (_, record, seal) in others(membership, hosts) {
         let Some(theirs) = seal.on(on) else { continue };
-        let Ok(public) = theirs.key.parse() else {
+        let Ok(peer) = theirs.key.parse() else {
             tracing::warn!(host = %record.name, "its public key is none");
             continue;
         };
@@ -308,14 +334,36 @@ fn config(membership: &Membership, own: &SealRecord, on: usize, hosts: &BTreeMap
         let is_ours_to_greet = !is_next || is_greeted(&key.key, &theirs.key);
         let endpoint = common.map(|address| SocketAddr::new(address, theirs.port)).filter(|_| is_ours_to_greet);
         let keepalive = (is_next && is_ours_to_greet).then_some(KEEPALIVE);
-        peers.insert(public, Peer { preshared: None, endpoint, allowed, keepalive });
+        let preshared = secret.as_ref().map(|secret| secret.of_pair(&public, &peer));
+        peers.insert(peer, Peer { preshared, endpoint, allowed, keepalive });
     }
     Ok(Config { private_key: Some(private), listen_port: key.port, peers })
 }
 
 /// Which of two hosts begins to agree on keys, when both are new: whether this one does.
+///
+/// Of two who begin at once each may go by the keys that the other one gave up. So one begins, and the other one is sent something
+/// before he sends himself.
 fn is_greeted(own: &str, theirs: &str) -> bool {
     own < theirs
+}
+
+/// Which other hosts have another secret than this one, a sentence each.
+pub(super) fn other_secrets(me: Id, view: &View) -> Vec<String> {
+    let Some(own) = view.hosts().get(&me).and_then(|record| record.seal.as_ref()) else { return Vec::new() };
+    let others = view.hosts().iter().filter(|(id, _)| **id != me && !view.is_gone(**id));
+    let seals = others.filter_map(|(_, record)| Some((&record.name, record.seal.as_ref()?)));
+    let differ = seals.filter(|(_, seal)| seal.secret != own.secret);
+    let say = |secret: &Option<String>| secret.as_ref().map_or_else(|| "none".to_owned(), |print| format!("`{print}`"));
+    let sentence = |(name, seal): (&Name, &SealRecord)| {
+        format!(
+            "host `{name}` has another secret for encrypted networks than this host, and is not reached on them: its fingerprint \
+             is {}, this one's {} (--preshared-key-file of `cluster init` and `join`)",
+            say(&seal.secret),
+            say(&own.secret)
+        )
+    };
+    differ.map(sentence).collect()
 }
 
 /// Whether any network that all hosts have is encrypted.

@@ -4,8 +4,8 @@ use portolan_cluster::HostRecord;
 use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
 
-use super::Membership;
 use super::agent::Known;
+use super::{LinkRow, Membership, seal};
 
 /// How this host stands in its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,12 +58,14 @@ pub struct HostRow {
     pub version: String,
     /// `up`; `down` if it has not said for a while that it runs; `gone` if it is not to come back.
     pub state: String,
+    /// What went between it and this host by the encrypted link; none where nothing did, and for this host.
+    pub link: Option<LinkRow>,
 }
 
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, record, trouble, problems, link_trouble, waits_for } = known;
+        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -76,6 +78,7 @@ impl Standing {
             mtu: record.mtu,
             version: record.version.clone(),
             state: state(*id).to_owned(),
+            link: link.get(id).copied().map(LinkRow::from),
         };
         let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
         let keys = record.seal.as_ref().and_then(|seal| seal.keys().last().map(|key| (seal, key)));
@@ -94,6 +97,15 @@ impl Standing {
                 format!("etcd has {count} keys that are left alone, such as `{}`, which {why}", key.escape_debug())
             }
         });
+        let gone = missing.iter().map(|address| {
+            let why =
+                if membership.is_given { ": it was named when the host joined, and stays until it leaves" } else { "" };
+            format!(
+                "address {address}, at which this host takes packets of the others, is on none of its interfaces{why}"
+            )
+        });
+        let gone: Vec<String> = gone.collect();
+        let secrets = seal::other_secrets(membership.host, view);
         Self {
             cluster: membership.cluster,
             host: membership.host,
@@ -101,7 +113,15 @@ impl Standing {
             endpoints: membership.etcd.endpoints.clone(),
             connected: trouble.is_none(),
             revision: view.revision(),
-            warnings: trouble.iter().chain(link_trouble).chain(problems.values()).cloned().chain(strange).collect(),
+            warnings: trouble
+                .iter()
+                .chain(link_trouble)
+                .chain(problems.values())
+                .cloned()
+                .chain(gone)
+                .chain(secrets)
+                .chain(strange)
+                .collect(),
             hosts,
             keys,
         }
