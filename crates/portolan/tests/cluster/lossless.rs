@@ -19,6 +19,9 @@ struct Tally {
     sent: AtomicU64,
     came: AtomicU64,
     twice: AtomicU64,
+    /// By how many microseconds the sender was late at most: what it catches up with is more than a queue holds, where the machine
+    /// has no time for it.
+    late: AtomicU64,
 }
 
 fn blow(node: &Node, number: usize) {
@@ -82,6 +85,7 @@ pub(crate) fn stream(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnc
             while !over.load(Ordering::Relaxed) {
                 let number = tally.sent.fetch_add(1, Ordering::Relaxed);
                 sender.send(&number.to_be_bytes()).unwrap();
+                tally.late.fetch_max(next.elapsed().as_micros() as u64, Ordering::Relaxed);
                 next += gap;
                 // Who was kept from running catches up.
                 while Instant::now() < next {
@@ -123,6 +127,7 @@ pub(crate) fn stream(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnc
     let rate = sent as f64 / began.elapsed().as_secs_f64();
     let twice = tally.twice.into_inner();
     eprintln!("{} to {}: {sent} packets sent, {rate:.0} a second, {came} came, {twice} twice", near.name, far.name);
-    assert_eq!(sent, came, "{} to {} lost {lost:?}", near.name, far.name);
+    let late = Duration::from_micros(tally.late.into_inner());
+    assert_eq!(sent, came, "{} to {} lost {lost:?}; the sender was late by {late:?}", near.name, far.name);
     assert!(sent > 2_000, "{sent} packets are no load");
 }
