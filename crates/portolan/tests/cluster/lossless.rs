@@ -10,6 +10,8 @@ use portolan_lab::probe::ping;
 use crate::overlay::{Pod, has, joined};
 use crate::world::{LONG, Node, World};
 
+/// So many packets are sent at once at most.
+const BURST: u32 = 500;
 /// So many times something is done to a daemon.
 const BLOWS: usize = 100;
 
@@ -19,8 +21,7 @@ struct Tally {
     sent: AtomicU64,
     came: AtomicU64,
     twice: AtomicU64,
-    /// By how many microseconds the sender was late at most: what it catches up with is more than a queue holds, where the machine
-    /// has no time for it.
+    /// By how many microseconds the sender was late at most: such a machine has no time for who carries the packets either.
     late: AtomicU64,
 }
 
@@ -87,7 +88,8 @@ pub(crate) fn stream(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnc
                 sender.send(&number.to_be_bytes()).unwrap();
                 tally.late.fetch_max(next.elapsed().as_micros() as u64, Ordering::Relaxed);
                 next += gap;
-                // Who was kept from running catches up.
+                // Who was kept from running catches up, but with no more than a queue holds.
+                next = next.max(Instant::now().checked_sub(gap * BURST).unwrap_or(next));
                 while Instant::now() < next {
                     std::thread::sleep(Duration::from_micros(50));
                 }
