@@ -93,4 +93,10 @@ fn old_keys_change_by_themselves() {
         assert!(!node.settings().contains(key), "{}", node.settings());
         node.is_well();
     }
+    // Nobody could be told of another one.
+    drop(etcd);
+    a.warns("etcd");
+    let said = a.refused("cluster rotate");
+    assert!(said.contains("no other host could be told"), "{said}");
+    assert_eq!(a.round(), 1);
 }

@@ -33,6 +33,12 @@ impl Asked {
         self.0.drain(..).for_each(|(reply, _)| reply(Ok(Came::Rotating { round })));
     }
 
+    /// Refuses who has waited long enough.
+    pub(super) fn refuse_due(&mut self, reason: &str) {
+        let now = Instant::now();
+        self.refuse(reason, TRY, |until| now >= until);
+    }
+
     fn refuse(&mut self, reason: &str, hint: &str, is_due: impl Fn(Instant) -> bool) {
         let (due, left) = std::mem::take(&mut self.0).into_iter().partition(|(_, until)| is_due(*until));
         self.0 = left;
@@ -115,9 +121,7 @@ pub(super) fn turn(
     };
     // What others do not know of it yet is not to be followed by more.
     if !is_known {
-        asked.refuse("etcd is not reached: no other host could be told of a new key", TRY, |until| {
-            Instant::now() >= until
-        });
+        asked.refuse_due("etcd is not reached: no other host could be told of a new key");
         return Ok(None);
     }
     let others: BTreeMap<Id, Other<'_>> = match hosts {

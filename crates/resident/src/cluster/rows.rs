@@ -207,6 +207,7 @@ impl Rows {
             Ok(()) => known.link_trouble = None,
             Err(error) => {
                 let text = format!("{error:#}");
+                self.asked.refuse_due(&format!("the encrypted link between hosts is not as it should be: {text}"));
                 if known.link_trouble.replace(text.clone()).as_ref() != Some(&text) {
                     tracing::error!("cluster: {text}");
                 }
