@@ -72,6 +72,7 @@ impl World {
     }
 
     /// Hosts with Docker alone, in a swarm.
+    #[allow(dead_code, reason = "a benchmark has them")]
     pub(crate) fn docker_or_skip(name: &str, names: &[&str]) -> Option<Self> {
         let world = Self::with_or_skip(name, names, |_| Ok(()))?;
         world.begin_swarm().expect("there can be a swarm");
