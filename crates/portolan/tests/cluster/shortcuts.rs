@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
-use portolan_lab::{InNetns as _, eventually};
+use portolan_lab::eventually;
 
 use crate::overlay::{Pod, has, joined, reach};
 use crate::world::{LONG, Node, World};
