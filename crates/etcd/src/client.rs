@@ -14,7 +14,7 @@ use tonic_prost::ProstCodec;
 
 use crate::config::Config;
 use crate::error::{Error, said};
-use crate::watch::Watch;
+use crate::watch::{Watch, create};
 use crate::wire;
 
 /// So many keys come with one answer.
@@ -286,13 +286,27 @@ impl Client {
     /// # Errors
     /// What etcd says.
     pub async fn range_all(&self, prefix: impl Into<Vec<u8>>) -> Result<(i64, Vec<KeyValue>), Error> {
+        self.range_at(prefix, 0).await
+    }
+
+    /// The same as of `revision`; 0 for now. They come in several answers, none of which is too long.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] when that is thrown away already; what etcd says.
+    pub async fn range_at(&self, prefix: impl Into<Vec<u8>>, mut revision: i64) -> Result<(i64, Vec<KeyValue>), Error> {
         let mut key = prefix.into();
         let range_end = after(&key);
         let mut found: Vec<KeyValue> = Vec::new();
-        let mut revision = 0;
+        let mut limit = PAGE;
         loop {
-            let request = wire::RangeRequest { key, range_end: range_end.clone(), limit: PAGE, revision };
-            let answer: wire::RangeResponse = self.call("etcdserverpb.KV/Range", &request).await?;
+            let request = wire::RangeRequest { key: key.clone(), range_end: range_end.clone(), limit, revision };
+            let answer: wire::RangeResponse = match self.call("etcdserverpb.KV/Range", &request).await {
+                Err(error) if error.is_of_length() && limit > 1 => {
+                    limit = (limit / 10).max(1);
+                    continue;
+                }
+                answer => answer?,
+            };
             if revision == 0 {
                 revision = answer.header.unwrap_or_default().revision;
             }
@@ -433,13 +447,12 @@ impl Client {
     }
 
     /// Follows all keys that begin with `prefix`, from `revision` on; 0 for from now on. Begun at the member that answers.
+    /// [`Watch::follow`] has other keys be followed with them.
     ///
     /// # Errors
     /// [`Error::Compacted`] when that is thrown away already; what etcd says.
     pub async fn watch(&self, prefix: impl Into<Vec<u8>>, revision: i64) -> Result<Watch, Error> {
-        let key = prefix.into();
-        let range_end = after(&key);
-        let create = wire::WatchCreateRequest { key, range_end, start_revision: revision, progress_notify: true };
+        let create = create(prefix.into(), revision);
         match self.watch_members(&create).await {
             Err(error) if error.is_of_token() && self.user.is_some() => {
                 self.authenticate().await?;
@@ -468,13 +481,13 @@ impl Client {
         let (url, channel) = &self.members[member];
         let mut grpc = grpc(channel);
         ready(&mut grpc, url).await?;
-        let (keep, requests) = tokio::sync::mpsc::channel(1);
-        let _ = keep.try_send(wire::WatchRequest { create: Some(create) });
+        let (asks, requests) = tokio::sync::mpsc::unbounded_channel();
+        let _ = asks.send(wire::WatchRequest { request: Some(wire::WatchAsk::Create(create)) });
         let codec = ProstCodec::<wire::WatchRequest, wire::WatchResponse>::default();
-        let request = self.request(tokio_stream::wrappers::ReceiverStream::new(requests));
+        let request = self.request(tokio_stream::wrappers::UnboundedReceiverStream::new(requests));
         let answers = grpc.streaming(request, path("etcdserverpb.Watch/Watch")?, codec).await;
         let answers = answers.map_err(|status| self.failed(url, &status))?.into_inner();
-        Watch::begin(answers, keep, url, self.patience.as_secs()).await
+        Watch::begin(answers, asks, url, self.patience.as_secs()).await
     }
 }
 

@@ -121,8 +121,22 @@ pub(crate) struct TxnResponse {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct WatchRequest {
-    #[prost(message, optional, tag = "1")]
-    pub(crate) create: Option<WatchCreateRequest>,
+    #[prost(oneof = "WatchAsk", tags = "1, 2")]
+    pub(crate) request: Option<WatchAsk>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum WatchAsk {
+    #[prost(message, tag = "1")]
+    Create(WatchCreateRequest),
+    #[prost(message, tag = "2")]
+    Cancel(WatchCancelRequest),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct WatchCancelRequest {
+    #[prost(int64, tag = "1")]
+    pub(crate) watch_id: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -150,6 +164,8 @@ pub(crate) struct WatchEvent {
 pub(crate) struct WatchResponse {
     #[prost(message, optional, tag = "1")]
     pub(crate) header: Option<Header>,
+    #[prost(int64, tag = "2")]
+    pub(crate) watch_id: i64,
     #[prost(bool, tag = "3")]
     pub(crate) created: bool,
     #[prost(bool, tag = "4")]

@@ -133,6 +133,26 @@ fn keys_transactions_leases_and_watches() {
         assert_eq!(client.keep_alive(lease).await, Err(Error::LeaseGone));
         assert_eq!(client.lease_revoke(lease).await, Err(Error::LeaseGone));
 
+        // Other keys are followed in the same conversation, from before they were asked for, until they are left.
+        let since = client.txn(put("/c/1", "x")).await.unwrap().revision;
+        let (c, d, never) = (watch.follow("/c/", since), watch.follow("/d/", 0), watch.follow("/c/", since));
+        watch.leave(never);
+        let batch = within(5, next(&mut watch)).await.unwrap();
+        assert_eq!((batch.of, batch.revision, batch.events.len()), (c, since, 1));
+        let both = Txn { compares: vec![], then: vec![Op::put("/c/2", "x", None), Op::put("/d/2", "x", None)] };
+        let written = client.txn(both).await.unwrap().revision;
+        let batches = [within(5, next(&mut watch)).await.unwrap(), within(5, next(&mut watch)).await.unwrap()];
+        let of: std::collections::BTreeSet<u64> = batches.iter().map(|batch| batch.of).collect();
+        assert_eq!(of, [c, d].into());
+        assert!(batches.iter().all(|batch| batch.revision == written), "{batches:?}");
+        watch.leave(c);
+        client.txn(put("/c/3", "x")).await.unwrap();
+        client.txn(put("/d/3", "x")).await.unwrap();
+        assert_eq!(within(5, next(&mut watch)).await.unwrap().of, d);
+        // What was is still to be had as it was.
+        let (_, then) = client.range_at("/c/", written).await.unwrap();
+        assert_eq!(then.len(), 2);
+
         // All keys of one transaction come at once.
         client.txn(Txn { compares: vec![], then: vec![Op::delete_prefix("/a/")] }).await.unwrap();
         let batch = within(5, next(&mut watch)).await.unwrap();
@@ -149,6 +169,24 @@ fn keys_transactions_leases_and_watches() {
             Err(error) => Some(error.clone()),
         };
         assert_eq!(lost, Some(Error::Compacted(20)));
+    });
+}
+
+/// Seventy values of a megabyte are more than one answer may be long, and fewer keys than usually come with one.
+#[test]
+fn what_is_too_long_for_an_answer_comes_in_several() {
+    let Some(world) = World::or_skip("etcd-long") else { return };
+    let etcd = world.start(1, "http", &[]);
+    let config = config(&etcd);
+    world.run(async || {
+        let client = Client::connect(&config).await.unwrap();
+        let value = "x".repeat(1 << 20);
+        for number in 0..70 {
+            assert!(client.txn(put(&format!("/a/{number:02}"), &value)).await.unwrap().succeeded);
+        }
+        let (_, all) = client.range_all("/a/").await.unwrap();
+        assert_eq!(all.len(), 70);
+        assert!(all.iter().all(|found| found.value.len() == value.len()));
     });
 }
 
