@@ -1,6 +1,7 @@
 //! Where things are in etcd.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use portolan_model::{Family, Id, Invalid, Name, Vni};
@@ -150,44 +151,62 @@ impl Layout {
         format!("{}{host}/", self.endpoints(network))
     }
 
-    /// What a key in full is; none if it is not one of ours as we write them.
+    /// What a key in full is; none if it is not one of ours as we write them: one thing has one key, and another spelling of it would
+    /// be another key.
     pub fn parse(&self, key: &[u8]) -> Option<Key> {
         let text = std::str::from_utf8(key).ok()?.strip_prefix(&self.root)?;
-        let parts: Vec<&str> = text.split('/').collect();
-        let found = match parts[..] {
+        let mut parts = [""; PARTS];
+        let mut count = 0;
+        for part in text.split('/') {
+            *parts.get_mut(count)? = part;
+            count += 1;
+        }
+        Some(match parts[..count] {
             ["all", "cluster"] => Key::Cluster,
             ["all", "networks"] => Key::Networks,
-            ["all", "host", id] => Key::Host(id.parse().ok()?),
-            ["all", "gone", id] => Key::Gone(id.parse().ok()?),
-            ["all", "network", id] => Key::Network(id.parse().ok()?),
-            ["all", "check", id] => Key::Check(id.parse().ok()?),
-            ["taken", "host", name] => Key::HostName(name.parse().ok()?),
-            ["taken", "address", address] => Key::HostAddress(address.parse().ok()?),
-            ["taken", "network", name] => Key::NetworkName(name.parse().ok()?),
-            ["taken", "vni", number] => Key::Vni(Vni::new(number.parse().ok()?).ok()?),
-            ["alive", id] => Key::Alive(id.parse().ok()?),
-            ["checked", id, host] => Key::Checked(id.parse().ok()?, host.parse().ok()?),
-            ["place", host, network] => Key::Place(host.parse().ok()?, network.parse().ok()?),
-            ["net", network, kind @ ("block" | "cut"), block] => {
-                let (address, length) = block.rsplit_once('-')?;
-                let net = IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()?;
-                let network = network.parse().ok()?;
-                if kind == "cut" { Key::Cut(network, net) } else { Key::Block(network, net) }
-            }
+            ["all", "host", host] => Key::Host(id(host)?),
+            ["all", "gone", host] => Key::Gone(id(host)?),
+            ["all", "network", network] => Key::Network(id(network)?),
+            ["all", "check", check] => Key::Check(id(check)?),
+            ["taken", "host", name] => Key::HostName(same(name)?),
+            ["taken", "address", address] => Key::HostAddress(same(address)?),
+            ["taken", "network", name] => Key::NetworkName(same(name)?),
+            ["taken", "vni", number] => Key::Vni(Vni::new(same(number)?).ok()?),
+            ["alive", host] => Key::Alive(id(host)?),
+            ["checked", check, host] => Key::Checked(id(check)?, id(host)?),
+            ["place", host, network] => Key::Place(id(host)?, id(network)?),
+            ["net", network, "block", block] => Key::Block(id(network)?, net(block)?),
+            ["net", network, "cut", block] => Key::Cut(id(network)?, net(block)?),
             ["net", network, "want", host, family] => {
                 let family = Family::ALL.into_iter().find(|one| number(*one) == family)?;
-                Key::Want(network.parse().ok()?, host.parse().ok()?, family)
+                Key::Want(id(network)?, id(host)?, family)
             }
-            ["net", network, "endpoint", host, endpoint] => Key::Endpoint {
-                network: network.parse().ok()?,
-                host: host.parse().ok()?,
-                endpoint: endpoint.parse().ok()?,
-            },
+            ["net", network, "endpoint", host, endpoint] => {
+                Key::Endpoint { network: id(network)?, host: id(host)?, endpoint: id(endpoint)? }
+            }
             _ => return None,
-        };
-        // One thing has one key: another spelling of it would be another key.
-        (self.text(&found).as_bytes() == key).then_some(found)
+        })
     }
+}
+
+/// No key has more parts.
+const PARTS: usize = 5;
+
+/// An id as it is written.
+fn id(text: &str) -> Option<Id> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) { None } else { text.parse().ok() }
+}
+
+/// A block as it is written.
+fn net(text: &str) -> Option<IpNet> {
+    let (address, length) = text.rsplit_once('-')?;
+    let (address, length) = (same::<IpAddr>(address)?, same(length)?);
+    IpNet::new(address, length).ok().filter(|net| net.network() == address)
+}
+
+/// Something that is written as it is.
+fn same<T: FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|value: &T| value.to_string() == text)
 }
 
 const fn number(family: Family) -> &'static str {

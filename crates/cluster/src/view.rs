@@ -75,7 +75,7 @@ pub enum WentBack {
 }
 
 /// A key, its value, and the revision by which it was written.
-pub type Found = (Vec<u8>, Vec<u8>, i64);
+pub type Found<B = Vec<u8>> = (B, B, i64);
 
 /// What is there, as far as a host follows it.
 ///
@@ -121,11 +121,21 @@ impl View {
     }
 
     /// What was `found` at `revision`. Networks are not among that ([`View::add`]).
-    pub fn of(layout: &Layout, revision: i64, found: impl IntoIterator<Item = Found>) -> Self {
+    pub fn of<B: AsRef<[u8]>>(layout: &Layout, revision: i64, found: impl IntoIterator<Item = Found<B>>) -> Self {
         let mut view = Self { of_all: revision, ..Self::since(revision) };
+        // In order, and all at once: maps that are made so have no gaps.
+        let mut hosts = Vec::new();
         for (key, value, revision) in found {
-            view.take(layout, &Event::Put { key, value, revision });
+            let (key, value) = (key.as_ref(), Some(value.as_ref()));
+            match layout.parse(key) {
+                Some(Key::Host(id)) => {
+                    let record = Reader { key, value, strange: &mut view.strange }.json();
+                    hosts.extend(record.map(|record: HostRecord| (id, record)));
+                }
+                _ => drop(view.take(layout, key, value, revision)),
+            }
         }
+        view.hosts = hosts.into_iter().collect();
         view
     }
 
@@ -306,29 +316,55 @@ impl View {
             *seen = revision.max(*seen);
         }
         self.revision = self.revision.max(revision);
-        events.iter().filter_map(|event| self.take(layout, event)).collect()
+        let take = |event: &Event| match event {
+            Event::Put { key, value, revision } => self.take(layout, key, Some(value), *revision),
+            Event::Delete { key } => self.take(layout, key, None, 0),
+        };
+        events.iter().filter_map(take).collect()
     }
 
-    /// Takes in what was found of a network at `revision`: from now on everything of it is known. What is other than before.
-    pub fn add(
+    /// Takes in what was found of a network at `revision`: from now on everything of it is known.
+    pub fn add<B: AsRef<[u8]>>(
         &mut self,
         layout: &Layout,
         network: Id,
         revision: i64,
-        found: impl IntoIterator<Item = Found>,
-    ) -> BTreeSet<Change> {
+        found: impl IntoIterator<Item = Found<B>>,
+    ) {
         self.revision = self.revision.max(revision);
         self.followed.insert(network, Followed { revision, ..Followed::default() });
-        let events = found.into_iter().map(|(key, value, revision)| Event::Put { key, value, revision });
-        let changes = events.filter_map(|event| self.take(layout, &event));
-        changes.chain([Change::Network(network)]).collect()
+        // As in `of`.
+        let (mut blocks, mut endpoints) = (Vec::new(), Vec::new());
+        for (key, value, revision) in found {
+            let (key, value) = (key.as_ref(), Some(value.as_ref()));
+            match layout.parse(key) {
+                Some(Key::Block(of, net)) if of == network => {
+                    let block: Option<Block> = Reader { key, value, strange: &mut self.strange }.json();
+                    blocks.push((net, (block.map(|block| block.host), revision)));
+                }
+                Some(Key::Endpoint { network: of, host, endpoint }) if of == network => {
+                    let record = Reader { key, value, strange: &mut self.strange }.json();
+                    endpoints.extend(record.map(|record| ((host, endpoint), compact(record))));
+                }
+                _ => drop(self.take(layout, key, value, revision)),
+            }
+        }
+        let of = self.followed.get_mut(&network).expect("it was just put there");
+        (of.blocks, of.endpoints) = (blocks.into_iter().collect(), endpoints.into_iter().collect());
     }
 
     /// Forgets what is in a network; what is other than before.
     pub fn forget(&mut self, layout: &Layout, network: Id) -> BTreeSet<Change> {
-        let Some(of) = self.followed.remove(&network) else { return BTreeSet::new() };
+        let changes = self.all_of(network);
+        self.followed.remove(&network);
         let prefix = layout.part(Part::Network(network));
         self.strange.retain(|key, _| !key.starts_with(&prefix));
+        changes
+    }
+
+    /// All that there is in a network, as changes.
+    pub fn all_of(&self, network: Id) -> BTreeSet<Change> {
+        let Some(of) = self.followed.get(&network) else { return BTreeSet::new() };
         let blocks = of.blocks.iter().map(|(net, (host, _))| Change::Block(network, *net, *host));
         let endpoints = of.endpoints.keys().map(|(host, id)| Change::Endpoint(network, *host, *id));
         blocks.chain(endpoints).chain([Change::Network(network)]).collect()
@@ -340,10 +376,17 @@ impl View {
     }
 
     /// Takes in which hosts run, as was `found` at `revision`.
-    pub fn take_runs(&mut self, layout: &Layout, revision: i64, found: impl IntoIterator<Item = Found>) {
+    pub fn take_runs<B: AsRef<[u8]>>(
+        &mut self,
+        layout: &Layout,
+        revision: i64,
+        found: impl IntoIterator<Item = Found<B>>,
+    ) {
+        self.revision = self.revision.max(revision);
         self.alive.clear();
-        let events = found.into_iter().map(|(key, value, revision)| Event::Put { key, value, revision });
-        self.apply(layout, Part::Alive, revision, &events.collect::<Vec<Event>>());
+        for (key, value, revision) in found {
+            self.take(layout, key.as_ref(), Some(value.as_ref()), revision);
+        }
     }
 
     /// Becomes another one, of what was found anew.
@@ -364,11 +407,8 @@ impl View {
         Ok(())
     }
 
-    fn take(&mut self, layout: &Layout, event: &Event) -> Option<Change> {
-        let (key, value, revision) = match event {
-            Event::Put { key, value, revision } => (key, Some(&value[..]), *revision),
-            Event::Delete { key } => (key, None, 0),
-        };
+    /// Takes in that a key has a value since `revision`, or is gone.
+    fn take(&mut self, layout: &Layout, key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Change> {
         if !self.strange.is_empty() {
             self.strange.remove(&*String::from_utf8_lossy(key));
         }
@@ -429,7 +469,7 @@ impl View {
             }
             Key::Endpoint { network, host, endpoint } => {
                 let of = self.followed.get_mut(&network)?;
-                put(&mut of.endpoints, (host, endpoint), reader.json())
+                put(&mut of.endpoints, (host, endpoint), reader.json().map(compact))
                     .then_some(Change::Endpoint(network, host, endpoint))
             }
             // They are looked at by conditions alone.
@@ -460,6 +500,14 @@ impl Reader<'_> {
     fn text(&mut self) -> Option<String> {
         Some(String::from_utf8_lossy(self.value?).into_owned())
     }
+}
+
+/// In as little memory as it needs: there are many of them.
+fn compact(mut record: EndpointRecord) -> EndpointRecord {
+    record.name.shrink_to_fit();
+    record.aliases.shrink_to_fit();
+    record.addresses.shrink_to_fit();
+    record
 }
 
 /// Whether that made a difference.

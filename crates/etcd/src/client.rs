@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::time::timeout;
@@ -17,10 +18,13 @@ use crate::error::{Error, said};
 use crate::watch::{Watch, create};
 use crate::wire;
 
-/// So many keys come with one answer.
-const PAGE: i64 = 1000;
+/// So many keys come with one answer at most: for each, etcd looks at all that are left.
+const PAGE: i64 = 4000;
 /// An answer is no longer than this; etcd's own limit for a request is 1.5 MB.
 const LONGEST: usize = 64 << 20;
+/// So much may be under way of one answer, and of all on a connection: a list comes without waiting for a word from here.
+const WINDOW: u32 = 1 << 20;
+const WINDOWS: u32 = 4 << 20;
 /// A connection that is silent is asked whether it is there, and given up if it does not answer.
 const PING: Duration = Duration::from_secs(5);
 const PONG: Duration = Duration::from_secs(3);
@@ -29,9 +33,9 @@ const PONG: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyValue {
     /// The key.
-    pub key: Vec<u8>,
-    /// Its value.
-    pub value: Vec<u8>,
+    pub key: Bytes,
+    /// Its value. Both are parts of the answer that they came with, which stays in memory as long as either.
+    pub value: Bytes,
     /// The revision by which it came to be.
     pub create_revision: i64,
     /// The revision by which it was last written.
@@ -299,7 +303,10 @@ impl Client {
         let mut found: Vec<KeyValue> = Vec::new();
         let mut limit = PAGE;
         loop {
-            let request = wire::RangeRequest { key: key.clone(), range_end: range_end.clone(), limit, revision };
+            // What was at a revision does not change: who has it need not ask the others.
+            let serializable = revision > 0;
+            let (first, end) = (key.clone(), range_end.clone());
+            let request = wire::RangeRequest { key: first, range_end: end, limit, revision, serializable };
             let answer: wire::RangeResponse = match self.call("etcdserverpb.KV/Range", &request).await {
                 Err(error) if error.is_of_length() && limit > 1 => {
                     limit = (limit / 10).max(1);
@@ -324,7 +331,7 @@ impl Client {
     /// # Errors
     /// What etcd says.
     pub async fn find(&self, key: impl Into<Vec<u8>>) -> Result<Option<KeyValue>, Error> {
-        let request = wire::RangeRequest { key: key.into(), range_end: Vec::new(), limit: 1, revision: 0 };
+        let request = wire::RangeRequest { key: key.into(), limit: 1, ..wire::RangeRequest::default() };
         let answer: wire::RangeResponse = self.call("etcdserverpb.KV/Range", &request).await?;
         Ok(answer.kvs.into_iter().next().map(KeyValue::from))
     }
@@ -526,6 +533,8 @@ fn channel(url: &str, config: &Config) -> Result<Channel, Error> {
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOWS)
         .tcp_nodelay(true);
     if url.starts_with("https://") {
         let Some(tls) = &config.tls else { return Err(wrong("nothing says who may sign its certificate".to_owned())) };

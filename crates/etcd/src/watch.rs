@@ -163,7 +163,7 @@ impl Watch {
                 let kv = event.kv?;
                 Some(match event.kind {
                     0 => Event::Put(kv.into()),
-                    _ => Event::Delete { key: kv.key, revision: kv.mod_revision },
+                    _ => Event::Delete { key: kv.key.to_vec(), revision: kv.mod_revision },
                 })
             };
             // The header says how far etcd is, which to who has to catch up does not send all of it at once (`watchBatchMaxRevs`

@@ -129,7 +129,7 @@ impl Etcd {
             let (networks, followed): (BTreeSet<Id>, BTreeSet<Id>) =
                 (view.networks().keys().copied().collect(), view.followed().collect());
             for network in networks.difference(&followed) {
-                view.add(&self.layout, *network, *revision, []);
+                view.add::<Vec<u8>>(&self.layout, *network, *revision, []);
             }
             for network in &followed {
                 see(view, Part::Network(*network));

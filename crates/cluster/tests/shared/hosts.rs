@@ -107,7 +107,7 @@ fn an_older_etcd_changes_nothing() {
     let before = view.clone();
     let older = View::of(&etcd.layout, 5, etcd.found(Part::All));
     assert_eq!(view.replace(older), Err(WentBack::Revision { seen: 10, found: 5 }));
-    let other = view.replace(View::of(&etcd.layout, 11, []));
+    let other = view.replace(View::of::<Vec<u8>>(&etcd.layout, 11, []));
     assert_eq!(other, Err(WentBack::Cluster { seen: id(9, 9), found: None }));
     assert_eq!(view, before);
 }
@@ -270,7 +270,7 @@ fn hosts_follow_what_they_are_on() {
     // What is there is not seen yet by who has seen only that he is there.
     let mut late = etcd.list();
     late.forget(&etcd.layout, net);
-    late.add(&etcd.layout, net, written, []);
+    late.add::<Vec<u8>>(&etcd.layout, net, written, []);
     assert_eq!(abandoned(&late, b, &none), []);
 
     // An endpoint keeps it as well, also one of which nobody knows whether it was written.

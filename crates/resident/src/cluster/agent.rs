@@ -13,7 +13,7 @@ use portolan_etcd::Client;
 use portolan_kernel::random;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use super::jobs::{Job, Next};
 use super::{Came, Endpoints, Membership, Move, Reply, Sharing, To, Told, edge, rows};
@@ -51,6 +51,12 @@ pub(super) type Shared = Arc<Mutex<Known>>;
 
 pub(super) fn lock(shared: &Shared) -> MutexGuard<'_, Known> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Some part of `whole`, by chance.
+pub(super) fn part_of(whole: Duration) -> Duration {
+    let number = u16::from_le_bytes(random()[..2].try_into().expect("two of 32 bytes"));
+    whole * u32::from(number) / (u32::from(u16::MAX) + 1)
 }
 
 pub(super) struct Agent {
@@ -264,11 +270,11 @@ impl Agent {
                     let seen = view.revision();
                     bail!(WentBack::Revision { seen, found: revision });
                 }
-                let changes = view.add(&self.layout, *network, revision, found);
+                view.add(&self.layout, *network, revision, found);
                 session
                     .there
                     .extend(view.endpoints_of(*network, me).map(|(id, record)| ((*network, id), record.clone())));
-                changes
+                view.all_of(*network)
             };
             session.follow(&self.layout, part, revision + 1);
             self.is_to_publish = true;
@@ -312,7 +318,8 @@ impl Agent {
     }
 
     async fn serve(&mut self, mut session: Session) -> Result<Infallible> {
-        let mut beat = interval(BEAT);
+        // Hosts that start at once do not all speak at once from then on.
+        let mut beat = interval_at((Instant::now() + part_of(BEAT)).into(), BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if !self.looks.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use portolan_cluster::{Condition, Event, Found, Layout, Operation, Part, View, Write, concerns};
 use portolan_etcd::{Client, Compare, Error, Op, Txn};
 use portolan_model::Id;
@@ -12,7 +13,7 @@ pub(super) async fn list(
     layout: &Layout,
     part: Part,
     revision: i64,
-) -> Result<(i64, impl Iterator<Item = Found> + use<>), Error> {
+) -> Result<(i64, impl Iterator<Item = Found<Bytes>> + use<>), Error> {
     let (revision, found) = client.range_at(layout.part(part), revision).await?;
     Ok((revision, found.into_iter().map(|found| (found.key, found.value, found.mod_revision))))
 }
@@ -53,7 +54,7 @@ pub fn transaction(layout: &Layout, write: &Write, lease: Option<i64>) -> Txn {
 pub(super) fn event(event: portolan_etcd::Event) -> Event {
     match event {
         portolan_etcd::Event::Put(found) => {
-            Event::Put { key: found.key, value: found.value, revision: found.mod_revision }
+            Event::Put { key: found.key.to_vec(), value: found.value.to_vec(), revision: found.mod_revision }
         }
         portolan_etcd::Event::Delete { key, .. } => Event::Delete { key },
     }

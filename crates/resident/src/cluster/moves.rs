@@ -10,7 +10,7 @@ use portolan_cluster::{Idle, offer, own};
 use portolan_model::{Family, Id, Withheld};
 use tokio::sync::mpsc as channel;
 
-use super::agent::{Shared, lock};
+use super::agent::{Shared, lock, part_of};
 use super::site::Site;
 use super::{Move, To, Told};
 
@@ -31,7 +31,14 @@ pub(super) struct Moves {
 
 impl Moves {
     pub(super) fn new(me: Id, shared: Shared, told: channel::UnboundedSender<Told>) -> Self {
-        Self { me, shared, told, idle: Idle::default(), looked: Instant::now(), offered: BTreeMap::new() }
+        Self {
+            me,
+            shared,
+            told,
+            idle: Idle::default(),
+            looked: Instant::now() - part_of(LOOK),
+            offered: BTreeMap::new(),
+        }
     }
 
     /// Sees to what is withheld, and to what this host does not need; the networks of which it is known what came of an offer.

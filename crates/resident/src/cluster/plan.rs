@@ -252,21 +252,18 @@ fn differences<K: Ord + Copy, V: PartialEq>(
     before: &BTreeMap<K, V>,
     now: impl Iterator<Item = (K, V)>,
 ) -> BTreeMap<K, Option<V>> {
-    let mut there: BTreeSet<K> = BTreeSet::new();
-    let mut differences = BTreeMap::new();
+    let mut differences: Vec<(K, Option<V>)> = Vec::new();
+    let mut kept: BTreeSet<K> = BTreeSet::new();
     for (key, value) in now {
-        match before.get(&key) {
-            Some(before) if *before == value => drop(there.insert(key)),
-            before => {
-                if before.is_some() {
-                    there.insert(key);
-                }
-                differences.insert(key, Some(value));
-            }
+        let known = before.get(&key);
+        if known.is_some() {
+            kept.insert(key);
+        }
+        if known != Some(&value) {
+            differences.push((key, Some(value)));
         }
     }
-    if there.len() < before.len() {
-        differences.extend(before.keys().filter(|key| !there.contains(key)).map(|key| (*key, None)));
-    }
-    differences
+    differences.extend(before.keys().filter(|key| !kept.contains(key)).map(|key| (*key, None)));
+    // All at once: it is mostly everything or nothing.
+    differences.into_iter().collect()
 }

@@ -207,7 +207,7 @@ impl Rows {
                 here.changes(&lock(&self.shared).view, &withheld, changes)
             }
         };
-        let problems = site.take_in(&plan)?;
+        let problems = site.take_in(plan)?;
         let mut known = lock(&self.shared);
         for (network, problem) in problems {
             match problem {

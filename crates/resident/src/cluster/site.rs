@@ -30,7 +30,7 @@ pub trait Site {
     ///
     /// # Errors
     /// When it is not known that all of it was done.
-    fn take_in(&self, plan: &Plan) -> Result<BTreeMap<Id, Option<String>>>;
+    fn take_in(&self, plan: Plan) -> Result<BTreeMap<Id, Option<String>>>;
 
     /// Gives nothing out of a part of a block any more, but `blocks`; false when some of it is in use.
     ///
@@ -71,7 +71,7 @@ impl Site for Engine {
         Ok(self.withheld()?)
     }
 
-    fn take_in(&self, plan: &Plan) -> Result<BTreeMap<Id, Option<String>>> {
+    fn take_in(&self, plan: Plan) -> Result<BTreeMap<Id, Option<String>>> {
         Ok(plan.take_in(self)?)
     }
 

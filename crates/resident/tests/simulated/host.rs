@@ -144,7 +144,8 @@ impl Host {
         }
         for network in wanted.difference(&followed) {
             let part = Part::Network(*network);
-            changes.extend(self.view.add(&etcd.layout, *network, etcd.revision, etcd.found(part)));
+            self.view.add(&etcd.layout, *network, etcd.revision, etcd.found(part));
+            changes.extend(self.view.all_of(*network));
             self.seen.insert(part, etcd.log.len());
         }
         changes
