@@ -1,5 +1,6 @@
 //! What one host knows of etcd.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
@@ -45,7 +46,7 @@ pub enum Change {
     Want(Id, Id, Family),
     /// An endpoint: its network, its host and itself.
     Endpoint(Id, Id, Id),
-    /// Whether a host says to be on a network.
+    /// Whether, or since when, a host says to be on a network.
     Place(Id, Id),
     /// Hosts are asked to look at themselves, or not any more.
     Check(Id),
@@ -443,9 +444,9 @@ impl View {
                 put(&mut self.networks, id, record).then_some(Change::Network(id))
             }
             Key::Place(host, network) => {
-                let before = self.places.contains_key(&(host, network));
-                put(&mut self.places, (host, network), value.is_some().then_some(revision));
-                (before != value.is_some()).then_some(Change::Place(host, network))
+                // Who was to take it back has to look again, also when it was only written anew.
+                put(&mut self.places, (host, network), value.is_some().then_some(revision))
+                    .then_some(Change::Place(host, network))
             }
             Key::Block(network, net) => {
                 let of = self.followed.get_mut(&network)?;
@@ -512,13 +513,15 @@ fn compact(mut record: EndpointRecord) -> EndpointRecord {
 
 /// Whether that made a difference.
 fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
-    if map.get(&key) == value.as_ref() {
-        return false;
+    match (map.entry(key), value) {
+        (Entry::Occupied(there), None) => drop(there.remove()),
+        (Entry::Occupied(there), Some(value)) if *there.get() == value => return false,
+        (Entry::Occupied(mut there), Some(value)) => drop(there.insert(value)),
+        (Entry::Vacant(_), None) => return false,
+        (Entry::Vacant(place), Some(value)) => {
+            place.insert(value);
+        }
     }
-    match value {
-        Some(value) => map.insert(key, value),
-        None => map.remove(&key),
-    };
     true
 }
 

@@ -233,7 +233,7 @@ impl Agent {
             session.follow(&self.layout, part, revision + 1);
         }
         lock(&self.shared).trouble = None;
-        (self.is_to_follow, self.is_to_publish) = (true, true);
+        (self.is_to_follow, self.is_to_publish, self.has_wanted) = (true, true, true);
         // Who cannot hear is about to end.
         let _ = self.rows.send(rows::Job::Everything);
         Ok(session)
@@ -534,6 +534,7 @@ impl Agent {
         for (network, _, family) in over {
             self.write(&session.client, None, &Write::end_want(me, network, family)).await?;
         }
+        self.has_wanted = lock(&self.shared).view.wants().any(|(_, host, _)| host == me);
         Ok(())
     }
 
