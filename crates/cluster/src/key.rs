@@ -1,45 +1,49 @@
 //! Where things are in etcd.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use portolan_model::{Family, Id, Invalid, Name, Vni};
 
-/// A key, without what all of ours begin with.
+/// A key, without what all of ours begin with. Those that begin alike are followed together ([`Part`]).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// `cluster`: which cluster this is, and what is the same everywhere ([`crate::ClusterRecord`]).
+    /// `all/cluster`: which cluster this is, and what is the same everywhere ([`crate::ClusterRecord`]).
     Cluster,
-    /// `networks`: written with each network that comes or goes, so that two that are made at once are seen by one of them.
+    /// `all/networks`: written with each network that comes or goes, so that two that are made at once are seen by one of them.
     Networks,
-    /// `host/HOST`: a host ([`crate::HostRecord`]).
+    /// `all/host/HOST`: a host ([`crate::HostRecord`]).
     Host(Id),
-    /// `host-name/NAME`: the host that is called so.
+    /// `all/gone/HOST`: it is not to come back; what it had may be given to others.
+    Gone(Id),
+    /// `all/network/NETWORK`: a network ([`crate::ClusterNetwork`]).
+    Network(Id),
+    /// `all/check/CHECK`: under a lease of the host's that asks: every host is to compare what it holds with what is here.
+    Check(Id),
+    /// `taken/host/NAME`: the host that is called so.
     HostName(Name),
-    /// `host-address/ADDRESS`: the host that has the address.
+    /// `taken/address/ADDRESS`: the host that has the address.
     HostAddress(IpAddr),
+    /// `taken/network/NAME`: the network that is called so.
+    NetworkName(Name),
+    /// `taken/vni/NUMBER`: the network that has the number.
+    Vni(Vni),
     /// `alive/HOST`: under a lease of the host's; which run of it, so that a copy of its disk is noticed.
     Alive(Id),
-    /// `gone/HOST`: it is not to come back; what it had may be given to others.
-    Gone(Id),
-    /// `check/CHECK`: under a lease of the host's that asks: every host is to compare what it holds with what is here.
-    Check(Id),
-    /// `checked/CHECK/HOST`: what came of it ([`crate::Checked`]).
+    /// `checked/CHECK/HOST`: what came of a check ([`crate::Checked`]).
     Checked(Id, Id),
-    /// `network/NETWORK`: a network ([`crate::ClusterNetwork`]).
-    Network(Id),
-    /// `network-name/NAME`: the network that is called so.
-    NetworkName(Name),
-    /// `vni/NUMBER`: the network that has the number.
-    Vni(Vni),
-    /// `block/NETWORK/ADDRESS-LENGTH`: the host that gives the addresses out ([`crate::Block`]).
+    /// `place/HOST/NETWORK`: the host has, or had, blocks or endpoints of the network. It is written with each that comes, so
+    /// that who has not written since has none.
+    Place(Id, Id),
+    /// `net/NETWORK/block/ADDRESS-LENGTH`: the host that gives the addresses out ([`crate::Block`]).
     Block(Id, IpNet),
-    /// `block/NETWORK/cut-ADDRESS-LENGTH`: written whenever one of the blocks that a network is cut into is cut further, or a part
-    /// of it is claimed: two that claim parts of it at once are seen by one of them. It goes with the network's blocks.
+    /// `net/NETWORK/cut/ADDRESS-LENGTH`: written whenever one of the blocks that a network is cut into is cut further, or a part
+    /// of it is claimed: two that claim parts of it at once are seen by one of them.
     Cut(Id, IpNet),
-    /// `want/NETWORK/HOST/FAMILY`: under a lease of the host's; it needs addresses, and no block is free.
+    /// `net/NETWORK/want/HOST/FAMILY`: under a lease of the host's; it needs addresses, and no block is free.
     Want(Id, Id, Family),
-    /// `endpoint/NETWORK/HOST/ENDPOINT`: an endpoint ([`crate::EndpointRecord`]).
+    /// `net/NETWORK/endpoint/HOST/ENDPOINT`: an endpoint ([`crate::EndpointRecord`]).
     Endpoint {
         /// Its network.
         network: Id,
@@ -50,6 +54,23 @@ pub enum Key {
     },
 }
 
+/// Keys that begin alike, and that a host follows all of or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// `all/`: what every host follows.
+    All,
+    /// `alive/`: which hosts run. Looked at when somebody asks.
+    Alive,
+    /// `alive/HOST`: whether one does; it follows its own.
+    Run(Id),
+    /// `place/HOST/`: on which networks a host is; it follows its own.
+    Places(Id),
+    /// `checked/CHECK/`: what comes of a check, for who asked.
+    Answers(Id),
+    /// `net/NETWORK/`: a network's blocks, endpoints and who wants addresses, for hosts that are on it.
+    Network(Id),
+}
+
 /// What all keys of one cluster begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -58,7 +79,7 @@ pub struct Layout {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { root: "/portolan/v1/".to_owned() }
+        Self { root: "/portolan/v2/".to_owned() }
     }
 }
 
@@ -75,7 +96,7 @@ impl Layout {
         if prefix.len() > 256 || !prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
             return refuse("is longer than 256 characters, or has some that are not printed");
         }
-        Ok(Self { root: format!("{prefix}/v1/") })
+        Ok(Self { root: format!("{prefix}/v2/") })
     }
 
     /// What all keys begin with.
@@ -87,81 +108,106 @@ impl Layout {
     pub fn text(&self, key: &Key) -> String {
         let root = &self.root;
         match key {
-            Key::Cluster => format!("{root}cluster"),
-            Key::Networks => format!("{root}networks"),
-            Key::Host(id) => format!("{root}host/{id}"),
-            Key::HostName(name) => format!("{root}host-name/{name}"),
-            Key::HostAddress(address) => format!("{root}host-address/{address}"),
-            Key::Alive(id) => format!("{root}alive/{id}"),
-            Key::Gone(id) => format!("{root}gone/{id}"),
-            Key::Check(id) => format!("{root}check/{id}"),
-            Key::Checked(id, host) => format!("{}{host}", self.answers(*id)),
-            Key::Network(id) => format!("{root}network/{id}"),
-            Key::NetworkName(name) => format!("{root}network-name/{name}"),
-            Key::Vni(vni) => format!("{root}vni/{vni}"),
-            Key::Block(network, net) => format!("{}{}-{}", self.blocks(*network), net.network(), net.prefix_len()),
-            Key::Cut(network, net) => format!("{}{CUT}{}-{}", self.blocks(*network), net.network(), net.prefix_len()),
-            Key::Want(network, host, family) => format!("{root}want/{network}/{host}/{}", number(*family)),
-            Key::Endpoint { network, host, endpoint } => format!("{}{host}/{endpoint}", self.endpoints(*network)),
+            Key::Cluster => format!("{root}all/cluster"),
+            Key::Networks => format!("{root}all/networks"),
+            Key::Host(id) => format!("{root}all/host/{id}"),
+            Key::Gone(id) => format!("{root}all/gone/{id}"),
+            Key::Network(id) => format!("{root}all/network/{id}"),
+            Key::Check(id) => format!("{root}all/check/{id}"),
+            Key::HostName(name) => format!("{root}taken/host/{name}"),
+            Key::HostAddress(address) => format!("{root}taken/address/{address}"),
+            Key::NetworkName(name) => format!("{root}taken/network/{name}"),
+            Key::Vni(vni) => format!("{root}taken/vni/{vni}"),
+            Key::Alive(id) => self.part(Part::Run(*id)),
+            Key::Checked(id, host) => format!("{}{host}", self.part(Part::Answers(*id))),
+            Key::Place(host, network) => format!("{}{network}", self.part(Part::Places(*host))),
+            Key::Block(network, net) => format!("{root}net/{network}/block/{}-{}", net.network(), net.prefix_len()),
+            Key::Cut(network, net) => format!("{root}net/{network}/cut/{}-{}", net.network(), net.prefix_len()),
+            Key::Want(network, host, family) => format!("{root}net/{network}/want/{host}/{}", number(*family)),
+            Key::Endpoint { network, host, endpoint } => format!("{}{endpoint}", self.endpoints_at(*network, *host)),
         }
     }
 
-    /// What the keys of the answers to a check begin with.
-    pub fn answers(&self, check: Id) -> String {
-        format!("{}checked/{check}/", self.root)
-    }
-
-    /// What the keys of a network's blocks begin with.
-    pub fn blocks(&self, network: Id) -> String {
-        format!("{}block/{network}/", self.root)
+    /// What the keys of a part begin with.
+    pub fn part(&self, part: Part) -> String {
+        let root = &self.root;
+        match part {
+            Part::All => format!("{root}all/"),
+            Part::Alive => format!("{root}alive/"),
+            Part::Run(host) => format!("{root}alive/{host}"),
+            Part::Places(host) => format!("{root}place/{host}/"),
+            Part::Answers(check) => format!("{root}checked/{check}/"),
+            Part::Network(network) => format!("{root}net/{network}/"),
+        }
     }
 
     /// What the keys of a network's endpoints begin with.
     pub fn endpoints(&self, network: Id) -> String {
-        format!("{}endpoint/{network}/", self.root)
+        format!("{}net/{network}/endpoint/", self.root)
     }
 
-    /// What a key in full is; none if it is not one of ours as we write them.
+    /// What the keys of a network's endpoints on a host begin with.
+    pub fn endpoints_at(&self, network: Id, host: Id) -> String {
+        format!("{}{host}/", self.endpoints(network))
+    }
+
+    /// What a key in full is; none if it is not one of ours as we write them: one thing has one key, and another spelling of it would
+    /// be another key.
     pub fn parse(&self, key: &[u8]) -> Option<Key> {
         let text = std::str::from_utf8(key).ok()?.strip_prefix(&self.root)?;
-        let parts: Vec<&str> = text.split('/').collect();
-        let found = match parts[..] {
-            ["cluster"] => Key::Cluster,
-            ["networks"] => Key::Networks,
-            ["host", id] => Key::Host(id.parse().ok()?),
-            ["host-name", name] => Key::HostName(name.parse().ok()?),
-            ["host-address", address] => Key::HostAddress(address.parse().ok()?),
-            ["alive", id] => Key::Alive(id.parse().ok()?),
-            ["gone", id] => Key::Gone(id.parse().ok()?),
-            ["check", id] => Key::Check(id.parse().ok()?),
-            ["checked", id, host] => Key::Checked(id.parse().ok()?, host.parse().ok()?),
-            ["network", id] => Key::Network(id.parse().ok()?),
-            ["network-name", name] => Key::NetworkName(name.parse().ok()?),
-            ["vni", number] => Key::Vni(Vni::new(number.parse().ok()?).ok()?),
-            ["block", network, block] => {
-                let (is_cut, text) = block.strip_prefix(CUT).map_or((false, block), |text| (true, text));
-                let (address, length) = text.rsplit_once('-')?;
-                let net = IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()?;
-                let network = network.parse().ok()?;
-                if is_cut { Key::Cut(network, net) } else { Key::Block(network, net) }
-            }
-            ["want", network, host, family] => {
+        let mut parts = [""; PARTS];
+        let mut count = 0;
+        for part in text.split('/') {
+            *parts.get_mut(count)? = part;
+            count += 1;
+        }
+        Some(match parts[..count] {
+            ["all", "cluster"] => Key::Cluster,
+            ["all", "networks"] => Key::Networks,
+            ["all", "host", host] => Key::Host(id(host)?),
+            ["all", "gone", host] => Key::Gone(id(host)?),
+            ["all", "network", network] => Key::Network(id(network)?),
+            ["all", "check", check] => Key::Check(id(check)?),
+            ["taken", "host", name] => Key::HostName(same(name)?),
+            ["taken", "address", address] => Key::HostAddress(same(address)?),
+            ["taken", "network", name] => Key::NetworkName(same(name)?),
+            ["taken", "vni", number] => Key::Vni(Vni::new(same(number)?).ok()?),
+            ["alive", host] => Key::Alive(id(host)?),
+            ["checked", check, host] => Key::Checked(id(check)?, id(host)?),
+            ["place", host, network] => Key::Place(id(host)?, id(network)?),
+            ["net", network, "block", block] => Key::Block(id(network)?, net(block)?),
+            ["net", network, "cut", block] => Key::Cut(id(network)?, net(block)?),
+            ["net", network, "want", host, family] => {
                 let family = Family::ALL.into_iter().find(|one| number(*one) == family)?;
-                Key::Want(network.parse().ok()?, host.parse().ok()?, family)
+                Key::Want(id(network)?, id(host)?, family)
             }
-            ["endpoint", network, host, endpoint] => Key::Endpoint {
-                network: network.parse().ok()?,
-                host: host.parse().ok()?,
-                endpoint: endpoint.parse().ok()?,
-            },
+            ["net", network, "endpoint", host, endpoint] => {
+                Key::Endpoint { network: id(network)?, host: id(host)?, endpoint: id(endpoint)? }
+            }
             _ => return None,
-        };
-        // One thing has one key: another spelling of it would be another key.
-        (self.text(&found).as_bytes() == key).then_some(found)
+        })
     }
 }
 
-const CUT: &str = "cut-";
+/// No key has more parts.
+const PARTS: usize = 5;
+
+/// An id as it is written.
+fn id(text: &str) -> Option<Id> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) { None } else { text.parse().ok() }
+}
+
+/// A block as it is written.
+fn net(text: &str) -> Option<IpNet> {
+    let (address, length) = text.rsplit_once('-')?;
+    let (address, length) = (same::<IpAddr>(address)?, same(length)?);
+    IpNet::new(address, length).ok().filter(|net| net.network() == address)
+}
+
+/// Something that is written as it is.
+fn same<T: FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|value: &T| value.to_string() == text)
+}
 
 const fn number(family: Family) -> &'static str {
     match family {
@@ -191,6 +237,7 @@ mod tests {
             Key::Gone(id(1)),
             Key::Check(id(4)),
             Key::Checked(id(4), id(1)),
+            Key::Place(id(1), id(2)),
             Key::Network(id(2)),
             Key::NetworkName("web".parse().unwrap()),
             Key::Vni(Vni::new(4097).unwrap()),
@@ -203,7 +250,7 @@ mod tests {
         ];
         for key in keys {
             let text = layout.text(&key);
-            assert!(text.starts_with("/a/b/v1/"), "{text}");
+            assert!(text.starts_with("/a/b/v2/"), "{text}");
             assert_eq!(layout.parse(text.as_bytes()), Some(key), "{text}");
         }
     }
@@ -213,23 +260,24 @@ mod tests {
         let layout = Layout::default();
         let network = id(2);
         for other in [
+            "/portolan/v1/all/cluster".to_owned(),
+            "/portolan/v2/".to_owned(),
             "/portolan/v2/cluster".to_owned(),
-            "/portolan/v1/".to_owned(),
-            "/portolan/v1/cluster/".to_owned(),
-            format!("/portolan/v1/block/{network}/10.1.2.65-26"),
-            format!("/portolan/v1/block/{network}/10.1.2.64-026"),
-            format!("/portolan/v1/block/{network}/10.1.2.64-33"),
-            format!("/portolan/v1/block/{network}/cut-10.1.2.65-26"),
-            format!("/portolan/v1/want/{network}/{network}/5"),
-            "/portolan/v1/vni/0".to_owned(),
-            "/portolan/v1/vni/16777216".to_owned(),
-            "/portolan/v1/vni/007".to_owned(),
-            "/portolan/v1/host-address/fd00:0::1".to_owned(),
-            format!("/portolan/v1/host/{}", id(0xab).to_string().to_uppercase()),
+            "/portolan/v2/all/cluster/".to_owned(),
+            format!("/portolan/v2/net/{network}/block/10.1.2.65-26"),
+            format!("/portolan/v2/net/{network}/block/10.1.2.64-026"),
+            format!("/portolan/v2/net/{network}/block/10.1.2.64-33"),
+            format!("/portolan/v2/net/{network}/cut/10.1.2.65-26"),
+            format!("/portolan/v2/net/{network}/want/{network}/5"),
+            "/portolan/v2/taken/vni/0".to_owned(),
+            "/portolan/v2/taken/vni/16777216".to_owned(),
+            "/portolan/v2/taken/vni/007".to_owned(),
+            "/portolan/v2/taken/address/fd00:0::1".to_owned(),
+            format!("/portolan/v2/all/host/{}", id(0xab).to_string().to_uppercase()),
         ] {
             assert_eq!(layout.parse(other.as_bytes()), None, "{other}");
         }
-        assert_eq!(layout.parse(b"/portolan/v1/host-name/\xff"), None);
+        assert_eq!(layout.parse(b"/portolan/v2/taken/host/\xff"), None);
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! What hosts share: the keys and records in etcd, what one host knows of them, blocks of addresses, and which transaction
 //! does what. Everything here is a value or a function of values; sockets, clocks and etcd itself are elsewhere.
 //!
-//! Two rules keep hosts from getting the same thing twice, whatever is lost in between:
+//! Three rules keep hosts from getting the same thing twice, whatever is lost in between:
 //!
 //! - whatever must be one host's or one network's alone has a key of its own, which is written only where there is none
 //!   ([`Write`]);
 //! - a host uses what it has seen to be its own, never what it has only asked for;
 //! - it offers only what it does not use any more ([`portolan_model::Withheld`]), and uses it again when it has seen that the offer
 //!   came to nothing.
+//!
+//! A host knows what all share, and all of those networks that it is on; of others, that they are there.
 
 #![forbid(unsafe_code)]
 
 mod blocks;
+mod follow;
 mod key;
 mod moves;
 mod network;
@@ -21,7 +24,8 @@ mod view;
 mod write;
 
 pub use blocks::{block_length, blocks_of, choose, free_around, without};
-pub use key::{Key, Layout};
+pub use follow::{abandoned, concerns};
+pub use key::{Key, Layout, Part};
 pub use moves::{Idle, Own, free, offer, own, turn};
 pub use network::{NewNetwork, Refusal, plan_network};
 pub use record::{
@@ -29,5 +33,5 @@ pub use record::{
     VXLAN_PORT,
 };
 pub use rotation::{Other, Step, lane, lane_to, step};
-pub use view::{Change, Event, View, WentBack};
+pub use view::{Change, Event, Found, View, WentBack};
 pub use write::{Condition, Operation, Write};

@@ -24,10 +24,10 @@ pub struct Own {
 /// An offer is over when its block is seen to be gone or written anew, whoever did it: its condition holds no more, and never will
 /// again, for no revision comes back. What is the host's then is what the view says.
 pub fn own(view: &View, host: Id, network: Id, withheld: &BTreeSet<Withheld>) -> Own {
-    // Nothing was seen yet.
-    let is_blind = view.cluster().is_none();
-    let is_open =
-        |one: &&Withheld| is_blind || view.revision() < one.written || view.written(network, one.block) == one.written;
+    // Nothing was seen of it yet.
+    let is_blind = view.cluster().is_none() || (view.networks().contains_key(&network) && !view.follows(network));
+    let is_behind = |one: &Withheld| view.follows(network) && view.revision_of(network) < one.written;
+    let is_open = |one: &&Withheld| is_blind || is_behind(one) || view.written(network, one.block) == one.written;
     let withheld: BTreeSet<Withheld> = withheld.iter().filter(is_open).copied().collect();
     let mut blocks = BTreeSet::new();
     for (block, _) in view.blocks_on(network).filter(|(_, owner)| *owner == host) {

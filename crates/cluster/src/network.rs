@@ -178,10 +178,7 @@ mod tests {
         };
         let mut all = vec![(Key::Cluster, serde_json::to_vec(&cluster).unwrap())];
         all.extend(networks.iter().map(|(id, record)| (Key::Network(*id), serde_json::to_vec(record).unwrap())));
-        let mut view = View::default();
-        let all = all.into_iter().map(|(key, value)| (layout.text(&key).into_bytes(), value, 1));
-        view.replace(&layout, 1, all).unwrap();
-        view
+        View::of(&layout, 1, all.into_iter().map(|(key, value)| (layout.text(&key).into_bytes(), value, 1)))
     }
 
     #[test]

@@ -8,7 +8,7 @@ use portolan_model::{Id, Mac, Mtu, Name, PerFamily, Vni};
 use serde::{Deserialize, Serialize};
 
 /// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// That of VXLAN (RFC 7348 §8).
 pub const VXLAN_PORT: u16 = 4789;

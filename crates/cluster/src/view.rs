@@ -1,12 +1,13 @@
 //! What one host knows of etcd.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use portolan_model::{Family, Id, Name};
 use serde::de::DeserializeOwned;
 
-use crate::key::{Key, Layout};
+use crate::key::{Key, Layout, Part};
 use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord};
 
 /// What happened to a key.
@@ -39,12 +40,14 @@ pub enum Change {
     Alive(Id),
     /// A network.
     Network(Id),
-    /// A block of a network.
-    Block(Id, IpNet),
+    /// A block of a network, and who had it before.
+    Block(Id, IpNet, Option<Id>),
     /// Whether a host wants addresses of a network.
     Want(Id, Id, Family),
     /// An endpoint: its network, its host and itself.
     Endpoint(Id, Id, Id),
+    /// Whether, or since when, a host says to be on a network.
+    Place(Id, Id),
     /// Hosts are asked to look at themselves, or not any more.
     Check(Id),
     /// What came of it at a host.
@@ -72,27 +75,44 @@ pub enum WentBack {
     },
 }
 
-/// All that is there, as of one revision.
+/// A key, its value, and the revision by which it was written.
+pub type Found<B = Vec<u8>> = (B, B, i64);
+
+/// What is there, as far as a host follows it.
+///
+/// Each part is as of a revision of its own: what one transaction did to two parts is seen in one before it is in the other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
+    /// The highest one that was seen.
     revision: i64,
+    /// That of what all hosts follow.
+    of_all: i64,
     cluster: Option<ClusterRecord>,
     networks_written: i64,
     hosts: BTreeMap<Id, HostRecord>,
     alive: BTreeMap<Id, String>,
     gone: BTreeSet<Id>,
     networks: BTreeMap<Id, ClusterNetwork>,
-    blocks: BTreeMap<(Id, IpNet), Id>,
-    /// By which revisions they were written.
-    written: BTreeMap<(Id, IpNet), i64>,
-    cuts: BTreeMap<(Id, IpNet), i64>,
-    wants: BTreeSet<(Id, Id, Family)>,
-    /// By host first: what a host has is asked for more often than what a network has.
-    endpoints: BTreeMap<(Id, Id, Id), EndpointRecord>,
     checks: BTreeSet<Id>,
     checked: BTreeMap<(Id, Id), Checked>,
+    /// By which revisions they were written, by host and network.
+    places: BTreeMap<(Id, Id), i64>,
+    /// The networks that are followed.
+    followed: BTreeMap<Id, Followed>,
     /// Keys that are not ours or say nothing that we know, with why: somebody else's, or a later version's.
     strange: BTreeMap<String, String>,
+}
+
+/// What is known of a network that is followed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Followed {
+    revision: i64,
+    /// Who has them; nobody where that cannot be read; and by which revisions they were written.
+    blocks: BTreeMap<IpNet, (Option<Id>, i64)>,
+    cuts: BTreeMap<IpNet, i64>,
+    wants: BTreeSet<(Id, Family)>,
+    /// By host and id.
+    endpoints: BTreeMap<(Id, Id), EndpointRecord>,
 }
 
 impl View {
@@ -101,9 +121,38 @@ impl View {
         Self { revision, ..Self::default() }
     }
 
-    /// The revision of which it is.
+    /// What was `found` at `revision`. Networks are not among that ([`View::add`]).
+    pub fn of<B: AsRef<[u8]>>(layout: &Layout, revision: i64, found: impl IntoIterator<Item = Found<B>>) -> Self {
+        let mut view = Self { of_all: revision, ..Self::since(revision) };
+        // In order, and all at once: maps that are made so have no gaps.
+        let mut hosts = Vec::new();
+        for (key, value, revision) in found {
+            let (key, value) = (key.as_ref(), Some(value.as_ref()));
+            match layout.parse(key) {
+                Some(Key::Host(id)) => {
+                    let record = Reader { key, value, strange: &mut view.strange }.json();
+                    hosts.extend(record.map(|record: HostRecord| (id, record)));
+                }
+                _ => drop(view.take(layout, key, value, revision)),
+            }
+        }
+        view.hosts = hosts.into_iter().collect();
+        view
+    }
+
+    /// The highest revision of which anything was seen.
     pub const fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// The revision of which that is which all hosts follow.
+    pub const fn revision_of_all(&self) -> i64 {
+        self.of_all
+    }
+
+    /// The revision of which that is which is known of a network; 0 if it is not followed.
+    pub fn revision_of(&self, network: Id) -> i64 {
+        self.followed.get(&network).map_or(0, |of| of.revision)
     }
 
     /// What is the same everywhere; none where no cluster has begun.
@@ -126,7 +175,7 @@ impl View {
         self.hosts.iter().find(|(_, record)| record.name == *name).map(|(id, _)| *id)
     }
 
-    /// Which run of a host says that it runs.
+    /// Which run of a host says that it runs, as far as it was looked at.
     pub fn run_of(&self, host: Id) -> Option<&str> {
         self.alive.get(&host).map(String::as_str)
     }
@@ -141,69 +190,96 @@ impl View {
         &self.networks
     }
 
+    /// The networks of which everything is known.
+    pub fn followed(&self) -> impl Iterator<Item = Id> + '_ {
+        self.followed.keys().copied()
+    }
+
+    /// Whether everything of a network is known.
+    pub fn follows(&self, network: Id) -> bool {
+        self.followed.contains_key(&network)
+    }
+
+    /// The networks that a host says to be on, with the revisions by which it last said so.
+    pub fn places(&self, host: Id) -> impl Iterator<Item = (Id, i64)> + '_ {
+        let from = (host, Id::from_bytes([0; 32]));
+        let of_host = self.places.range(from..).take_while(move |((of, _), _)| *of == host);
+        of_host.map(|((_, network), written)| (*network, *written))
+    }
+
     /// Who gives out a block's addresses.
     pub fn block(&self, network: Id, net: IpNet) -> Option<Id> {
-        self.blocks.get(&(network, net)).copied()
+        self.followed.get(&network)?.blocks.get(&net)?.0
     }
 
     /// The blocks of a network that are taken, with who has them.
     pub fn blocks_on(&self, network: Id) -> impl Iterator<Item = (IpNet, Id)> + '_ {
-        let from = (network, "0.0.0.0/0".parse().expect("a prefix"));
-        self.blocks.range(from..).take_while(move |((of, _), _)| *of == network).map(|((_, net), host)| (*net, *host))
+        let blocks = self.followed.get(&network).into_iter().flat_map(|of| &of.blocks);
+        blocks.filter_map(|(net, (host, _))| Some((*net, (*host)?)))
     }
 
     /// By which revision a block was written; 0 if nobody has it.
     pub fn written(&self, network: Id, net: IpNet) -> i64 {
-        self.written.get(&(network, net)).copied().unwrap_or(0)
+        self.followed.get(&network).and_then(|of| of.blocks.get(&net)).map_or(0, |(_, written)| *written)
     }
 
     /// By which revision it was written that one of the blocks that a network is cut into was cut further, or claimed in parts; 0 for
     /// never.
     pub fn cut(&self, network: Id, net: IpNet) -> i64 {
-        self.cuts.get(&(network, net)).copied().unwrap_or(0)
+        self.followed.get(&network).and_then(|of| of.cuts.get(&net)).copied().unwrap_or(0)
     }
 
     /// Who wants addresses: network, host and family.
-    pub const fn wants(&self) -> &BTreeSet<(Id, Id, Family)> {
-        &self.wants
+    pub fn wants(&self) -> impl Iterator<Item = (Id, Id, Family)> + '_ {
+        self.followed.iter().flat_map(|(network, of)| of.wants.iter().map(|(host, family)| (*network, *host, *family)))
     }
 
-    /// The blocks that a host has, with their networks (a list over all blocks).
-    pub fn blocks_of(&self, host: Id) -> impl Iterator<Item = (Id, IpNet)> + '_ {
-        self.blocks.iter().filter(move |(_, owner)| **owner == host).map(|(at, _)| *at)
+    /// Whether a host wants addresses of a network.
+    pub fn is_wanted(&self, (network, host, family): (Id, Id, Family)) -> bool {
+        self.followed.get(&network).is_some_and(|of| of.wants.contains(&(host, family)))
+    }
+
+    /// All blocks, with their networks and who has them.
+    pub fn blocks(&self) -> impl Iterator<Item = (Id, IpNet, Id)> + '_ {
+        self.followed.keys().flat_map(|of| self.blocks_on(*of).map(|(net, host)| (*of, net, host)))
     }
 
     /// The endpoints on a host, by network and id.
     pub fn endpoints_at(&self, host: Id) -> BTreeMap<(Id, Id), EndpointRecord> {
-        let from = (host, Id::from_bytes([0; 32]), Id::from_bytes([0; 32]));
-        let of_host = self.endpoints.range(from..).take_while(move |((on, _, _), _)| *on == host);
-        of_host.map(|((_, network, endpoint), record)| ((*network, *endpoint), record.clone())).collect()
+        let networks = self.followed.keys();
+        let all = networks.flat_map(|of| self.endpoints_of(*of, host).map(|(id, record)| ((*of, id), record.clone())));
+        all.collect()
+    }
+
+    /// The endpoints of a network on a host.
+    pub fn endpoints_of(&self, network: Id, host: Id) -> impl Iterator<Item = (Id, &EndpointRecord)> {
+        let from = (host, Id::from_bytes([0; 32]));
+        let all = self.followed.get(&network).into_iter().flat_map(move |of| of.endpoints.range(from..));
+        all.take_while(move |((on, _), _)| *on == host).map(|((_, id), record)| (*id, record))
     }
 
     /// An endpoint.
     pub fn endpoint(&self, network: Id, host: Id, endpoint: Id) -> Option<&EndpointRecord> {
-        self.endpoints.get(&(host, network, endpoint))
+        self.followed.get(&network)?.endpoints.get(&(host, endpoint))
     }
 
-    /// All blocks, by network, with who has them.
-    pub const fn blocks(&self) -> &BTreeMap<(Id, IpNet), Id> {
-        &self.blocks
+    /// All endpoints: network, host, and its id.
+    pub fn endpoints(&self) -> impl Iterator<Item = ((Id, Id, Id), &EndpointRecord)> {
+        self.followed
+            .iter()
+            .flat_map(|(network, of)| of.endpoints.iter().map(|((host, id), record)| ((*network, *host, *id), record)))
     }
 
-    /// All endpoints: their hosts, networks and ids.
-    pub const fn endpoints(&self) -> &BTreeMap<(Id, Id, Id), EndpointRecord> {
-        &self.endpoints
-    }
-
-    /// The names of the hosts that have endpoints on a network (a list over all endpoints).
-    pub fn hosts_on(&self, network: Id) -> impl Iterator<Item = &Name> + '_ {
-        let on = self.endpoints.keys().filter(move |(_, of, _)| *of == network);
-        on.filter_map(|(host, _, _)| Some(&self.hosts.get(host)?.name))
+    /// The names of the hosts that have endpoints on a network.
+    pub fn hosts_on(&self, network: Id) -> BTreeSet<&Name> {
+        let on = self.followed.get(&network).into_iter().flat_map(|of| of.endpoints.keys());
+        let hosts: BTreeSet<Id> = on.map(|(host, _)| *host).collect();
+        hosts.iter().filter_map(|host| Some(&self.hosts.get(host)?.name)).collect()
     }
 
     /// How many endpoints there are.
     pub fn endpoint_count(&self) -> usize {
-        self.endpoints.len()
+        self.followed.values().map(|of| of.endpoints.len()).sum()
     }
 
     /// What hosts are asked to look at.
@@ -226,74 +302,126 @@ impl View {
         self.cluster.as_ref().map(|cluster| cluster.format).filter(|format| *format > FORMAT)
     }
 
-    /// Takes in what happened up to `revision`; what is other than before, each once.
-    pub fn apply(&mut self, layout: &Layout, revision: i64, events: &[Event]) -> BTreeSet<Change> {
+    /// Takes in what happened to a part up to `revision`; what is other than before, each once. Of a network that is not followed
+    /// nothing is taken in.
+    pub fn apply(&mut self, layout: &Layout, part: Part, revision: i64, events: &[Event]) -> BTreeSet<Change> {
+        let seen = match part {
+            Part::All => Some(&mut self.of_all),
+            Part::Network(network) => match self.followed.get_mut(&network) {
+                Some(of) => Some(&mut of.revision),
+                None => return BTreeSet::new(),
+            },
+            Part::Alive | Part::Run(_) | Part::Places(_) | Part::Answers(_) => None,
+        };
+        if let Some(seen) = seen {
+            *seen = revision.max(*seen);
+        }
         self.revision = self.revision.max(revision);
-        events.iter().filter_map(|event| self.take(layout, event)).collect()
+        let take = |event: &Event| match event {
+            Event::Put { key, value, revision } => self.take(layout, key, Some(value), *revision),
+            Event::Delete { key } => self.take(layout, key, None, 0),
+        };
+        events.iter().filter_map(take).collect()
     }
 
-    /// Takes in all that there is at `revision`, as (key, value, revision by which it was written); what is other than
-    /// before.
-    ///
-    /// # Errors
-    /// [`WentBack`], when it is older than what was seen before; nothing has changed then.
-    pub fn replace(
+    /// Takes in what was found of a network at `revision`: from now on everything of it is known.
+    pub fn add<B: AsRef<[u8]>>(
+        &mut self,
+        layout: &Layout,
+        network: Id,
+        revision: i64,
+        found: impl IntoIterator<Item = Found<B>>,
+    ) {
+        self.revision = self.revision.max(revision);
+        self.followed.insert(network, Followed { revision, ..Followed::default() });
+        // As in `of`.
+        let (mut blocks, mut endpoints) = (Vec::new(), Vec::new());
+        for (key, value, revision) in found {
+            let (key, value) = (key.as_ref(), Some(value.as_ref()));
+            match layout.parse(key) {
+                Some(Key::Block(of, net)) if of == network => {
+                    let block: Option<Block> = Reader { key, value, strange: &mut self.strange }.json();
+                    blocks.push((net, (block.map(|block| block.host), revision)));
+                }
+                Some(Key::Endpoint { network: of, host, endpoint }) if of == network => {
+                    let record = Reader { key, value, strange: &mut self.strange }.json();
+                    endpoints.extend(record.map(|record| ((host, endpoint), compact(record))));
+                }
+                _ => drop(self.take(layout, key, value, revision)),
+            }
+        }
+        let of = self.followed.get_mut(&network).expect("it was just put there");
+        (of.blocks, of.endpoints) = (blocks.into_iter().collect(), endpoints.into_iter().collect());
+    }
+
+    /// Forgets what is in a network; what is other than before.
+    pub fn forget(&mut self, layout: &Layout, network: Id) -> BTreeSet<Change> {
+        let changes = self.all_of(network);
+        self.followed.remove(&network);
+        let prefix = layout.part(Part::Network(network));
+        self.strange.retain(|key, _| !key.starts_with(&prefix));
+        changes
+    }
+
+    /// All that there is in a network, as changes.
+    pub fn all_of(&self, network: Id) -> BTreeSet<Change> {
+        let Some(of) = self.followed.get(&network) else { return BTreeSet::new() };
+        let blocks = of.blocks.iter().map(|(net, (host, _))| Change::Block(network, *net, *host));
+        let endpoints = of.endpoints.keys().map(|(host, id)| Change::Endpoint(network, *host, *id));
+        blocks.chain(endpoints).chain([Change::Network(network)]).collect()
+    }
+
+    /// Forgets what came of a check.
+    pub fn forget_answers(&mut self, check: Id) {
+        self.checked.retain(|(of, _), _| *of != check);
+    }
+
+    /// Takes in which hosts run, as was `found` at `revision`.
+    pub fn take_runs<B: AsRef<[u8]>>(
         &mut self,
         layout: &Layout,
         revision: i64,
-        all: impl IntoIterator<Item = (Vec<u8>, Vec<u8>, i64)>,
-    ) -> Result<BTreeSet<Change>, WentBack> {
-        if revision < self.revision {
-            return Err(WentBack::Revision { seen: self.revision, found: revision });
+        found: impl IntoIterator<Item = Found<B>>,
+    ) {
+        self.revision = self.revision.max(revision);
+        self.alive.clear();
+        for (key, value, revision) in found {
+            self.take(layout, key.as_ref(), Some(value.as_ref()), revision);
         }
-        let mut now = Self::default();
-        for (key, value, revision) in all {
-            now.take(layout, &Event::Put { key, value, revision });
+    }
+
+    /// Becomes another one, of what was found anew.
+    ///
+    /// # Errors
+    /// [`WentBack`], when that is older than what was seen before; nothing has changed then.
+    pub fn replace(&mut self, now: Self) -> Result<(), WentBack> {
+        if now.revision < self.revision {
+            return Err(WentBack::Revision { seen: self.revision, found: now.revision });
         }
-        now.revision = revision;
         if let Some(seen) = self.cluster.as_ref().map(|cluster| cluster.id) {
             let found = now.cluster.as_ref().map(|cluster| cluster.id);
             if found != Some(seen) {
                 return Err(WentBack::Cluster { seen, found });
             }
         }
-        let mut changes = BTreeSet::new();
-        if self.cluster != now.cluster {
-            changes.insert(Change::Cluster);
-        }
-        changes.extend(differing(&self.hosts, &now.hosts).map(|id| Change::Host(*id)));
-        changes.extend(self.gone.symmetric_difference(&now.gone).map(|id| Change::Host(*id)));
-        changes.extend(differing(&self.alive, &now.alive).map(|id| Change::Alive(*id)));
-        changes.extend(differing(&self.networks, &now.networks).map(|id| Change::Network(*id)));
-        changes.extend(differing(&self.blocks, &now.blocks).map(|(network, net)| Change::Block(*network, *net)));
-        changes.extend(
-            self.wants.symmetric_difference(&now.wants).map(|(of, host, kind)| Change::Want(*of, *host, *kind)),
-        );
-        changes.extend(
-            differing(&self.endpoints, &now.endpoints)
-                .map(|(host, network, endpoint)| Change::Endpoint(*network, *host, *endpoint)),
-        );
-        changes.extend(self.checks.symmetric_difference(&now.checks).map(|id| Change::Check(*id)));
-        changes.extend(differing(&self.checked, &now.checked).map(|(id, host)| Change::Checked(*id, *host)));
         *self = now;
-        Ok(changes)
+        Ok(())
     }
 
-    fn take(&mut self, layout: &Layout, event: &Event) -> Option<Change> {
-        let (key, value, revision) = match event {
-            Event::Put { key, value, revision } => (key, Some(&value[..]), *revision),
-            Event::Delete { key } => (key, None, 0),
-        };
-        let text = String::from_utf8_lossy(key).into_owned();
-        self.strange.remove(&text);
-        let Some(key) = layout.parse(key) else {
+    /// Takes in that a key has a value since `revision`, or is gone.
+    fn take(&mut self, layout: &Layout, key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Change> {
+        if !self.strange.is_empty() {
+            self.strange.remove(&*String::from_utf8_lossy(key));
+        }
+        let Some(parsed) = layout.parse(key) else {
             if value.is_some() {
+                let text = String::from_utf8_lossy(key).into_owned();
                 self.strange.insert(text, "is no key of this version".to_owned());
             }
             return None;
         };
-        let mut reader = Reader { text, value, strange: &mut self.strange };
-        match key {
+        let mut reader = Reader { key, value, strange: &mut self.strange };
+        match parsed {
             Key::Cluster => {
                 let now: Option<ClusterRecord> = reader.json();
                 let differs = self.cluster != now;
@@ -306,14 +434,8 @@ impl View {
             }
             Key::Host(id) => put(&mut self.hosts, id, reader.json()).then_some(Change::Host(id)),
             Key::Alive(id) => put(&mut self.alive, id, reader.text()).then_some(Change::Alive(id)),
-            Key::Gone(id) => {
-                let differs = if value.is_some() { self.gone.insert(id) } else { self.gone.remove(&id) };
-                differs.then_some(Change::Host(id))
-            }
-            Key::Check(id) => {
-                let differs = if value.is_some() { self.checks.insert(id) } else { self.checks.remove(&id) };
-                differs.then_some(Change::Check(id))
-            }
+            Key::Gone(id) => put_one(&mut self.gone, id, value.is_some()).then_some(Change::Host(id)),
+            Key::Check(id) => put_one(&mut self.checks, id, value.is_some()).then_some(Change::Check(id)),
             Key::Checked(id, host) => {
                 put(&mut self.checked, (id, host), reader.json()).then_some(Change::Checked(id, host))
             }
@@ -321,24 +443,34 @@ impl View {
                 let record: Option<ClusterNetwork> = reader.json();
                 put(&mut self.networks, id, record).then_some(Change::Network(id))
             }
+            Key::Place(host, network) => {
+                // Who was to take it back has to look again, also when it was only written anew.
+                put(&mut self.places, (host, network), value.is_some().then_some(revision))
+                    .then_some(Change::Place(host, network))
+            }
             Key::Block(network, net) => {
-                let block: Option<Block> = reader.json();
-                put(&mut self.written, (network, net), value.is_some().then_some(revision));
+                let of = self.followed.get_mut(&network)?;
+                let host = reader.json().map(|block: Block| block.host);
+                let before = match value {
+                    Some(_) => of.blocks.insert(net, (host, revision)),
+                    None => of.blocks.remove(&net),
+                };
+                let before = before.and_then(|(host, _)| host);
                 // Written anew by the one who has it: what counts for rows is the same.
-                put(&mut self.blocks, (network, net), block.map(|block| block.host))
-                    .then_some(Change::Block(network, net))
+                (before != host).then_some(Change::Block(network, net, before))
             }
             Key::Cut(network, net) => {
-                put(&mut self.cuts, (network, net), value.is_some().then_some(revision));
+                let of = self.followed.get_mut(&network)?;
+                put(&mut of.cuts, net, value.is_some().then_some(revision));
                 None
             }
             Key::Want(network, host, family) => {
-                let at = (network, host, family);
-                let differs = if value.is_some() { self.wants.insert(at) } else { self.wants.remove(&at) };
-                differs.then_some(Change::Want(network, host, family))
+                let of = self.followed.get_mut(&network)?;
+                put_one(&mut of.wants, (host, family), value.is_some()).then_some(Change::Want(network, host, family))
             }
             Key::Endpoint { network, host, endpoint } => {
-                put(&mut self.endpoints, (host, network, endpoint), reader.json())
+                let of = self.followed.get_mut(&network)?;
+                put(&mut of.endpoints, (host, endpoint), reader.json().map(compact))
                     .then_some(Change::Endpoint(network, host, endpoint))
             }
             // They are looked at by conditions alone.
@@ -349,7 +481,7 @@ impl View {
 
 /// The value of a key; what cannot be read counts as not there, and is written down.
 struct Reader<'a> {
-    text: String,
+    key: &'a [u8],
     value: Option<&'a [u8]>,
     strange: &'a mut BTreeMap<String, String>,
 }
@@ -359,8 +491,8 @@ impl Reader<'_> {
         match serde_json::from_slice(self.value?) {
             Ok(record) => Some(record),
             Err(error) => {
-                self.strange
-                    .insert(std::mem::take(&mut self.text), format!("says nothing that this version knows: {error}"));
+                let key = String::from_utf8_lossy(self.key).into_owned();
+                self.strange.insert(key, format!("says nothing that this version knows: {error}"));
                 None
             }
         }
@@ -371,23 +503,29 @@ impl Reader<'_> {
     }
 }
 
+/// In as little memory as it needs: there are many of them.
+fn compact(mut record: EndpointRecord) -> EndpointRecord {
+    record.name.shrink_to_fit();
+    record.aliases.shrink_to_fit();
+    record.addresses.shrink_to_fit();
+    record
+}
+
 /// Whether that made a difference.
 fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
-    if map.get(&key) == value.as_ref() {
-        return false;
+    match (map.entry(key), value) {
+        (Entry::Occupied(there), None) => drop(there.remove()),
+        (Entry::Occupied(there), Some(value)) if *there.get() == value => return false,
+        (Entry::Occupied(mut there), Some(value)) => drop(there.insert(value)),
+        (Entry::Vacant(_), None) => return false,
+        (Entry::Vacant(place), Some(value)) => {
+            place.insert(value);
+        }
     }
-    match value {
-        Some(value) => map.insert(key, value),
-        None => map.remove(&key),
-    };
     true
 }
 
-/// The keys whose values differ, those of one alone among them.
-fn differing<'a, K: Ord, V: PartialEq>(
-    before: &'a BTreeMap<K, V>,
-    now: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = &'a K> {
-    let new = now.iter().filter(|(key, value)| before.get(key) != Some(value)).map(|(key, _)| key);
-    new.chain(before.keys().filter(|key| !now.contains_key(key)))
+/// Whether that made a difference.
+fn put_one<K: Ord>(set: &mut BTreeSet<K>, key: K, is_there: bool) -> bool {
+    if is_there { set.insert(key) } else { set.remove(&key) }
 }

@@ -7,7 +7,7 @@ use portolan_model::{Family, Id, Withheld};
 use serde::Serialize;
 
 use crate::blocks::{within, without};
-use crate::key::Key;
+use crate::key::{Key, Part};
 use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord};
 use crate::view::View;
 
@@ -27,6 +27,8 @@ pub enum Condition {
     WrittenAt(Key, i64),
     /// There is no key of an endpoint on this network.
     NoEndpointsOn(Id),
+    /// There is none of this network on this host.
+    NoEndpointsAt(Id, Id),
 }
 
 /// What it does.
@@ -38,10 +40,8 @@ pub enum Operation {
     PutWhileAlive(Key, String),
     /// Removes a key, if it is there.
     Delete(Key),
-    /// Removes the keys of all blocks of a network.
-    DeleteBlocksOf(Id),
-    /// Removes the keys of all answers to a check.
-    DeleteAnswersTo(Id),
+    /// Removes all keys of a part.
+    DeleteAllOf(Part),
 }
 
 /// A transaction: all of `then` if all of `only_if`, otherwise nothing.
@@ -120,12 +120,15 @@ impl Write {
         }
     }
 
-    /// Removes a host and all that it has, as far as `view` shows: its record last, so that what is begun can be ended.
+    /// Removes a host and all that it has, as far as `view` shows, which follows all networks that the host is on: first what is
+    /// there, then that it is there, and its record last, so that what is begun can be ended.
     pub fn leave(host: Id, view: &View) -> Vec<Self> {
         let endpoints = view.endpoints_at(host).into_keys();
         let endpoints = endpoints.map(|(network, endpoint)| Key::Endpoint { network, host, endpoint });
-        let blocks = view.blocks_of(host).map(|(network, net)| Key::Block(network, net));
-        let mut all: Vec<Operation> = endpoints.chain(blocks).map(Operation::Delete).collect();
+        let blocks = view.blocks().filter(|(.., holder)| *holder == host);
+        let blocks = blocks.map(|(network, net, _)| Key::Block(network, net));
+        let places = view.places(host).map(|(network, _)| Key::Place(host, network));
+        let mut all: Vec<Operation> = endpoints.chain(blocks).chain(places).map(Operation::Delete).collect();
         all.push(Operation::Delete(Key::Alive(host)));
         if let Some(record) = view.hosts().get(&host) {
             all.push(Operation::Delete(Key::HostName(record.name.clone())));
@@ -155,7 +158,7 @@ impl Write {
         }
     }
 
-    /// Removes a network on which nobody is, with its blocks.
+    /// Removes a network on which nobody is, with its blocks. Who says to be on it takes that back ([`crate::abandoned`]).
     pub fn remove_network(network: Id, record: &ClusterNetwork) -> Self {
         Self {
             only_if: vec![Condition::Present(Key::Network(network)), Condition::NoEndpointsOn(network)],
@@ -164,7 +167,7 @@ impl Write {
                 Operation::Delete(Key::Network(network)),
                 Operation::Delete(Key::NetworkName(record.name.clone())),
                 Operation::Delete(Key::Vni(record.vni)),
-                Operation::DeleteBlocksOf(network),
+                Operation::DeleteAllOf(Part::Network(network)),
             ],
         }
     }
@@ -190,7 +193,7 @@ impl Write {
                 Condition::Absent(Key::Block(network, whole)),
                 Condition::WrittenAt(cut, seen),
             ],
-            then: Some(Operation::Put(Key::Block(network, block), json(&Block { host })))
+            then: [Operation::Put(Key::Block(network, block), json(&Block { host })), on(host, network)]
                 .into_iter()
                 .chain(note)
                 .collect(),
@@ -218,7 +221,7 @@ impl Write {
         let want = Key::Want(network, other, Family::of(part.addr()));
         let only_if = belongs(host).into_iter().chain(belongs(other));
         let own = without(block, part).into_iter().map(|rest| (rest, host)).chain([(part, other)]);
-        let mut then: Vec<Operation> = vec![Operation::Delete(want.clone())];
+        let mut then: Vec<Operation> = vec![Operation::Delete(want.clone()), on(other, network)];
         if part != block {
             then.push(Operation::Delete(Key::Block(network, block)));
             then.push(Operation::Put(Key::Cut(network, within(block, length)), host.to_string()));
@@ -268,7 +271,7 @@ impl Write {
     pub fn end_check(check: Id) -> Self {
         Self {
             only_if: Vec::new(),
-            then: vec![Operation::Delete(Key::Check(check)), Operation::DeleteAnswersTo(check)],
+            then: vec![Operation::Delete(Key::Check(check)), Operation::DeleteAllOf(Part::Answers(check))],
         }
     }
 
@@ -291,10 +294,29 @@ impl Write {
         }
         for (network, operations) in new {
             let [present, absent] = belongs(host);
-            writes.extend(in_parts(&[present, absent, Condition::Present(Key::Network(network))], operations));
+            let parts = in_parts(&[present, absent, Condition::Present(Key::Network(network))], operations);
+            writes.extend(parts.into_iter().map(|mut part| {
+                part.then.push(on(host, network));
+                part
+            }));
         }
         writes
     }
+
+    /// Takes back that a host is on a network, as it was last said by the revision `written`: it has no blocks since, and no
+    /// endpoints.
+    pub fn leave_place(host: Id, network: Id, written: i64) -> Self {
+        let key = Key::Place(host, network);
+        Self {
+            only_if: vec![Condition::WrittenAt(key.clone(), written), Condition::NoEndpointsAt(network, host)],
+            then: vec![Operation::Delete(key)],
+        }
+    }
+}
+
+/// Says that a host is on a network. Goes with whatever it is given there.
+fn on(host: Id, network: Id) -> Operation {
+    Operation::Put(Key::Place(host, network), String::new())
 }
 
 fn in_parts(only_if: &[Condition], then: Vec<Operation>) -> Vec<Write> {

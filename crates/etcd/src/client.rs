@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::time::timeout;
@@ -14,13 +15,16 @@ use tonic_prost::ProstCodec;
 
 use crate::config::Config;
 use crate::error::{Error, said};
-use crate::watch::Watch;
+use crate::watch::{Watch, create};
 use crate::wire;
 
-/// So many keys come with one answer.
-const PAGE: i64 = 1000;
+/// So many keys come with one answer at most: for each, etcd looks at all that are left.
+const PAGE: i64 = 4000;
 /// An answer is no longer than this; etcd's own limit for a request is 1.5 MB.
 const LONGEST: usize = 64 << 20;
+/// So much may be under way of one answer, and of all on a connection: a list comes without waiting for a word from here.
+const WINDOW: u32 = 1 << 20;
+const WINDOWS: u32 = 4 << 20;
 /// A connection that is silent is asked whether it is there, and given up if it does not answer.
 const PING: Duration = Duration::from_secs(5);
 const PONG: Duration = Duration::from_secs(3);
@@ -29,9 +33,9 @@ const PONG: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyValue {
     /// The key.
-    pub key: Vec<u8>,
-    /// Its value.
-    pub value: Vec<u8>,
+    pub key: Bytes,
+    /// Its value. Both are parts of the answer that they came with, which stays in memory as long as either.
+    pub value: Bytes,
     /// The revision by which it came to be.
     pub create_revision: i64,
     /// The revision by which it was last written.
@@ -286,13 +290,30 @@ impl Client {
     /// # Errors
     /// What etcd says.
     pub async fn range_all(&self, prefix: impl Into<Vec<u8>>) -> Result<(i64, Vec<KeyValue>), Error> {
+        self.range_at(prefix, 0).await
+    }
+
+    /// The same as of `revision`; 0 for now. They come in several answers, none of which is too long.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] when that is thrown away already; what etcd says.
+    pub async fn range_at(&self, prefix: impl Into<Vec<u8>>, mut revision: i64) -> Result<(i64, Vec<KeyValue>), Error> {
         let mut key = prefix.into();
         let range_end = after(&key);
         let mut found: Vec<KeyValue> = Vec::new();
-        let mut revision = 0;
+        let mut limit = PAGE;
         loop {
-            let request = wire::RangeRequest { key, range_end: range_end.clone(), limit: PAGE, revision };
-            let answer: wire::RangeResponse = self.call("etcdserverpb.KV/Range", &request).await?;
+            // What was at a revision does not change: who has it need not ask the others.
+            let serializable = revision > 0;
+            let (first, end) = (key.clone(), range_end.clone());
+            let request = wire::RangeRequest { key: first, range_end: end, limit, revision, serializable };
+            let answer: wire::RangeResponse = match self.call("etcdserverpb.KV/Range", &request).await {
+                Err(error) if error.is_of_length() && limit > 1 => {
+                    limit = (limit / 10).max(1);
+                    continue;
+                }
+                answer => answer?,
+            };
             if revision == 0 {
                 revision = answer.header.unwrap_or_default().revision;
             }
@@ -310,7 +331,7 @@ impl Client {
     /// # Errors
     /// What etcd says.
     pub async fn find(&self, key: impl Into<Vec<u8>>) -> Result<Option<KeyValue>, Error> {
-        let request = wire::RangeRequest { key: key.into(), range_end: Vec::new(), limit: 1, revision: 0 };
+        let request = wire::RangeRequest { key: key.into(), limit: 1, ..wire::RangeRequest::default() };
         let answer: wire::RangeResponse = self.call("etcdserverpb.KV/Range", &request).await?;
         Ok(answer.kvs.into_iter().next().map(KeyValue::from))
     }
@@ -433,13 +454,12 @@ impl Client {
     }
 
     /// Follows all keys that begin with `prefix`, from `revision` on; 0 for from now on. Begun at the member that answers.
+    /// [`Watch::follow`] has other keys be followed with them.
     ///
     /// # Errors
     /// [`Error::Compacted`] when that is thrown away already; what etcd says.
     pub async fn watch(&self, prefix: impl Into<Vec<u8>>, revision: i64) -> Result<Watch, Error> {
-        let key = prefix.into();
-        let range_end = after(&key);
-        let create = wire::WatchCreateRequest { key, range_end, start_revision: revision, progress_notify: true };
+        let create = create(prefix.into(), revision);
         match self.watch_members(&create).await {
             Err(error) if error.is_of_token() && self.user.is_some() => {
                 self.authenticate().await?;
@@ -468,13 +488,13 @@ impl Client {
         let (url, channel) = &self.members[member];
         let mut grpc = grpc(channel);
         ready(&mut grpc, url).await?;
-        let (keep, requests) = tokio::sync::mpsc::channel(1);
-        let _ = keep.try_send(wire::WatchRequest { create: Some(create) });
+        let (asks, requests) = tokio::sync::mpsc::unbounded_channel();
+        let _ = asks.send(wire::WatchRequest { request: Some(wire::WatchAsk::Create(create)) });
         let codec = ProstCodec::<wire::WatchRequest, wire::WatchResponse>::default();
-        let request = self.request(tokio_stream::wrappers::ReceiverStream::new(requests));
+        let request = self.request(tokio_stream::wrappers::UnboundedReceiverStream::new(requests));
         let answers = grpc.streaming(request, path("etcdserverpb.Watch/Watch")?, codec).await;
         let answers = answers.map_err(|status| self.failed(url, &status))?.into_inner();
-        Watch::begin(answers, keep, url, self.patience.as_secs()).await
+        Watch::begin(answers, asks, url, self.patience.as_secs()).await
     }
 }
 
@@ -513,6 +533,8 @@ fn channel(url: &str, config: &Config) -> Result<Channel, Error> {
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOWS)
         .tcp_nodelay(true);
     if url.starts_with("https://") {
         let Some(tls) = &config.tls else { return Err(wrong("nothing says who may sign its certificate".to_owned())) };

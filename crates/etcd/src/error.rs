@@ -72,6 +72,11 @@ impl Error {
         matches!(self, Self::Denied(text) if text.contains("invalid auth token") || text.contains(OLD_TOKEN))
     }
 
+    /// Whether an answer is longer than we take: fewer keys at a time may do.
+    pub(crate) fn is_of_length(&self) -> bool {
+        matches!(self, Self::Other(text) if text.contains("message length too large"))
+    }
+
     /// What a member's answer means (etcd, api/v3rpc/rpctypes/error.go), or that there is none.
     pub(crate) fn of(url: &str, status: &Status, seconds: u64) -> Self {
         let text = said(status);

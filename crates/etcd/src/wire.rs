@@ -1,6 +1,7 @@
 //! The messages of etcd's API that are used, with the numbers of its `rpc.proto` and `kv.proto` (etcd, api/etcdserverpb and
 //! api/mvccpb). Fields that nobody here looks at are left out: protobuf passes over them.
 
+use bytes::Bytes;
 use prost::{Message, Oneof};
 
 #[derive(Clone, PartialEq, Message)]
@@ -11,14 +12,14 @@ pub(crate) struct Header {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct KeyValue {
-    #[prost(bytes = "vec", tag = "1")]
-    pub(crate) key: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) key: Bytes,
     #[prost(int64, tag = "2")]
     pub(crate) create_revision: i64,
     #[prost(int64, tag = "3")]
     pub(crate) mod_revision: i64,
-    #[prost(bytes = "vec", tag = "5")]
-    pub(crate) value: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(crate) value: Bytes,
     #[prost(int64, tag = "6")]
     pub(crate) lease: i64,
 }
@@ -33,6 +34,9 @@ pub(crate) struct RangeRequest {
     pub(crate) limit: i64,
     #[prost(int64, tag = "4")]
     pub(crate) revision: i64,
+    /// Answered by the member itself, without asking the others whether it is up to date.
+    #[prost(bool, tag = "7")]
+    pub(crate) serializable: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -121,8 +125,22 @@ pub(crate) struct TxnResponse {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct WatchRequest {
-    #[prost(message, optional, tag = "1")]
-    pub(crate) create: Option<WatchCreateRequest>,
+    #[prost(oneof = "WatchAsk", tags = "1, 2")]
+    pub(crate) request: Option<WatchAsk>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum WatchAsk {
+    #[prost(message, tag = "1")]
+    Create(WatchCreateRequest),
+    #[prost(message, tag = "2")]
+    Cancel(WatchCancelRequest),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct WatchCancelRequest {
+    #[prost(int64, tag = "1")]
+    pub(crate) watch_id: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -150,6 +168,8 @@ pub(crate) struct WatchEvent {
 pub(crate) struct WatchResponse {
     #[prost(message, optional, tag = "1")]
     pub(crate) header: Option<Header>,
+    #[prost(int64, tag = "2")]
+    pub(crate) watch_id: i64,
     #[prost(bool, tag = "3")]
     pub(crate) created: bool,
     #[prost(bool, tag = "4")]

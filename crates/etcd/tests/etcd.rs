@@ -87,18 +87,18 @@ fn keys_transactions_leases_and_watches() {
         assert_eq!(client.range_all("/a/").await.unwrap().1, []);
 
         // More than come with one answer, while others write: all of one revision.
-        for part in 0..25 {
+        for part in 0..45 {
             let then = (0..100).map(|number| Op::put(format!("/a/{:04}", part * 100 + number), "x", None)).collect();
             assert!(client.txn(Txn { compares: vec![], then }).await.unwrap().succeeded);
         }
         client.txn(put("/b", "not under it")).await.unwrap();
         let (revision, all) = client.range_all("/a/").await.unwrap();
-        assert_eq!(all.len(), 2500);
+        assert_eq!(all.len(), 4500);
         assert!(all.is_sorted_by(|one, other| one.key < other.key));
 
         // Each condition, met and not.
         let one = client.find("/a/0001").await.unwrap().unwrap();
-        assert_eq!((one.value.as_slice(), one.create_revision, one.lease), (&b"x"[..], one.mod_revision, 0));
+        assert_eq!((&one.value[..], one.create_revision, one.lease), (&b"x"[..], one.mod_revision, 0));
         for (compare, holds) in [
             (Compare::exists("/a/0001"), true),
             (Compare::exists("/none"), false),
@@ -126,17 +126,37 @@ fn keys_transactions_leases_and_watches() {
         let written = client.txn(with_lease).await.unwrap().revision;
         let batch = within(5, next(&mut watch)).await.unwrap();
         let Event::Put(found) = &batch.events[0] else { panic!("{batch:?}") };
-        assert_eq!((found.key.as_slice(), found.lease, found.mod_revision), (&b"/a/alive"[..], lease, written));
+        assert_eq!((&found.key[..], found.lease, found.mod_revision), (&b"/a/alive"[..], lease, written));
         let batch = within(15, next(&mut watch)).await.unwrap();
         let gone = Event::Delete { key: b"/a/alive".to_vec(), revision: batch.revision };
         assert_eq!(batch.events, [gone]);
         assert_eq!(client.keep_alive(lease).await, Err(Error::LeaseGone));
         assert_eq!(client.lease_revoke(lease).await, Err(Error::LeaseGone));
 
+        // Other keys are followed in the same conversation, from before they were asked for, until they are left.
+        let since = client.txn(put("/c/1", "x")).await.unwrap().revision;
+        let (c, d, never) = (watch.follow("/c/", since), watch.follow("/d/", 0), watch.follow("/c/", since));
+        watch.leave(never);
+        let batch = within(5, next(&mut watch)).await.unwrap();
+        assert_eq!((batch.of, batch.revision, batch.events.len()), (c, since, 1));
+        let both = Txn { compares: vec![], then: vec![Op::put("/c/2", "x", None), Op::put("/d/2", "x", None)] };
+        let written = client.txn(both).await.unwrap().revision;
+        let batches = [within(5, next(&mut watch)).await.unwrap(), within(5, next(&mut watch)).await.unwrap()];
+        let of: std::collections::BTreeSet<u64> = batches.iter().map(|batch| batch.of).collect();
+        assert_eq!(of, [c, d].into());
+        assert!(batches.iter().all(|batch| batch.revision == written), "{batches:?}");
+        watch.leave(c);
+        client.txn(put("/c/3", "x")).await.unwrap();
+        client.txn(put("/d/3", "x")).await.unwrap();
+        assert_eq!(within(5, next(&mut watch)).await.unwrap().of, d);
+        // What was is still to be had as it was.
+        let (_, then) = client.range_at("/c/", written).await.unwrap();
+        assert_eq!(then.len(), 2);
+
         // All keys of one transaction come at once.
         client.txn(Txn { compares: vec![], then: vec![Op::delete_prefix("/a/")] }).await.unwrap();
         let batch = within(5, next(&mut watch)).await.unwrap();
-        assert_eq!(batch.events.len(), 2500);
+        assert_eq!(batch.events.len(), 4500);
         assert_eq!(client.range_all("/a/").await.unwrap().1, []);
     });
     etcd.ctl(&["put", "/a/new", "x"]).unwrap();
@@ -149,6 +169,24 @@ fn keys_transactions_leases_and_watches() {
             Err(error) => Some(error.clone()),
         };
         assert_eq!(lost, Some(Error::Compacted(20)));
+    });
+}
+
+/// Seventy values of a megabyte are more than one answer may be long, and fewer keys than usually come with one.
+#[test]
+fn what_is_too_long_for_an_answer_comes_in_several() {
+    let Some(world) = World::or_skip("etcd-long") else { return };
+    let etcd = world.start(1, "http", &[]);
+    let config = config(&etcd);
+    world.run(async || {
+        let client = Client::connect(&config).await.unwrap();
+        let value = "x".repeat(1 << 20);
+        for number in 0..70 {
+            assert!(client.txn(put(&format!("/a/{number:02}"), &value)).await.unwrap().succeeded);
+        }
+        let (_, all) = client.range_all("/a/").await.unwrap();
+        assert_eq!(all.len(), 70);
+        assert!(all.iter().all(|found| found.value.len() == value.len()));
     });
 }
 

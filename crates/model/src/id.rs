@@ -47,15 +47,19 @@ impl FromStr for Id {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let refuse = || Invalid::new("id", text, "is not 64 hexadecimal digits");
-        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(refuse());
-        }
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            b'A'..=b'F' => Some(byte - b'A' + 10),
+            _ => None,
+        };
+        let pair = |pair: &[u8; 2]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
         let mut bytes = [0u8; 32];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| refuse())?;
-        }
-        Ok(Self(bytes))
+        let is_read = rest.is_empty()
+            && pairs.len() == bytes.len()
+            && bytes.iter_mut().zip(pairs).all(|(byte, two)| pair(two).map(|read| *byte = read).is_some());
+        if is_read { Ok(Self(bytes)) } else { Err(Invalid::new("id", text, "is not 64 hexadecimal digits")) }
     }
 }
 
@@ -70,7 +74,10 @@ mod tests {
         let id = Id::from_bytes(std::array::from_fn(|i| i as u8 * 7));
         assert_eq!(id.to_string().parse::<Id>(), Ok(id));
         assert_eq!(id.short().len(), 12);
+        assert_eq!(id.to_string().to_uppercase().parse::<Id>(), Ok(id));
         assert!("xyz".parse::<Id>().is_err());
+        assert!("a".repeat(63).parse::<Id>().is_err() && "a".repeat(66).parse::<Id>().is_err());
+        assert!("+a".repeat(32).parse::<Id>().is_err());
         assert!("é".repeat(32).parse::<Id>().is_err());
     }
 }

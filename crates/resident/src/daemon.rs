@@ -31,6 +31,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Came;
 use crate::control::{self, Answer, Done, Request, Status};
 use crate::docker_api;
 use crate::notify::Manager;
@@ -448,6 +449,7 @@ impl Daemon {
             self.follow()?;
             let Some(at) = self.clients.iter().position(|client| client.token == token) else { continue };
             let answer = match outcome {
+                Ok(Came::Looked {}) => Answer::Cluster { standing: self.services.standing().map(Box::new) },
                 Ok(came) => Answer::Shared { came },
                 Err(Refusal { reason, hint }) => Answer::Refused { reason, hint: Some(hint) },
             };
@@ -582,8 +584,10 @@ impl Daemon {
             Request::Cluster {} => {
                 self.services.follow_membership(&self.engine);
                 self.follow()?;
-                let standing = self.services.standing().map(Box::new);
-                self.answer(at, &Answer::Cluster { standing });
+                if !self.services.look(self.clients[at].token) {
+                    let standing = self.services.standing().map(Box::new);
+                    self.answer(at, &Answer::Cluster { standing });
+                }
             }
             Request::Share { what } => {
                 let token = self.clients[at].token;

@@ -472,6 +472,12 @@ impl Services {
         self.shared.try_iter().collect()
     }
 
+    /// Has it be found out which hosts of the cluster run; [`Came::Looked`] is told under `token` ([`Services::shared`]). False
+    /// where nothing can be found out.
+    pub fn look(&self, token: u64) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.look(token))
+    }
+
     /// How this host stands in its cluster, if it is in one.
     pub fn standing(&self) -> Option<Standing> {
         self.cluster.as_ref().map(Cluster::standing)

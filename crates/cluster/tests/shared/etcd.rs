@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_cluster::{
-    ClusterNetwork, ClusterRecord, Condition, Event, FORMAT, HostRecord, Key, Layout, Operation, VXLAN_PORT, View,
-    Write,
+    Change, ClusterNetwork, ClusterRecord, Condition, Event, FORMAT, Found, HostRecord, Key, Layout, Operation, Part,
+    VXLAN_PORT, View, Write, concerns,
 };
 use portolan_model::{Id, Mac, Mtu, PerFamily, Vni};
 
@@ -35,6 +35,9 @@ impl Etcd {
             Condition::Is(key, value) => found(key).is_some_and(|(found, _)| found == value),
             Condition::WrittenAt(key, revision) => found(key).map_or(0, |(_, at)| *at) == *revision,
             Condition::NoEndpointsOn(network) => self.under(&self.layout.endpoints(*network)).is_empty(),
+            Condition::NoEndpointsAt(network, host) => {
+                self.under(&self.layout.endpoints_at(*network, *host)).is_empty()
+            }
         }
     }
 
@@ -58,8 +61,7 @@ impl Etcd {
                     continue;
                 }
                 Operation::Delete(key) => vec![self.layout.text(key)],
-                Operation::DeleteBlocksOf(network) => self.under(&self.layout.blocks(*network)),
-                Operation::DeleteAnswersTo(check) => self.under(&self.layout.answers(*check)),
+                Operation::DeleteAllOf(part) => self.under(&self.layout.part(*part)),
             };
             let gone = gone.into_iter().filter(|key| self.keys.remove(key).is_some());
             events.extend(gone.collect::<Vec<_>>().into_iter().map(|key| Event::Delete { key: key.into_bytes() }));
@@ -68,14 +70,90 @@ impl Etcd {
         true
     }
 
-    pub(crate) fn all(&self) -> Vec<(Vec<u8>, Vec<u8>, i64)> {
-        self.keys.iter().map(|(key, (value, at))| (key.clone().into_bytes(), value.clone().into_bytes(), *at)).collect()
+    /// What is there of a part.
+    pub(crate) fn found(&self, part: Part) -> Vec<Found> {
+        let all = self.under(&self.layout.part(part)).into_iter();
+        all.map(|key| {
+            let (value, at) = self.keys[&key].clone();
+            (key.into_bytes(), value.into_bytes(), at)
+        })
+        .collect()
     }
 
-    pub(crate) fn list(&self) -> View {
-        let mut view = View::default();
-        view.replace(&self.layout, self.revision, self.all()).unwrap();
+    /// What a host sees when it lists: what all share, which hosts run, and on which networks it is; of networks nothing.
+    pub(crate) fn glance(&self, host: Id) -> View {
+        let parts = [Part::All, Part::Alive, Part::Places(host)];
+        View::of(&self.layout, self.revision, parts.into_iter().flat_map(|part| self.found(part)))
+    }
+
+    /// What a host sees when it begins to follow, with the networks that it is asked for.
+    pub(crate) fn look(&self, host: Id, asked: &BTreeSet<Id>) -> View {
+        let mut view = self.glance(host);
+        for network in concerns(&view, host, asked) {
+            view.add(&self.layout, network, self.revision, self.found(Part::Network(network)));
+        }
         view
+    }
+
+    /// All that is there, as nobody sees it who is on some networks alone.
+    pub(crate) fn list(&self) -> View {
+        let all = self.keys.iter();
+        let all = all.map(|(key, (value, at))| (key.clone().into_bytes(), value.clone().into_bytes(), *at));
+        let mut view = View::of(&self.layout, self.revision, all);
+        for network in view.networks().keys().copied().collect::<Vec<Id>>() {
+            view.add(&self.layout, network, self.revision, self.found(Part::Network(network)));
+        }
+        view
+    }
+
+    /// What some revisions did to a part.
+    pub(crate) fn events<'a>(&'a self, part: Part, log: &'a [(i64, Vec<Event>)]) -> Vec<(i64, Vec<Event>)> {
+        let prefix = self.layout.part(part).into_bytes();
+        let of_part = |event: &&Event| match event {
+            Event::Put { key, .. } | Event::Delete { key } => key.starts_with(&prefix),
+        };
+        let all = log.iter().map(|(revision, events)| (*revision, events.iter().filter(of_part).cloned().collect()));
+        all.collect()
+    }
+
+    /// Has somebody who sees everything see what these revisions did, the networks that came among it.
+    pub(crate) fn show(&self, view: &mut View, log: &[(i64, Vec<Event>)]) -> BTreeSet<Change> {
+        let mut changes = BTreeSet::new();
+        for (revision, events) in log {
+            let mut see = |view: &mut View, part| {
+                for (revision, events) in self.events(part, &[(*revision, events.clone())]) {
+                    changes.extend(view.apply(&self.layout, part, revision, &events));
+                }
+            };
+            see(view, Part::All);
+            let (networks, followed): (BTreeSet<Id>, BTreeSet<Id>) =
+                (view.networks().keys().copied().collect(), view.followed().collect());
+            for network in networks.difference(&followed) {
+                view.add::<Vec<u8>>(&self.layout, *network, *revision, []);
+            }
+            for network in &followed {
+                see(view, Part::Network(*network));
+            }
+            for network in followed.difference(&networks) {
+                view.forget(&self.layout, *network);
+            }
+            for part in self.hosts_of(events).into_iter().map(Part::Places).chain([Part::Alive]) {
+                see(view, part);
+            }
+        }
+        changes
+    }
+
+    /// The hosts whose places are among these.
+    fn hosts_of(&self, events: &[Event]) -> BTreeSet<Id> {
+        let place = |event: &Event| {
+            let (Event::Put { key, .. } | Event::Delete { key }) = event;
+            match self.layout.parse(key) {
+                Some(Key::Place(host, _)) => Some(host),
+                _ => None,
+            }
+        };
+        events.iter().filter_map(place).collect()
     }
 }
 

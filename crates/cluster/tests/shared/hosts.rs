@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use portolan_cluster::{
-    ClusterNetwork, EndpointRecord, Event, HostRecord, Key, Operation, View, WentBack, Write, choose,
+    ClusterNetwork, EndpointRecord, Event, HostRecord, Key, Operation, Part, View, WentBack, Write, abandoned, choose,
+    concerns,
 };
 use portolan_model::{Id, Withheld};
 
@@ -84,24 +85,29 @@ fn what_is_strange_is_left_alone_and_named() {
         etcd.revision += 1;
         etcd.keys.insert(key, (value.to_owned(), etcd.revision));
     };
-    put(format!("{}policy/1", layout.root()), "{}");
+    put(format!("{}all/policy/1", layout.root()), "{}");
+    put(layout.text(&Key::Network(id(2, 2))), &serde_json::to_string(&network(2, "10.0.0.0/16")).unwrap());
     put(layout.text(&Key::Host(id(1, 1))), "\u{0}garbage");
     put(layout.text(&Key::Block(id(2, 2), "10.0.0.0/26".parse().unwrap())), r#"{"host":"short"}"#);
     let mut view = etcd.list();
     assert_eq!(view.strange().len(), 3, "{:?}", view.strange());
     assert!(view.hosts().is_empty() && view.blocks_on(id(2, 2)).next().is_none());
-    view.apply(&layout, 99, &[Event::Delete { key: layout.text(&Key::Host(id(1, 1))).into_bytes() }]);
+    let gone = [Event::Delete { key: layout.text(&Key::Host(id(1, 1))).into_bytes() }];
+    view.apply(&layout, Part::All, 99, &gone);
     assert_eq!(view.strange().len(), 2);
+    view.forget(&layout, id(2, 2));
+    assert_eq!(view.strange().len(), 1);
 }
 
 #[test]
 fn an_older_etcd_changes_nothing() {
     let etcd = begun();
     let mut view = etcd.list();
-    view.apply(&etcd.layout, 10, &[]);
+    view.apply(&etcd.layout, Part::All, 10, &[]);
     let before = view.clone();
-    assert_eq!(view.replace(&etcd.layout, 5, etcd.all()), Err(WentBack::Revision { seen: 10, found: 5 }));
-    let other = view.replace(&etcd.layout, 11, []);
+    let older = View::of(&etcd.layout, 5, etcd.found(Part::All));
+    assert_eq!(view.replace(older), Err(WentBack::Revision { seen: 10, found: 5 }));
+    let other = view.replace(View::of::<Vec<u8>>(&etcd.layout, 11, []));
     assert_eq!(other, Err(WentBack::Cluster { seen: id(9, 9), found: None }));
     assert_eq!(view, before);
 }
@@ -117,13 +123,11 @@ struct Member {
 
 impl Member {
     fn watch(&mut self, etcd: &Etcd, net: Id, upto: usize) {
-        for (revision, events) in &etcd.log[self.seen..upto] {
-            for change in self.view.apply(&etcd.layout, *revision, events) {
-                if let portolan_cluster::Change::Block(of, block) = change
-                    && of == net
-                {
-                    self.notice(net, block);
-                }
+        for change in etcd.show(&mut self.view, &etcd.log[self.seen..upto]) {
+            if let portolan_cluster::Change::Block(of, block, _) = change
+                && of == net
+            {
+                self.notice(net, block);
             }
         }
         self.seen = self.seen.max(upto);
@@ -225,4 +229,69 @@ fn networks_do_not_overlap() {
         !etcd.write(&Write::claim(id(1, 1), id(2, 1), "10.128.0.0/26".parse().unwrap(), 26, &now)),
         "of a network that is gone"
     );
+}
+
+/// A host follows the networks that it has something on, whoever gave it that, and no others once it has nothing any more; what it
+/// says of that outlives neither what it has nor the network.
+#[test]
+fn hosts_follow_what_they_are_on() {
+    let mut etcd = begun();
+    let (a, b, net, other) = (id(1, 1), id(1, 2), id(2, 1), id(2, 2));
+    assert!(etcd.write(&Write::join(a, &host(1))) && etcd.write(&Write::join(b, &host(2))));
+    assert!(etcd.write(&Write::create_network(net, &network(1, "10.1.0.0/25"), 0)));
+    assert!(etcd.write(&Write::create_network(other, &network(2, "10.2.0.0/16"), etcd.list().networks_written())));
+    let none = BTreeSet::new();
+    let follows = |etcd: &Etcd, host| etcd.look(host, &none).followed().collect::<BTreeSet<Id>>();
+    assert_eq!(follows(&etcd, a), none);
+    assert_eq!(concerns(&etcd.glance(a), a, &[net, id(2, 9)].into()), [net].into(), "one that is not there");
+
+    // All blocks are the one's, who gives the other some.
+    for block in ["10.1.0.0/26", "10.1.0.64/26"] {
+        assert!(etcd.write(&Write::claim(a, net, block.parse().unwrap(), 26, &etcd.list())));
+    }
+    assert_eq!((follows(&etcd, a), follows(&etcd, b)), ([net].into(), none.clone()));
+    assert!(etcd.write(&Write::want(b, net, portolan_model::Family::V4)));
+    let block: IpNet = "10.1.0.64/26".parse().unwrap();
+    let given = Withheld { block, part: block, written: etcd.list().written(net, block) };
+    assert!(etcd.write(&Write::give(a, net, &given, 26, b)));
+    assert_eq!(follows(&etcd, b), [net].into());
+
+    // It goes back: who has nothing says so, and what comes to him meanwhile is not lost.
+    let before = etcd.list();
+    assert_eq!(abandoned(&before, b, &none), [], "it has a block");
+    let written = before.written(net, block);
+    assert!(etcd.write(&Write::release(net, &Withheld { written, ..given })));
+    let over = abandoned(&etcd.list(), b, &none);
+    assert_eq!((over.len(), abandoned(&etcd.list(), b, &[net].into()).len()), (1, 0), "somebody asks for it");
+    assert!(etcd.write(&Write::claim(b, net, block, 26, &etcd.list())));
+    assert!(!etcd.write(&over[0]));
+    assert_eq!(follows(&etcd, b), [net].into());
+
+    // What is there is not seen yet by who has seen only that he is there.
+    let mut late = etcd.list();
+    late.forget(&etcd.layout, net);
+    late.add::<Vec<u8>>(&etcd.layout, net, written, []);
+    assert_eq!(abandoned(&late, b, &none), []);
+
+    // An endpoint keeps it as well, also one of which nobody knows whether it was written.
+    let record = EndpointRecord { container: id(3, 1), name: "c".to_owned(), aliases: vec![], addresses: vec![] };
+    let wanted = BTreeMap::from([((net, id(4, 1)), record)]);
+    assert!(etcd.write(&Write::release(net, &Withheld { written: etcd.list().written(net, block), ..given })));
+    let over = abandoned(&etcd.list(), b, &none);
+    let come = Write::endpoints(b, &BTreeMap::new(), &wanted);
+    let go = Write::endpoints(b, &wanted, &BTreeMap::new());
+    assert!(etcd.write(&come[0]));
+    assert!(!etcd.write(&over[0]));
+    assert_eq!(abandoned(&etcd.list(), b, &none), []);
+    assert!(etcd.write(&go[0]));
+    let over = abandoned(&etcd.list(), b, &none);
+    assert!(etcd.write(&over[0]));
+    assert_eq!(follows(&etcd, b), none);
+
+    // A network that is gone leaves nothing but that somebody was on it, who takes it back.
+    assert!(etcd.write(&Write::remove_network(net, &network(1, "10.1.0.0/25"))));
+    assert_eq!(etcd.under(&etcd.layout.part(Part::Network(net))), Vec::<String>::new());
+    let over = abandoned(&etcd.list(), a, &[net].into());
+    assert!(over.len() == 1 && etcd.write(&over[0]));
+    assert_eq!(etcd.under(&etcd.layout.part(Part::Places(a))), Vec::<String>::new());
 }

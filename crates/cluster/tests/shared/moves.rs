@@ -109,9 +109,7 @@ impl World {
     /// Has a host see what happened, or some of it.
     fn watch(&mut self, at: usize, upto: usize) {
         let (member, etcd) = (&mut self.members[at], &self.etcd);
-        for (revision, events) in &etcd.log[member.seen..upto] {
-            member.view.apply(&etcd.layout, *revision, events);
-        }
+        etcd.show(&mut member.view, &etcd.log[member.seen..upto]);
         member.seen = upto;
         self.settle(at);
     }
@@ -162,8 +160,8 @@ impl World {
     fn give(&mut self, at: usize) -> Option<Write> {
         let (net, prefix) = (self.net, self.prefix);
         let member = &mut self.members[at];
-        let others = member.view.wants().iter().filter(|(_, host, _)| *host != member.id);
-        let (_, other, _) = *others.clone().nth(self.random.below(others.count().max(1)))?;
+        let others = member.view.wants().filter(|(_, host, _)| *host != member.id).collect::<Vec<_>>().into_iter();
+        let (_, other, _) = others.clone().nth(self.random.below(others.len().max(1)))?;
         let offered = offer(&member.view, member.id, net, prefix, &member.own, &member.in_use)?;
         self.withhold(at, offered);
         Some(Write::give(self.members[at].id, net, &offered, LENGTH, other))

@@ -59,8 +59,8 @@ fn addresses_come_from_hosts_that_have_some() {
     for node in [b, c] {
         assert!(eventually(LONG, || node.ok("network ls --no-trunc").contains(id.trim())));
     }
-    let blocks = || etcd.ctl(&["get", "--prefix", "--keys-only", "/portolan/v1/block/"]).unwrap();
-    let has = |part: &str| blocks().contains(part);
+    let blocks = || etcd.ctl(&["get", "--prefix", "--keys-only", "/portolan/v2/net/"]).unwrap();
+    let has = |part: &str| blocks().contains(&format!("/block{part}"));
     let mut pods = vec![world.pod(a, "small", "a0"), world.pod(b, "small", "b0")];
     assert!(has("/10.9.0.0-29") && has("/10.9.0.8-29"), "{}", blocks());
 
@@ -117,7 +117,7 @@ fn addresses_come_from_hosts_that_have_some() {
         let node = world.nodes.iter().find(|node| pod.name.starts_with(node.host.name()));
         node.unwrap_or(c).ok(&format!("detach {}", pod.name));
     }
-    let count = || blocks().lines().filter(|key| key.contains("/10.9.0.")).count();
+    let count = || blocks().lines().filter(|key| key.contains("/block/10.9.0.")).count();
     assert!(eventually(REST, || (1..4).contains(&count())), "{}", blocks());
     // They can be had by anybody.
     let place = world.lab.host("again").unwrap();

@@ -143,24 +143,24 @@ fn what_cannot_be_is_refused() {
     b.sees("a up");
 
     // What others write under our keys is left alone, and said.
-    etcd.ctl(&["put", "/portolan/v1/host/nobody", "garbage"]).unwrap();
+    etcd.ctl(&["put", "/portolan/v2/all/host/nobody", "garbage"]).unwrap();
     a.warns("is no key of this version");
-    etcd.ctl(&["del", "/portolan/v1/host/nobody"]).unwrap();
+    etcd.ctl(&["del", "/portolan/v2/all/host/nobody"]).unwrap();
     a.is_well();
     // An operator said that it is not to come back.
     let host = a.status()["host"].as_str().unwrap().to_owned();
-    etcd.ctl(&["put", &format!("/portolan/v1/gone/{host}"), "x"]).unwrap();
+    etcd.ctl(&["put", &format!("/portolan/v2/all/gone/{host}"), "x"]).unwrap();
     a.warns("not one of the cluster any more");
-    etcd.ctl(&["del", &format!("/portolan/v1/gone/{host}")]).unwrap();
+    etcd.ctl(&["del", &format!("/portolan/v2/all/gone/{host}")]).unwrap();
     a.is_well();
     // Later versions know what this one does not.
     let id = "11".repeat(32);
     let later = format!(
-        r#"{{"id":"{id}","format":2,"pools":{{"v4":"10.0.0.0/8","v6":"fd00::/48"}},"lengths":{{"v4":18,"v6":64}}}}"#
+        r#"{{"id":"{id}","format":3,"pools":{{"v4":"10.0.0.0/8","v6":"fd00::/48"}},"lengths":{{"v4":18,"v6":64}}}}"#
     );
-    etcd.ctl(&["put", "/later/v1/cluster", &later]).unwrap();
+    etcd.ctl(&["put", "/later/v2/all/cluster", &later]).unwrap();
     let said = c.refused(&format!("cluster join --etcd {url} --name c --prefix /later"));
-    assert!(said.contains("format 2"), "{said}");
+    assert!(said.contains("format 3"), "{said}");
     // etcd was emptied, or is another one: nothing is written into it.
     etcd.ctl(&["del", "--prefix", "/portolan/"]).unwrap();
     a.kill_daemon();

@@ -5,9 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use portolan_lab::eventually;
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
-use portolan_lab::eventually;
 
 use crate::overlay::{Pod, has, joined, reach};
 use crate::world::{LONG, Node, World};

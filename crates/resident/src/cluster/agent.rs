@@ -3,20 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use portolan_cluster::{Change, Checked, Event, HostRecord, Layout, Refusal, View, Write, free, turn};
+use portolan_cluster::{
+    Change, Checked, Event, HostRecord, Layout, Part, Refusal, View, WentBack, Write, abandoned, concerns, free, turn,
+};
 use portolan_etcd::Client;
 use portolan_kernel::random;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use super::jobs::{Job, Next};
 use super::meter::Figures;
-use super::{Came, Endpoints, Membership, Move, Sharing, To, Told, edge, rows};
+use super::{Came, Endpoints, Membership, Move, Reply, Sharing, To, Told, edge, rows};
 
 /// A host that has not said for so many seconds that it runs counts as down.
 const LEASE: i64 = 15;
@@ -45,6 +47,8 @@ pub(super) struct Known {
     pub(super) link: BTreeMap<Id, Figures>,
     /// Whom a change of keys waits for.
     pub(super) waits_for: BTreeSet<Id>,
+    /// When it was last looked up which hosts run.
+    pub(super) looked: Option<Instant>,
 }
 
 impl Known {
@@ -59,6 +63,7 @@ impl Known {
             missing: Vec::new(),
             link: BTreeMap::new(),
             waits_for: BTreeSet::new(),
+            looked: None,
         }
     }
 }
@@ -70,17 +75,31 @@ pub(super) fn lock(shared: &Shared) -> MutexGuard<'_, Known> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Some part of `whole`, by chance.
+pub(super) fn part_of(whole: Duration) -> Duration {
+    let number = u16::from_le_bytes(random()[..2].try_into().expect("two of 32 bytes"));
+    whole * u32::from(number) / (u32::from(u16::MAX) + 1)
+}
+
 pub(super) struct Agent {
     membership: Membership,
     layout: Layout,
     shared: Shared,
     hears: channel::UnboundedReceiver<Told>,
-    rows: mpsc::Sender<rows::Job>,
+    rows: channel::UnboundedSender<rows::Job>,
     /// The endpoints of this host, by container.
     containers: BTreeMap<Id, Endpoints>,
     /// Whether those are all.
     is_complete: bool,
+    /// They may be other than etcd knows.
+    is_to_publish: bool,
+    /// The networks that this host is to follow may be other ones.
+    is_to_follow: bool,
     jobs: Vec<Job>,
+    /// Who wants to know which hosts run.
+    looks: Vec<Reply>,
+    /// etcd may say of this host that it wants addresses.
+    has_wanted: bool,
     /// What checks found here, which is to be told.
     found: Vec<(Id, Checked)>,
     /// What is to become of parts of blocks that are withheld.
@@ -93,11 +112,28 @@ pub(super) struct Agent {
 struct Session {
     client: Client,
     watch: portolan_etcd::Watch,
+    /// What is followed, by the watch's number for it.
+    parts: BTreeMap<u64, Part>,
     lease: i64,
     /// The endpoints of this host that etcd has.
     there: Endpoints,
     /// What this host last said of itself.
     said: HostRecord,
+}
+
+impl Session {
+    fn follow(&mut self, layout: &Layout, part: Part, revision: i64) {
+        let number = self.watch.follow(layout.part(part), revision);
+        self.parts.insert(number, part);
+    }
+
+    fn leave(&mut self, part: Part) {
+        let numbers: Vec<u64> = self.parts.iter().filter(|(_, of)| **of == part).map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.watch.leave(number);
+            self.parts.remove(&number);
+        }
+    }
 }
 
 impl Agent {
@@ -107,7 +143,7 @@ impl Agent {
         membership: Membership,
         shared: Shared,
         hears: channel::UnboundedReceiver<Told>,
-        rows: mpsc::Sender<rows::Job>,
+        rows: channel::UnboundedSender<rows::Job>,
     ) -> Result<Self> {
         let layout = Layout::new(&membership.prefix)?;
         lock(&shared).trouble = Some("etcd is not reached yet".to_owned());
@@ -120,7 +156,11 @@ impl Agent {
             rows,
             containers,
             is_complete: false,
+            is_to_publish: false,
+            is_to_follow: false,
             jobs: Vec::new(),
+            looks: Vec::new(),
+            has_wanted: true,
             found: Vec::new(),
             moves: Vec::new(),
             turns: BTreeMap::new(),
@@ -149,6 +189,10 @@ impl Agent {
     fn refuse_all(&mut self, why: &str) {
         // Rows say again what is withheld, as long as it is.
         self.moves.clear();
+        // They are told what was last known.
+        for reply in self.looks.drain(..) {
+            reply(Ok(Came::Looked {}));
+        }
         for mut job in std::mem::take(&mut self.jobs) {
             job.end(Err(Refusal::new(
                 format!("the cluster cannot be asked: {why}"),
@@ -172,17 +216,19 @@ impl Agent {
     }
 
     /// Connects, lists, and sees to it that this host is known as it is.
-    async fn connect(&self) -> Result<Session> {
+    async fn connect(&mut self) -> Result<Session> {
+        let asked = self.asked();
         let Membership { host: me, run, last_runs, .. } = &self.membership;
         let record = &lock(&self.shared).record.clone();
         let client = Client::connect(&self.membership.etcd).await?;
-        let (revision, all) = edge::list(&client, &self.layout).await?;
-        let (known, before, there) = {
+        let seen = edge::look(&client, &self.layout, *me, &asked).await?;
+        let (known, before, there, revision) = {
             let mut known = lock(&self.shared);
-            known.view.replace(&self.layout, revision, all)?;
-            self.check(&known.view)?;
-            let there = known.view.endpoints_at(*me);
-            (known.view.hosts().get(me).cloned(), known.view.run_of(*me).map(str::to_owned), there)
+            known.view.replace(seen)?;
+            let view = &known.view;
+            self.check(view)?;
+            let run = view.run_of(*me).map(str::to_owned);
+            (view.hosts().get(me).cloned(), run, view.endpoints_at(*me), view.revision())
         };
         match known {
             Some(known) if known == *record => {}
@@ -205,11 +251,79 @@ impl Agent {
         if !self.write(&client, Some(lease), &Write::live(*me, run, before.as_deref())).await? {
             bail!(COPY);
         }
-        let watch = client.watch(self.layout.root(), revision + 1).await?;
+        let watch = client.watch(self.layout.part(Part::All), revision + 1).await?;
+        let parts = BTreeMap::from([(0, Part::All)]);
+        let mut session = Session { client, watch, parts, lease, there, said: record.clone() };
+        let networks: Vec<Part> = lock(&self.shared).view.followed().map(Part::Network).collect();
+        for part in [Part::Run(*me), Part::Places(*me)].into_iter().chain(networks) {
+            session.follow(&self.layout, part, revision + 1);
+        }
         lock(&self.shared).trouble = None;
+        (self.is_to_follow, self.is_to_publish, self.has_wanted) = (true, true, true);
         // Who cannot hear is about to end.
         let _ = self.rows.send(rows::Job::Everything);
-        Ok(Session { client, watch, lease, there, said: record.clone() })
+        Ok(session)
+    }
+
+    /// The networks that containers of this host are on, or that somebody here asks something of.
+    fn asked(&self) -> BTreeSet<Id> {
+        let endpoints = self.containers.values().flat_map(BTreeMap::keys).map(|(network, _)| *network);
+        endpoints.chain(self.jobs.iter().filter_map(Job::network)).collect()
+    }
+
+    /// Has this host know all of the networks that it is concerned with, and nothing of others.
+    async fn follow(&mut self, session: &mut Session) -> Result<()> {
+        if !std::mem::take(&mut self.is_to_follow) {
+            return Ok(());
+        }
+        let (me, asked) = (self.membership.host, self.asked());
+        let (wanted, followed): (BTreeSet<Id>, BTreeSet<Id>) = {
+            let view = &lock(&self.shared).view;
+            (concerns(view, me, &asked), view.followed().collect())
+        };
+        for network in followed.difference(&wanted) {
+            session.leave(Part::Network(*network));
+            session.there.retain(|(of, _), _| of != network);
+            let changes = lock(&self.shared).view.forget(&self.layout, *network);
+            let _ = self.rows.send(rows::Job::Changes(changes));
+        }
+        for network in wanted.difference(&followed) {
+            let part = Part::Network(*network);
+            let (revision, found) = edge::list(&session.client, &self.layout, part, 0).await?;
+            let changes = {
+                let view = &mut lock(&self.shared).view;
+                if revision < view.revision() {
+                    let seen = view.revision();
+                    bail!(WentBack::Revision { seen, found: revision });
+                }
+                view.add(&self.layout, *network, revision, found);
+                session
+                    .there
+                    .extend(view.endpoints_of(*network, me).map(|(id, record)| ((*network, id), record.clone())));
+                view.all_of(*network)
+            };
+            session.follow(&self.layout, part, revision + 1);
+            self.is_to_publish = true;
+            let _ = self.rows.send(rows::Job::Changes(changes));
+        }
+        // As long as not all containers are known, any network may have some.
+        if self.is_complete {
+            let over = abandoned(&lock(&self.shared).view, me, &asked);
+            for write in over {
+                // Something came there meanwhile, where it is refused.
+                self.write(&session.client, None, &write).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out which hosts run.
+    async fn look(&self, session: &Session) -> Result<()> {
+        let (revision, runs) = edge::list(&session.client, &self.layout, Part::Alive, 0).await?;
+        let mut known = lock(&self.shared);
+        known.view.take_runs(&self.layout, revision, runs);
+        known.looked = Some(Instant::now());
+        Ok(())
     }
 
     /// Whether this is what this host may write into.
@@ -232,17 +346,23 @@ impl Agent {
     }
 
     async fn serve(&mut self, mut session: Session) -> Result<Infallible> {
-        let mut beat = interval(BEAT);
+        // Hosts that start at once do not all speak at once from then on.
+        let mut beat = interval_at((Instant::now() + part_of(BEAT)).into(), BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.say_record(&mut session).await?;
+            if !self.looks.is_empty() {
+                self.look(&session).await?;
+                self.looks.drain(..).for_each(|reply| reply(Ok(Came::Looked {})));
+            }
+            self.follow(&mut session).await?;
             self.publish(&mut session).await?;
             for (check, found) in std::mem::take(&mut self.found) {
                 let write = Write::checked(self.membership.host, check, &found);
                 self.write(&session.client, Some(session.lease), &write).await?;
             }
             self.move_blocks(&session).await?;
-            self.work(&session).await?;
+            self.work(&mut session).await?;
             let turn = self.take_turns();
             let until = self.jobs.iter().map(Job::until).chain(turn).min().unwrap_or_else(|| Instant::now() + BEAT);
             tokio::select! {
@@ -267,6 +387,7 @@ impl Agent {
         let mut touched = BTreeSet::new();
         match told {
             Told::Container(container, endpoints) => {
+                (self.is_to_follow, self.is_to_publish) = (true, true);
                 touched.extend(endpoints.keys().map(|(network, _)| *network));
                 let before = if endpoints.is_empty() {
                     self.containers.remove(&container)
@@ -278,9 +399,14 @@ impl Agent {
             Told::Everything(containers) => {
                 self.containers.retain(|container, _| containers.contains(container));
                 self.is_complete = true;
+                (self.is_to_follow, self.is_to_publish) = (true, true);
             }
             Told::Checked(check, found) => self.found.push((check, found)),
-            Told::Share(what, reply) => self.jobs.push(Job::new(what, reply)),
+            Told::Share(what, reply) => {
+                self.jobs.push(Job::new(what, reply));
+                self.is_to_follow = true;
+            }
+            Told::Look(reply) => self.looks.push(reply),
             Told::Move(one) => self.moves.push(one),
             Told::Record => {}
         }
@@ -302,8 +428,8 @@ impl Agent {
     }
 
     /// Has etcd know the endpoints of this host.
-    async fn publish(&self, session: &mut Session) -> Result<()> {
-        if !self.is_complete {
+    async fn publish(&mut self, session: &mut Session) -> Result<()> {
+        if !self.is_complete || !std::mem::take(&mut self.is_to_publish) {
             return Ok(());
         }
         let wanted: Endpoints = self.containers.values().flatten().map(|(at, record)| (*at, record.clone())).collect();
@@ -343,19 +469,19 @@ impl Agent {
         let (me, now) = (self.membership.host, Instant::now());
         let known = lock(&self.shared);
         let view = &known.view;
-        self.turns.retain(|want, _| view.wants().contains(want));
-        for want in view.wants().iter().filter(|(_, host, _)| *host != me) {
-            let (network, _, family) = *want;
-            if self.turns.get(want).is_some_and(|due| *due > now) {
+        self.turns.retain(|want, _| view.is_wanted(*want));
+        for want in view.wants().filter(|(_, host, _)| *host != me) {
+            let (network, _, family) = want;
+            if self.turns.get(&want).is_some_and(|due| *due > now) {
                 continue;
             }
-            if self.turns.contains_key(want) {
-                let _ = self.rows.send(rows::Job::Give(*want));
+            if self.turns.contains_key(&want) {
+                let _ = self.rows.send(rows::Job::Give(want));
             }
             // Who has nothing now may have something later.
             let turn = self.turn(view, network, family).unwrap_or(AGAIN);
-            let pause = if self.turns.contains_key(want) { AGAIN } else { Duration::ZERO };
-            self.turns.insert(*want, now + pause + turn);
+            let pause = if self.turns.contains_key(&want) { AGAIN } else { Duration::ZERO };
+            self.turns.insert(want, now + pause + turn);
         }
         self.turns.values().min().copied()
     }
@@ -372,21 +498,26 @@ impl Agent {
     }
 
     /// Does what is asked for, as far as it can be done now.
-    async fn work(&mut self, session: &Session) -> Result<()> {
+    async fn work(&mut self, session: &mut Session) -> Result<()> {
+        if self.jobs.is_empty() && !self.has_wanted {
+            return Ok(());
+        }
         let me = self.membership.host;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut left: Vec<Job> = Vec::new();
         let mut writing: Vec<Sharing> = Vec::new();
         for mut job in std::mem::take(&mut self.jobs) {
-            let (next, revision) = {
+            let (next, seen) = {
                 let view = &lock(&self.shared).view;
-                (job.next(me, view, random(), now), view.revision())
+                (job.next(me, view, random(), now), job.seen(view))
             };
             match next {
                 Next::Wait => left.push(job),
                 Next::Refuse(refusal) => job.end(Err(refusal)),
                 Next::Answered(check, hosts) => {
                     self.write(&session.client, None, &Write::end_check(check)).await?;
+                    session.leave(Part::Answers(check));
+                    lock(&self.shared).view.forget_answers(check);
                     job.end(Ok(Came::Verified { hosts }));
                 }
                 Next::Seen(network) => {
@@ -399,7 +530,7 @@ impl Agent {
                             let view = &lock(&self.shared).view;
                             match answer.succeeded {
                                 true => job.wanting(me, view, (network, family), answer.revision),
-                                false => job.written(network, revision, None),
+                                false => job.written(network, seen, None),
                             }
                             left.push(job);
                         }
@@ -412,18 +543,20 @@ impl Agent {
                 }
                 // One that another asked for as well is enough for both.
                 Next::Write(network, _) if writing.contains(job.what()) => {
-                    job.written(network, revision, None);
+                    job.written(network, seen, None);
                     left.push(job);
                 }
                 Next::Write(network, write) => {
                     let write = edge::transaction(&self.layout, &write, Some(session.lease));
                     match session.client.txn(write).await {
                         Ok(answer) if answer.succeeded && *job.what() == (Sharing::Verify {}) => {
+                            session.follow(&self.layout, Part::Answers(network), answer.revision);
+                            self.look(session).await?;
                             job.asked(network, &lock(&self.shared).view);
                             left.push(job);
                         }
                         Ok(answer) => {
-                            job.written(network, revision, answer.succeeded.then_some(answer.revision));
+                            job.written(network, seen, answer.succeeded.then_some(answer.revision));
                             writing.push(job.what().clone());
                             left.push(job);
                         }
@@ -436,23 +569,26 @@ impl Agent {
                 }
             }
         }
+        self.is_to_follow |= self.jobs.len() != left.len();
         self.jobs = left;
-        let is_over = |(network, host, family): &&(Id, Id, Family)| {
+        let is_over = |(network, host, family): &(Id, Id, Family)| {
             *host == me && !self.jobs.iter().any(|job| job.wants((*network, *family)))
         };
-        let over: Vec<(Id, Id, Family)> = lock(&self.shared).view.wants().iter().filter(is_over).copied().collect();
+        let over: Vec<(Id, Id, Family)> = lock(&self.shared).view.wants().filter(is_over).collect();
         for (network, _, family) in over {
             self.write(&session.client, None, &Write::end_want(me, network, family)).await?;
         }
+        self.has_wanted = lock(&self.shared).view.wants().any(|(_, host, _)| host == me);
         Ok(())
     }
 
     /// Takes in what happened.
-    fn see(&self, batch: portolan_etcd::Batch, session: &mut Session) -> Result<()> {
+    fn see(&mut self, batch: portolan_etcd::Batch, session: &mut Session) -> Result<()> {
+        let Some(part) = session.parts.get(&batch.of).copied() else { return Ok(()) };
         let events: Vec<Event> = batch.events.into_iter().map(edge::event).collect();
         let mut known = lock(&self.shared);
         let view = &mut known.view;
-        let changes = view.apply(&self.layout, batch.revision, &events);
+        let changes = view.apply(&self.layout, part, batch.revision, &events);
         let me = self.membership.host;
         if changes.contains(&Change::Alive(me)) {
             match view.run_of(me) {
@@ -466,14 +602,21 @@ impl Agent {
             bail!("this host is not one of the cluster any more");
         }
         for change in &changes {
-            // Somebody else wrote what is ours to write, or etcd says what we wrote.
-            if let Change::Endpoint(network, host, endpoint) = change
-                && *host == me
-            {
-                match view.endpoint(*network, me, *endpoint) {
-                    Some(record) => session.there.insert((*network, *endpoint), record.clone()),
-                    None => session.there.remove(&(*network, *endpoint)),
-                };
+            match change {
+                // Somebody else wrote what is ours to write, or etcd says what we wrote.
+                Change::Endpoint(network, host, endpoint) if *host == me => {
+                    match view.endpoint(*network, me, *endpoint) {
+                        Some(record) => session.there.insert((*network, *endpoint), record.clone()),
+                        None => session.there.remove(&(*network, *endpoint)),
+                    };
+                    (self.is_to_follow, self.is_to_publish) = (true, true);
+                }
+                Change::Network(_) | Change::Place(..) => self.is_to_follow = true,
+                Change::Block(network, block, before) => {
+                    self.is_to_follow |= [*before, view.block(*network, *block)].contains(&Some(me));
+                }
+                Change::Want(_, host, _) if *host == me => self.has_wanted = true,
+                _ => {}
             }
         }
         let is_asked = |id: &Id| known.view.checks().contains(id);

@@ -24,9 +24,12 @@ pub(super) struct Job {
     stage: Stage,
 }
 
+/// How far what all share was seen, and what is in the network that it is about.
+type Seen = (i64, i64);
+
 enum Stage {
-    /// To be decided, on a view that is newer than this revision: on that one it was decided in vain.
-    Decide { newer_than: i64 },
+    /// To be decided, on another view than this: on that one it was decided in vain.
+    Decide { not_on: Option<Seen> },
     /// It is so in etcd from this revision on.
     Written { network: Id, revision: i64 },
     /// Hosts are asked: these are to answer.
@@ -54,7 +57,7 @@ pub(super) enum Next {
 impl Job {
     pub(super) fn new(what: Sharing, reply: Reply) -> Self {
         let until = Instant::now() + PATIENCE;
-        Self { what, reply: Some(reply), until, stage: Stage::Decide { newer_than: -1 } }
+        Self { what, reply: Some(reply), until, stage: Stage::Decide { not_on: None } }
     }
 
     /// When it is to be looked at again, whatever happens.
@@ -70,10 +73,33 @@ impl Job {
         &self.what
     }
 
+    /// The network of which everything has to be known.
+    pub(super) const fn network(&self) -> Option<Id> {
+        match self.what {
+            Sharing::Remove { network } | Sharing::Claim { network, .. } => Some(network),
+            Sharing::Create { .. } | Sharing::Verify {} | Sharing::Rotate {} => None,
+        }
+    }
+
+    /// How far `view` is in what it is about.
+    pub(super) fn seen(&self, view: &View) -> Seen {
+        (view.revision_of_all(), self.network().map_or(0, |network| view.revision_of(network)))
+    }
+
+    /// Whether it is in `view` what was written of a network at `revision`.
+    fn has_seen(&self, view: &View, network: Id, revision: i64) -> bool {
+        match self.what {
+            Sharing::Claim { .. } => view.revision_of(network) >= revision || !view.networks().contains_key(&network),
+            _ => view.revision_of_all() >= revision,
+        }
+    }
+
     /// What is to be done, as `view` is; `random` and the time are drawn anew for each call.
     pub(super) fn next(&self, me: Id, view: &View, random: [u8; 32], now: u64) -> Next {
+        let is_unknown = |network: Id| view.networks().contains_key(&network) && !view.follows(network);
+        let seen = Some(self.seen(view));
         match self.stage {
-            Stage::Written { network, revision } if view.revision() >= revision => Next::Seen(network),
+            Stage::Written { network, revision } if self.has_seen(view, network, revision) => Next::Seen(network),
             Stage::Written { .. } if Instant::now() < self.until => Next::Wait,
             Stage::Written { .. } => Next::Refuse(late()),
             Stage::Asked { check, ref hosts, until } => {
@@ -83,10 +109,12 @@ impl Job {
                     false => Next::Wait,
                 }
             }
-            Stage::Decide { newer_than } if view.revision() <= newer_than => match Instant::now() >= self.until {
-                true => Next::Refuse(late()),
-                false => Next::Wait,
-            },
+            Stage::Decide { not_on } if not_on == seen || self.network().is_some_and(is_unknown) => {
+                match Instant::now() >= self.until {
+                    true => Next::Refuse(late()),
+                    false => Next::Wait,
+                }
+            }
             Stage::Decide { .. } => decide(&self.what, me, view, random, now).unwrap_or_else(Next::Refuse),
             Stage::Wanting { network, family, ref has, revision, until } => {
                 if blocks_of(me, view, network, family).any(|block| !has.contains(&block)) {
@@ -96,7 +124,7 @@ impl Job {
                     Ok(Next::Want(..)) if Instant::now() >= until => Next::Refuse(no_room(view, network, family)),
                     // Somebody else's late word took it away, or the lease that it was under is over.
                     Ok(Next::Want(..))
-                        if view.revision() >= revision && !view.wants().contains(&(network, me, family)) =>
+                        if view.revision_of(network) >= revision && !view.is_wanted((network, me, family)) =>
                     {
                         Next::Want(network, family)
                     }
@@ -124,11 +152,11 @@ impl Job {
         self.stage = Stage::Wanting { network, family, has, revision, until };
     }
 
-    /// Takes note of what became of the write that [`Job::next`] decided on `view`'s revision.
-    pub(super) fn written(&mut self, network: Id, decided_at: i64, outcome: Option<i64>) {
+    /// Takes note of what became of the write that [`Job::next`] decided on a view that was so far.
+    pub(super) fn written(&mut self, network: Id, decided_on: Seen, outcome: Option<i64>) {
         self.stage = match outcome {
             Some(revision) => Stage::Written { network, revision },
-            None => Stage::Decide { newer_than: decided_at },
+            None => Stage::Decide { not_on: Some(decided_on) },
         };
     }
 
@@ -183,9 +211,7 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
         }
         Sharing::Remove { network } => {
             let Some(record) = view.networks().get(network) else { return Ok(Next::Seen(*network)) };
-            let mut hosts: Vec<String> = view.hosts_on(*network).map(|host| format!("`{host}`")).collect();
-            hosts.sort();
-            hosts.dedup();
+            let hosts: Vec<String> = view.hosts_on(*network).into_iter().map(|host| format!("`{host}`")).collect();
             if !hosts.is_empty() {
                 return Err(Refusal::new(
                     format!("network `{}` is in use by containers of host {}", record.name, hosts.join(", ")),

@@ -1,10 +1,11 @@
 //! Joining and leaving, as commands do it: this host's rows say so first, so that what is begun can be ended.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, SealRecord, View, Write};
+use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, Part, SealRecord, View, Write};
 use portolan_engine::Kernel as _;
 use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
@@ -86,7 +87,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
                 "`portolan cluster join` makes this host one of it; --prefix begins another beside it",
             ));
         }
-        let view = look(&client, &layout).await?;
+        let view = glance(&client, &layout).await?;
         let Some(cluster) = view.cluster().map(|cluster| cluster.id) else {
             return Err(cannot(
                 format!("there is no cluster under `{}`", joining.prefix),
@@ -133,7 +134,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         let written = client.txn(edge::transaction(&layout, &Write::join(me, &record), None)).await;
         let failure = match written {
             Ok(answer) if answer.succeeded => return Ok(cluster),
-            Ok(_) => match look(&client, &layout).await.and_then(|view| refuse_double(&view, &record)) {
+            Ok(_) => match glance(&client, &layout).await.and_then(|view| refuse_double(&view, &record)) {
                 Ok(()) => cannot("another host joined at the same time", "try again"),
                 Err(error) => error,
             },
@@ -180,7 +181,7 @@ pub fn leave(engine: &Engine, membership: &Membership) -> Result<()> {
     let layout = Layout::new(&membership.prefix)?;
     runtime()?.block_on(async {
         let client = Client::connect(&membership.etcd).await?;
-        let view = look(&client, &layout).await?;
+        let view = edge::look(&client, &layout, membership.host, &BTreeSet::new()).await?;
         // What is there may be another cluster, in which this host has nothing.
         for write in Write::leave(membership.host, &view) {
             client.txn(edge::transaction(&layout, &write, None)).await?;
@@ -219,7 +220,7 @@ pub fn remove_host(membership: &Membership, which: &str) -> Result<Id> {
     };
     runtime()?.block_on(async {
         let client = Client::connect(&membership.etcd).await?;
-        let view = look(&client, &layout).await?;
+        let view = glance(&client, &layout).await?;
         let is_it = |id: &Id, record: &HostRecord| {
             record.name.as_str() == which || (which.len() >= SHORTEST && id.to_string().starts_with(which))
         };
@@ -240,16 +241,13 @@ pub fn remove_host(membership: &Membership, which: &str) -> Result<Id> {
             return Err(cannot(format!("host `{name}` is this one"), "`portolan cluster leave` takes it out"));
         }
         if !view.is_gone(host) {
-            if view.run_of(host).is_some() {
-                return Err(runs(&name));
-            }
             let write = edge::transaction(&layout, &Write::remove_host(host), None);
             if !client.txn(write).await?.succeeded {
                 return Err(runs(&name));
             }
         }
         // It can write nothing since: this is all that it has.
-        let view = look(&client, &layout).await?;
+        let view = edge::look(&client, &layout, host, &BTreeSet::new()).await?;
         for write in Write::leave(host, &view) {
             client.txn(edge::transaction(&layout, &write, None)).await?;
         }
@@ -257,12 +255,10 @@ pub fn remove_host(membership: &Membership, which: &str) -> Result<Id> {
     })
 }
 
-/// What etcd says now.
-async fn look(client: &Client, layout: &Layout) -> Result<View> {
-    let (revision, all) = edge::list(client, layout).await?;
-    let mut view = View::default();
-    view.replace(layout, revision, all)?;
-    Ok(view)
+/// What all hosts share now.
+async fn glance(client: &Client, layout: &Layout) -> Result<View> {
+    let (revision, all) = edge::list(client, layout, Part::All, 0).await?;
+    Ok(View::of(layout, revision, all))
 }
 
 fn refuse_double(view: &View, record: &HostRecord) -> Result<()> {

@@ -16,6 +16,9 @@ use crate::daemon::Engine;
 /// How long whoever asks for new keys waits until they can be drawn.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Which hosts run is not followed: for so long it is known once it was looked up.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Who asks for new keys, and until when.
 #[derive(Default)]
 pub(super) struct Asked(Vec<(Reply, Instant)>);
@@ -25,7 +28,7 @@ impl Asked {
         self.0.push((reply, Instant::now() + PATIENCE));
     }
 
-    const fn is_any(&self) -> bool {
+    pub(super) const fn is_any(&self) -> bool {
         !self.0.is_empty()
     }
 
@@ -101,6 +104,7 @@ pub(super) fn turn(
     seal: &mut Seal,
     asked: &mut Asked,
     hosts: Option<&BTreeMap<Id, HostRecord>>,
+    look: impl FnOnce(),
 ) -> Result<Option<Membership>> {
     let Some(own) = &membership.record.seal else {
         asked.refuse("this host has no IPv6, and no key for the encrypted link between hosts", NO_IPV6, |_| true);
@@ -109,19 +113,25 @@ pub(super) fn turn(
     if let Some(next) = &own.next {
         asked.answer(next.round);
     }
-    let (all, up, is_known) = {
+    let is_at_it = own.next.is_some() || asked.is_any() || membership.is_old();
+    let (all, up, is_known, is_fresh) = {
         let known = lock(shared);
+        let is_fresh = known.looked.is_some_and(|when| when.elapsed() < FRESH);
         let view = &known.view;
         let there = |id: &Id| !view.is_gone(*id);
         let all: BTreeMap<Id, HostRecord> =
             view.hosts().iter().filter(|(id, _)| there(id)).map(|(id, record)| (*id, record.clone())).collect();
         let up: BTreeSet<Id> = all.keys().filter(|id| view.run_of(**id).is_some()).copied().collect();
         let is_known = view.hosts().get(&membership.host).is_some_and(|record| record.seal.as_ref() == Some(own));
-        (all, up, known.trouble.is_none() && is_known)
+        (all, up, known.trouble.is_none() && is_known, is_fresh)
     };
     // What others do not know of it yet is not to be followed by more.
     if !is_known {
         asked.refuse_due("etcd is not reached: no other host could be told of a new key");
+        return Ok(None);
+    }
+    if is_at_it && !is_fresh {
+        look();
         return Ok(None);
     }
     let others: BTreeMap<Id, Other<'_>> = match hosts {

@@ -16,33 +16,36 @@ mod moves;
 pub mod plan;
 mod rows;
 mod seal;
+mod site;
 mod standing;
 mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
 use portolan_cluster::{Checked, EndpointRecord, HostRecord, NewNetwork, Refusal};
 use portolan_engine::{Kernel as _, Wanting};
-use portolan_model::{Family, Id, Name, Withheld};
+use portolan_model::{Family, Id, IfName, Name, Withheld};
 use portolan_plan::ContainerView;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as channel;
 use tokio::sync::oneshot;
 
-use crate::daemon::Engine;
+use crate::daemon::{self, Engine};
 
 use agent::{Agent, Known, Shared};
 use rows::Rows;
 use seal::Seal;
 
 pub use asked::AtDaemon;
+pub use edge::transaction;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use lane::WORKER;
 pub use meter::LinkRow;
+pub use site::Site;
 pub use standing::{HostRow, KeyStanding, Standing};
 pub use underlay::{OwnAddress, follow, own_addresses, underlay};
 
@@ -158,6 +161,8 @@ pub enum Came {
         /// To those of this round.
         round: u64,
     },
+    /// It was looked at which hosts run, if etcd was reached.
+    Looked {},
     /// What each host found.
     Verified {
         /// The hosts, by name.
@@ -194,6 +199,8 @@ enum Told {
     Everything(BTreeSet<Id>),
     /// Somebody asks for something; who wants to hear what comes of it.
     Share(Sharing, Reply),
+    /// Somebody wants to know which hosts run, and to hear when that is known.
+    Look(Reply),
     /// What came of a check here.
     Checked(Id, Checked),
     /// A part of a block is withheld, and something is to come of it.
@@ -222,13 +229,97 @@ enum To {
 /// Hears what came of it.
 type Reply = Box<dyn FnOnce(Result<Came, Refusal>) + Send>;
 
-/// The running threads; dropping it ends them.
-pub struct Cluster {
+/// A host's part in its cluster, which has seen etcd up to `revision`: by what it is told things, the conversation with etcd, and
+/// what makes rows and kernel what was seen. What it has of the encrypted link is called `link`, with its files at `run`.
+///
+/// # Errors
+/// When the key prefix is none.
+pub fn part(membership: Membership, revision: i64, link: IfName, run: &Path) -> Result<(Handle, Conversation, Worker)> {
+    let shared = Shared::new(Known::new(membership.record.clone(), revision).into());
+    let (told, hears) = channel::unbounded_channel();
+    let (rows, jobs) = channel::unbounded_channel();
+    let worker = Rows::new(membership.clone(), shared.clone(), told.clone(), Seal::new(link, run));
+    let agent = Agent::new(membership.clone(), shared.clone(), hears, rows.clone())?;
+    Ok((Handle { membership, shared, told, rows }, Conversation(agent), Worker { rows: worker, jobs }))
+}
+
+/// The conversation with etcd.
+pub struct Conversation(Agent);
+
+impl Conversation {
+    /// Goes on for ever.
+    pub async fn run(self) {
+        self.0.run().await;
+    }
+}
+
+/// What makes rows and kernel what was seen.
+pub struct Worker {
+    rows: Rows,
+    jobs: channel::UnboundedReceiver<rows::Job>,
+}
+
+impl Worker {
+    /// Goes on until it is told to end ([`Handle::stop`]). It waits as long as `site` takes for anything.
+    pub async fn run(self, site: impl Site) {
+        self.rows.run(site, self.jobs).await;
+    }
+}
+
+/// By what a host's part in its cluster is told things, and asked what it knows. Who cannot hear is about to end.
+#[derive(Clone)]
+pub struct Handle {
     membership: Membership,
     shared: Shared,
-    tell: Tell,
     told: channel::UnboundedSender<Told>,
-    rows: mpsc::Sender<rows::Job>,
+    rows: channel::UnboundedSender<rows::Job>,
+}
+
+impl Handle {
+    /// How this host stands.
+    pub fn standing(&self) -> Standing {
+        let known = agent::lock(&self.shared);
+        Standing::new(&self.membership, &known)
+    }
+
+    /// Has it be found out which hosts run, and `reply` be told then; false where nothing can be found out, for etcd is not reached.
+    pub fn look(&self, reply: impl FnOnce() + Send + 'static) -> bool {
+        let is_connected = agent::lock(&self.shared).trouble.is_none();
+        if is_connected {
+            let _ = self.told.send(Told::Look(Box::new(move |_| reply())));
+        }
+        is_connected
+    }
+
+    /// Takes note of what a container of this host has on networks of the cluster now; nothing if it is gone.
+    pub fn take(&self, container: Id, endpoints: Endpoints) {
+        let _ = self.told.send(Told::Container(container, endpoints));
+    }
+
+    /// Takes note that there are no containers but these.
+    pub fn took_everything(&self, containers: BTreeSet<Id>) {
+        let _ = self.told.send(Told::Everything(containers));
+    }
+
+    /// Does what all hosts have to agree on, and tells `reply` what came of it.
+    pub fn share(&self, what: Sharing, reply: impl FnOnce(Result<Came, Refusal>) + Send + 'static) {
+        let reply: Reply = Box::new(reply);
+        let _ = match what {
+            Sharing::Rotate {} => self.rows.send(rows::Job::Rotate(reply)).is_ok(),
+            other => self.told.send(Told::Share(other, reply)).is_ok(),
+        };
+    }
+
+    /// Has the worker end.
+    pub fn stop(&self) {
+        let _ = self.rows.send(rows::Job::Stop);
+    }
+}
+
+/// The running threads; dropping it ends them.
+pub struct Cluster {
+    handle: Handle,
+    tell: Tell,
     stop: Option<oneshot::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -242,68 +333,65 @@ impl Cluster {
         let mut last_runs = membership.last_runs;
         last_runs.extend(Some(membership.run).filter(|run| !run.is_empty()));
         last_runs.drain(..last_runs.len().saturating_sub(RUNS));
-        let seal = Seal::new(engine.seal_name(), run);
-        let run = Id::from_bytes(engine.kernel().random()).to_string();
+        let this_run = Id::from_bytes(engine.kernel().random()).to_string();
         let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
-        let membership = Membership { run, last_runs, record, ..membership };
+        let membership = Membership { run: this_run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;
-        let shared = Shared::new(Known::new(membership.record.clone(), engine.remote()?.revision).into());
+        let (handle, conversation, worker) = part(membership, engine.remote()?.revision, engine.seal_name(), run)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let (told, hears) = channel::unbounded_channel();
-        let (rows, jobs) = mpsc::channel();
-        let worker = Rows::new(root.to_owned(), membership.clone(), shared.clone(), told.clone(), seal);
-        let agent = Agent::new(membership.clone(), shared.clone(), hears, rows.clone())?;
-        let runtime = runtime()?;
-        let work = move || {
-            runtime.block_on(async move {
+        let (talking, working) = (runtime()?, runtime()?);
+        let talk = move || {
+            talking.block_on(async move {
                 tokio::select! {
-                    () = agent.run() => {}
+                    () = conversation.run() => {}
                     _ = stopped => {}
                 }
             });
             // Who is asked for the address of a name may take his time.
-            runtime.shutdown_background();
+            talking.shutdown_background();
+        };
+        let root = root.to_owned();
+        let work = move || match daemon::engine(&root) {
+            Ok(engine) => working.block_on(worker.run(engine)),
+            Err(error) => tracing::error!("cluster: {error:#}"),
         };
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let threads =
-            vec![thread("portolan-cluster").spawn(work)?, thread("portolan-overlay").spawn(move || worker.run(&jobs))?];
-        Ok(Self { membership, shared, tell, told, rows, stop: Some(stop), threads })
+        let threads = vec![thread("portolan-cluster").spawn(talk)?, thread("portolan-overlay").spawn(work)?];
+        Ok(Self { handle, tell, stop: Some(stop), threads })
     }
 
     /// How this host stands.
     pub fn standing(&self) -> Standing {
-        let known = agent::lock(&self.shared);
-        Standing::new(&self.membership, &known)
+        self.handle.standing()
+    }
+
+    /// Has it be found out which hosts run: [`Came::Looked`] is told under `token`. False where nothing can be found out.
+    pub fn look(&self, token: u64) -> bool {
+        let tell = self.tell.clone();
+        self.handle.look(move || tell(token, Ok(Came::Looked {})))
     }
 
     /// Takes note of what a container of this host is now, or that it is gone.
     pub fn take(&self, container: Id, view: Option<&ContainerView>) {
-        let endpoints = view.map(plan::endpoints_of).unwrap_or_default();
-        // Who cannot hear is about to end.
-        let _ = self.told.send(Told::Container(container, endpoints));
+        self.handle.take(container, view.map(plan::endpoints_of).unwrap_or_default());
     }
 
     /// Takes note that there are no containers but these.
     pub fn took_everything(&self, containers: &BTreeSet<Id>) {
-        let _ = self.told.send(Told::Everything(containers.clone()));
+        self.handle.took_everything(containers.clone());
     }
 
     /// Does what all hosts have to agree on; what came of it is told under `token`.
     pub fn share(&self, token: u64, what: Sharing) {
         let tell = self.tell.clone();
-        let reply: Reply = Box::new(move |outcome| tell(token, outcome));
-        // Who cannot hear is about to end.
-        let _ = match what {
-            Sharing::Rotate {} => self.rows.send(rows::Job::Rotate(reply)).is_ok(),
-            other => self.told.send(Told::Share(other, reply)).is_ok(),
-        };
+        self.handle.share(what, move |outcome| tell(token, outcome));
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop = None;
-        let _ = self.rows.send(rows::Job::Stop);
+        self.handle.stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -10,9 +10,9 @@ use portolan_cluster::{Idle, offer, own};
 use portolan_model::{Family, Id, Withheld};
 use tokio::sync::mpsc as channel;
 
-use super::agent::{Shared, lock};
+use super::agent::{Shared, lock, part_of};
+use super::site::Site;
 use super::{Move, To, Told};
-use crate::daemon::Engine;
 
 /// How often it is looked at which blocks are not in use.
 const LOOK: Duration = Duration::from_secs(10);
@@ -31,13 +31,20 @@ pub(super) struct Moves {
 
 impl Moves {
     pub(super) fn new(me: Id, shared: Shared, told: channel::UnboundedSender<Told>) -> Self {
-        Self { me, shared, told, idle: Idle::default(), looked: Instant::now(), offered: BTreeMap::new() }
+        Self {
+            me,
+            shared,
+            told,
+            idle: Idle::default(),
+            looked: Instant::now() - part_of(LOOK),
+            offered: BTreeMap::new(),
+        }
     }
 
     /// Sees to what is withheld, and to what this host does not need; the networks of which it is known what came of an offer.
-    pub(super) fn follow(&mut self, engine: &Engine) -> Result<BTreeSet<Id>> {
+    pub(super) fn follow(&mut self, site: &impl Site) -> Result<BTreeSet<Id>> {
         let now = Instant::now();
-        let all = engine.withheld()?;
+        let all = site.withheld()?;
         let mut over = BTreeSet::new();
         let mut open: BTreeSet<(Id, Withheld)> = BTreeSet::new();
         let is_connected = {
@@ -62,17 +69,17 @@ impl Moves {
         }
         if is_connected && now.saturating_duration_since(self.looked) >= LOOK {
             self.looked = now;
-            self.release(engine, &all, now)?;
+            self.release(site, &all, now)?;
         }
         Ok(over)
     }
 
     /// Gives back what nobody on this host has used for a while.
-    fn release(&mut self, engine: &Engine, all: &BTreeMap<Id, BTreeSet<Withheld>>, now: Instant) -> Result<()> {
-        let networks: Vec<Id> = lock(&self.shared).view.networks().keys().copied().collect();
+    fn release(&mut self, site: &impl Site, all: &BTreeMap<Id, BTreeSet<Withheld>>, now: Instant) -> Result<()> {
+        let networks: Vec<Id> = lock(&self.shared).view.followed().collect();
         self.idle.retain(|network| networks.contains(&network));
         for network in networks {
-            let in_use = engine.addresses_in_use(network)?;
+            let in_use = site.addresses_in_use(network)?;
             for family in Family::ALL {
                 let part = {
                     let view = &lock(&self.shared).view;
@@ -89,7 +96,7 @@ impl Moves {
                     block.map(|block| Withheld { block, part: block, written: view.written(network, block) })
                 };
                 if let Some(part) = part {
-                    self.offer(engine, Move { network, part, to: To::Nobody })?;
+                    self.offer(site, Move { network, part, to: To::Nobody })?;
                 }
             }
         }
@@ -97,13 +104,13 @@ impl Moves {
     }
 
     /// Gives addresses to a host that wants some.
-    pub(super) fn give(&mut self, engine: &Engine, (network, host, family): (Id, Id, Family)) -> Result<()> {
-        let withheld = engine.withheld()?.remove(&network).unwrap_or_default();
-        let in_use = engine.addresses_in_use(network)?;
+    pub(super) fn give(&mut self, site: &impl Site, (network, host, family): (Id, Id, Family)) -> Result<()> {
+        let withheld = site.withheld()?.remove(&network).unwrap_or_default();
+        let in_use = site.addresses_in_use(network)?;
         let part = {
             let view = &lock(&self.shared).view;
             let prefix = view.networks().get(&network).and_then(|record| *record.prefixes.of(family));
-            match prefix.filter(|_| view.wants().contains(&(network, host, family))) {
+            match prefix.filter(|_| view.is_wanted((network, host, family))) {
                 Some(prefix) => {
                     let own = own(view, self.me, network, &withheld);
                     offer(view, self.me, network, prefix, &own, &in_use)
@@ -112,18 +119,18 @@ impl Moves {
             }
         };
         match part {
-            Some(part) => self.offer(engine, Move { network, part, to: To::Host(host) }),
+            Some(part) => self.offer(site, Move { network, part, to: To::Host(host) }),
             None => Ok(()),
         }
     }
 
     /// Has it be written, once nothing of it is given out any more.
-    fn offer(&mut self, engine: &Engine, one: Move) -> Result<()> {
-        let mut withheld = engine.withheld()?.remove(&one.network).unwrap_or_default();
+    fn offer(&mut self, site: &impl Site, one: Move) -> Result<()> {
+        let mut withheld = site.withheld()?.remove(&one.network).unwrap_or_default();
         withheld.insert(one.part);
         let left = own(&lock(&self.shared).view, self.me, one.network, &withheld);
         // Its block is another's meanwhile, or was written anew: there is nothing to offer.
-        if left.withheld.contains(&one.part) && engine.withhold(one.network, &one.part, &left.blocks)? {
+        if left.withheld.contains(&one.part) && site.withhold(one.network, &one.part, &left.blocks)? {
             self.offered.insert((one.network, one.part), Instant::now());
             let _ = self.told.send(Told::Move(one));
         }

@@ -92,7 +92,7 @@ impl Here<'_> {
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) | Change::Want(..) | Change::Check(_) | Change::Checked(..) => {}
+                Change::Alive(_) | Change::Want(..) | Change::Place(..) | Change::Check(_) | Change::Checked(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
                     let peer = view.hosts().get(host).map(|record| peer(*host, record));
@@ -101,10 +101,12 @@ impl Here<'_> {
                 Change::Network(network) => {
                     networks.insert(*network);
                 }
-                Change::Block(network, block) => {
-                    // One that was ours or is.
-                    networks.insert(*network);
-                    let holder = view.block(*network, *block).filter(|host| *host != self.host);
+                Change::Block(network, block, before) => {
+                    let holder = view.block(*network, *block);
+                    if [holder, *before].contains(&Some(self.host)) {
+                        networks.insert(*network);
+                    }
+                    let holder = holder.filter(|host| *host != self.host);
                     plan.remote.blocks.insert((*network, *block), holder);
                 }
                 Change::Endpoint(network, host, id) if *host != self.host => {
@@ -129,19 +131,16 @@ impl Here<'_> {
             view.networks().iter().map(|(id, record)| self.overlay(view, &rows.withheld, *id, record)).collect();
         let gone = rows.overlays.keys().filter(|id| !view.networks().contains_key(id)).copied().collect();
         let others = view.hosts().iter().filter(|(id, _)| **id != self.host);
-        let peers: BTreeMap<Id, Peer> = others.map(|(id, record)| (*id, peer(*id, record))).collect();
-        let blocks: BTreeMap<(Id, IpNet), Id> =
-            view.blocks().iter().filter(|(_, host)| **host != self.host).map(|(at, host)| (*at, *host)).collect();
-        let there = view.endpoints().iter().filter(|((host, ..), _)| *host != self.host);
-        let endpoints: BTreeMap<Id, RemoteEndpoint> =
-            there.map(|((host, network, id), record)| (*id, endpoint(*network, *host, *id, record))).collect();
+        let blocks = view.blocks().filter(|(.., host)| *host != self.host);
+        let endpoints = view.endpoints().filter(|((_, host, _), _)| *host != self.host);
+        let endpoints = endpoints.map(|((network, host, id), record)| (id, endpoint(network, host, id, record)));
         Plan {
             networks,
             gone,
             remote: RemoteChanges {
-                peers: differences(&rows.remote.peers, &peers),
-                blocks: differences(&rows.remote.blocks, &blocks),
-                endpoints: differences(&rows.remote.endpoints, &endpoints),
+                peers: differences(&rows.remote.peers, others.map(|(id, record)| (*id, peer(*id, record)))),
+                blocks: differences(&rows.remote.blocks, blocks.map(|(network, block, host)| ((network, block), host))),
+                endpoints: differences(&rows.remote.endpoints, endpoints),
                 revision: view.revision(),
             },
         }
@@ -249,11 +248,22 @@ fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEnd
 }
 
 /// What leads from `before` to `now`.
-fn differences<K: Ord + Copy, V: Clone + PartialEq>(
+fn differences<K: Ord + Copy, V: PartialEq>(
     before: &BTreeMap<K, V>,
-    now: &BTreeMap<K, V>,
+    now: impl Iterator<Item = (K, V)>,
 ) -> BTreeMap<K, Option<V>> {
-    let new = now.iter().filter(|(key, value)| before.get(key) != Some(value));
-    let gone = before.keys().filter(|key| !now.contains_key(key));
-    new.map(|(key, value)| (*key, Some(value.clone()))).chain(gone.map(|key| (*key, None))).collect()
+    let mut differences: Vec<(K, Option<V>)> = Vec::new();
+    let mut kept: BTreeSet<K> = BTreeSet::new();
+    for (key, value) in now {
+        let known = before.get(&key);
+        if known.is_some() {
+            kept.insert(key);
+        }
+        if known != Some(&value) {
+            differences.push((key, Some(value)));
+        }
+    }
+    differences.extend(before.keys().filter(|key| !kept.contains(key)).map(|key| (*key, None)));
+    // All at once: it is mostly everything or nothing.
+    differences.into_iter().collect()
 }

@@ -1,8 +1,6 @@
 //! What was seen in etcd, made rows and kernel: by a thread of its own, for it may have to wait for the lock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -10,14 +8,16 @@ use portolan_cluster::{Change, Checked, HostRecord};
 use portolan_kernel::rtnl::addr::Watch;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
+use tokio::time::timeout;
 
 use super::agent::{Shared, lock};
 use super::keys::{self, Asked};
 use super::moves::Moves;
-use super::plan::{self, Here};
+use super::plan::Here;
 use super::seal::{self, Seal};
+use super::site::Site;
 use super::{Came, Membership, Reply, Sharing, Told, Wanted, join};
-use crate::daemon::{self, Engine};
+use crate::daemon::Engine;
 
 /// How often the encrypted link is looked at when nothing else happens.
 const LOOK: Duration = Duration::from_secs(1);
@@ -48,7 +48,6 @@ pub(super) enum Job {
 }
 
 pub(super) struct Rows {
-    root: PathBuf,
     membership: Membership,
     shared: Shared,
     told: channel::UnboundedSender<Told>,
@@ -64,7 +63,6 @@ pub(super) struct Rows {
 
 impl Rows {
     pub(super) fn new(
-        root: PathBuf,
         membership: Membership,
         shared: Shared,
         told: channel::UnboundedSender<Told>,
@@ -72,27 +70,25 @@ impl Rows {
     ) -> Self {
         let moves = Moves::new(membership.host, shared.clone(), told.clone());
         let asked = Asked::default();
-        Self { root, membership, shared, told, seal, moves, asked, watch: None, is_behind: false, link_hosts: None }
+        Self { membership, shared, told, seal, moves, asked, watch: None, is_behind: false, link_hosts: None }
     }
 
-    pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
-        let engine = match daemon::engine(&self.root) {
-            Ok(engine) => engine,
-            Err(error) => return tracing::error!("cluster: {error:#}"),
-        };
+    /// Goes on until it is told to end, or nobody can tell it anything any more. What is done to `site` may block.
+    pub(super) async fn run(mut self, site: impl Site, mut jobs: channel::UnboundedReceiver<Job>) {
         loop {
-            let is_turning = self.membership.record.seal.as_ref().is_some_and(|seal| seal.next.is_some());
-            let first = match jobs.recv_timeout(if is_turning { LOOK_CLOSELY } else { LOOK }) {
-                Ok(first) => Some(first),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(mpsc::RecvTimeoutError::Timeout) => None,
+            let has_next = self.membership.record.seal.as_ref().is_some_and(|seal| seal.next.is_some());
+            let is_turning = has_next || self.asked.is_any();
+            let first = match timeout(if is_turning { LOOK_CLOSELY } else { LOOK }, jobs.recv()).await {
+                Ok(Some(first)) => Some(first),
+                Ok(None) => return,
+                Err(_) => None,
             };
             let is_quiet = first.is_none();
             let (mut changes, mut everything, mut local, mut replies) =
                 (BTreeSet::new(), false, BTreeSet::new(), Vec::new());
             let (mut checks, mut wants) = (Vec::new(), BTreeSet::new());
             // What happens while the lock is waited for is done in one go.
-            for job in first.into_iter().chain(jobs.try_iter()) {
+            for job in first.into_iter().chain(std::iter::from_fn(|| jobs.try_recv().ok())) {
                 match job {
                     Job::Changes(more) => changes.extend(more),
                     Job::Everything => everything = true,
@@ -104,12 +100,14 @@ impl Rows {
                     Job::Stop => return,
                 }
             }
-            if let Err(error) = self.follow_addresses(&engine) {
-                tracing::warn!("cluster: {error:#}");
+            if let Some(engine) = site.engine() {
+                if let Err(error) = self.follow_addresses(engine) {
+                    tracing::warn!("cluster: {error:#}");
+                }
+                // Whoever carries the packets of the link may have died.
+                self.keep_sealed(engine);
             }
-            // Whoever carries the packets of the link may have died.
-            self.keep_sealed(&engine);
-            match self.moves.follow(&engine) {
+            match self.moves.follow(&site) {
                 Ok(networks) => changes.extend(networks.into_iter().map(Change::Network)),
                 Err(error) => tracing::warn!("cluster: {error:#}"),
             }
@@ -118,7 +116,7 @@ impl Rows {
             }
             changes.extend(self.failed());
             // Of changes that could not be written nobody tells again.
-            let done = self.take_in(&engine, &changes, everything || self.is_behind);
+            let done = self.take_in(&site, &changes, everything || self.is_behind);
             self.is_behind = done.is_err();
             if let Err(error) = &done {
                 let text = format!("{error:#}");
@@ -139,15 +137,15 @@ impl Rows {
                 });
             }
             for want in wants {
-                if let Err(error) = self.moves.give(&engine, want) {
+                if let Err(error) = self.moves.give(&site, want) {
                     tracing::warn!("cluster: {error:#}");
                 }
             }
             for check in checks {
-                let _ = self.told.send(Told::Checked(check, self.check(&engine)));
+                let _ = self.told.send(Told::Checked(check, self.check(&site)));
             }
             for network in local {
-                if let Err(error) = self.make_room(&engine, network) {
+                if let Err(error) = self.make_room(&site, network) {
                     tracing::warn!("cluster: {error:#}");
                 }
             }
@@ -217,8 +215,10 @@ impl Rows {
 
     /// Goes on with a change of keys.
     fn turn_keys(&mut self, engine: &Engine, hosts: Option<&BTreeMap<Id, HostRecord>>) -> Result<()> {
-        let Self { membership, shared, seal, asked, .. } = self;
-        let Some(after) = keys::turn(engine, membership, shared, seal, asked, hosts)? else { return Ok(()) };
+        let Self { membership, shared, seal, asked, told, .. } = self;
+        // Who cannot hear is about to end.
+        let look = || drop(told.send(Told::Look(Box::new(|_| {}))));
+        let Some(after) = keys::turn(engine, membership, shared, seal, asked, hosts, look)? else { return Ok(()) };
         // Whoever hears of a key is to be understood when he uses it.
         let done = match hosts {
             Some(hosts) => self.seal.ensure(&after, hosts).map(drop),
@@ -262,19 +262,19 @@ impl Rows {
         Here { host: self.membership.host, record: &self.membership.record }
     }
 
-    fn take_in(&self, engine: &Engine, changes: &BTreeSet<Change>, everything: bool) -> Result<()> {
+    fn take_in(&self, site: &impl Site, changes: &BTreeSet<Change>, everything: bool) -> Result<()> {
         let here = self.here();
         let plan = match everything {
             true => {
-                let rows = plan::Rows::of(engine)?;
+                let rows = site.rows()?;
                 here.everything(&lock(&self.shared).view, &rows)
             }
             false => {
-                let withheld = engine.withheld()?;
+                let withheld = site.withheld()?;
                 here.changes(&lock(&self.shared).view, &withheld, changes)
             }
         };
-        let problems = plan.take_in(engine)?;
+        let problems = site.take_in(plan)?;
         let mut known = lock(&self.shared);
         for (network, problem) in problems {
             match problem {
@@ -290,11 +290,11 @@ impl Rows {
     }
 
     /// How rows and kernel differ from what is in etcd.
-    fn check(&self, engine: &Engine) -> Checked {
+    fn check(&self, site: &impl Site) -> Checked {
         let mut all: Vec<String> = lock(&self.shared).problems.values().cloned().collect();
         let view = lock(&self.shared).view.clone();
         all.extend(seal::other_secrets(self.membership.host, &view));
-        match self.here().compare(&view, engine) {
+        match site.compare(self.here(), &view) {
             Ok(differences) => all.extend(differences),
             Err(error) => all.push(format!("it cannot be told: {error:#}")),
         }
@@ -304,9 +304,9 @@ impl Rows {
     }
 
     /// Claims another block when most addresses of the ones there are taken, so that nobody has to wait for it.
-    fn make_room(&self, engine: &Engine, network: Id) -> Result<()> {
+    fn make_room(&self, site: &impl Site, network: Id) -> Result<()> {
         for family in Family::ALL {
-            let Some(room) = engine.room(network, family)? else { return Ok(()) };
+            let Some(room) = site.room(network, family)? else { return Ok(()) };
             // Who has none is not asked for any until somebody attaches.
             if room.all > 0 && room.used as u128 * 4 > room.all * 3 {
                 let what = Sharing::Claim { network, wanted: Wanted::Ahead(family) };

@@ -65,7 +65,7 @@ pub struct HostRow {
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for } = known;
+        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for, .. } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",

@@ -1,13 +1,14 @@
 //! One host of a simulated cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use portolan_cluster::{Change, HostRecord, View};
+use ipnet::IpNet;
+use portolan_cluster::{Change, HostRecord, Part, View, Write, abandoned, concerns, own};
 use portolan_engine::{Change as Local, Engine, Error};
-use portolan_model::Id;
+use portolan_model::{Id, Withheld};
 use portolan_resident::cluster::Endpoints;
 use portolan_resident::cluster::plan::{Here, Rows, endpoints_of};
 use portolan_store::SqliteStore;
@@ -21,8 +22,10 @@ pub(crate) struct Host {
     pub(crate) kernel: FakeKernel,
     pub(crate) engine: Engine<SqliteStore, FakeKernel>,
     pub(crate) view: View,
-    /// How much of etcd's log it has seen.
-    pub(crate) seen: usize,
+    /// How much of etcd's log it has seen of each part that it follows.
+    seen: BTreeMap<Part, usize>,
+    /// The networks that somebody here asks something of.
+    pub(crate) asking: BTreeSet<Id>,
     /// What it missed is not to be had any more.
     pub(crate) is_behind: bool,
     pub(crate) is_cut_off: bool,
@@ -55,7 +58,8 @@ impl Host {
             kernel,
             engine,
             view: View::default(),
-            seen: 0,
+            seen: BTreeMap::new(),
+            asking: BTreeSet::new(),
             is_behind: true,
             is_cut_off: false,
             namespaces: BTreeSet::new(),
@@ -74,19 +78,36 @@ impl Host {
         Here { host: self.id, record: &self.record }
     }
 
-    /// Sees what happened up to there, and takes it in; the process dies at the `dies`-th call meanwhile, if there are as many.
-    pub(crate) fn watch(&mut self, etcd: &Etcd, upto: usize, dies: Option<usize>) -> bool {
+    fn asked(&self) -> BTreeSet<Id> {
+        self.wanted().into_keys().map(|(network, _)| network).chain(self.asking.iter().copied()).collect()
+    }
+
+    /// Sees what happened, of each part that it follows as far as `upto` says of how much it has seen, and takes it in; the process
+    /// dies at the `dies`-th call meanwhile, if there are as many.
+    pub(crate) fn watch(&mut self, etcd: &Etcd, upto: &mut dyn FnMut(usize) -> usize, dies: Option<usize>) -> bool {
         let everything = std::mem::take(&mut self.is_behind);
         let mut changes: BTreeSet<Change> = BTreeSet::new();
         if everything {
-            self.view.replace(&etcd.layout, etcd.revision, etcd.all()).unwrap();
-            self.seen = etcd.log.len();
+            self.view.replace(etcd.look(self.id, &self.asked())).unwrap();
+            let networks = self.view.followed().map(Part::Network);
+            let parts = networks.chain([Part::All, Part::Places(self.id)]);
+            self.seen = parts.map(|part| (part, etcd.log.len())).collect();
         } else {
-            for (revision, events) in &etcd.log[self.seen..upto] {
-                changes.extend(self.view.apply(&etcd.layout, *revision, events));
+            for (part, seen) in &mut self.seen {
+                let now = upto(*seen);
+                for (revision, events) in etcd.events(*part, &etcd.log[*seen..now]) {
+                    // How far etcd is, it says with what happened.
+                    if !events.is_empty() {
+                        changes.extend(self.view.apply(&etcd.layout, *part, revision, &events));
+                    }
+                }
+                *seen = now;
             }
-            self.seen = upto;
+            changes.extend(self.follow(etcd));
         }
+        // What came of an offer may be nothing that changes the view otherwise.
+        changes
+            .extend(self.open().into_iter().filter(|(_, (all, open))| all != open).map(|(of, _)| Change::Network(of)));
         let take_in = || {
             let plan = match everything {
                 true => self.here().everything(&self.view, &Rows::of(&self.engine).unwrap()),
@@ -110,6 +131,65 @@ impl Host {
             }
             Some(Err(error)) => panic!("{error}"),
         }
+    }
+
+    /// Follows the networks that it is concerned with, and no others, as the thread does.
+    fn follow(&mut self, etcd: &Etcd) -> BTreeSet<Change> {
+        let wanted = concerns(&self.view, self.id, &self.asked());
+        let followed: BTreeSet<Id> = self.view.followed().collect();
+        let mut changes = BTreeSet::new();
+        for network in followed.difference(&wanted) {
+            self.seen.remove(&Part::Network(*network));
+            changes.extend(self.view.forget(&etcd.layout, *network));
+        }
+        for network in wanted.difference(&followed) {
+            let part = Part::Network(*network);
+            self.view.add(&etcd.layout, *network, etcd.revision, etcd.found(part));
+            changes.extend(self.view.all_of(*network));
+            self.seen.insert(part, etcd.log.len());
+        }
+        changes
+    }
+
+    /// What it withholds, and what of that is still offered, by network that it has.
+    fn open(&self) -> BTreeMap<Id, (BTreeSet<Withheld>, BTreeSet<Withheld>)> {
+        let all = self.engine.withheld().unwrap().into_iter().filter(|(of, _)| self.view.networks().contains_key(of));
+        let open = |network, all: &BTreeSet<Withheld>| own(&self.view, self.id, network, all).withheld;
+        let mut both = BTreeMap::new();
+        for (network, all) in all {
+            let open = open(network, &all);
+            both.insert(network, (all, open));
+        }
+        both
+    }
+
+    /// Gives back a block of which nothing is in use, if it has one: nothing of it is given out from then on.
+    pub(crate) fn release(&self) -> Option<Write> {
+        let withheld = self.engine.withheld().unwrap();
+        let is_idle = |(network, block): &(Id, IpNet)| {
+            let is_offered = withheld.get(network).is_some_and(|all| all.iter().any(|one| one.block == *block));
+            !is_offered && !self.addresses(*network).iter().any(|address| block.contains(address))
+        };
+        let own_blocks = self.view.blocks().filter(|(.., holder)| *holder == self.id);
+        let (network, block) = own_blocks.map(|(network, block, _)| (network, block)).find(is_idle)?;
+        let part = Withheld { block, part: block, written: self.view.written(network, block) };
+        let all = withheld.get(&network).cloned().unwrap_or_default().into_iter().chain([part]).collect();
+        let left = own(&self.view, self.id, network, &all);
+        let is_withheld = left.withheld.contains(&part) && self.engine.withhold(network, &part, &left.blocks).unwrap();
+        is_withheld.then(|| Write::release(network, &part))
+    }
+
+    /// Takes back what is still offered.
+    pub(crate) fn keeps(&self) -> Vec<Write> {
+        let open = self.open().into_iter().flat_map(|(of, (_, open))| open.into_iter().map(move |one| (of, one)));
+        open.map(|(network, one)| Write::keep(self.id, network, &one)).collect()
+    }
+
+    /// What it says of itself: its endpoints, and where it is no more.
+    pub(crate) fn says(&self) -> Vec<Write> {
+        let mut writes = Write::endpoints(self.id, &self.view.endpoints_at(self.id), &self.wanted());
+        writes.extend(abandoned(&self.view, self.id, &self.asked()));
+        writes
     }
 
     /// What others are to know of it.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portolan_cluster::{NewNetwork, Write, choose, free_around, plan_network};
+use portolan_cluster::{Key, NewNetwork, Operation, View, Write, choose, free_around, plan_network};
 use portolan_engine::{AttachRequest, EndpointRequest, Error, Wanting};
 use portolan_model::{Family, Id, Mtu, PerFamily};
 use portolan_plan::Object;
@@ -50,6 +50,9 @@ impl Seen {
             "host moved",
             "host left",
             "container died",
+            "block given back",
+            "followed for somebody",
+            "no more on a network",
         ] {
             assert!(self.0.contains_key(what), "`{what}` never came to pass: {self:?}");
         }
@@ -84,7 +87,7 @@ impl World {
         world.make_network(0);
         for host in &mut world.hosts {
             host.is_behind = true;
-            host.watch(&world.etcd, 0, None);
+            host.watch(&world.etcd, &mut |seen| seen, None);
         }
         world
     }
@@ -183,6 +186,18 @@ impl World {
             }
             89 => self.move_host(at),
             90 => self.leave(at),
+            91..93 => {
+                if let Some(write) = self.hosts[at].release()
+                    && self.send(at, write)
+                {
+                    self.seen.count("block given back");
+                }
+            }
+            93 => {
+                for write in self.hosts[at].keeps() {
+                    self.send(at, write);
+                }
+            }
             _ => self.publish(at),
         }
         self.check_addresses();
@@ -202,7 +217,7 @@ impl World {
         let random = self.draw();
         let is_new = self.hosts[at].view.cluster().is_none();
         if is_new {
-            self.hosts[at].watch(&self.etcd, 0, None);
+            self.hosts[at].watch(&self.etcd, &mut |seen| seen, None);
         }
         let view = &self.hosts[at].view;
         let Ok((network, record)) = plan_network(view, &wanted, random, 0) else { return };
@@ -219,8 +234,9 @@ impl World {
             return;
         }
         let network = all[self.random.below(all.len())];
+        self.ask(at, network);
         let view = &self.hosts[at].view;
-        if view.hosts_on(network).next().is_none() {
+        if view.follows(network) && view.hosts_on(network).is_empty() {
             let write = Write::remove_network(network, &view.networks()[&network]);
             if self.send(at, write) {
                 self.seen.count("network removed");
@@ -267,11 +283,22 @@ impl World {
         }
     }
 
+    /// Something is asked of a network: the host has to know all of it.
+    fn ask(&mut self, at: usize, network: Id) {
+        let host = &mut self.hosts[at];
+        host.asking.insert(network);
+        if !host.view.follows(network) && !host.is_cut_off {
+            self.seen.count("followed for somebody");
+            host.watch(&self.etcd, &mut |seen| seen, None);
+        }
+    }
+
     /// Asks for a block, as the thread does on what it has seen.
     fn claim(&mut self, at: usize, network: Id, wanting: Wanting) {
+        self.ask(at, network);
         let number = self.random.next();
         let Host { id, view, .. } = &self.hosts[at];
-        let Some(record) = view.networks().get(&network) else { return };
+        let Some(record) = view.networks().get(&network).filter(|_| view.follows(network)) else { return };
         let family = match wanting {
             Wanting::Block(family) => family,
             Wanting::BlockOf(address) => Family::of(address),
@@ -305,9 +332,12 @@ impl World {
         if self.hosts[at].is_cut_off {
             return;
         }
-        let upto = self.hosts[at].seen + self.random.below(self.etcd.log.len() - self.hosts[at].seen + 1);
         let dies = self.chance(5).then(|| 1 + self.random.below(30));
-        if self.hosts[at].watch(&self.etcd, upto, dies) {
+        if self.chance(4) {
+            self.hosts[at].asking.clear();
+        }
+        let (random, last) = (&mut self.random, self.etcd.log.len());
+        if self.hosts[at].watch(&self.etcd, &mut |seen| seen + random.below(last - seen + 1), dies) {
             self.seen.count("died");
         }
     }
@@ -345,7 +375,7 @@ impl World {
             return;
         }
         host.is_behind = true;
-        host.watch(&self.etcd, 0, None);
+        host.watch(&self.etcd, &mut |seen| seen, None);
         if !host.engine.on_overlays().unwrap().is_empty() {
             return;
         }
@@ -363,11 +393,10 @@ impl World {
 
     /// Has others know what is on it, as far as it has seen what they know.
     fn publish(&mut self, at: usize) {
-        let host = &self.hosts[at];
-        let there = host.view.endpoints_at(host.id);
-        let writes = Write::endpoints(host.id, &there, &host.wanted());
-        for write in writes {
-            self.send(at, write);
+        for write in self.hosts[at].says() {
+            if self.send(at, write.clone()) && matches!(write.then[..], [Operation::Delete(Key::Place(..))]) {
+                self.seen.count("no more on a network");
+            }
         }
     }
 
@@ -392,15 +421,16 @@ impl World {
         }
         for at in 0..self.hosts.len() {
             self.hosts[at].is_cut_off = false;
+            self.hosts[at].asking.clear();
             self.hosts[at].engine.gc().unwrap();
         }
         let mut quiet = 0;
         for _ in 0..20 {
             let before = self.etcd.revision;
             for host in &mut self.hosts {
-                let upto = self.etcd.log.len();
-                host.watch(&self.etcd, upto, None);
-                for write in Write::endpoints(host.id, &host.view.endpoints_at(host.id), &host.wanted()) {
+                let last = self.etcd.log.len();
+                host.watch(&self.etcd, &mut |_| last, None);
+                for write in host.says().into_iter().chain(host.keeps()) {
                     self.etcd.write(&write);
                 }
             }
@@ -427,6 +457,7 @@ impl World {
             }
             assert!(said.is_empty(), "seed {}: {}: {said:#?}", self.seed, host.record.name);
             assert_eq!(host.view.networks(), all.networks(), "seed {}", self.seed);
+            self.check_what_is_followed(host, &all);
             let known = all.endpoints_at(host.id);
             let mut wanted = host.wanted();
             // A network that is gone cannot be told of.
@@ -434,6 +465,25 @@ impl World {
             assert_eq!(known, wanted, "seed {}: {}", self.seed, host.record.name);
         }
         self.check_addresses();
+    }
+
+    /// It knows all of the networks that it has something on, and of no other anything.
+    fn check_what_is_followed(&self, host: &Host, all: &View) {
+        let has_block = |network: &Id| all.blocks_on(*network).any(|(_, holder)| holder == host.id);
+        let has_endpoint = |network: &Id| all.endpoints_of(*network, host.id).next().is_some();
+        let there: BTreeSet<Id> =
+            all.networks().keys().copied().filter(|network| has_block(network) || has_endpoint(network)).collect();
+        let said: BTreeSet<Id> = all.places(host.id).map(|(network, _)| network).collect();
+        assert_eq!(said, there, "seed {}: {}", self.seed, host.record.name);
+        assert_eq!(host.view.followed().collect::<BTreeSet<Id>>(), there, "seed {}", self.seed);
+        for network in there {
+            assert!(host.view.blocks_on(network).eq(all.blocks_on(network)), "seed {}", self.seed);
+            let of = |view: &View| -> Vec<_> {
+                let endpoints = view.endpoints().filter(|((on, ..), _)| *on == network);
+                endpoints.map(|(at, record)| (at, record.clone())).collect()
+            };
+            assert_eq!(of(&host.view), of(all), "seed {}", self.seed);
+        }
     }
 
     /// All containers end and all networks go: nothing of them is left anywhere.
@@ -452,7 +502,7 @@ impl World {
         }
         self.heal();
         let all = self.etcd.list();
-        assert_eq!((all.endpoint_count(), all.blocks().len()), (0, 0), "seed {}", self.seed);
+        assert_eq!((all.endpoint_count(), all.blocks().count()), (0, 0), "seed {}", self.seed);
         for host in &self.hosts {
             assert!(host.engine.overlays().unwrap().is_empty(), "seed {}", self.seed);
             let rest: Vec<Object> =
