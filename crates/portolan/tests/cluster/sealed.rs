@@ -193,7 +193,8 @@ fn begin_rotation(node: &Node) {
 fn have_rotated(nodes: &[&Node], after: u64) {
     for node in nodes {
         let is_done = || node.key().is_some() && node.round() > after;
-        assert!(eventually(LONG * 2, is_done), "{}: {}", node.host.name(), node.status());
+        let log = || fs::read_to_string(node.root.join("run/daemon.log")).unwrap_or_default();
+        assert!(eventually(LONG * 2, is_done), "{}: after {after}: {}\n{}", node.host.name(), node.status(), log());
     }
 }
 

@@ -99,7 +99,7 @@ fn who_moves_is_followed() {
     // Nobody left or joined.
     assert_eq!(b.row("b")["id"], id);
     // The keys of where they were are free for others.
-    let keys = etcd.ctl(&["get", "--prefix", "--keys-only", "/portolan/v1/host-address/"]).unwrap();
+    let keys = etcd.ctl(&["get", "--prefix", "--keys-only", "/portolan/v2/taken/address/"]).unwrap();
     assert!(!keys.contains("10.0.1.2\n") && !keys.contains("10.0.1.1\n") && keys.contains("10.0.1.22"), "{keys}");
 }
 
