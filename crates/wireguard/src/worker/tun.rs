@@ -113,13 +113,15 @@ impl TunReader {
         if let Some(port) = header.vxlan_port(bytes) {
             self.port.store(port, Ordering::Relaxed);
         }
-        offload::divide(header, bytes, |bytes| {
+        let place = |first: &[u8], second: &[u8]| {
             let mut packet = pool.get();
             packet.buf_mut().clear();
-            packet.buf_mut().extend_from_slice(bytes);
-            // What is no IP is not for us.
-            self.packets.extend(packet.try_into_ip());
-        });
+            packet.buf_mut().extend_from_slice(first);
+            packet.buf_mut().extend_from_slice(second);
+            packet
+        };
+        // What is no IP is not for us.
+        offload::divide(header, bytes, place, |packet| self.packets.extend(packet.try_into_ip()));
         Ok(())
     }
 }
@@ -206,8 +208,9 @@ fn is_tunnel(bytes: &[u8]) -> bool {
 fn write_divided(fd: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
     let Some((header, packet)) = bytes.split_first_chunk::<HEADER>() else { return Ok(()) };
     let mut result = Ok(());
-    offload::divide(Header::read(header), &mut packet.to_vec(), |packet| {
-        result = write(fd, &[&[0; HEADER], packet].concat());
+    let place = |first: &[u8], second: &[u8]| [first, second].concat();
+    offload::divide(Header::read(header), &mut packet.to_vec(), place, |packet| {
+        result = write(fd, &[&[0; HEADER], &packet[..]].concat());
     });
     result
 }

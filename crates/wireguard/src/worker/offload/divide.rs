@@ -1,13 +1,20 @@
 //! What the kernel hands over whole.
 
+use std::ops::DerefMut;
+
 use super::{
     CWR, FIN, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_TUNNEL, GSO_UDP_L4, Header, Layers, Layout, NEEDS_CSUM, PSH,
     TCP, UDP, fold, put, sum, take,
 };
 
 /// Divides what the kernel sent into packets of their own, with checksums, and hands each to `emit`; what makes no sense is
-/// dropped.
-pub(in crate::worker) fn divide(header: Header, packet: &mut [u8], mut emit: impl FnMut(&[u8])) {
+/// dropped. `place` puts the bytes of both that it is given to where the packet is to be.
+pub(in crate::worker) fn divide<P: DerefMut<Target = [u8]>>(
+    header: Header,
+    packet: &mut [u8],
+    mut place: impl FnMut(&[u8], &[u8]) -> P,
+    mut emit: impl FnMut(P),
+) {
     if header.gso_type == GSO_NONE {
         if header.flags & NEEDS_CSUM != 0 {
             let start = usize::from(header.csum_start);
@@ -21,7 +28,7 @@ pub(in crate::worker) fn divide(header: Header, packet: &mut [u8], mut emit: imp
             let checksum = if is_udp && checksum == 0 { 0xffff } else { checksum };
             packet[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
         }
-        return emit(packet);
+        return emit(place(packet, &[]));
     }
     let wanted = match header.gso_type & !(GSO_ECN | GSO_TUNNEL) {
         GSO_TCPV4 | GSO_TCPV6 => TCP,
@@ -39,11 +46,8 @@ pub(in crate::worker) fn divide(header: Header, packet: &mut [u8], mut emit: imp
     let sequence = |bytes: &[u8]| u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
     let sequence = sequence(&headers[transport..]);
     let count = payload.len().div_ceil(size);
-    let mut segment = Vec::with_capacity(inner.payload + size);
     for (number, part) in payload.chunks(size).enumerate() {
-        segment.clear();
-        segment.extend_from_slice(headers);
-        segment.extend_from_slice(part);
+        let mut segment = place(headers, part);
         for (at, id) in ids.into_iter().flatten() {
             put(&mut segment, at, id.wrapping_add(number as u16));
         }
@@ -59,6 +63,6 @@ pub(in crate::worker) fn divide(header: Header, packet: &mut [u8], mut emit: imp
             }
         }
         layers.finish(&mut segment);
-        emit(&segment);
+        emit(segment);
     }
 }

@@ -44,7 +44,8 @@ pub(super) fn joined(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
 pub(super) fn divided(bytes: &[u8]) -> Vec<Vec<u8>> {
     let (header, packet) = bytes.split_first_chunk::<HEADER>().unwrap();
     let mut out = Vec::new();
-    divide(Header::read(header), &mut packet.to_vec(), |packet| out.push(packet.to_vec()));
+    let place = |first: &[u8], second: &[u8]| [first, second].concat();
+    divide(Header::read(header), &mut packet.to_vec(), place, |packet| out.push(packet));
     out
 }
 
