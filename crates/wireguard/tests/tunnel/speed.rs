@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use portolan_lab::{Host, eventually};
 
-use crate::world::{World, overlay, pair};
+use crate::world::{World, overlays, pair};
 
 const SECONDS: &str = "5";
 /// Measurements that take turns, as a machine is not as fast at all times.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 9;
 
 /// An iperf3 that answers once.
 struct Server(Child);
@@ -63,7 +63,7 @@ fn speed() {
     }
     let (one, other) = pair(&world);
     one.reaches(&other);
-    overlay(&one, &other);
+    overlays(&one, &other);
     for tunnel in [&one, &other] {
         let words = ["link", "set", &tunnel.options.name, "mtu", "1440"];
         assert!(tunnel.host.command("ip").unwrap().args(words).status().unwrap().success());
@@ -108,12 +108,12 @@ fn of_overlay() {
     }
     let (one, other) = pair(&world);
     one.reaches(&other);
-    overlay(&one, &other);
-    let ways = [("tunnel", "10.8.0.2"), ("VXLAN in the tunnel", "10.20.0.2")];
-    let mut rates = [const { Vec::new() }; 2];
-    let mut costs = [const { Vec::new() }; 2];
+    overlays(&one, &other);
+    let ways = [("tunnel", "10.8.0.2"), ("VXLAN by IPv4 in it", "10.20.0.2"), ("VXLAN by IPv6 in it", "10.21.0.2")];
+    let mut rates = [const { Vec::new() }; 3];
+    let mut costs = [const { Vec::new() }; 3];
     for round in 0..ROUNDS {
-        for at in [round % 2, 1 - round % 2] {
+        for at in (0..3).map(|at| (at + round) % 3) {
             let used = || processor(one.pid()) + processor(other.pid());
             let before = used();
             let (rate, _) = measure(one.host, other.host, ways[at].1, &["-t", "3"]);
@@ -127,13 +127,16 @@ fn of_overlay() {
     };
     let [rate, cost] = [&mut rates, &mut costs].map(|all| all.each_mut().map(median));
     for (at, (what, _)) in ways.iter().enumerate() {
-        eprintln!("{what}: {:.2} Gbit/s, workers' processor {:.2} s per Gbit, {:.2?}", rate[at], cost[at], rates[at]);
+        let share = |values: [f64; 3]| values[at] / values[0] * 100.0;
+        eprintln!(
+            "{what}: {:.2} Gbit/s ({:.0} %), workers' processor {:.2} s per Gbit ({:.0} %), {:.2?}",
+            rate[at],
+            share(rate),
+            cost[at],
+            share(cost),
+            rates[at]
+        );
     }
-    eprintln!(
-        "VXLAN reaches {:.0} %, for {:.0} % of the processor",
-        rate[1] / rate[0] * 100.0,
-        cost[1] / cost[0] * 100.0
-    );
     for tunnel in [&one, &other] {
         assert!(!tunnel.log().contains("WARN"), "{}", tunnel.log());
     }
