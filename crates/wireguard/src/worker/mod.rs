@@ -43,7 +43,8 @@ const NOT_SERVING: &str = "it does not serve";
 const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-/// Packets that wait for the worker: an overlay's arrive by the 45, as the kernel divides them before the interface.
+/// Packets that wait for the worker: an overlay's arrive by the 45 where the kernel divides them before the interface, as it
+/// does before Linux 6.17.
 const QUEUE: u32 = 2000;
 
 /// What a worker is to serve; as text one line of JSON.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use gotatun::packet::{Ip, Packet, PacketBufPool};
@@ -27,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// An interface that packets can be read from and written to.
 pub(super) struct Tun {
     fd: Arc<AsyncFd<OwnedFd>>,
-    with_udp: bool,
+    offload: Offload,
     mtu: watch::Receiver<u16>,
     gone: (Arc<watch::Sender<bool>>, watch::Receiver<bool>),
 }
@@ -35,11 +36,14 @@ pub(super) struct Tun {
 impl Tun {
     /// Has to be called inside of a runtime, in the namespace of the interface.
     pub(super) fn new(fd: OwnedFd, options: &Options) -> io::Result<Self> {
-        // Linux before 6.2 does not do UDP.
-        let with_udp = tun::set_offload(&fd, Offload::TCP_UDP).is_ok();
-        if !with_udp {
-            tun::set_offload(&fd, Offload::TCP)?;
-        }
+        tun::set_header(&fd, HEADER)?;
+        // Linux before 6.17 does not do tunnels, before 6.2 no UDP.
+        let offload =
+            [Offload::TUNNELS, Offload::TCP_UDP].into_iter().find(|offload| tun::set_offload(&fd, *offload).is_ok());
+        let offload = match offload {
+            Some(offload) => offload,
+            None => tun::set_offload(&fd, Offload::TCP).map(|()| Offload::TCP)?,
+        };
         let (gone, seen) = watch::channel(false);
         let gone = Arc::new(gone);
         let (changed, mtu) = watch::channel(options.mtu.min(u16::MAX.into()) as u16);
@@ -66,7 +70,7 @@ impl Tun {
             reason = "its replacement is unsafe for the sake of types that own no descriptor; this one does"
         )]
         let fd = AsyncFd::new(fd)?;
-        Ok(Self { fd: Arc::new(fd), with_udp, mtu, gone: (gone, seen) })
+        Ok(Self { fd: Arc::new(fd), offload, mtu, gone: (gone, seen) })
     }
 
     /// Becomes true when the interface is removed.
@@ -75,15 +79,17 @@ impl Tun {
     }
 
     pub(super) fn into_halves(self) -> (TunWriter, TunReader) {
+        let port = Arc::new(AtomicU16::new(0));
         let reader = TunReader {
             fd: Arc::clone(&self.fd),
+            port: Arc::clone(&port),
             buffer: vec![0; HEADER + LARGEST].into(),
             packets: Vec::with_capacity(BURST),
             mtu: self.mtu,
             gone: self.gone.0,
         };
         let (writer, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(write_all(self.fd, waiting, Joiner::new(self.with_udp)));
+        tokio::spawn(write_all(self.fd, waiting, Joiner::new(self.offload), port));
         (TunWriter(writer), reader)
     }
 }
@@ -91,6 +97,8 @@ impl Tun {
 /// What the kernel sends by the interface.
 pub(super) struct TunReader {
     fd: Arc<AsyncFd<OwnedFd>>,
+    /// Where the kernel was seen to send VXLAN to.
+    port: Arc<AtomicU16>,
     buffer: Box<[u8]>,
     packets: Vec<Packet<Ip>>,
     mtu: watch::Receiver<u16>,
@@ -101,13 +109,19 @@ impl TunReader {
     fn read(&mut self, fd: &OwnedFd, pool: &PacketBufPool) -> io::Result<()> {
         let len = rustix::io::read(fd, &mut self.buffer[..])?;
         let Some((header, bytes)) = self.buffer[..len].split_first_chunk_mut::<HEADER>() else { return Ok(()) };
-        offload::divide(Header::read(header), bytes, |bytes| {
+        let header = Header::read(header);
+        if let Some(port) = header.vxlan_port(bytes) {
+            self.port.store(port, Ordering::Relaxed);
+        }
+        let place = |first: &[u8], second: &[u8]| {
             let mut packet = pool.get();
             packet.buf_mut().clear();
-            packet.buf_mut().extend_from_slice(bytes);
-            // What is no IP is not for us.
-            self.packets.extend(packet.try_into_ip());
-        });
+            packet.buf_mut().extend_from_slice(first);
+            packet.buf_mut().extend_from_slice(second);
+            packet
+        };
+        // What is no IP is not for us.
+        offload::divide(header, bytes, place, |packet| self.packets.extend(packet.try_into_ip()));
         Ok(())
     }
 }
@@ -150,18 +164,33 @@ impl IpSend for TunWriter {
     }
 }
 
-async fn write_all(fd: Arc<AsyncFd<OwnedFd>>, mut waiting: mpsc::Receiver<Packet<Ip>>, mut joiner: Joiner) {
+async fn write_all(
+    fd: Arc<AsyncFd<OwnedFd>>,
+    mut waiting: mpsc::Receiver<Packet<Ip>>,
+    mut joiner: Joiner,
+    port: Arc<AtomicU16>,
+) {
     let mut packets = Vec::with_capacity(TOGETHER);
     while waiting.recv_many(&mut packets, TOGETHER).await != 0 {
+        joiner.set_port(port.load(Ordering::Relaxed));
         for packet in packets.drain(..) {
             joiner.push(&packet.into_bytes());
         }
-        let mut error = None;
+        let (mut error, mut is_refused) = (None, false);
         joiner.finish(|bytes| {
-            if let Err(refused) = write(fd.get_ref(), bytes) {
+            let mut result = write(fd.get_ref(), bytes);
+            if result == Err(rustix::io::Errno::INVAL) && is_tunnel(bytes) {
+                is_refused = true;
+                result = write_divided(fd.get_ref(), bytes);
+            }
+            if let Err(refused) = result {
                 error = Some(refused);
             }
         });
+        if is_refused {
+            tracing::warn!("kernel does not take packets in tunnels together");
+            joiner.leave_tunnels();
+        }
         match error {
             None => {}
             Some(rustix::io::Errno::BADFD) => return,
@@ -169,6 +198,21 @@ async fn write_all(fd: Arc<AsyncFd<OwnedFd>>, mut waiting: mpsc::Receiver<Packet
             Some(error) => tracing::debug!(%error, "kernel refuses a packet"),
         }
     }
+}
+
+fn is_tunnel(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|header| Header::read(header).is_tunnel())
+}
+
+/// For a kernel that has another idea of what belongs into the header.
+fn write_divided(fd: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
+    let Some((header, packet)) = bytes.split_first_chunk::<HEADER>() else { return Ok(()) };
+    let mut result = Ok(());
+    let place = |first: &[u8], second: &[u8]| [first, second].concat();
+    offload::divide(Header::read(header), &mut packet.to_vec(), place, |packet| {
+        result = write(fd, &[&[0; HEADER], &packet[..]].concat());
+    });
+    result
 }
 
 /// The kernel takes a packet at once or refuses it: what may wait has no limit of its own (`TUNSETSNDBUF`).

@@ -15,7 +15,7 @@ use portolan_wireguard::worker::WorkerError;
 use portolan_wireguard::{Config, Control, ControlError, Device as _, Peer, PresharedKey, PrivateKey, changes, worker};
 
 use crate::rotate::Stream;
-use crate::world::{LONG, MTU, PORT, World, introduce, overlay, pair};
+use crate::world::{LONG, MTU, PORT, Tunnel, World, introduce, overlays, pair};
 
 #[test]
 fn two_hosts_reach_each_other() {
@@ -384,11 +384,18 @@ fn a_worker_ends_when_it_is_told_and_leaves_the_interface() {
 
 #[test]
 fn an_overlay_goes_through() {
-    const LEN: usize = 8 << 20;
     let Some(world) = World::or_skip("wg-overlay", 2) else { return };
     let (one, other) = pair(&world);
-    overlay(&one, &other);
-    let listener = other.host.enter(|| TcpListener::bind("10.20.0.2:80")).unwrap();
+    overlays(&one, &other);
+    for address in ["10.20.0.2:80", "10.21.0.2:80"] {
+        goes_through(&one, &other, address.parse().unwrap());
+    }
+}
+
+/// There and back.
+fn goes_through(one: &Tunnel<'_>, other: &Tunnel<'_>, to: SocketAddr) {
+    const LEN: usize = 8 << 20;
+    let listener = other.host.enter(|| TcpListener::bind(to)).unwrap();
     let content: Vec<u8> = (0..LEN).map(|at| ((at * at) >> 7) as u8).collect();
     let expected = content.clone();
     let server = std::thread::spawn(move || {
@@ -399,7 +406,6 @@ fn an_overlay_goes_through() {
         stream.read_to_end(&mut echoed).unwrap();
         echoed == content
     });
-    let to = "10.20.0.2:80".parse().unwrap();
     let mut stream = one.host.enter(|| TcpStream::connect_timeout(&to, LONG)).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let mut received = Vec::new();

@@ -1,4 +1,5 @@
-//! How much a device carries: `cargo test --release -p portolan-wireguard --test tunnel -- --ignored --nocapture speed`.
+//! How much a device carries: `cargo test --release -p portolan-wireguard --test tunnel -- --ignored --nocapture speed`,
+//! of which `speed::of_overlay` is what VXLAN in it costs.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -6,9 +7,11 @@ use std::time::Duration;
 
 use portolan_lab::{Host, eventually};
 
-use crate::world::{World, overlay, pair};
+use crate::world::{World, overlays, pair};
 
 const SECONDS: &str = "5";
+/// Measurements that take turns, as a machine is not as fast at all times.
+const ROUNDS: usize = 9;
 
 /// An iperf3 that answers once.
 struct Server(Child);
@@ -60,7 +63,7 @@ fn speed() {
     }
     let (one, other) = pair(&world);
     one.reaches(&other);
-    overlay(&one, &other);
+    overlays(&one, &other);
     for tunnel in [&one, &other] {
         let words = ["link", "set", &tunnel.options.name, "mtu", "1440"];
         assert!(tunnel.host.command("ip").unwrap().args(words).status().unwrap().success());
@@ -92,5 +95,49 @@ fn speed() {
         let status = std::fs::read_to_string(format!("/proc/{}/status", tunnel.pid())).unwrap();
         let of = |key: &str| status.lines().find(|line| line.starts_with(key)).unwrap().replace('\t', " ");
         eprintln!("{}, {}, {}", of("VmRSS"), of("VmHWM"), of("Threads"));
+    }
+}
+
+#[test]
+#[ignore = "measures"]
+fn of_overlay() {
+    let Some(world) = World::or_skip("wg-vxlan", 2) else { return };
+    if !Path::new("/usr/bin/iperf3").exists() {
+        eprintln!("SKIP: `wg-vxlan`: no iperf3");
+        return;
+    }
+    let (one, other) = pair(&world);
+    one.reaches(&other);
+    overlays(&one, &other);
+    let ways = [("tunnel", "10.8.0.2"), ("VXLAN by IPv4 in it", "10.20.0.2"), ("VXLAN by IPv6 in it", "10.21.0.2")];
+    let mut rates = [const { Vec::new() }; 3];
+    let mut costs = [const { Vec::new() }; 3];
+    for round in 0..ROUNDS {
+        for at in (0..3).map(|at| (at + round) % 3) {
+            let used = || processor(one.pid()) + processor(other.pid());
+            let before = used();
+            let (rate, _) = measure(one.host, other.host, ways[at].1, &["-t", "3"]);
+            costs[at].push((used() - before) / (rate * 3.0));
+            rates[at].push(rate);
+        }
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let [rate, cost] = [&mut rates, &mut costs].map(|all| all.each_mut().map(median));
+    for (at, (what, _)) in ways.iter().enumerate() {
+        let share = |values: [f64; 3]| values[at] / values[0] * 100.0;
+        eprintln!(
+            "{what}: {:.2} Gbit/s ({:.0} %), workers' processor {:.2} s per Gbit ({:.0} %), {:.2?}",
+            rate[at],
+            share(rate),
+            cost[at],
+            share(cost),
+            rates[at]
+        );
+    }
+    for tunnel in [&one, &other] {
+        assert!(!tunnel.log().contains("WARN"), "{}", tunnel.log());
     }
 }

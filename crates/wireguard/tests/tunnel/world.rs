@@ -201,17 +201,20 @@ impl Drop for Tunnel<'_> {
     }
 }
 
-/// Lays an Ethernet over the devices, as networks of several hosts do, with 10.20.0.`number`.
-pub(crate) fn overlay(one: &Tunnel<'_>, other: &Tunnel<'_>) {
+/// Lays Ethernets over the devices, as networks of several hosts do, with 10.20.0.`number` by IPv4 and 10.21.0.`number` by
+/// IPv6.
+pub(crate) fn overlays(one: &Tunnel<'_>, other: &Tunnel<'_>) {
     for (here, there) in [(one, other), (other, one)] {
-        let [local, remote] = [here, there].map(|tunnel| tunnel.inner()[0].to_string());
         let ip = |words: &str| {
             let done = here.host.command("ip").unwrap().args(words.split(' ')).status().unwrap();
             assert!(done.success(), "ip {words}");
         };
-        ip(&format!("link add vx0 type vxlan id 7 local {local} remote {remote} dstport 4789"));
-        ip(&format!("link set vx0 up mtu {}", MTU - 50));
-        here.host.add_address("vx0", &format!("10.20.0.{}/24", here.number)).unwrap();
+        for (at, headers) in [50, 70].into_iter().enumerate() {
+            let [local, remote] = [here, there].map(|tunnel| tunnel.inner()[at].to_string());
+            ip(&format!("link add vx{at} type vxlan id 7{at} local {local} remote {remote} dstport 4789"));
+            ip(&format!("link set vx{at} up mtu {}", MTU - headers));
+            here.host.add_address(&format!("vx{at}"), &format!("10.2{at}.0.{}/24", here.number)).unwrap();
+        }
     }
 }
 
