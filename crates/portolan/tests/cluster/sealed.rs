@@ -194,7 +194,10 @@ fn begin_rotation(node: &Node) -> u64 {
 #[track_caller]
 fn have_rotated(nodes: &[&Node], round: u64) {
     for node in nodes {
-        let is_done = || node.key().is_some() && node.round() >= round;
+        let is_done = || {
+            let keys = &node.status()["keys"];
+            keys["changing"] == false && keys["round"].as_u64() >= Some(round)
+        };
         assert!(eventually(LONG * 2, is_done), "{}: round {round}: {}", node.host.name(), node.status());
     }
 }

@@ -32,7 +32,8 @@ impl Asked {
         !self.0.is_empty()
     }
 
-    fn answer(&mut self, round: u64) {
+    /// Says to which round keys change.
+    pub(super) fn answer(&mut self, round: u64) {
         self.0.drain(..).for_each(|(reply, _)| reply(Ok(Came::Rotating { round })));
     }
 
@@ -92,8 +93,8 @@ impl Membership {
     }
 }
 
-/// Takes the next step of a change of keys, if there is one to be taken now; what this host is then, on disk and for all who
-/// ask. `hosts` are those of the link, none if there is to be none.
+/// Takes the next step of a change of keys, if there is one to be taken now; what this host is then, on disk, and which step it
+/// was. `hosts` are those of the link, none if there is to be none.
 ///
 /// # Errors
 /// When the state cannot be written; nothing has changed then.
@@ -105,7 +106,7 @@ pub(super) fn turn(
     asked: &mut Asked,
     hosts: Option<&BTreeMap<Id, HostRecord>>,
     look: impl FnOnce(),
-) -> Result<Option<Membership>> {
+) -> Result<Option<(Membership, Step)>> {
     let Some(own) = &membership.record.seal else {
         asked.refuse("this host has no IPv6, and no key for the encrypted link between hosts", NO_IPV6, |_| true);
         return Ok(None);
@@ -159,10 +160,7 @@ pub(super) fn turn(
         return Ok(None);
     }
     tracing::info!(step = ?next, "keys of the encrypted link change");
-    if let Step::Draw(round) | Step::Replace(round) = next {
-        asked.answer(round);
-    }
-    Ok(Some(after))
+    Ok(Some((after, next)))
 }
 
 const TRY: &str = "`portolan cluster status` shows how this host stands; try again";

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{Change, Checked, HostRecord};
+use portolan_cluster::{Change, Checked, HostRecord, Step};
 use portolan_kernel::rtnl::addr::Watch;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
@@ -218,13 +218,19 @@ impl Rows {
         let Self { membership, shared, seal, asked, told, .. } = self;
         // Who cannot hear is about to end.
         let look = || drop(told.send(Told::Look(Box::new(|_| {}))));
-        let Some(after) = keys::turn(engine, membership, shared, seal, asked, hosts, look)? else { return Ok(()) };
+        let Some((after, step)) = keys::turn(engine, membership, shared, seal, asked, hosts, look)? else {
+            return Ok(());
+        };
         // Whoever hears of a key is to be understood when he uses it.
         let done = match hosts {
             Some(hosts) => self.seal.ensure(&after, hosts).map(drop),
             None => Ok(()),
         };
         self.become_(after);
+        // Whoever is told sees it.
+        if let Step::Draw(round) | Step::Replace(round) = step {
+            self.asked.answer(round);
+        }
         done
     }
 
