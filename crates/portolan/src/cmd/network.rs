@@ -98,8 +98,8 @@ Options of the bridge (-o), by their short or their com.docker.network.* names:
 
 Options of overlay: those of ptp, and
   encrypted                    what hosts send each other of it is encrypted (WireGuard)
-  shortcut=false               have the host's rules and connection tracking see packets between hosts;
-                               true: not even those of containers attached by CNI
+  shortcut=false               packets between hosts meet the host's rules and connection tracking;
+                               true: not even those of containers attached by CNI do
 
 Options of ptp: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
 
