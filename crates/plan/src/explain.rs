@@ -3,15 +3,19 @@
 //! Both take the elements and nothing else, so they say what is in the kernel when given what was read from it.
 //! Both follow [`rules`] for the order in which a packet meets the sets, rather than keep an order of their own.
 
+mod shortcuts;
+
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use portolan_model::{Family, IfName};
 
 use crate::desired::is_host_end_name;
-use crate::object::{Chain, Data, Element, Field, Group, Groups, Shortcut, ShortcutPart};
+use crate::object::{Chain, Data, Element, Field, Group, Groups};
 use crate::ruleset::{EtherType, Load, Part, Rule, rules};
 use crate::set::Set;
+
+pub use shortcuts::shortcuts;
 
 /// One thing that the ruleset does, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,31 +65,6 @@ pub fn words(elements: &[Element]) -> Vec<Sentence> {
     let mut sorted: Vec<&Element> = elements.iter().collect();
     sorted.sort_by_cached_key(|e| (kind_of_owner(&e.owner), e.owner.clone(), place(&order, e.set), e.key.clone()));
     runs(&sorted).into_iter().map(|run| Sentence { owner: run.element.owner.clone(), text: run.sentence() }).collect()
-}
-
-/// What `shortcuts` do, in sentences.
-pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<Sentence> {
-    let sentence = |Shortcut { device, part, owner }: &Shortcut| {
-        let text = match part {
-            ShortcutPart::Table { .. } => return None,
-            ShortcutPart::Near { host_end, addresses } => {
-                let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-                format!(
-                    "packets between {addresses}, by {host_end}, and containers of other hosts, by {device}, go past routing, \
-                     connection tracking and all rules"
-                )
-            }
-            ShortcutPart::Far { block, via } => {
-                format!(
-                    "packets for containers in {block} go to {via} by {device}, and theirs come from there, past all rules"
-                )
-            }
-        };
-        Some(Sentence { owner: owner.clone(), text })
-    };
-    let mut sentences: Vec<Sentence> = shortcuts.into_iter().filter_map(sentence).collect();
-    sentences.sort_by_cached_key(|sentence| (kind_of_owner(&sentence.owner), sentence.clone()));
-    sentences
 }
 
 /// What the rules around the sets do, whatever is in them, in the order a packet meets them.

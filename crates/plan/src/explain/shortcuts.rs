@@ -1,0 +1,29 @@
+//! Shortcuts for people.
+
+use super::{Sentence, kind_of_owner};
+use crate::object::{Shortcut, ShortcutPart};
+
+/// What `shortcuts` do, in sentences.
+pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<Sentence> {
+    let sentence = |Shortcut { device, part, owner }: &Shortcut| {
+        let text = match part {
+            ShortcutPart::Table { .. } => return None,
+            ShortcutPart::Near { host_end, addresses } => {
+                let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+                format!(
+                    "packets between {addresses}, by {host_end}, and containers of other hosts, by {device}, go past routing, \
+                     connection tracking and all rules"
+                )
+            }
+            ShortcutPart::Far { block, via } => {
+                format!(
+                    "packets for containers in {block} go to {via} by {device}, and theirs come from there, past all rules"
+                )
+            }
+        };
+        Some(Sentence { owner: owner.clone(), text })
+    };
+    let mut sentences: Vec<Sentence> = shortcuts.into_iter().filter_map(sentence).collect();
+    sentences.sort_by_cached_key(|sentence| (kind_of_owner(&sentence.owner), sentence.clone()));
+    sentences
+}
