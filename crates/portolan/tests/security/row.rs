@@ -57,11 +57,12 @@ what is said above of frames, is for `nftables` alone: [firewall.md](firewall.md
 `crates/portolan/tests/firewall.rs` for what passes with `iptables` and `none`.
 
 Networks over several hosts: what is encrypted is not to be read on the LAN over starts, kills of daemons and of the process that
-encrypts, removed interfaces, flushed rules and a host that leaves, with a network that is not encrypted as the control
-(`crates/portolan/tests/cluster/sealed.rs`; CVE-2023-28840 to 28842, CVE-2024-25630 and their like). Each host has a key of its own
-(CVE-2024-28860). The ends of tunnels take packets of hosts of the cluster alone, and containers send nothing there, neither at home
-nor at other hosts (`forged.rs`, with a host's own packet as the control; GHSA-vwm3-crmr-xfxw). Without encryption, whoever is
-between hosts can still forge their addresses.
+encrypts, removed interfaces, flushed rules and a host that leaves, and while keys change, with a network that is not encrypted as
+the control (`crates/portolan/tests/cluster/sealed.rs`; CVE-2023-28840 to 28842, CVE-2024-25630 and their like). Each host has a key
+of its own (CVE-2024-28860), which [changes](cluster.md#keys-change) when somebody wants it, and may have a
+[secret](cluster.md#a-secret-in-common) without which writing into etcd lets nobody in (`secret.rs`). The ends of tunnels take
+packets of hosts of the cluster alone, and containers send nothing there, neither at home nor at other hosts (`forged.rs`, with a
+host's own packet as the control; GHSA-vwm3-crmr-xfxw). Without encryption, whoever is between hosts can still forge their addresses.
 ";
 
 /// The rows as Markdown, each under its subject, in the order they were found.
