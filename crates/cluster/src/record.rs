@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::IpNet;
-use portolan_model::{Id, Mac, Mtu, Name, PerFamily, Vni};
+use ipnet::{IpNet, Ipv6Net};
+use portolan_model::{Family, Id, Mac, Mtu, Name, PerFamily, Vni, seal_bytes};
 use serde::{Deserialize, Serialize};
 
 /// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
@@ -40,7 +40,7 @@ pub struct SealRecord {
     pub key: String,
     /// The UDP port at which it takes packets for that key.
     pub port: u16,
-    /// Where it is on that link: a link-local address drawn at random.
+    /// Where it is on that link: a link-local address drawn at random ([`SealRecord::address_of`]).
     pub address: Ipv6Addr,
     /// The round that the key is of ([`crate::step`]).
     #[serde(default)]
@@ -55,6 +55,27 @@ pub struct SealRecord {
     /// each other on the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
+}
+
+impl SealRecord {
+    /// How long the prefix is that all addresses on the link have (RFC 4291 §2.4).
+    pub const LINK: u8 = 10;
+    /// How long the prefix is that a host has there for itself. Whom a packet is for is looked up bit by bit by whoever carries
+    /// it where the kernel does not, so it is as short as 2^38 of them are enough for.
+    const OWN: u8 = 48;
+
+    /// The address that is made of a random number. Other than those that are made of MACs (RFC 4291 §2.5.6), which are alike in
+    /// their first half, it is told from others by its first bits.
+    pub fn address_of(random: u128) -> Ipv6Addr {
+        Ipv6Addr::from_bits((0xfe80_u128 << 112) | (random >> Self::LINK))
+    }
+
+    /// The addresses from which a host takes packets of this one, and to which it sends them.
+    pub fn allowed(&self) -> Ipv6Net {
+        let own = Ipv6Net::new(self.address, Self::OWN).expect("a length of an IPv6 prefix").trunc();
+        // One that was drawn by a host of an earlier version.
+        if own.network() == Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0) { self.address.into() } else { own }
+    }
 }
 
 /// One of a host's keys for the encrypted link.
@@ -90,6 +111,19 @@ impl HostRecord {
     /// Its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         [self.underlay.v4, self.underlay.v6].into_iter().flatten()
+    }
+
+    /// Where packets of the encrypted link go to `other`: by IPv4, where both have it.
+    pub fn sealed_way_to(&self, other: &Self) -> Option<IpAddr> {
+        let common = |own: Option<IpAddr>, theirs| own.and(theirs);
+        common(self.underlay.v4, other.underlay.v4).or_else(|| common(self.underlay.v6, other.underlay.v6))
+    }
+
+    /// What the encrypted link takes at most of this host's MTU: over IPv4, where it has it; to those who do not have it, it is
+    /// less.
+    pub fn sealed_mtu(&self) -> Mtu {
+        let family = if self.underlay.v4.is_some() { Family::V4 } else { Family::V6 };
+        Mtu::new(self.mtu.bytes().saturating_sub(seal_bytes(family))).unwrap_or(Mtu::LEAST)
     }
 }
 
@@ -152,4 +186,30 @@ pub struct EndpointRecord {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_told_from_others_by_its_first_bits() {
+        let seal = |address| SealRecord {
+            key: String::new(),
+            port: 51820,
+            address,
+            round: 0,
+            next: None,
+            moved: 0,
+            secret: None,
+        };
+        for random in [0x1234_5678_9abc_def0_u128 << 64, u128::MAX, 1 << 127] {
+            let address = SealRecord::address_of(random);
+            assert!(address.is_unicast_link_local(), "{address}");
+            let allowed = seal(address).allowed();
+            assert!(allowed.prefix_len() == 48 && allowed.contains(&address), "{allowed}");
+        }
+        let drawn_before = "fe80::42:acff:fe11:2".parse().unwrap();
+        assert_eq!(seal(drawn_before).allowed(), Ipv6Net::from(drawn_before));
+    }
 }

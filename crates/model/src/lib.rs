@@ -40,7 +40,7 @@ pub use mac::Mac;
 pub use name::{HostName, IfName, Name};
 pub use network::{Driver, Family, Ipam, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
 pub use options::{GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
-pub use overlay::{Overlay, Peer, RemoteBlock, RemoteEndpoint, SEAL, TunnelEnd, Vni, Withheld};
+pub use overlay::{Overlay, Peer, RemoteBlock, RemoteEndpoint, TunnelEnd, Vni, Withheld, seal_bytes};
 pub use pool::Pool;
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};
 pub use range::AddressRange;

@@ -75,9 +75,15 @@ impl TunnelEnd {
     }
 }
 
-/// What encryption takes of a packet: an IPv6 header, those of UDP and WireGuard, and its tag (whitepaper §5.4.6). Over IPv4 twenty
-/// bytes of it are left over.
-pub const SEAL: u32 = 40 + 8 + 32;
+/// What encryption takes of a packet that goes between hosts by `outer`: the headers of IP, UDP and WireGuard, and its tag
+/// (whitepaper §5.4.6).
+pub const fn seal_bytes(outer: Family) -> u32 {
+    let ip = match outer {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    ip + 8 + 32
+}
 
 /// What a network over several hosts is on this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -103,6 +109,9 @@ pub struct Peer {
     /// Where it is on the encrypted link between hosts, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Ipv6Addr>,
+    /// Whether what is encrypted goes to it by IPv6, because the two hosts do not both have IPv4.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub sealed_by_ipv6: bool,
     /// The MAC of its ends of tunnels.
     pub mac: Mac,
     /// The MTU of its way to the others.

@@ -272,6 +272,7 @@ fn remote(number: u8) -> RemoteChanges {
         name: format!("host{}", number % 3).parse().unwrap(),
         underlay: PerFamily { v4: Some([192, 0, 2, 10 + number % 7].into()), v6: None },
         sealed: None,
+        sealed_by_ipv6: false,
         mac: Mac::from_bytes([2, 0, 0, 0, 1, number % 3]),
         mtu: Mtu::new(1300 + u32::from(number % 2) * 200).unwrap(),
     };

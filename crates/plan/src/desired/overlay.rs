@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Container, Endpoint, Family, Id, IfName, Mtu, Network, OF_CNI, Peer, Protocol, SEAL};
+use portolan_model::{Container, Endpoint, Family, Id, IfName, Mtu, Network, OF_CNI, Peer, Protocol, seal_bytes};
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
@@ -117,7 +117,10 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
     let Some(overlay) = network.overlay else { return objects };
     let outer = Family::of(overlay.end.address);
     let (to, takes) = match overlay.sealed {
-        true => (peer.sealed.map(IpAddr::V6), peer.mtu.bytes().saturating_sub(SEAL)),
+        true => {
+            let by = if peer.sealed_by_ipv6 { Family::V6 } else { Family::V4 };
+            (peer.sealed.map(IpAddr::V6), peer.mtu.bytes().saturating_sub(seal_bytes(by)))
+        }
         false => (*peer.underlay.of(outer), peer.mtu.bytes()),
     };
     let Some(to) = to else { return objects };
@@ -168,6 +171,7 @@ mod tests {
             name: "b".parse().unwrap(),
             underlay: PerFamily { v4: address(v4), v6: address(v6) },
             sealed: None,
+            sealed_by_ipv6: false,
             mac: "02:00:00:00:00:0b".parse().unwrap(),
             mtu: Mtu::new(mtu).unwrap(),
         }
@@ -211,8 +215,8 @@ mod tests {
     fn an_encrypted_network_goes_by_the_link_and_by_nothing_else() {
         let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "fe80::1");
         let overlay = network.overlay.as_mut().unwrap();
-        (overlay.sealed, overlay.end.mtu) = (true, Mtu::new(1420).unwrap());
-        network.mtu = Mtu::new(1350).unwrap();
+        (overlay.sealed, overlay.end.mtu) = (true, Mtu::new(1440).unwrap());
+        network.mtu = Mtu::new(1370).unwrap();
         let clear = peer(Some("192.0.2.2"), Some("fd00::2"), 1500);
         assert!(peer_objects("/r", &network, &clear, &blocks()).is_empty(), "it has no such link");
         let sealed = Peer { sealed: Some("fe80::2".parse().unwrap()), ..clear };
@@ -231,6 +235,19 @@ mod tests {
                 "shortcut of `vx-000100000000` to fd01::1:0/112 via fe80::2 (host b on n)".to_owned(),
             ]
         );
+    }
+
+    #[test]
+    fn an_encrypted_packet_has_less_room_over_ipv6() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "fe80::1");
+        let overlay = network.overlay.as_mut().unwrap();
+        (overlay.sealed, overlay.end.mtu) = (true, Mtu::new(1440).unwrap());
+        network.mtu = Mtu::new(1370).unwrap();
+        let sealed = Some("fe80::2".parse().unwrap());
+        let peer = Peer { sealed, sealed_by_ipv6: true, ..peer(None, Some("fd00::2"), 1500) };
+        let routes: Vec<String> = said(&peer_objects("/r", &network, &peer, &blocks()));
+        let routes: Vec<&String> = routes.iter().filter(|said| said.starts_with("route")).collect();
+        assert!(routes.len() == 2 && routes.iter().all(|route| route.ends_with(" mtu 1350")), "{routes:?}");
     }
 
     #[test]

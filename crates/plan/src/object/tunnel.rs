@@ -29,6 +29,12 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
+    /// Whether its packets need no checksums of their own: the encrypted link tells its own packets from all others
+    /// (RFC 6936 §3.1 wants that whoever carries them does).
+    pub const fn is_unchecked(&self) -> bool {
+        self.by.is_some()
+    }
+
     /// Whether one can become the other. The kernel changes neither number, address nor port of one that is there: it is made
     /// anew then, without its neighbours, forwarding entries and routes.
     pub fn is_same_end(&self, other: &Self) -> bool {

@@ -1,7 +1,7 @@
 //! Joining and leaving, as commands do it: this host's rows say so first, so that what is begun can be ended.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -152,8 +152,8 @@ fn draw_seal(engine: &Engine, port: u16, round: u64, secret: Option<String>) -> 
     }
     let private = PrivateKey::random();
     let random = engine.kernel().random();
-    let number = u64::from_be_bytes(random[..8].try_into().expect("eight of 32 bytes"));
-    let address = Ipv6Addr::from_bits((0xfe80_u128 << 112) | u128::from(number));
+    let number = u128::from_be_bytes(random[..16].try_into().expect("sixteen of 32 bytes"));
+    let address = SealRecord::address_of(number);
     let first = SealRecord { key: String::new(), port, address, round: 0, next: None, moved: 0, secret };
     (private.to_base64(), Some(first.anew(private.public().to_base64(), round)))
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use portolan_cluster::SealRecord;
 use portolan_kernel::netlink::{Batch, ROUTE, Socket};
 use portolan_kernel::rtnl::addr::{self, Address};
 use portolan_kernel::rtnl::link::{self, AddrGenMode, LinkChange};
@@ -173,7 +174,7 @@ impl Lane {
         let change = LinkChange { up: Some(true), addr_gen_mode: Some(AddrGenMode::None), ..LinkChange::default() };
         link::set(&mut batch, found.index, &change);
         if let Some(address) = address {
-            addr::replace(&mut batch, &Address::new(found.index, address.into(), 64));
+            addr::replace(&mut batch, &Address::new(found.index, address.into(), SealRecord::LINK));
         }
         socket.transact(&batch)?;
         Ok(())

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
-use portolan_model::{Driver, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld};
+use portolan_model::{Driver, Id, NetworkOptions, Overlay, Peer, RemoteEndpoint, TunnelEnd, Withheld};
 use portolan_plan::ContainerView;
 
 use super::Endpoints;
@@ -95,7 +95,7 @@ impl Here<'_> {
                 Change::Alive(_) | Change::Want(..) | Change::Place(..) | Change::Check(_) | Change::Checked(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
-                    let peer = view.hosts().get(host).map(|record| peer(*host, record));
+                    let peer = view.hosts().get(host).map(|record| self.peer(*host, record));
                     plan.remote.peers.insert(*host, peer);
                 }
                 Change::Network(network) => {
@@ -138,7 +138,7 @@ impl Here<'_> {
             networks,
             gone,
             remote: RemoteChanges {
-                peers: differences(&rows.remote.peers, others.map(|(id, record)| (*id, peer(*id, record)))),
+                peers: differences(&rows.remote.peers, others.map(|(id, record)| (*id, self.peer(*id, record)))),
                 blocks: differences(&rows.remote.blocks, blocks.map(|(network, block, host)| ((network, block), host))),
                 endpoints: differences(&rows.remote.endpoints, endpoints),
                 revision: view.revision(),
@@ -179,6 +179,19 @@ impl Here<'_> {
         said
     }
 
+    /// Another host, as this one has to know it.
+    fn peer(&self, host: Id, record: &HostRecord) -> Peer {
+        Peer {
+            host,
+            name: record.name.clone(),
+            underlay: record.underlay,
+            sealed: record.seal.as_ref().map(|seal| seal.address),
+            sealed_by_ipv6: self.record.sealed_way_to(record).is_some_and(|way| way.is_ipv6()),
+            mac: record.mac,
+            mtu: record.mtu,
+        }
+    }
+
     /// A network as it is on this host.
     fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = *self.record;
@@ -186,9 +199,7 @@ impl Here<'_> {
         let sealed = is_encrypted(&record.options);
         let (address, mtu) = match (sealed, seal) {
             (false, _) => (underlay.v4.or(underlay.v6).unwrap_or_else(nowhere), mtu),
-            (true, Some(seal)) => {
-                (seal.address.into(), Mtu::new(mtu.bytes().saturating_sub(SEAL)).unwrap_or(Mtu::LEAST))
-            }
+            (true, Some(seal)) => (seal.address.into(), self.record.sealed_mtu()),
             // Bound to a link that is not there: it carries nothing.
             (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
         };
@@ -228,11 +239,6 @@ pub fn endpoints_of(view: &ContainerView) -> Endpoints {
 /// Whether options of a network ask for encryption. Those that cannot be read are refused where they are.
 pub(super) fn is_encrypted(options: &BTreeMap<String, String>) -> bool {
     NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.encrypted)
-}
-
-fn peer(host: Id, record: &HostRecord) -> Peer {
-    let sealed = record.seal.as_ref().map(|seal| seal.address);
-    Peer { host, name: record.name.clone(), underlay: record.underlay, sealed, mac: record.mac, mtu: record.mtu }
 }
 
 fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEndpoint {

@@ -12,12 +12,12 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use portolan_cluster::{HostRecord, Other, SealRecord, View, lane, lane_to};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
 use portolan_kernel::rtnl::link;
 use portolan_kernel::rtnl::tc::{self, Detour};
-use portolan_model::{Id, IfName, Name, SEAL};
+use portolan_model::{Id, IfName, Name};
 use portolan_wireguard::{Config, Peer, PrivateKey, PublicKey, Secret, Status};
 
 use super::Membership;
@@ -80,7 +80,7 @@ impl Seal {
         let Some(own) = &membership.record.seal else {
             bail!("this host has no IPv6, and no encrypted link without it")
         };
-        let mtu = membership.record.mtu.bytes().saturating_sub(SEAL);
+        let mtu = membership.record.sealed_mtu().bytes();
         self.greet_again(membership, own, hosts);
         let is_new = self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts)?)?;
         let has_second = own.on(1).is_some();
@@ -328,9 +328,8 @@ fn config(membership: &Membership, own: &SealRecord, on: usize, hosts: &BTreeMap
             tracing::warn!(host = %record.name, "its public key is none");
             continue;
         };
-        let underlay = membership.record.underlay;
-        let common = underlay.v4.and(record.underlay.v4).or(underlay.v6.and(record.underlay.v6));
-        let allowed = BTreeSet::from([IpNet::V6(Ipv6Net::from(seal.address))]);
+        let common = membership.record.sealed_way_to(record);
+        let allowed = BTreeSet::from([IpNet::V6(seal.allowed())]);
         let is_ours_to_greet = !is_next || is_greeted(&key.key, &theirs.key);
         let endpoint = common.map(|address| SocketAddr::new(address, theirs.port)).filter(|_| is_ours_to_greet);
         let keepalive = (is_next && is_ours_to_greet).then_some(KEEPALIVE);

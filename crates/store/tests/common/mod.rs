@@ -204,6 +204,7 @@ pub fn peer(number: u32) -> Peer {
         name: parse(&format!("host-{number}")),
         underlay: PerFamily { v4: Some(parse("192.0.2.7")), v6: None },
         sealed: None,
+        sealed_by_ipv6: false,
         mac: mac(number),
         mtu: Mtu::ETHERNET,
     }

@@ -48,6 +48,7 @@ impl Context<'_> {
                     vni: vxlan.vni.number(),
                     local: vxlan.local,
                     by,
+                    unchecked: vxlan.is_unchecked(),
                     port: vxlan.port,
                     mac: vxlan.mac.octets(),
                     mtu: vxlan.mtu.bytes(),

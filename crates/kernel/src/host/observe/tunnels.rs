@@ -32,7 +32,8 @@ pub(super) fn observe(
     found.insert(Object::Vxlan(Vxlan {
         vni: Vni::new(state.vni).or_else(|_| Vni::new(1)).expect("1 is one"),
         local: state.local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
-        by: named(state.by),
+        // One with checksums beside those of the link is made anew.
+        by: named(state.by).filter(|_| state.unchecked),
         port: state.port,
         mac: link.mac.map_or(Mac::from_bytes([0; 6]), Mac::from_bytes),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),

@@ -17,6 +17,8 @@ const TTL: u16 = 5;
 const LEARNING: u16 = 7;
 const PORT: u16 = 15;
 const LOCAL6: u16 = 17;
+const UDP_ZERO_CSUM6_TX: u16 = 19;
+const UDP_ZERO_CSUM6_RX: u16 = 20;
 
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
@@ -35,6 +37,8 @@ pub struct VxlanSpec<'a> {
     /// Index of the interface that its packets come and go by; for link-local addresses no other is taken (`VXLAN_F_IPV6_LINKLOCAL`,
     /// drivers/net/vxlan/vxlan_core.c). It goes with that interface.
     pub by: Option<u32>,
+    /// Whether its packets over IPv6 do without UDP's checksum (RFC 6935).
+    pub unchecked: bool,
     /// The UDP port of all ends.
     pub port: u16,
     /// Its MAC.
@@ -54,6 +58,8 @@ pub struct VxlanState {
     pub local: Option<IpAddr>,
     /// The interface that its packets come and go by.
     pub by: Option<u32>,
+    /// Whether it takes and sends packets over IPv6 without UDP's checksum.
+    pub unchecked: bool,
     /// The UDP port.
     pub port: u16,
     /// Whether it takes note of where frames come from.
@@ -83,6 +89,10 @@ pub fn create_vxlan(batch: &mut Batch, spec: &VxlanSpec<'_>) -> usize {
         push_bytes(buf, TTL, &[HOPS]);
         push_bytes(buf, LEARNING, &[0]);
         push_bytes(buf, PORT, &spec.port.to_be_bytes());
+        if spec.unchecked {
+            push_bytes(buf, UDP_ZERO_CSUM6_TX, &[1]);
+            push_bytes(buf, UDP_ZERO_CSUM6_RX, &[1]);
+        }
         finalize_nested_header(buf, data);
         finalize_nested_header(buf, info);
     })
@@ -101,7 +111,7 @@ pub(super) fn state(payload: &[u8]) -> Option<VxlanState> {
     for wanted in [IFLA_LINKINFO, IFLA_INFO_DATA] {
         inside = IterableChunks::new(inside).find(|(header, _)| header.r#type & NLA_TYPE_MASK == wanted)?.1;
     }
-    let mut state = VxlanState { vni: 0, local: None, by: None, port: 0, learning: false };
+    let mut state = VxlanState { vni: 0, local: None, by: None, unchecked: true, port: 0, learning: false };
     for (header, value) in IterableChunks::new(inside) {
         match header.r#type & NLA_TYPE_MASK {
             ID => state.vni = u32::from_ne_bytes(*value.first_chunk()?),
@@ -109,6 +119,7 @@ pub(super) fn state(payload: &[u8]) -> Option<VxlanState> {
             LOCAL => state.local = Some(IpAddr::from(*value.first_chunk::<4>()?)),
             LOCAL6 => state.local = Some(IpAddr::from(*value.first_chunk::<16>()?)),
             PORT => state.port = u16::from_be_bytes(*value.first_chunk()?),
+            UDP_ZERO_CSUM6_TX | UDP_ZERO_CSUM6_RX => state.unchecked &= *value.first()? != 0,
             LEARNING => state.learning = *value.first()? != 0,
             _ => {}
         }
