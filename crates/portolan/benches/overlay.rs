@@ -56,8 +56,8 @@ fn main() -> Result<()> {
     let place = lab.host("etcd")?;
     lan.connect(&place, "eth0", &["10.0.1.250/24"])?;
     let etcd = Etcd::start(lab.dir(), &[(&place, IpAddr::from([10, 0, 1, 250]))], "http", &[])?;
-    let _stops = ["ours-a", "ours-b"].map(|name| Stop(root_of(&lab, name)));
-    let [open, sealed] = ours(&lab, &mut lan, &etcd)?;
+    let mut hosts = Vec::new();
+    let [open, sealed] = ours(&lab, &mut lan, &etcd, &mut hosts)?;
     let docker = World::docker_or_skip("bench-overlay-docker", &["a", "b"]).context("the benchmark needs Docker")?;
     let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?, dockers(&docker)?];
     let sealed = [sealed, by_hand(&lab, &mut lan, Way::WireGuard)?];
@@ -163,40 +163,45 @@ fn portolan(host: Option<&Host>, root: &Path, words: &[&str]) -> Result<String> 
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn root_of(lab: &Lab, name: &str) -> PathBuf {
-    lab.dir().join(format!("root-{name}"))
+/// A host of ours. In the end its daemon ends, and whoever carries its encrypted packets, who would outlive it.
+struct Ours {
+    host: Host,
+    root: PathBuf,
 }
 
-/// Ends the daemon of a root in the end.
-struct Stop(PathBuf);
-
-impl Drop for Stop {
+impl Drop for Ours {
     fn drop(&mut self) {
-        let _ = portolan(None, &self.0, &["daemon", "stop"]);
+        let _ = portolan(None, &self.root, &["daemon", "stop"]);
+        let Ok(mut ip) = self.host.command("ip") else { return };
+        let Ok(output) = ip.args(["-j", "link", "show"]).output() else { return };
+        let links: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let names = links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
+        for name in names.filter(|name| name.starts_with("ps") || name.starts_with("pt")) {
+            delete(&self.host, name);
+        }
     }
 }
 
 /// Two of our hosts, with a network of each kind.
-fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<[Side; 2]> {
+fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd, hosts: &mut Vec<Ours>) -> Result<[Side; 2]> {
     let endpoint = etcd.endpoints("http").join(",");
-    let mut hosts = Vec::new();
     for (number, name) in ["ours-a", "ours-b"].into_iter().enumerate() {
         let host = lab.host(name)?;
         lan.connect(&host, "eth0", &[&format!("10.0.1.{}/24", 1 + number)])?;
         host.add_default_route("10.0.1.250")?;
-        let root = root_of(lab, name);
+        let root = lab.dir().join(format!("root-{name}"));
+        hosts.push(Ours { host: host.again()?, root: root.clone() });
         let verb = if number == 0 { "init" } else { "join" };
         portolan(Some(&host), &root, &["cluster", verb, "--etcd", &endpoint, "--name", name])?;
-        hosts.push((host, root));
     }
     let create = |words: &[&str]| {
-        portolan(Some(&hosts[0].0), &hosts[0].1, &[&["network", "create", "-d", "overlay"], words].concat())
+        portolan(Some(&hosts[0].host), &hosts[0].root, &[&["network", "create", "-d", "overlay"], words].concat())
     };
     create(&["web"])?;
     create(&["--opt", "encrypted", "vault"])?;
     let side = |network: &str, title| -> Result<Side> {
         let mut pods = Vec::new();
-        for (host, root) in &hosts {
+        for Ours { host, root } in &*hosts {
             let has = || portolan(Some(host), root, &["network", "inspect", network]).is_ok();
             ensure!(eventually(LONG, has), "{} has no network", host.name());
             let name = format!("{network}-{}", host.name());
@@ -208,7 +213,7 @@ fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd) -> Result<[Side; 2]> {
             pods.push((pod, address.as_str().context("no address")?.parse::<IpAddr>()?));
         }
         let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
-        let rest = hosts.iter().map(|(host, _)| host.again()).collect::<Result<_>>()?;
+        let rest = hosts.iter().map(|ours| ours.host.again()).collect::<Result<_>>()?;
         Ok(Side { title, near, far, to, _rest: rest, _devices: Vec::new() })
     };
     Ok([side("web", "portolan")?, side("vault", "portolan")?])
@@ -243,9 +248,13 @@ struct Device(Host);
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if let Ok(mut ip) = self.0.command("ip") {
-            let _ = ip.args(["link", "delete", "wg"]).status();
-        }
+        delete(&self.0, "wg");
+    }
+}
+
+fn delete(host: &Host, link: &str) {
+    if let Ok(mut ip) = host.command("ip") {
+        let _ = ip.args(["link", "delete", link]).status();
     }
 }
 
