@@ -400,6 +400,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tuning = Tuning {
             sysctls: self.remember(view, &wanted.tuning.sysctls, Some(&ifname))?,
             attributes: wanted.tuning.attributes,
+            no_default_route: wanted.tuning.no_default_route,
         };
         let endpoint = Endpoint {
             id,

@@ -15,6 +15,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod netavark;
 pub(crate) mod network;
+pub(crate) mod overlay;
 pub(crate) mod pools;
 pub(crate) mod port;
 pub(crate) mod ps;
