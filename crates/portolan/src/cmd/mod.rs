@@ -9,6 +9,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod endpoint;
 pub(crate) mod exec;
+pub(crate) mod health;
 pub(crate) mod inspect;
 pub(crate) mod install;
 pub(crate) mod logs;

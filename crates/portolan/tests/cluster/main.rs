@@ -4,6 +4,7 @@ mod blocks;
 mod cni;
 mod failures;
 mod forged;
+mod health;
 mod joining;
 mod lossless;
 mod many;
