@@ -9,6 +9,7 @@ mod joining;
 mod lossless;
 mod many;
 mod overlay;
+mod promote;
 mod rotation;
 mod sealed;
 mod secret;
