@@ -35,6 +35,7 @@ fn names() -> Names {
         services: Vec::new(),
         upstreams: Vec::new(),
         search: vec!["example.org".into()],
+        is_well: false,
     };
     names.put_endpoint(web).expect("its network is there");
     names

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use portolan_model::{Ipam, Name};
 use portolan_netavark::{
-    Attachment, Failure, Host, Network, Setup, container_id, new_network, parse_create, parse_setup, plan,
+    Attachment, Failure, Host, Network, PluginInput, Setup, cluster_network, container_id, join_request, new_network,
+    parse_create, parse_setup, plan,
 };
 
 fn refused(failure: &Failure, said: usize) {
@@ -49,6 +50,17 @@ fn planned(setup: &Setup, said: usize) {
             assert!(network.subnets.iter().any(|subnet| subnet.contains(address)), "{address} is in no subnet");
         }
         assert!(network.ipam == Ipam::Local || endpoint.addresses.is_empty());
+    }
+    for (network, network_options) in
+        plan.plugins.iter().copied().filter(|(network, _)| cluster_network(network).is_some())
+    {
+        let (container_id, container_name) = (&setup.container_id, &setup.container_name);
+        let port_mappings = setup.port_mappings.as_deref();
+        let input = PluginInput { container_id, container_name, port_mappings, network, network_options };
+        match join_request(&input, Path::new("/run/netns/x"), false) {
+            Ok(request) => assert_eq!(request.endpoints.len(), 1),
+            Err(failure) => refused(&failure, said),
+        }
     }
     for warning in &plan.warnings {
         assert!(warning.chars().count() <= 1000, "{warning}");

@@ -22,6 +22,11 @@ pub fn block_length(prefix: IpNet) -> u8 {
     }
 }
 
+/// The block of a network's `prefix` that `address` is of, unless somebody chose another length.
+pub fn block_of(prefix: IpNet, address: IpAddr) -> IpNet {
+    within(IpNet::from(address), block_length(prefix))
+}
+
 /// How many blocks a network has; so many that it does not matter count as `u64::MAX`.
 pub fn blocks_of(prefix: IpNet, length: u8) -> u64 {
     1u64.checked_shl(u32::from(length.saturating_sub(prefix.prefix_len()))).unwrap_or(u64::MAX)

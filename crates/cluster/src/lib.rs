@@ -23,7 +23,7 @@ mod rotation;
 mod view;
 mod write;
 
-pub use blocks::{block_length, blocks_of, choose, free_around, without};
+pub use blocks::{block_length, block_of, blocks_of, choose, free_around, without};
 pub use follow::{abandoned, concerns};
 pub use key::{Key, Layout, Part};
 pub use moves::{Idle, Own, free, offer, own, turn};

@@ -186,6 +186,9 @@ pub struct EndpointRecord {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// It is not healthy, or not yet: hosts answer names that it shares with others by those. Older versions answer by all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unwell: bool,
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What is written together, and on which conditions: etcd's transactions, as values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use portolan_model::{Family, Id, Withheld};
@@ -156,6 +156,31 @@ impl Write {
                 Operation::Put(Key::Vni(record.vni), value),
             ],
         }
+    }
+
+    /// Makes a network that one host has one of all, with the blocks of its addresses that are in use there.
+    pub fn promote_network(
+        host: Id,
+        network: Id,
+        record: &ClusterNetwork,
+        blocks: &BTreeSet<IpNet>,
+        written: i64,
+    ) -> Self {
+        let mut write = Self::create_network(network, record, written);
+        write.only_if.extend(belongs(host));
+        let own = blocks.iter().map(|block| Operation::Put(Key::Block(network, *block), json(&Block { host })));
+        write.then.extend(own);
+        write.then.extend((!blocks.is_empty()).then(|| on(host, network)));
+        write
+    }
+
+    /// Both, or neither.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.only_if.extend(other.only_if);
+        self.then
+            .extend(other.then.into_iter().filter(|operation| !matches!(operation, Operation::Put(Key::Place(..), _))));
+        self
     }
 
     /// Removes a network on which nobody is, with its blocks. Who says to be on it takes that back ([`crate::abandoned`]).

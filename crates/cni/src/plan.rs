@@ -323,6 +323,7 @@ pub fn tuning(call: &Call, config: &Config) -> Result<Tuning, Error> {
             all_multicast: config.allmulti,
             tx_queue_len: config.tx_queue_len,
         },
+        no_default_route: false,
     })
 }
 

@@ -58,6 +58,8 @@ pub struct Endpoint {
     pub upstreams: Vec<SocketAddr>,
     /// The container's own search list; empty for the host's.
     pub search: Vec<String>,
+    /// Whether it is to be found by names that others have as well. Where none of them is, all are.
+    pub is_well: bool,
 }
 
 /// A port of a container that is exposed or published.
@@ -192,6 +194,7 @@ struct EndpointSlot {
     services: Box<[Service]>,
     upstreams: Option<Arc<[SocketAddr]>>,
     search: Option<Box<[Box<[u8]>]>>,
+    is_well: bool,
     tally: Tally,
 }
 
@@ -328,6 +331,7 @@ impl Names {
             services: endpoint.services.into(),
             upstreams: Some(endpoint.upstreams).filter(|list| !list.is_empty()).map(Into::into),
             search: Some(suffixes(&endpoint.search)).filter(|list| !list.is_empty()),
+            is_well: endpoint.is_well,
             tally,
         });
         let place = &mut self.networks[network];
@@ -590,19 +594,25 @@ impl Names {
         })
     }
 
-    /// The endpoints found, each container once, another one first every time.
-    fn turns<'a>(&'a self, found: Found<'a>) -> impl Iterator<Item = &'a EndpointSlot> + Clone {
-        let first = self.turn as usize % found.endpoints.len().max(1);
-        let (after, before) = found.endpoints.split_at(first);
-        before
-            .iter()
-            .chain(after)
-            .map(|&endpoint| &self.endpoints[endpoint])
-            .filter(move |endpoint| found.primary.is_none() || endpoint.primary() == found.primary)
+    /// Those of the endpoints found that are `meant`, each container once, another one first every time; those that are not well
+    /// only if none is.
+    fn turns<'a>(
+        &'a self,
+        found: Found<'a>,
+        meant: impl Fn(&EndpointSlot) -> bool + Clone,
+    ) -> impl Iterator<Item = &'a EndpointSlot> + Clone {
+        let is_it = move |endpoint: &EndpointSlot| {
+            (found.primary.is_none() || endpoint.primary() == found.primary) && meant(endpoint)
+        };
+        let all = found.endpoints.iter().map(|&endpoint| &self.endpoints[endpoint]).filter(move |slot| is_it(slot));
+        let any_is_well = all.clone().any(|endpoint| endpoint.is_well);
+        let answering = all.filter(move |endpoint| endpoint.is_well || !any_is_well);
+        let first = self.turn as usize % answering.clone().count().max(1);
+        answering.clone().skip(first).chain(answering.take(first))
     }
 
     fn found(&self, answer: Answer<'_>, query: &Query<'_>, found: Found<'_>) -> Decision {
-        let addresses = self.turns(found).flat_map(|endpoint| endpoint.addresses.iter().copied());
+        let addresses = self.turns(found, |_| true).flat_map(|endpoint| endpoint.addresses.iter().copied());
         self.addresses(answer, query, addresses)
     }
 
@@ -640,7 +650,7 @@ impl Names {
         transport: Transport,
         port: u16,
     ) -> Decision {
-        let having = self.turns(found).filter(|endpoint| {
+        let having = self.turns(found, |endpoint| {
             endpoint.primary().is_some() && endpoint.services.contains(&Service { transport, port })
         });
         if having.clone().next().is_none() {

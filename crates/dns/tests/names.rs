@@ -32,6 +32,7 @@ fn endpoint(number: u64, network: u64, container: u64, name: &str, addresses: &[
         services: Vec::new(),
         upstreams: Vec::new(),
         search: Vec::new(),
+        is_well: true,
     }
 }
 
@@ -279,6 +280,43 @@ fn several_of_one_name_take_turns() {
     }
     assert_eq!(firsts[0], firsts[2]);
     assert_ne!(firsts[0], firsts[1]);
+}
+
+/// Names that several have are answered by those who are well.
+#[test]
+fn who_is_not_well_leaves_shared_names_to_others() {
+    let mut names = scene();
+    let sick = |number: u64, container, name: &str, address: &str| Endpoint {
+        names: vec!["pair".into()],
+        services: vec![Service { transport: Transport::Tcp, port: 80 }],
+        is_well: false,
+        ..endpoint(number, 1, container, name, &[address])
+    };
+    names.put_endpoint(sick(15, 104, "sick", "10.1.0.5")).unwrap();
+    // Those who are well take turns as if they were alone.
+    let mut firsts = std::collections::BTreeMap::new();
+    for _ in 0..6 {
+        let mut out = Vec::new();
+        let bytes = question("pair", "A", None);
+        names.answer("10.1.0.1".parse().unwrap(), CLI.parse().unwrap(), &parse(&bytes), MAX_TCP, &mut out);
+        assert_eq!(words(&out), "NoError aa | pair. 0 IN A 10.1.0.3 | pair. 0 IN A 10.1.0.4");
+        *firsts.entry(out[out.len() - 17]).or_insert(0) += 1;
+    }
+    assert_eq!(firsts.values().copied().collect::<Vec<i32>>(), [3, 3]);
+    // A name of its own stays, and so do those who ask for services and addresses.
+    assert_eq!(ask(&mut names, CLI, "sick", "A"), "NoError aa | sick. 0 IN A 10.1.0.5");
+    assert!(ask(&mut names, CLI, "_80._tcp.pair", "SRV").contains("sick.front."), "nobody else has the service");
+    assert!(ask(&mut names, CLI, "5.0.1.10.in-addr.arpa", "PTR").contains("sick.front."));
+    let fit = Endpoint { is_well: true, ..sick(16, 105, "fit", "10.1.0.6") };
+    names.put_endpoint(fit.clone()).unwrap();
+    let services = ask(&mut names, CLI, "_80._tcp.pair", "SRV");
+    assert!(services.contains("fit.front.") && !services.contains("sick"), "{services}");
+    // Where nobody is well, whoever is there may be better than nobody.
+    names.put_endpoint(Endpoint { is_well: false, ..fit }).unwrap();
+    for number in [13, 14] {
+        names.remove_endpoint(&id(number));
+    }
+    assert_eq!(ask(&mut names, WEB, "pair", "A"), "NoError aa | pair. 0 IN A 10.1.0.5 | pair. 0 IN A 10.1.0.6");
 }
 
 #[test]

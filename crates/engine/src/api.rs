@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use portolan_model::{
-    AddressRange, Bandwidth, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HostEntry, HostName,
-    Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec, RemoteEndpoint,
-    StaticRoute, Tuning,
+    AddressRange, Bandwidth, Container, ContainerKind, DnsConfig, Driver, Endpoint, ExposedPort, HealthCheck,
+    HostEntry, HostName, Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec,
+    RemoteEndpoint, StaticRoute, Tuning,
 };
 use portolan_plan::{ContainerView, Element, Firewall, Shortcut, Step};
 
@@ -208,6 +208,8 @@ pub struct AttachRequest {
     pub port_keeper: Option<String>,
     /// Whether its processes are kept from the kernel's packet filter; who starts them sees to that.
     pub no_netfilter: bool,
+    /// What says how it is; whoever waits for its process sees to that.
+    pub health_check: Option<HealthCheck>,
 }
 
 impl AttachRequest {
@@ -233,6 +235,7 @@ impl AttachRequest {
             auto_remove: false,
             port_keeper: None,
             no_netfilter: false,
+            health_check: None,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Attach and detach a container, with all its endpoints and ports.
 
-use portolan_model::{Container, ContainerKind, ContainerState, Network, NetworkMode, Phase, Sandbox};
+use portolan_model::{
+    Container, ContainerKind, ContainerState, Health, HealthState, Network, NetworkMode, Phase, Sandbox,
+};
 use portolan_plan::{ContainerView, Object, Objects, Step, diff};
 
 use crate::api::{AttachRequest, ContainerInfo};
@@ -61,6 +63,8 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             auto_remove: request.auto_remove,
             port_keeper: request.port_keeper.clone(),
             no_netfilter: request.no_netfilter,
+            health_check: request.health_check.clone(),
+            health: request.health_check.as_ref().map(|_| Health::new(HealthState::Starting)),
             boot: self.boot()?,
             created: self.kernel.now(),
             phase: self.owner(),

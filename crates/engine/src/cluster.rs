@@ -1,5 +1,6 @@
 //! The port through which verbs ask for what all hosts of a cluster have to agree on.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -44,6 +45,20 @@ pub trait Cluster: fmt::Debug + Send + Sync {
     /// # Errors
     /// Why it stays: containers of other hosts are on it, or etcd cannot be asked.
     fn remove_network(&self, network: Id) -> Result<(), ClusterError>;
+
+    /// The block that `address` is of, of those that hosts give out `subnet` in.
+    fn block_of(&self, subnet: IpNet, address: IpAddr) -> IpNet;
+
+    /// Makes a network of this host one that all have, under the id that it has here, and `blocks` of its addresses this host's.
+    ///
+    /// # Errors
+    /// Why it is not; it may still come to be if etcd did not answer in time.
+    fn promote_network(
+        &self,
+        network: Id,
+        request: &NetworkRequest,
+        blocks: &BTreeSet<IpNet>,
+    ) -> Result<(), ClusterError>;
 
     /// Sees to it that this host has more of a network's addresses to give out.
     ///

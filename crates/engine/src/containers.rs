@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use portolan_model::{Container, ContainerState, Family, Id, ProcessId};
+use portolan_model::{Container, ContainerState, Family, Health, HealthState, Id, ProcessId};
 use portolan_plan::{ContainerView, default_route};
 
 use crate::api::ContainerInfo;
@@ -89,6 +89,44 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(tx.commit(Durability::Process)?)
     }
 
+    /// Records what a container's check says. Nothing happens when it does not run any more.
+    ///
+    /// # Errors
+    /// When the store cannot serve.
+    pub fn report_health(&self, id: Id, health: &Health) -> Result<()> {
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        let Some(container) = tx.container(id)?.filter(|container| container.state == ContainerState::Running) else {
+            return Ok(());
+        };
+        tx.put_container(&Container { health: Some(health.clone()), ..container })?;
+        Ok(tx.commit(Durability::Process)?)
+    }
+
+    /// Says how a container is that has no check of its own; none: nobody says so any more.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unsupported`] for one that has.
+    pub fn set_health(&self, name: &str, state: Option<HealthState>) -> Result<Vec<Container>> {
+        let guard = self.begin()?;
+        let tx = self.store.write(&guard)?;
+        let mut changed = Vec::new();
+        for container in self.find_places(&tx, name)? {
+            if container.health_check.is_some() {
+                return Err(Error::Unsupported {
+                    what: format!("health of container `{}`", container.name),
+                    why: "is what its --health-cmd says".to_owned(),
+                    hint: "have that command fail, or run the container without one",
+                });
+            }
+            let container = Container { health: state.map(Health::new), ..container };
+            tx.put_container(&container)?;
+            changed.push(container);
+        }
+        tx.commit(Durability::Process)?;
+        Ok(changed)
+    }
+
     /// Records that a container's process ended: its endpoints and ports go; its row stays until it is removed,
     /// unless it is to remove itself. Nothing happens when it was removed before.
     ///
@@ -104,6 +142,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             sandbox: None,
             process: None,
             supervisor: None,
+            health: None,
             ..container.clone()
         });
         self.withdraw(&guard, container, keep)

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::ipam::{self, Space};
 use crate::kernel::Kernel;
 use crate::overlay;
+use crate::promote;
 use crate::sets;
 use crate::store::{Durability, PublicationRow, Store, Tx};
 
@@ -348,6 +349,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 return Err(Invalid::new("address", address.to_string(), "is asked for twice").into());
             }
             let holder = |endpoint| Ok(format!("container `{}`", self.name_of_endpoint(tx, endpoint)?));
+            if !overlay::is_own(network, address) && promote::is_begun(network) {
+                return Err(Error::Unsupported {
+                    what: format!("address {address}"),
+                    why: format!("is in no block that network `{}` takes along to the cluster", network.name),
+                    hint: "`portolan network promote` goes on with what was begun; then ask for it again",
+                });
+            }
             if !overlay::is_own(network, address) {
                 return Err(no_block(network, Wanting::BlockOf(address)));
             }
@@ -359,6 +367,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 Error::AddressesExhausted { family, .. } if network.overlay.is_some() => {
                     no_block(network, Wanting::Block(family))
                 }
+                Error::AddressesExhausted { .. } if promote::is_begun(network) => Error::Unsupported {
+                    what: format!("network `{}`", network.name),
+                    why: "has no free address left in the blocks that it takes along to the cluster".to_owned(),
+                    hint: "`portolan network promote` goes on with what was begun",
+                },
                 error => error,
             });
             found.extend(more?.into_iter().map(|found| (found, false)));
@@ -400,6 +413,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tuning = Tuning {
             sysctls: self.remember(view, &wanted.tuning.sysctls, Some(&ifname))?,
             attributes: wanted.tuning.attributes,
+            no_default_route: wanted.tuning.no_default_route,
         };
         let endpoint = Endpoint {
             id,

@@ -27,6 +27,7 @@ mod membership;
 mod networks;
 mod overlay;
 mod pools;
+mod promote;
 mod publish;
 mod refer;
 mod repair;

@@ -100,7 +100,7 @@ fn subnets(wanted: &OverlayNetwork) -> Vec<Subnet> {
 }
 
 /// Those subnets with these ranges.
-fn with_blocks(bases: impl Iterator<Item = Subnet>, blocks: &BTreeSet<IpNet>) -> Vec<Subnet> {
+pub(crate) fn with_blocks(bases: impl Iterator<Item = Subnet>, blocks: &BTreeSet<IpNet>) -> Vec<Subnet> {
     let mut subnets = Vec::new();
     for base in bases {
         let blocks = blocks.iter().filter(|block| base.net.contains(*block));
@@ -117,7 +117,7 @@ fn with_blocks(bases: impl Iterator<Item = Subnet>, blocks: &BTreeSet<IpNet>) ->
 
 /// Has the addresses of `after` be found that no range of `before` gave out: a cursor that is past a block says nothing of a part of
 /// it, nor of the whole one that comes back.
-fn begin_ranges<T: Tx>(tx: &T, before: &Network, after: &Network) -> Result<()> {
+pub(crate) fn begin_ranges<T: Tx>(tx: &T, before: &Network, after: &Network) -> Result<()> {
     let had = |range: Option<AddressRange>| before.subnets.iter().any(|subnet| subnet.range == range);
     for subnet in after.subnets.iter().filter(|subnet| subnet.range.is_some() && !had(subnet.range)) {
         restart(tx, after, subnet)?;
@@ -168,6 +168,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if let Some(other) = tx.network_named(wanted.name.as_str())?.filter(|other| other.id != wanted.id) {
             return Err(Error::NameTaken { what: "network", name: other.name.to_string() });
         }
+        if let Some(local) = existing.as_ref().filter(|network| network.overlay.is_none()) {
+            check_firewall(Driver::Overlay, self.table(&tx)?.driver)?;
+            drop(tx);
+            return self.convert(&guard, local, &plan(wanted)?);
+        }
         if existing.is_none() {
             check_firewall(Driver::Overlay, self.table(&tx)?.driver)?;
             for net in [wanted.prefixes.v4, wanted.prefixes.v6].into_iter().flatten() {
@@ -204,7 +209,11 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// Changes rows and kernel by `change`. If it dies or fails in between, the next verb compares the two.
-    fn in_doubt(&self, guard: &S::Guard<'_>, change: impl FnOnce() -> Result<Vec<KernelError>>) -> Result<Vec<String>> {
+    pub(crate) fn in_doubt(
+        &self,
+        guard: &S::Guard<'_>,
+        change: impl FnOnce() -> Result<Vec<KernelError>>,
+    ) -> Result<Vec<String>> {
         let was_doubtful = self.store.is_doubtful(guard)?;
         self.store.mark_doubtful(guard, true)?;
         let failures = change()?;
@@ -215,7 +224,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 
     /// A network's objects, and those of all containers on it.
-    fn with_containers(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Objects> {
+    pub(crate) fn with_containers(&self, tx: &S::Tx<'_>, network: &Network) -> Result<Objects> {
         let mut objects = self.network_objects(tx, network)?;
         for endpoint in tx.endpoints_on(network.id)? {
             if let Some(container) = tx.container(endpoint.container)? {

@@ -51,6 +51,6 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     }
 }
 
-fn read<T: Tx>(tx: &T) -> Result<BTreeMap<String, Id>> {
+pub(crate) fn read<T: Tx>(tx: &T) -> Result<BTreeMap<String, Id>> {
     Ok(tx.meta(meta::REFERENCES)?.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExposedPort, HostName, Id, Name, Phase, Sysctl};
+use crate::{ExposedPort, Health, HealthCheck, HealthState, HostName, Id, Name, Phase, Sysctl};
 
 /// A process that cannot be mistaken for a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -151,6 +151,12 @@ pub struct Container {
     /// Its processes, and those that are started in it later, are kept from the kernel's packet filter.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_netfilter: bool,
+    /// What says how it is, asked by whoever waits for its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// How it is; none where nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// The boot it was made under (`/proc/sys/kernel/random/boot_id`): no namespace outlives it.
     pub boot: String,
     /// Seconds since 1970 of its creation.
@@ -163,6 +169,11 @@ impl Container {
     /// What people call it: its runtime's name for it where that is known ([`CALLED`]), else its own.
     pub fn called(&self) -> &str {
         self.told(CALLED).unwrap_or(self.name.as_str())
+    }
+
+    /// Whether it is one of those who answer to a name that several have: nobody says that it is not well, or not yet.
+    pub fn is_well(&self) -> bool {
+        self.health.as_ref().is_none_or(|health| health.state == HealthState::Healthy)
     }
 
     /// What else its runtime calls it on its network ([`ALSO_CALLED`]).

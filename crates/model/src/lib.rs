@@ -12,6 +12,7 @@ mod bandwidth;
 mod container;
 mod endpoint;
 mod firewall;
+mod health;
 mod id;
 mod invalid;
 mod lease;
@@ -33,6 +34,7 @@ pub use container::{
 };
 pub use endpoint::{Endpoint, EndpointAddress, Link};
 pub use firewall::FirewallDriver;
+pub use health::{Health, HealthCheck, HealthFailure, HealthState};
 pub use id::Id;
 pub use invalid::Invalid;
 pub use lease::{DhcpLease, DhcpServer};

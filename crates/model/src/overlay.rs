@@ -159,6 +159,9 @@ pub struct RemoteEndpoint {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether those who are well answer in its place to names that it shares with them.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub unwell: bool,
 }
 
 #[cfg(test)]

@@ -85,6 +85,9 @@ pub struct Tuning {
     /// Attributes of the interface.
     #[serde(default)]
     pub attributes: LinkAttributes,
+    /// It gives its namespace no default route: somebody else has.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub no_default_route: bool,
 }
 
 impl Tuning {

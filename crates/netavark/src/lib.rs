@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod create;
 mod failure;
 mod plugin;
@@ -17,6 +18,9 @@ mod setup;
 mod status;
 mod wire;
 
+pub use cluster::{
+    ClusterCall, cluster_failure, cluster_network, complete_cluster, join_request, status_block, wanted_network,
+};
 pub use create::{Host, new_network};
 pub use failure::{Failure, all, attach_failure, engine_failure};
 pub use plugin::{find as find_plugin, run as run_plugin, run_create as run_create_plugin};

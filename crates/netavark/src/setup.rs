@@ -14,12 +14,13 @@ use portolan_model::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::cluster::cluster_network;
 use crate::failure::Failure;
 use crate::status::SEARCH_DOMAIN;
 use crate::wire::{Attachment, Network, PortMapping, Route, Setup, shortened};
 
 /// The program that holds published ports for Podman's containers while they run.
-const PORT_KEEPER: &str = "conmon";
+pub(crate) const PORT_KEEPER: &str = "conmon";
 
 /// The priority of default routes that netavark gives where no option says another: macvlan and ipvlan are preferred.
 const BRIDGE_METRIC: u32 = 100;
@@ -73,7 +74,7 @@ pub fn plan<'a>(
         let network = setup.network_info.get(&attachment.name).ok_or_else(|| {
             Failure::new(format!("network info for network {} not found", shortened(&attachment.name)))
         })?;
-        match driver(network) {
+        match driver(network).filter(|_| cluster_network(network).is_none()) {
             Some(driver) => endpoints.push(endpoint(network, attachment, driver, position, names_port, &mut warnings)?),
             None => plugins.push((network, attachment)),
         }
@@ -348,7 +349,7 @@ fn parsed<T: FromStr<Err: Display>>(network: &Network, key: &str) -> Result<Opti
     network.option(key).map(parse).transpose()
 }
 
-fn interface(name: &str) -> Result<IfName, Failure> {
+pub(crate) fn interface(name: &str) -> Result<IfName, Failure> {
     name.parse().map_err(|error: portolan_model::Invalid| Failure::new(error.to_string()))
 }
 
@@ -410,7 +411,7 @@ fn addresses(network: &Network, attachment: &Attachment) -> Result<Vec<IpAddr>, 
     Ok(found)
 }
 
-fn mac(text: &str) -> Result<Mac, Failure> {
+pub(crate) fn mac(text: &str) -> Result<Mac, Failure> {
     let bytes = text.split([':', '-']).map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<u8>, _>>();
     let bytes =
         bytes.map_err(|error| Failure::new(format!("unable to parse mac address {}: {error}", shortened(text))))?;
@@ -444,7 +445,7 @@ pub(crate) fn route(route: &Route) -> Result<StaticRoute, Failure> {
 }
 
 /// The publications that a port mapping stands for, one for each protocol.
-fn published(mapping: &PortMapping) -> Result<Vec<PublishSpec>, Failure> {
+pub(crate) fn published(mapping: &PortMapping) -> Result<Vec<PublishSpec>, Failure> {
     let host_ip = match mapping.host_ip.as_str() {
         "" => None,
         text => Some(text.parse().map_err(|_| {

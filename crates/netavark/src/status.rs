@@ -53,6 +53,11 @@ pub fn status(
     all
 }
 
+/// A place on a network that we give out the addresses of.
+pub(crate) fn interface_of(endpoint: &Endpoint, network: &EngineNetwork) -> Interface {
+    interface(endpoint, network, |_| None)
+}
+
 fn interface(endpoint: &Endpoint, network: &EngineNetwork, mac_of: impl Fn(&str) -> Option<Mac>) -> Interface {
     let mac = if network.shares_parents_mac() { mac_of(network.bridge.as_str()) } else { None };
     let mac = mac.unwrap_or(endpoint.mac);

@@ -212,7 +212,11 @@ pub fn published_endpoint(view: &ContainerView, family: Family) -> Option<(&Endp
 /// A pure function of the rows: the lowest metric wins, then the highest gateway priority; then, as Docker breaks ties, a
 /// network that speaks both families before one that speaks one, then the network's name in byte order.
 pub fn default_route(view: &ContainerView, family: Family) -> Option<(&Endpoint, &Network, IpAddr)> {
-    ways_out(view, family).find(|(_, network, _)| network.options.default_route)
+    ways_out(view, family).find(|(endpoint, network, _)| gives_default_route(endpoint, network))
+}
+
+fn gives_default_route(endpoint: &Endpoint, network: &Network) -> bool {
+    network.options.default_route && !endpoint.tuning.no_default_route
 }
 
 /// What DHCP servers say about names to a container: the name servers and the domains, those of its first leases first.
@@ -261,7 +265,7 @@ pub fn default_routes(view: &ContainerView) -> Vec<DefaultRoute> {
         for (endpoint, network, gateway) in ways_out(view, family) {
             let metric = network.options.metric;
             let is_taken = |other: &DefaultRoute| Family::of(other.gateway) == family && other.metric == metric;
-            if network.options.default_route && !routes.iter().any(is_taken) {
+            if gives_default_route(endpoint, network) && !routes.iter().any(is_taken) {
                 let interface = endpoint.ifname.clone();
                 routes.push(DefaultRoute { sandbox: sandbox.clone(), gateway, interface, metric });
             }

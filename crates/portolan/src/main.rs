@@ -24,7 +24,7 @@ mod table;
 use std::io::Write;
 
 fn main() {
-    if let Some(code) = cmd::netavark::called().or_else(cmd::cni::called) {
+    if let Some(code) = cmd::netavark::called().or_else(cmd::overlay::called).or_else(cmd::cni::called) {
         exit(code);
     }
     exit(match cli::parse() {

@@ -1,6 +1,7 @@
 //! Everything that is printed as JSON, in Docker's shape where Docker has one; and printing itself.
 
 mod bandwidth;
+pub(crate) mod health;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -19,6 +20,7 @@ use serde::Serialize;
 use crate::clock;
 
 use bandwidth::BandwidthDetails;
+use health::{CheckDetails, HealthDetails};
 
 pub(crate) use bandwidth::BandwidthRow;
 
@@ -260,6 +262,7 @@ pub(crate) struct ContainerRow {
     created_at: String,
     state: &'static str,
     status: String,
+    health: Option<String>,
     ports: Vec<String>,
     networks: Vec<String>,
     labels: Map<String>,
@@ -275,6 +278,7 @@ impl From<&ContainerInfo> for ContainerRow {
             created_at: clock::rfc3339(container.created),
             state: state(info),
             status: status(info),
+            health: container.health.as_ref().map(|health| health.state.to_string()),
             ports: ports_in_short(info),
             networks: networks(info),
             labels: container.labels.clone(),
@@ -298,7 +302,9 @@ pub(crate) fn status(info: &ContainerInfo) -> String {
         ContainerState::Exited(code) => format!("Exited ({code})"),
         _ if !info.alive => "Dead".to_owned(),
         ContainerState::Created => "Created".to_owned(),
-        ContainerState::Running => format!("Up {}", clock::since(info.container.created)),
+        ContainerState::Running => {
+            format!("Up {}{}", clock::since(info.container.created), health::note(&info.container))
+        }
     }
 }
 
@@ -449,6 +455,8 @@ struct State {
     dead: bool,
     pid: i32,
     exit_code: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<HealthDetails>,
 }
 
 #[derive(Debug, Serialize)]
@@ -456,6 +464,8 @@ struct State {
 struct Config {
     hostname: String,
     cmd: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthcheck: Option<CheckDetails>,
     exposed_ports: Map<Empty>,
     labels: Map<String>,
 }
@@ -626,11 +636,13 @@ impl From<&ContainerInfo> for ContainerDetails {
                     ContainerState::Exited(code) => code,
                     _ => 0,
                 },
+                health: container.health.as_ref().map(HealthDetails::from),
             },
             name: container.name.to_string(),
             config: Config {
                 hostname: container.hostname.as_ref().map_or_else(String::new, ToString::to_string),
                 cmd: container.command.clone(),
+                healthcheck: container.health_check.as_ref().map(CheckDetails::from),
                 exposed_ports: ports(info).into_keys().map(|port| (port, Empty {})).collect(),
                 labels: container.labels.clone(),
             },

@@ -57,6 +57,24 @@ pub(crate) fn age(text: &str) -> Result<Duration, Invalid> {
     Ok(Duration::from_secs(u64::from(number) * hours * 3600))
 }
 
+/// A time as Docker's flags take it (Go's `time.ParseDuration`): numbers with units from hours to milliseconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, Invalid> {
+    let malformed =
+        || Invalid::new("time", text, "is malformed").hint("write it with units, such as 30s, 1m30s or 500ms");
+    let (mut rest, mut all) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(malformed)?;
+        let number: f64 = rest[..end].parse().map_err(|_| malformed())?;
+        rest = &rest[end..];
+        let units = [("ms", 0.001), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
+        let (unit, seconds) = units.into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(malformed)?;
+        let more = Duration::try_from_secs_f64(number * seconds).map_err(|_| malformed())?;
+        all = all.checked_add(more).ok_or_else(malformed)?;
+        rest = &rest[unit.len()..];
+    }
+    if text.is_empty() { Err(malformed()) } else { Ok(all) }
+}
+
 /// A boolean as Docker's flags take it; the flag's name is added by whoever reports the error.
 pub(crate) fn boolean(text: &str) -> Result<bool, &'static str> {
     match text {

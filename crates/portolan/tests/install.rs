@@ -96,6 +96,21 @@ fn nothing_is_left_of_it() {
 }
 
 #[test]
+fn the_driver_is_linked_if_that_is_asked_for() {
+    let place = Place::new("driver");
+    let plugins = place.dir.join("plugins");
+    let flag = plugins.display().to_string();
+    place.done(&["--plugins", &flag]);
+    assert_eq!(fs::read_link(plugins.join("overlay")).unwrap(), Path::new(env!("CARGO_BIN_EXE_portolan")));
+    place.done(&["--uninstall", "--plugins", &flag]);
+    assert!(!plugins.join("overlay").exists() && !place.drop_in().exists());
+    fs::write(plugins.join("overlay"), "").unwrap();
+    let said = place.refused(&["--plugins", &flag]);
+    assert!(said.contains("overlay` is there and is no link\nhint: choose another directory with --plugins"), "{said}");
+    assert!(!place.drop_in().exists(), "all or nothing");
+}
+
+#[test]
 fn links_of_others_stay() {
     let place = Place::new("links");
     fs::create_dir(place.bin()).unwrap();

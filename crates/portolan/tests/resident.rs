@@ -398,6 +398,8 @@ fn what_happens_is_counted_and_told() {
         assert!(get(&world, garbage).starts_with("HTTP/1.1 400 ") || garbage.len() > 8192, "{garbage}");
     }
 
+    assert_eq!(world.portolan_ok(&["update", "site", "--health", "unhealthy"]), "site unhealthy\n");
+    world.portolan_ok(&["update", "site", "--health", "none"]);
     world.portolan_ok(&["detach", "site"]);
     world.portolan_ok(&["network", "rm", "web"]);
     world.portolan_ok(&["daemon", "stop"]);
@@ -408,6 +410,8 @@ fn what_happens_is_counted_and_told() {
     let is_it = |event: &serde_json::Value, name| event["event"] == name && event["network"] == "web";
     let of = |name| told.iter().find(|event| is_it(event, name)).unwrap_or_else(|| panic!("{name} in {told:?}"));
     of("network-create");
+    let health: Vec<&serde_json::Value> = told.iter().filter(|event| event["event"] == "health").collect();
+    assert!(health.len() == 2 && health[0]["health"] == "unhealthy" && health[1]["health"].is_null(), "{health:?}");
     assert_eq!(of("connect")["container"], "site");
     assert_eq!(of("connect")["addresses"][0], "10.91.0.9");
     assert_eq!(of("disconnect")["container"], "site");

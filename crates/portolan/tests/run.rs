@@ -70,6 +70,67 @@ fn the_status_is_the_commands() {
     world.nothing_is_left();
 }
 
+/// Docker's flags, states and words.
+#[test]
+fn a_containers_health_is_what_its_command_says() {
+    let Some(world) = World::or_skip("run-health") else { return };
+    let file = world.lab.dir().join("well");
+    let (path, mark) = (file.display().to_string(), "MARK=of-the-container");
+    let check = format!("echo $MARK $(hostname) >&2; cat {path}");
+    let health = |name: &str| world.inspect(name)["State"]["Health"].clone();
+    let is = |name: &str, state: &str| {
+        let has = || health(name)["Status"] == state;
+        assert!(eventually(LONG, has), "not {state}: {}", health(name));
+    };
+    let flags = ["--health-interval", "50ms", "--health-retries", "3", "--hostname", "box", "-e", mark];
+    let run = |name: &str, command: &str, more: &[&str]| {
+        let args = [&["run", "-d", "--name", name, "--health-cmd", command], &flags[..], more, &["--", "sleep", "100"]];
+        world.portolan_ok(&args.concat());
+    };
+    run("site", &check, &[]);
+    is("site", "unhealthy");
+    let failed = health("site");
+    assert!(failed["FailingStreak"].as_u64().unwrap() >= 3, "{failed}");
+    let said = failed["Log"][0]["Output"].as_str().unwrap();
+    assert!(said.starts_with("of-the-container box\n") && failed["Log"][0]["ExitCode"] == 1, "{failed}");
+    fs::write(&file, "").unwrap();
+    is("site", "healthy");
+    assert_eq!(health("site")["FailingStreak"], 0);
+    assert!(world.portolan_ok(&["ps", "--filter", "health=healthy"]).contains("(healthy)"));
+    assert_eq!(world.json(&["ps"])[0]["Health"], "healthy");
+    assert_eq!(world.inspect("site")["Config"]["Healthcheck"]["Interval"], 50_000_000);
+    let refused = world.refused(&["update", "site", "--health", "unhealthy"]);
+    assert_eq!(refused, "health of container `site` is what its --health-cmd says");
+    // What hangs has failed, and nothing of it stays.
+    let marker = "86399.5";
+    run("slow", &format!("sleep {marker} & sleep {marker}; true"), &["--health-timeout", "100ms"]);
+    is("slow", "unhealthy");
+    assert_eq!(health("slow")["Log"][0]["ExitCode"], -1);
+    assert!(health("slow")["Log"][0]["Output"].as_str().unwrap().contains("exceeded timeout (100ms)"));
+    // Failures at the start do not count.
+    run("early", "false", &["--health-start-period", "1h", "--health-start-interval", "20ms"]);
+    assert!(!eventually(Duration::from_millis(500), || health("early")["Status"] != "starting"), "{}", health("early"));
+    assert!(world.portolan_ok(&["ps", "--filter", "name=early"]).contains("(health: starting)"));
+    world.portolan_ok(&["rm", "-f", "early", "slow", "site"]);
+    let runs = || {
+        let sleeps = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .map(sleeps)
+            .any(|line| line.windows(marker.len()).any(|at| at == marker.as_bytes()))
+    };
+    assert!(eventually(LONG, || !runs()), "a check goes on");
+    world.nothing_is_left();
+    for (flags, why) in [
+        (&["--no-healthcheck", "--health-cmd", "true"][..], "--no-healthcheck conflicts with --health-* options"),
+        (&["--health-retries", "2"], "--health-* options are given without --health-cmd"),
+        (&["--health-cmd", "true", "--health-interval", "0.5ms"], "500µs is too short for a health check"),
+    ] {
+        assert_eq!(world.refused(&[&["run"], flags, &["--", "true"]].concat()), why);
+    }
+}
+
 #[test]
 fn the_command_sees_files_of_its_own() {
     let Some(world) = World::or_skip("run-files") else { return };

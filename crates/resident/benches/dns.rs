@@ -60,6 +60,7 @@ fn endpoint(number: u64, network: u64, address: IpAddr) -> Endpoint {
         services: Vec::new(),
         upstreams: Vec::new(),
         search: Vec::new(),
+        is_well: true,
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use portolan_dns::{Endpoint as DnsEndpoint, Network as DnsNetwork, Service, Transport};
 use portolan_engine::Change;
 use portolan_kernel::diag;
-use portolan_model::{Container, Id, IfName, Network, NetworkMode, Protocol, RemoteEndpoint};
+use portolan_model::{Container, HealthState, Id, IfName, Network, NetworkMode, Protocol, RemoteEndpoint};
 use portolan_plan::{ContainerView, Proxied, proxied};
 
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub struct KnownContainer {
     pub name: String,
     /// Its endpoints.
     pub endpoints: Vec<KnownEndpoint>,
+    /// How it is, where somebody says.
+    health: Option<HealthState>,
     /// What of its ports the proxy passes on.
     proxied: Vec<Rule>,
 }
@@ -88,6 +90,13 @@ pub enum Event {
         container: String,
         /// The network.
         network: String,
+    },
+    /// A container is well, or is not, by its check or by what somebody says.
+    Health {
+        /// The container.
+        container: String,
+        /// `starting`, `healthy` or `unhealthy`; none where nobody says any more.
+        health: Option<HealthState>,
     },
     /// A DHCP server granted an address, new or once more.
     Leased {
@@ -267,8 +276,12 @@ impl Feed {
             host_end: endpoint.host_end.clone(),
             addresses: endpoint.addresses.iter().map(|a| a.address.addr()).collect(),
         });
-        let known =
-            KnownContainer { name: view.container.called().to_owned(), endpoints: endpoints.collect(), proxied: rules };
+        let health = view.container.health.as_ref().map(|health| health.state);
+        if before.as_ref().map_or(health.is_some(), |known| known.health != health) {
+            tell.events.push(Event::Health { container: view.container.called().to_owned(), health });
+        }
+        let name = view.container.called().to_owned();
+        let known = KnownContainer { name, endpoints: endpoints.collect(), health, proxied: rules };
         self.containers.insert(id, known);
     }
 }
@@ -347,6 +360,7 @@ fn dns_endpoints(view: &ContainerView) -> Vec<DnsEndpoint> {
             links: endpoint.links.iter().map(|link| (link.alias.to_string(), link.container.to_string())).collect(),
             services: services.clone(),
             upstreams: container.dns.servers.iter().map(|server| SocketAddr::new(*server, PORT)).collect(),
+            is_well: container.is_well(),
             search: container.dns.search.iter().filter(|domain| *domain != ".").cloned().collect(),
         }
     };
@@ -365,6 +379,7 @@ fn dns_remote(endpoint: &RemoteEndpoint) -> DnsEndpoint {
         services: Vec::new(),
         upstreams: Vec::new(),
         search: Vec::new(),
+        is_well: !endpoint.unwell,
     }
 }
 

@@ -120,6 +120,7 @@ fn endpoint(number: u64) -> Endpoint {
         services: vec![Service { transport: Transport::Tcp, port: 80 }],
         upstreams: Vec::new(),
         search: Vec::new(),
+        is_well: true,
     }
 }
 

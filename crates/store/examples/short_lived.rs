@@ -187,6 +187,8 @@ fn container(number: u32) -> Container {
         auto_remove: true,
         port_keeper: None,
         no_netfilter: false,
+        health_check: None,
+        health: None,
         boot: "0c5b3d2e-31a7-4a77-8b1a-2f3a7f1d1c55".into(),
         created: 1_800_000_000,
         phase: pending(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portolan_engine::{ContainerInfo, Engine, Kernel, Store};
-use portolan_model::{ContainerState, clock};
+use portolan_model::{ContainerState, HealthState, clock};
 use serde::Serialize;
 
 use super::endpoint::{self, Settings};
@@ -88,7 +88,14 @@ pub(super) fn state(info: &ContainerInfo) -> (&'static str, i32) {
 
 fn status(info: &ContainerInfo, now: u64) -> String {
     match state(info) {
-        ("running", _) => format!("Up {}", clock::span(now.saturating_sub(info.container.created))),
+        ("running", _) => {
+            let health = info.container.health.as_ref().map(|health| match health.state {
+                HealthState::Starting => " (health: starting)".to_owned(),
+                state => format!(" ({state})"),
+            });
+            let up = clock::span(now.saturating_sub(info.container.created));
+            format!("Up {up}{}", health.unwrap_or_default())
+        }
         ("created", _) => "Created".to_owned(),
         ("dead", _) => "Dead".to_owned(),
         (_, status) => format!("Exited ({status})"),

@@ -55,7 +55,7 @@ pub(super) fn check_ipam(request: &NetworkRequest, options: &NetworkOptions) -> 
 }
 
 /// Refuses what a network without a bridge cannot be.
-pub(super) fn check_routed(options: &NetworkOptions) -> Result<()> {
+pub(crate) fn check_routed(options: &NetworkOptions) -> Result<()> {
     for family in Family::ALL {
         if options.gateway_mode.of(family) == &GatewayMode::Isolated {
             return Err(Invalid::new("gateway mode", "isolated", "is for bridges, and this network has none")

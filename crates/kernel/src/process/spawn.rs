@@ -359,6 +359,13 @@ impl SandboxChild {
         if self.pidfd.wait_readable(timeout)? { self.wait().map(Some) } else { Ok(None) }
     }
 
+    /// Kills the session that the child began ([`SpawnSpec::new_session`]), whoever of it is left: for before it is reaped, as
+    /// its number may be another one's afterwards.
+    pub fn kill_session(&self) {
+        // SAFETY: kill(2) takes no pointers; the number is our own unreaped child's, and the session's first group has it.
+        let _ = sys::cvt(unsafe { libc::kill(-self.pid, libc::SIGKILL) });
+    }
+
     fn end(&self) {
         let _ = self.pidfd.signal(libc::SIGKILL);
         let _ = self.pidfd.reap();

@@ -107,6 +107,16 @@ fn takes_shortcuts(network: &Network, container: &Container, endpoint: &Endpoint
     has_shortcuts(network) && asked_for && endpoint.bandwidth.out.is_none()
 }
 
+/// A block without these addresses: as few prefixes as can be.
+fn without(block: IpNet, addresses: &[IpAddr]) -> Vec<IpNet> {
+    if !addresses.iter().any(|address| block.contains(address)) {
+        return vec![block];
+    }
+    // A single address has no halves.
+    let halves = block.subnets(block.prefix_len() + 1).into_iter().flatten();
+    halves.flat_map(|half| without(half, addresses)).collect()
+}
+
 /// What leads to another host that gives out `blocks` of an overlay network. Nothing where it has no address of the family
 /// that this host's end of the tunnels has, or is not on the encrypted link that the network goes by.
 ///
@@ -150,7 +160,10 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
             let via = if Family::of(via) == inner { via } else { block.network() };
             objects.insert(Object::Neighbour(Neighbour { device: device(), address: via, mac: peer.mac }));
             let owner = format!("host {} on {}", peer.name, network.name);
-            objects.insert(shortcut(network, ShortcutPart::Far { block: *block, via }, owner));
+            // Every host has the gateway's address, whoever gives out those beside it.
+            for block in without(*block, &network.gateways()) {
+                objects.insert(shortcut(network, ShortcutPart::Far { block, via }, owner.clone()));
+            }
         }
     }
     objects
@@ -200,6 +213,17 @@ mod tests {
                 "shortcut of `vx-000100000000` to fd01::1:0/112 via fe80::ff:fe00:b (host b on n)",
             ]
         );
+    }
+
+    /// Else what containers here ask their gateway would go to the host that gives out the addresses beside it.
+    #[test]
+    fn a_shortcut_to_the_gateways_block_leaves_the_gateway_out() {
+        let network = overlay("n", 1, &["10.1.0.0/16"], "192.0.2.1");
+        let first: IpNet = "10.1.0.0/29".parse().unwrap();
+        let objects = said(&peer_objects("/r", &network, &peer(Some("192.0.2.2"), None, 1500), &[first]));
+        let to: Vec<&str> = objects.iter().filter_map(|said| said.split(" to ").nth(1)?.split(' ').next()).collect();
+        assert!(to.contains(&"10.1.0.0/29"), "the route is whole: {objects:?}");
+        assert_eq!(&to[to.len() - 3..], ["10.1.0.0/32", "10.1.0.2/31", "10.1.0.4/30"], "{objects:?}");
     }
 
     #[test]

@@ -128,6 +128,8 @@ pub(crate) fn container(name: &str, number: u16) -> Container {
         auto_remove: false,
         port_keeper: None,
         no_netfilter: false,
+        health_check: None,
+        health: None,
         boot: String::new(),
         created: 0,
         phase: Phase::Settled,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::cmd::overlay;
 use crate::containers_conf::{self, Unknown};
 use crate::context::Context;
 use crate::failure::Refused;
@@ -42,6 +43,8 @@ impl Command {
 /// helper_binaries_dir in containers.conf(5), or the usual ones. Nothing else of Podman changes: its networks and its
 /// commands stay, and `--uninstall` takes file, links and directory away again.
 ///
+/// With `--plugins` Podman can also have networks that all hosts of the cluster have (docs/podman.md).
+///
 /// Containers that run keep the networks that they have. Stop them before, and start them after: the bridge that one
 /// backend made is not the other's.
 #[derive(Debug, clap::Args)]
@@ -49,6 +52,7 @@ impl Command {
 Examples:
   portolan install podman                      as root, for the Podman of root
   podman info --format '{{.Host.NetworkBackendInfo}}'
+  portolan install podman --plugins            also for `podman network create -d overlay`
   portolan install podman --uninstall          back to what Podman came with
   portolan install podman --config ~/.config/containers/containers.conf.d --bin ~/.local/libexec/portolan")]
 pub(crate) struct PodmanArgs {
@@ -61,7 +65,13 @@ pub(crate) struct PodmanArgs {
     /// Directory for the links
     #[arg(long, value_name = "DIR", default_value = "/usr/local/libexec/portolan")]
     bin: PathBuf,
+    /// Link the driver `overlay` as well, for networks of the cluster, in this directory of plugins; Podman since 4.4 asks for it, also with a netavark that is not this
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = PLUGINS)]
+    plugins: Option<PathBuf>,
 }
+
+/// The first directory in which Podman and netavark look for drivers (containers.conf(5), netavark_plugin_dirs).
+const PLUGINS: &str = "/usr/local/libexec/netavark";
 
 /// The drop-in file; files are read in the order of their names.
 const DROP_IN: &str = "50-portolan.conf";
@@ -87,11 +97,19 @@ impl PodmanArgs {
         let bin = std::path::absolute(&self.bin).with_context(|| format!("find `{}`", self.bin.display()))?;
         let file = self.config.join(DROP_IN);
         let links: Vec<PathBuf> = PROGRAMS.iter().map(|program| bin.join(program)).collect();
+        let drivers: Vec<PathBuf> = self.plugins.iter().map(|plugins| plugins.join(overlay::NAME)).collect();
         if self.uninstall {
             uninstall(&file, &bin, &links)?;
+            remove_links(&drivers, &this_program()?)?;
         } else {
+            refuse_strangers(&drivers, &this_program()?, "choose another directory with --plugins")?;
             install(&file, &bin, &links)?;
+            if let Some(plugins) = &self.plugins {
+                fs::create_dir_all(plugins).with_context(|| format!("create `{}`", plugins.display()))?;
+            }
+            make_links(&drivers, &this_program()?)?;
         }
+        let links = [links, drivers].concat();
         if context.json {
             output::json(&Done { installed: !self.uninstall, file, links })?;
         } else if self.uninstall {

@@ -15,7 +15,7 @@ use portolan_kernel::signals::{self, Signals};
 use portolan_model::FirewallDriver;
 use portolan_netavark::{
     Attachment, COMPATIBLE, Failure, Host, Network, Plan, PluginInput, Setup, StatusBlock, all, attach_failure,
-    container_id, engine_failure, network_id,
+    cluster_network, container_id, engine_failure, network_id,
 };
 use portolan_plan::Firewall;
 use portolan_resident::firewall;
@@ -25,7 +25,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock;
-use crate::cmd::{daemon, run};
+use crate::cmd::{daemon, overlay, run};
 use crate::context::{Context, Engine};
 use crate::output;
 
@@ -317,7 +317,10 @@ impl Args {
         check_ipv6(&engine, &setup)?;
         let starting = plan.attach.as_ref().and_then(|_| daemon::begin(&context));
         let joined = match &plan.attach {
-            Some(request) => Some(join(&engine, request)?),
+            Some(request) => {
+                let joined = join_as_named(&engine, request);
+                Some(joined.map_err(|error| attach_failure(&error, request))?)
+            }
             None => {
                 let namespace = NetnsFd::open(netns).map_err(|error| Failure::new(error.to_string()))?;
                 run::loopback_up(&namespace).map_err(|error| Failure::new(format!("{error:#}")))?;
@@ -348,13 +351,17 @@ impl Args {
         })
     }
 
-    /// The programs of the plugins that are needed.
-    fn programs(&self, plan: &Plan<'_>) -> Result<Vec<PathBuf>, Failure> {
-        let find = |(network, _): &(&Network, &Attachment)| {
-            let found = portolan_netavark::find_plugin(&self.plugin_directory, &network.driver);
-            found.ok_or_else(|| Failure::new(format!("unknown network driver {:?}", network.driver)))
-        };
-        plan.plugins.iter().map(find).collect()
+    /// The plugins that are needed.
+    fn programs(&self, plan: &Plan<'_>) -> Result<Vec<Plugin>, Failure> {
+        plan.plugins.iter().map(|(network, _)| self.plugin_of(network)).collect()
+    }
+
+    fn plugin_of(&self, network: &Network) -> Result<Plugin, Failure> {
+        if cluster_network(network).is_some() {
+            return Ok(Plugin::Ourselves);
+        }
+        let found = portolan_netavark::find_plugin(&self.plugin_directory, &network.driver);
+        found.map(Plugin::Program).ok_or_else(|| Failure::new(format!("unknown network driver {:?}", network.driver)))
     }
 
     fn teardown(&self, netns: &Path) -> Result<(), Failure> {
@@ -368,16 +375,11 @@ impl Args {
         daemon::settle(&context, false);
         for attachment in &setup.networks {
             let Some(network) = setup.network_info.get(&attachment.name) else { continue };
-            if portolan_netavark::driver(network).is_some() {
+            if portolan_netavark::driver(network).is_some() && cluster_network(network).is_none() {
                 continue;
             }
-            let gone = match portolan_netavark::find_plugin(&self.plugin_directory, &network.driver) {
-                Some(program) => {
-                    portolan_netavark::run_plugin(&program, "teardown", netns, &input(&setup, network, attachment))
-                        .map(drop)
-                }
-                None => Err(Failure::new(format!("unknown network driver {:?}", network.driver))),
-            };
+            let plugin = self.plugin_of(network);
+            let gone = plugin.and_then(|plugin| plugin.teardown(netns, &input(&setup, network, attachment)));
             failures.extend(gone.err());
         }
         all(failures).map_or(Ok(()), Err)
@@ -442,8 +444,8 @@ fn names_port() -> Result<Option<u16>, Failure> {
 }
 
 /// Attaches; a name that another container of this root has gives way to one with the id in it.
-fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failure> {
-    let joined = match engine.join(request) {
+pub(crate) fn join_as_named(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Error> {
+    match engine.join(request) {
         Err(Error::NameTaken { what: "container", .. }) => {
             let name = request.name.as_ref().zip(request.id).map(|(name, id)| format!("{name}.{}", id.short()));
             let mut other = AttachRequest { name: name.and_then(|name| name.parse().ok()), ..request.clone() };
@@ -453,8 +455,7 @@ fn join(engine: &Engine, request: &AttachRequest) -> Result<ContainerInfo, Failu
             engine.join(&other)
         }
         joined => joined,
-    };
-    joined.map_err(|error| attach_failure(&error, request))
+    }
 }
 
 /// Takes a container off the networks of a setup, after what it has by DHCP is given back.
@@ -526,6 +527,30 @@ fn settle(context: &Context, info: &ContainerInfo, starting: Option<daemon::Star
     }
 }
 
+/// Who sees to a network that is none of this root.
+enum Plugin {
+    /// A program.
+    Program(PathBuf),
+    /// We do, in the host's own root.
+    Ourselves,
+}
+
+impl Plugin {
+    fn setup(&self, netns: &Path, input: &PluginInput<'_>) -> Result<Option<StatusBlock>, Failure> {
+        match self {
+            Self::Program(program) => portolan_netavark::run_plugin(program, "setup", netns, input),
+            Self::Ourselves => overlay::setup(input, netns).map(Some),
+        }
+    }
+
+    fn teardown(&self, netns: &Path, input: &PluginInput<'_>) -> Result<(), Failure> {
+        match self {
+            Self::Program(program) => portolan_netavark::run_plugin(program, "teardown", netns, input).map(drop),
+            Self::Ourselves => overlay::teardown(input),
+        }
+    }
+}
+
 fn input<'a>(setup: &'a Setup, network: &'a Network, attachment: &'a Attachment) -> PluginInput<'a> {
     PluginInput {
         container_id: &setup.container_id,
@@ -540,17 +565,17 @@ fn input<'a>(setup: &'a Setup, network: &'a Network, attachment: &'a Attachment)
 fn run_plugins(
     setup: &Setup,
     plan: &Plan<'_>,
-    programs: &[PathBuf],
+    programs: &[Plugin],
     netns: &Path,
 ) -> Result<Vec<(String, StatusBlock)>, Failure> {
     let mut done = Vec::new();
     for ((network, attachment), program) in plan.plugins.iter().zip(programs) {
-        match portolan_netavark::run_plugin(program, "setup", netns, &input(setup, network, attachment)) {
+        match program.setup(netns, &input(setup, network, attachment)) {
             Ok(block) => done.extend(block.map(|block| (attachment.name.clone(), block))),
             Err(failure) => {
                 for ((network, attachment), program) in plan.plugins.iter().zip(programs).take(done.len()) {
                     let input = input(setup, network, attachment);
-                    if let Err(failure) = portolan_netavark::run_plugin(program, "teardown", netns, &input) {
+                    if let Err(failure) = program.teardown(netns, &input) {
                         tracing::error!("failed to cleanup network {} after setup failed: {failure}", network.name);
                     }
                 }
@@ -590,6 +615,9 @@ impl Host for Machine<'_> {
     }
 
     fn plugin(&self, network: &Network) -> Result<Network, Failure> {
+        if cluster_network(network).is_some() {
+            return overlay::create(network.clone());
+        }
         let missing =
             || Failure::new(format!("plugin for driver {:?} not found in plugin directories", network.driver));
         let program = portolan_netavark::find_plugin(self.plugins, &network.driver).ok_or_else(missing)?;

@@ -26,6 +26,7 @@ pub(crate) enum Command {
     Ls(LsArgs),
     Pools(PoolsArgs),
     Inspect(InspectArgs),
+    Promote(PromoteArgs),
     Rm(RmArgs),
     Prune(PruneArgs),
     Connect(Box<ConnectArgs>),
@@ -39,6 +40,7 @@ impl Command {
             Self::Ls(args) => args.run(context),
             Self::Pools(args) => args.run(context),
             Self::Inspect(args) => args.run(context),
+            Self::Promote(args) => args.run(context),
             Self::Rm(args) => args.run(context),
             Self::Prune(args) => args.run(context),
             Self::Connect(args) => args.run(context),
@@ -313,6 +315,35 @@ impl InspectArgs {
         let (found, code) = each(&self.networks, |name| Ok(NetworkDetails::new(&engine.network(name)?, &firewall)));
         list(&found, code)?;
         Ok(code)
+    }
+}
+
+/// Make a bridge network of this host one of the cluster
+///
+/// All hosts have it then, as one of driver overlay with the same name, id and subnets. Who is on it stays: containers keep their
+/// addresses, ports and connections. The blocks of addresses that theirs are of are this host's from then on.
+///
+/// Refused, and left as it is: a subnet that overlaps another network of the cluster; a gateway that is not the first address;
+/// ranges, routes or name servers of its own; options that overlays do not have; containers of Docker's on it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  portolan network promote web       then, on any other host: portolan run --network web …")]
+pub(crate) struct PromoteArgs {
+    /// Name, id or unique start of it
+    network: String,
+}
+
+impl PromoteArgs {
+    fn run(self, context: &Context) -> Result<i32> {
+        let network = context.engine_for("network promote")?.promote_network(&self.network)?;
+        daemon::settle(context, false);
+        if context.json {
+            output::json(&Named::from(&network))?;
+        } else {
+            output::print(&format!("{}\n", network.id))?;
+        }
+        Ok(0)
     }
 }
 

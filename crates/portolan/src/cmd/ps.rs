@@ -17,8 +17,8 @@ Examples:
   portolan rm -f $(portolan ps -q)
 
 Filters: name=PART, id=START, network=NAME, label=NAME[=VALUE],
-status=created|running|exited|dead. Several of one kind are alternatives; different kinds must all
-hold.")]
+status=created|running|exited|dead, health=starting|healthy|unhealthy|none. Several of one kind are
+alternatives; different kinds must all hold.")]
 pub(crate) struct Args {
     /// Also those that do not run
     #[arg(short, long)]
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self, context: &Context) -> Result<i32> {
-        let filters = Filters::new(&self.filter, &["name", "id", "network", "label", "status"])?;
+        let filters = Filters::new(&self.filter, &["name", "id", "network", "label", "status", "health"])?;
         let all = self.all || self.filter.iter().any(|(key, _)| key == "status");
         let mut containers = context.engine()?.containers()?;
         containers.retain(|info| (all || output::state(info) == "running") && is_wanted(info, &filters));
@@ -83,5 +83,6 @@ fn is_wanted(info: &ContainerInfo, filters: &Filters<'_>) -> bool {
         && filters.any("id", |start| container.id.to_string().starts_with(start))
         && filters.any("network", |network| output::networks(info).iter().any(|name| name == network))
         && filters.any("status", |status| output::state(info) == status)
+        && filters.any("health", |health| output::health::word(container) == health)
         && filters.labels(&container.labels)
 }

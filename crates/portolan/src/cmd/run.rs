@@ -23,6 +23,7 @@ use portolan_plan::{leased_names, name_servers};
 
 use crate::cmd::daemon;
 use crate::cmd::endpoint::{EndpointArgs, PortArgs, Stack};
+use crate::cmd::health::{Checks, HealthArgs};
 use crate::context::{Context, Engine};
 use crate::failure::{self, Refused};
 use crate::output::{self, Named, view};
@@ -92,6 +93,8 @@ pub(crate) struct Args {
     endpoints: EndpointArgs,
     #[command(flatten)]
     ports: PortArgs,
+    #[command(flatten)]
+    health: HealthArgs,
     /// The host name the command sees (default: the start of the id)
     #[arg(short = 'h', long, value_name = "NAME", help_heading = "Name options")]
     hostname: Option<HostName>,
@@ -149,6 +152,7 @@ impl Args {
     fn check(&self, stack: &Stack) -> Result<()> {
         let refuse = |message: &str| Err(Refused::new(message).hint("leave out one of the two").into());
         self.ports.check(stack)?;
+        self.health.check()?;
         let shared = matches!(stack, Stack::Container(_));
         if shared && self.hostname.is_some() {
             return refuse("conflicting options: hostname and the network mode");
@@ -194,6 +198,12 @@ impl Args {
             .transpose()
             .context("open `/dev/null`")?;
         let no_netfilter = self.security_opt.contains(&SecurityOption::NoNetfilter);
+        let health_check = self.health.check()?;
+        let checks = health_check.clone().map(|check| {
+            // Joining a mount namespace leads to its root directory.
+            let workdir = self.workdir.clone().or_else(|| std::env::current_dir().ok());
+            Checks::new(check, env.clone(), workdir, no_netfilter)
+        });
         let mut child = SandboxChild::spawn(&SpawnSpec {
             argv: self.command.clone(),
             env,
@@ -233,6 +243,7 @@ impl Args {
             auto_remove: self.rm,
             port_keeper: None,
             no_netfilter,
+            health_check,
         })?;
         let release = || -> Result<()> {
             daemon::settle_with(context, !info.endpoints.is_empty(), starting);
@@ -248,7 +259,7 @@ impl Args {
             Ok(child.release()?)
         };
         let released = release();
-        let running = Running { context, engine, child, dir, log, info };
+        let running = Running { context, engine, child, dir, log, info, checks };
         match released {
             Ok(()) => Ok(running.kept()),
             Err(error) => {
@@ -294,6 +305,7 @@ struct Running<'a> {
     dir: RuntimeDir,
     log: Option<File>,
     info: ContainerInfo,
+    checks: Option<Checks>,
 }
 
 impl Running<'_> {
@@ -304,7 +316,17 @@ impl Running<'_> {
 
     /// Stands for the command until it ends; its exit status.
     fn wait(mut self, signals: &Signals) -> i32 {
-        let code = match stand_for(&mut self.child, signals) {
+        let (context, id, checks) = (self.context, self.info.container.id, self.checks.take());
+        let pid = self.child.pid();
+        let stood = std::thread::scope(|scope| {
+            if let Some(checks) = &checks {
+                scope.spawn(move || checks.run(context, id, pid));
+            }
+            let stood = stand_for(&mut self.child, signals);
+            checks.iter().for_each(Checks::stop);
+            stood
+        });
+        let code = match stood {
             Ok(status) => status_code(status),
             Err(error) => {
                 let code = failure::report(&error, 125);

@@ -51,7 +51,7 @@ fn drop_what(node: &Node, rules: &[String]) {
 }
 
 /// A connection from `near` to `far` that is used until told to stop: how often, and why no more.
-fn talk(near: &Pod, to: SocketAddr, over: &AtomicBool, count: &AtomicU64) -> Result<(), String> {
+pub(crate) fn talk(near: &Pod, to: SocketAddr, over: &AtomicBool, count: &AtomicU64) -> Result<(), String> {
     let said = |error: std::io::Error| format!("{} to {to}: {error}", near.name);
     let mut stream = near.place.enter(|| TcpStream::connect(to)).map_err(said)?;
     // Longer than anything lasts here.

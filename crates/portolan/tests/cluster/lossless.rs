@@ -71,6 +71,13 @@ fn flow(name: &str, create: &str, gap: Duration) {
 
 /// Sends a packet each `gap` while `meanwhile` goes on, none of which is to be lost.
 pub(crate) fn stream(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnce()) {
+    let (sent, came, how) = carried(near, far, gap, meanwhile);
+    assert_eq!(sent, came, "{} to {} {how}", near.name, far.name);
+    assert!(sent > 2_000, "{sent} packets are no load");
+}
+
+/// The same: how many were sent, how many came, and which were lost.
+pub(crate) fn carried(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnce()) -> (u64, u64, String) {
     let (tally, over) = (Tally::default(), AtomicBool::new(false));
     let mut lost: Vec<(usize, usize)> = Vec::new();
     let lost_here = &mut lost;
@@ -130,6 +137,5 @@ pub(crate) fn stream(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOnc
     let twice = tally.twice.into_inner();
     eprintln!("{} to {}: {sent} packets sent, {rate:.0} a second, {came} came, {twice} twice", near.name, far.name);
     let late = Duration::from_micros(tally.late.into_inner());
-    assert_eq!(sent, came, "{} to {} lost {lost:?}; the sender was late by {late:?}", near.name, far.name);
-    assert!(sent > 2_000, "{sent} packets are no load");
+    (sent, came, format!("lost {lost:?}; the sender was late by {late:?}"))
 }

@@ -1,12 +1,15 @@
 //! Several hosts by way of a real etcd.
 
 mod blocks;
+mod cni;
 mod failures;
 mod forged;
+mod health;
 mod joining;
 mod lossless;
 mod many;
 mod overlay;
+mod promote;
 mod rotation;
 mod sealed;
 mod secret;

@@ -64,7 +64,7 @@ pub(crate) fn programs(backend: Backend) -> [&'static str; 2] {
 /// # Errors
 /// When Podman is not installed, or a machine cannot be had.
 pub(crate) fn start(lab: &Lab, host: &Host, name: &str, backend: Backend) -> Result<Machine> {
-    let places = ["/var/lib/containers", "/var/lib/cni", "/var/tmp"];
+    let places = ["/var/lib/containers", "/var/lib/cni", "/var/lib/portolan", "/var/tmp"];
     let machine = Machine::start(lab, host, name, &places, |dir| configure(dir, backend))?;
     machine.run("podman", &["load", "-i", &machine.make_image()?])?;
     Ok(machine)

@@ -5,6 +5,7 @@
 //! `PORTOLAN_PODMAN_BACKEND=netavark` with Debian's alone.
 
 mod cases;
+mod cluster;
 mod machine;
 mod outcome;
 mod scene;

@@ -137,6 +137,7 @@ impl World {
             name: format!("shop-backend-{number}"),
             aliases: vec![id(3, number).short(), "backend".to_owned()],
             addresses: vec![address],
+            unwell: false,
         };
         (id(4, number), record)
     }

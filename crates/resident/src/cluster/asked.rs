@@ -1,5 +1,7 @@
 //! The engine's port to the cluster: whoever has one asks the daemon, by its control socket.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -42,18 +44,35 @@ impl AtDaemon {
     }
 }
 
+fn new_network(request: &NetworkRequest, avoid: &[IpNet]) -> NewNetwork {
+    NewNetwork {
+        name: request.name.clone(),
+        subnets: request.subnets.clone(),
+        speaks: PerFamily { v4: request.ipv4, v6: request.ipv6 },
+        internal: request.internal,
+        options: request.options.clone(),
+        labels: request.labels.clone(),
+        avoid: avoid.to_vec(),
+    }
+}
+
 impl Cluster for AtDaemon {
     fn create_network(&self, request: &NetworkRequest, avoid: &[IpNet]) -> Result<Id, ClusterError> {
-        let network = NewNetwork {
-            name: request.name.clone(),
-            subnets: request.subnets.clone(),
-            speaks: PerFamily { v4: request.ipv4, v6: request.ipv6 },
-            internal: request.internal,
-            options: request.options.clone(),
-            labels: request.labels.clone(),
-            avoid: avoid.to_vec(),
-        };
-        self.ask(Sharing::Create { network })
+        self.ask(Sharing::Create { network: new_network(request, avoid) })
+    }
+
+    fn block_of(&self, subnet: IpNet, address: IpAddr) -> IpNet {
+        portolan_cluster::block_of(subnet, address)
+    }
+
+    fn promote_network(
+        &self,
+        network: Id,
+        request: &NetworkRequest,
+        blocks: &BTreeSet<IpNet>,
+    ) -> Result<(), ClusterError> {
+        let promoted = new_network(request, &[]);
+        self.ask(Sharing::Promote { id: network, network: promoted, blocks: blocks.clone() }).map(drop)
     }
 
     fn remove_network(&self, network: Id) -> Result<(), ClusterError> {

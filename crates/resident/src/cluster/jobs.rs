@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portolan_cluster::{HostRecord, Refusal, View, Write, choose, free_around, plan_network};
+use portolan_cluster::{HostRecord, NewNetwork, Refusal, View, Write, choose, free_around, plan_network};
 use portolan_model::{Family, Id};
 
 use super::{Came, Reply, Sharing, VerifiedRow, Wanted};
@@ -76,7 +76,9 @@ impl Job {
     /// The network of which everything has to be known.
     pub(super) const fn network(&self) -> Option<Id> {
         match self.what {
-            Sharing::Remove { network } | Sharing::Claim { network, .. } => Some(network),
+            Sharing::Remove { network } | Sharing::Claim { network, .. } | Sharing::Promote { id: network, .. } => {
+                Some(network)
+            }
             Sharing::Create { .. } | Sharing::Verify {} | Sharing::Rotate {} => None,
         }
     }
@@ -90,6 +92,10 @@ impl Job {
     fn has_seen(&self, view: &View, network: Id, revision: i64) -> bool {
         match self.what {
             Sharing::Claim { .. } => view.revision_of(network) >= revision || !view.networks().contains_key(&network),
+            // What is this host's of it is in another part.
+            Sharing::Promote { .. } => {
+                view.revision_of_all() >= revision && view.follows(network) && view.revision_of(network) >= revision
+            }
             _ => view.revision_of_all() >= revision,
         }
     }
@@ -209,6 +215,7 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
             let (id, record) = plan_network(view, network, random, now)?;
             Ok(Next::Write(id, Write::create_network(id, &record, view.networks_written())))
         }
+        Sharing::Promote { id, network, blocks } => promote(me, view, (*id, network, blocks), random, now),
         Sharing::Remove { network } => {
             let Some(record) = view.networks().get(network) else { return Ok(Next::Seen(*network)) };
             let hosts: Vec<String> = view.hosts_on(*network).into_iter().map(|host| format!("`{host}`")).collect();
@@ -271,6 +278,58 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
             }
         }
     }
+}
+
+/// So many blocks go into one transaction with the network: etcd takes 128 operations at once unless told otherwise.
+const TAKEN_ALONG: usize = 96;
+
+fn promote(
+    me: Id,
+    view: &View,
+    (id, network, blocks): (Id, &NewNetwork, &BTreeSet<IpNet>),
+    random: [u8; 32],
+    now: u64,
+) -> Result<Next, Refusal> {
+    if blocks.len() > TAKEN_ALONG {
+        return Err(Refusal::new(
+            format!(
+                "addresses of network `{}` are in use in {} blocks, of which {TAKEN_ALONG} can be taken along",
+                network.name,
+                blocks.len()
+            ),
+            "containers that go free some",
+        ));
+    }
+    let Some(record) = view.networks().get(&id) else {
+        let (_, record) = plan_network(view, network, random, now)?;
+        return Ok(Next::Write(id, Write::promote_network(me, id, &record, blocks, view.networks_written())));
+    };
+    // It was begun before, and not ended.
+    let mut claims: Option<Write> = None;
+    for block in blocks {
+        let mut of_it = view.blocks_on(id).filter(|(other, _)| other.contains(block) || block.contains(other));
+        match of_it.next() {
+            Some((_, holder)) if holder == me => continue,
+            Some((other, holder)) => {
+                let host = view.hosts().get(&holder).map_or_else(|| holder.short(), |host| host.name.to_string());
+                return Err(Refusal::new(
+                    format!(
+                        "addresses {other} of network `{}` are in use here, and host `{host}`'s to give out",
+                        record.name
+                    ),
+                    "disconnect the containers that have them: `portolan network inspect` lists them",
+                ));
+            }
+            None => {}
+        }
+        let length = *record.block_lengths.of(Family::of(block.addr()));
+        let claim = Write::claim(me, id, *block, length, view);
+        claims = Some(match claims {
+            Some(claims) => claims.and(claim),
+            None => claim,
+        });
+    }
+    Ok(claims.map_or(Next::Seen(id), |claims| Next::Write(id, claims)))
 }
 
 /// The blocks that a host has of a network's addresses of one family.

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use portolan_cluster::{Checked, EndpointRecord, HostRecord, NewNetwork, Refusal};
 use portolan_engine::{Kernel as _, Wanting};
 use portolan_model::{Family, Id, IfName, Name, Withheld};
@@ -107,6 +108,15 @@ pub enum Sharing {
     Create {
         /// What it is to be.
         network: NewNetwork,
+    },
+    /// A network of this host is to be one of all.
+    Promote {
+        /// Its id.
+        id: Id,
+        /// What it is.
+        network: NewNetwork,
+        /// Which of its addresses are in use here.
+        blocks: BTreeSet<IpNet>,
     },
     /// A network is to go, if nobody is on it.
     Remove {

@@ -230,6 +230,7 @@ pub fn endpoints_of(view: &ContainerView) -> Endpoints {
             name: view.container.called().to_owned(),
             aliases: feed::names_of(&view.container, endpoint),
             addresses: endpoint.addresses.iter().map(|one| one.address.addr()).collect(),
+            unwell: !view.container.is_well(),
         };
         ((network.id, endpoint.id), record)
     })
@@ -250,6 +251,7 @@ fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEnd
         name: record.name.clone(),
         aliases: record.aliases.clone(),
         addresses: record.addresses.clone(),
+        unwell: record.unwell,
     }
 }
 

@@ -125,6 +125,8 @@ pub fn container(number: u32) -> Container {
         auto_remove: true,
         port_keeper: None,
         no_netfilter: false,
+        health_check: None,
+        health: None,
         boot: "0c5b3d2e-31a7-4a77-8b1a-2f3a7f1d1c55".into(),
         created: 1_800_000_000,
         phase: Phase::Settled,
@@ -219,5 +221,6 @@ pub fn remote_endpoint(number: u32, network: Id, host: Id) -> RemoteEndpoint {
         name: format!("far-{number}"),
         aliases: vec!["db".to_owned()],
         addresses: vec![parse("10.0.0.65")],
+        unwell: false,
     }
 }
