@@ -47,6 +47,9 @@ pub struct Between {
     /// Since when both greet each other.
     #[serde(skip)]
     both: Option<Instant>,
+    /// How often anything else than counters was other than before.
+    #[serde(skip)]
+    changes: u64,
 }
 
 /// One of the two.
@@ -85,9 +88,9 @@ impl End {
     }
 
     /// Takes note of a number. One that is known stays whose it was: this may be a recording.
-    fn tell(&mut self, number: u32, from: SocketAddr) {
+    fn tell(&mut self, number: u32, from: SocketAddr) -> bool {
         if self.told.iter().any(|told| told.number == number) {
-            return;
+            return false;
         }
         if self.told.len() >= NUMBERS {
             let used = self.told.iter().filter(|told| told.is_used).count();
@@ -95,15 +98,17 @@ impl End {
             self.told.remove(goes);
         }
         self.told.push_back(Told { number, from, is_used: false, counter: 0 });
+        true
     }
 
-    /// The number was used: where it was told is where this end is. The place to send to.
-    fn answer(&mut self, number: u32) -> Option<SocketAddr> {
+    /// The number was used: where it was told is where this end is. The place to send to, and whether that is news.
+    fn answer(&mut self, number: u32) -> Option<(SocketAddr, bool)> {
         let told = self.told.iter_mut().find(|told| told.number == number)?;
-        if !std::mem::replace(&mut told.is_used, true) {
+        let is_new = !std::mem::replace(&mut told.is_used, true);
+        if is_new {
             self.place = Some(told.from);
         }
-        self.place
+        Some((self.place?, is_new))
     }
 
     /// Where greetings go: where it is, and where it says to be since.
@@ -128,12 +133,17 @@ fn word(message: &[u8], at: usize) -> Option<u32> {
 impl Between {
     /// Between these two; the first is the one who begins when both do at once.
     pub const fn new(first: PublicKey, second: PublicKey) -> Self {
-        Self { ends: [End::new(first), End::new(second)], both: None }
+        Self { ends: [End::new(first), End::new(second)], both: None, changes: 0 }
     }
 
     /// Whom it is between.
     pub const fn keys(&self) -> [PublicKey; 2] {
         [self.ends[0].key, self.ends[1].key]
+    }
+
+    /// How often something changed that is worth being written down.
+    pub const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Where a message that came `from` there is to be passed on to; none if it is not for one of the two, or cannot be.
@@ -143,7 +153,7 @@ impl Between {
             INITIATION => {
                 let to = self.ends.iter().position(|end| end.is_for(message))?;
                 let by = 1 - to;
-                self.ends[by].tell(word(message, 4)?, from);
+                self.changes += u64::from(self.ends[by].tell(word(message, 4)?, from));
                 let places = self.ends[to].places();
                 if !self.ends.iter().any(End::was_answered) && places != [None, None] {
                     // What the second one has sent tells where he is, and is enough: he will be greeted.
@@ -157,7 +167,8 @@ impl Between {
             RESPONSE => {
                 let (number, answered) = (word(message, 4)?, word(message, 8)?);
                 let to = self.ends.iter().position(|end| end.is_for(message))?;
-                let place = self.ends[to].answer(answered)?;
+                let (place, _) = self.ends[to].answer(answered)?;
+                self.changes += 1;
                 self.ends[1 - to].tell(number, from);
                 Some([Some(place), None])
             }
@@ -178,10 +189,11 @@ impl Between {
                     return None;
                 }
                 told.counter = told.counter.max(counter);
-                let place = self.ends[to].answer(number)?;
+                let (place, is_new) = self.ends[to].answer(number)?;
                 if is_elsewhere {
                     self.ends[1 - to].place = Some(from);
                 }
+                self.changes += u64::from(is_new || is_elsewhere);
                 Some([Some(place), None])
             }
             _ => None,
@@ -244,7 +256,7 @@ mod tests {
         fn pass(&mut self, message: &[u8], from: SocketAddr) -> Vec<SocketAddr> {
             // It is written down and read at any moment.
             let text = serde_json::to_string(&self.0).unwrap();
-            self.0 = Between { both: self.0.both, ..serde_json::from_str(&text).unwrap() };
+            self.0 = Between { both: self.0.both, changes: self.0.changes, ..serde_json::from_str(&text).unwrap() };
             self.0.pass(message, from, self.1).into_iter().flatten().flatten().collect()
         }
 

@@ -6,6 +6,7 @@ mod forged;
 mod joining;
 mod lossless;
 mod many;
+mod nat;
 mod overlay;
 mod rotation;
 mod sealed;

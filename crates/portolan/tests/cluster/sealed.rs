@@ -18,10 +18,10 @@ use crate::overlay::{Pod, has, joined, reach};
 use crate::world::{LONG, Node, World};
 
 /// What the containers say to each other.
-const MARK: &[u8] = b"this is for your eyes only, whoever you are";
+pub(crate) const MARK: &[u8] = b"this is for your eyes only, whoever you are";
 
 /// All that passes a host's interface on the LAN.
-struct Capture {
+pub(crate) struct Capture {
     file: PathBuf,
     dump: Child,
 }
@@ -40,7 +40,7 @@ impl Capture {
     }
 
     /// How often the mark was seen, in how many bytes.
-    fn seen(&mut self) -> (usize, usize) {
+    pub(crate) fn seen(&mut self) -> (usize, usize) {
         let daemon = PidFd::open(self.dump.id().try_into().unwrap()).unwrap();
         daemon.signal(signals::TERM).unwrap();
         self.dump.wait().unwrap();

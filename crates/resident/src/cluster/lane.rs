@@ -1,7 +1,7 @@
 //! One device of the encrypted link between hosts: WireGuard by the kernel, or by a process of ours.
 
-use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -82,11 +82,18 @@ impl Lane {
         }
     }
 
-    /// Has it be there, with this MTU, as `wanted` says, under `address` if it is to have one; whether it was not there.
+    /// Has it be there, with this MTU, as `wanted` says, under `address` if it is to have one; whether it was not there. Hosts of which it
+    /// is not known where they are, are where they were last `seen`.
     ///
     /// # Errors
     /// When this host cannot have one, or it cannot be set.
-    pub(super) fn ensure(&mut self, mtu: u32, address: Option<Ipv6Addr>, mut wanted: Config) -> Result<bool> {
+    pub(super) fn ensure(
+        &mut self,
+        mtu: u32,
+        address: Option<Ipv6Addr>,
+        mut wanted: Config,
+        seen: &BTreeMap<PublicKey, SocketAddr>,
+    ) -> Result<bool> {
         wanted.private_key.get_or_insert_with(|| self.idle.clone());
         let is_there = self.is_there(mtu);
         if !is_there {
@@ -97,11 +104,17 @@ impl Lane {
         let Some(device) = &mut self.device else { bail!("the encrypted link is not there") };
         if self.told.as_ref() != Some(&wanted) {
             // Where a host was seen last is not what it says of itself.
-            let from = match self.told.take() {
-                Some(told) => told,
-                None => device.get().context("read the encrypted link's state")?.config,
+            let (from, is_read) = match self.told.take() {
+                Some(told) => (told, false),
+                None => (device.get().context("read the encrypted link's state")?.config, true),
             };
-            device.set(&changes(&from, &wanted)).context("set the encrypted link's peers")?;
+            let mut first = wanted.clone();
+            for (key, peer) in first.peers.iter_mut().filter(|(_, peer)| peer.endpoint.is_none()) {
+                if from.peers.get(key).is_none_or(|old| is_read && old.endpoint.is_none()) {
+                    peer.endpoint = seen.get(key).copied();
+                }
+            }
+            device.set(&changes(&from, &first)).context("set the encrypted link's peers")?;
             self.told = Some(wanted);
         }
         if !is_there {

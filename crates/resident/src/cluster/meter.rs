@@ -27,7 +27,7 @@ pub(super) struct Figures {
     endpoint: Option<SocketAddr>,
     last_handshake: Option<SystemTime>,
     pub(super) received: u64,
-    sent: u64,
+    pub(super) sent: u64,
 }
 
 impl From<Figures> for LinkRow {

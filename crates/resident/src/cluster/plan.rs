@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
-use portolan_model::{Driver, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld};
+use portolan_model::{
+    Driver, Id, Mtu, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, SEAL, TunnelEnd, Withheld,
+};
 use portolan_plan::ContainerView;
 
 use super::Endpoints;
@@ -92,10 +94,11 @@ impl Here<'_> {
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) | Change::Want(..) | Change::Place(..) | Change::Check(_) | Change::Checked(..) => {}
+                Change::Alive(_) | Change::Want(..) | Change::Place(..) => {}
+                Change::Check(_) | Change::Checked(..) | Change::Way(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
-                    let peer = view.hosts().get(host).map(|record| peer(*host, record));
+                    let peer = view.hosts().get(host).map(|record| self.peer(*host, record));
                     plan.remote.peers.insert(*host, peer);
                 }
                 Change::Network(network) => {
@@ -138,7 +141,7 @@ impl Here<'_> {
             networks,
             gone,
             remote: RemoteChanges {
-                peers: differences(&rows.remote.peers, others.map(|(id, record)| (*id, peer(*id, record)))),
+                peers: differences(&rows.remote.peers, others.map(|(id, record)| (*id, self.peer(*id, record)))),
                 blocks: differences(&rows.remote.blocks, blocks.map(|(network, block, host)| ((network, block), host))),
                 endpoints: differences(&rows.remote.endpoints, endpoints),
                 revision: view.revision(),
@@ -177,6 +180,15 @@ impl Here<'_> {
         said.extend(blocks.keys().map(|(_, block)| format!("block {block} is not known as it is")));
         said.extend(endpoints.keys().map(|endpoint| format!("endpoint {} is not known as it is", endpoint.short())));
         said
+    }
+
+    /// Another host. Where it is on networks that are not encrypted is nowhere as soon as one of the two is behind NAT: somebody else
+    /// may be at the address that it has there.
+    fn peer(&self, host: Id, record: &HostRecord) -> Peer {
+        let is_there = !record.is_behind_nat() && !self.record.is_behind_nat();
+        let underlay = if is_there { record.underlay } else { PerFamily::default() };
+        let sealed = record.seal.as_ref().map(|seal| seal.address);
+        Peer { host, name: record.name.clone(), underlay, sealed, mac: record.mac, mtu: record.mtu }
     }
 
     /// A network as it is on this host.
@@ -228,11 +240,6 @@ pub fn endpoints_of(view: &ContainerView) -> Endpoints {
 /// Whether options of a network ask for encryption. Those that cannot be read are refused where they are.
 pub(super) fn is_encrypted(options: &BTreeMap<String, String>) -> bool {
     NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.encrypted)
-}
-
-fn peer(host: Id, record: &HostRecord) -> Peer {
-    let sealed = record.seal.as_ref().map(|seal| seal.address);
-    Peer { host, name: record.name.clone(), underlay: record.underlay, sealed, mac: record.mac, mtu: record.mtu }
 }
 
 fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEndpoint {
