@@ -18,7 +18,7 @@ const FIRST: Duration = Duration::from_secs(12);
 /// What is sent is answered within ten seconds, and keys are agreed on anew after fifteen without an answer (whitepaper §6.2, §6.5).
 const ANSWER: Duration = Duration::from_secs(18);
 /// Whoever is behind NAT, or is sent to by a third one, is spoken to when he was not heard for [`Heard::QUIET`].
-const SILENCE: Duration = Duration::from_secs(40);
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// How a host sends to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +101,7 @@ pub struct Heard {
 impl Heard {
     /// Whoever was silent for so long on a way that is kept open is spoken to. Also less than NAT keeps a mapping (RFC 4787 §4.3
     /// asks for two minutes, and many have thirty seconds).
-    pub const QUIET: Duration = Duration::from_secs(15);
+    pub const QUIET: Duration = Duration::from_secs(10);
 
     /// Whether nothing comes by that way, as far as can be told; `is_kept` says that it is kept open ([`Way::is_kept`]).
     pub fn is_lost(self, is_kept: bool) -> bool {
@@ -261,6 +261,6 @@ mod tests {
         assert!(!heard(10, None, Some(10)).is_lost(true) && heard(15, None, None).is_lost(true));
         // Whoever is silent is spoken to, and answers.
         assert!(Heard::QUIET + seconds(15) < SILENCE);
-        assert!(!heard(100, Some(30), Some(30)).is_lost(true) && heard(100, Some(40), None).is_lost(true));
+        assert!(!heard(100, Some(27), Some(30)).is_lost(true) && heard(100, Some(30), None).is_lost(true));
     }
 }

@@ -10,7 +10,7 @@ use portolan_lab::{Host, Lab, eventually};
 use serde_json::Value;
 
 use crate::overlay::{Pod, has};
-use crate::sealed::{Capture, MARK, workers};
+use crate::sealed::{Capture, MARK, times, workers};
 use crate::world::{LONG, Node};
 
 /// A router with masquerade, which gives every conversation another port: no two see a host behind it at the same place.
@@ -39,7 +39,8 @@ struct World {
     hidden: Vec<Node>,
     nats: Vec<Nat>,
     etcd: Etcd,
-    _etcd_host: Host,
+    /// Of etcd's, who is a stranger to the hosts.
+    stranger: Host,
     lab: Lab,
 }
 
@@ -68,7 +69,8 @@ impl World {
             let (host, router) = (lab.host(name).unwrap(), lab.host(&format!("nat-{name}")).unwrap());
             lan.connect(&router, "eth0", &[&format!("10.0.1.{number}/24")]).unwrap();
             let inside = format!("{INSIDE}/24");
-            lab.lan(&format!("lan-{name}"), &[(&host, "eth0", &[&inside]), (&router, "eth1", &["192.168.1.1/24"])]).unwrap();
+            lab.lan(&format!("lan-{name}"), &[(&host, "eth0", &[&inside]), (&router, "eth1", &["192.168.1.1/24"])])
+                .unwrap();
             host.add_default_route("192.168.1.1").unwrap();
             router.enable_forwarding().unwrap();
             let nat = Nat { router };
@@ -89,7 +91,7 @@ impl World {
             nats.push(nat);
         }
         let etcd = Etcd::start(lab.dir(), &[(&etcd_host, "10.0.1.11".parse().unwrap())], "http", &[]).unwrap();
-        Some(Self { open: world_open, hidden: world_hidden, nats, etcd, _etcd_host: etcd_host, lab })
+        Some(Self { open: world_open, hidden: world_hidden, nats, etcd, stranger: etcd_host, lab })
     }
 
     fn pod(&self, node: &Node, name: &str) -> Pod {
@@ -174,3 +176,101 @@ fn a_host_behind_nat_is_one_of_the_cluster() {
     has(h, "open");
     h.warns("network `open` is not encrypted, and reaches no other host from here");
 }
+
+/// Says the mark a few times each way; whether all of it was heard.
+fn say(one: &Pod, other: &Pod) {
+    for (from, to) in [(one, other), (other, one)] {
+        let listen = to.place.enter(|| UdpSocket::bind("0.0.0.0:9999")).unwrap();
+        listen.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let speak = from.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        for _ in 0..20 {
+            speak.send_to(MARK, SocketAddr::new(to.addresses[0], 9999)).unwrap();
+            let mut buffer = [0; 256];
+            let length = listen.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], MARK);
+        }
+    }
+}
+
+#[test]
+fn two_behind_different_nats_reach_each_other_by_a_third() {
+    let Some(world) = World::of("nat-two", &["c", "d"], &["g", "h"]) else { return };
+    world.join();
+    let ([c, d], [g, h], [nat, _]) = (&world.open[..], &world.hidden[..], &world.nats[..]) else { panic!("four") };
+    let (one, other) = (world.pod(g, "one"), world.pod(h, "other"));
+    reach_within(LONG, &one, &other);
+    let by = |node: &Node, of: &str| row(node, of)["way"].clone();
+    assert_eq!(by(g, "h"), by(h, "g"));
+    let at: SocketAddr = by(g, "h")["at"].as_str().unwrap().parse().unwrap();
+    let (relay, rest) = if by(g, "h")["relay"] == "c" { (c, d) } else { (d, c) };
+    assert_eq!(by(g, "h")["by"], "relay", "{}", by(g, "h"));
+    assert!(g.ok("cluster nodes").contains(&format!("by {}", relay.host.name())), "{}", g.ok("cluster nodes"));
+    assert_eq!((&by(g, "c")["by"], &by(c, "g")["by"]), (&"direct".into(), &"seen".into()));
+    for (node, public) in [(g, relay), (h, rest)] {
+        reach_within(
+            LONG,
+            &world.pod(public, &format!("{}-{}", node.host.name(), public.host.name())),
+            match node.host.name() {
+                "g" => &one,
+                _ => &other,
+            },
+        );
+    }
+
+    // Whoever passes it on cannot read it, and passes on nothing of strangers'.
+    let mut captures = [relay, g, h].map(|node| Capture::start(&world.lab, node));
+    say(&one, &other);
+    let stranger = world.stranger.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let sent = 50;
+    for number in 0..sent {
+        // The first bytes of each of WireGuard's messages, and others.
+        let mut message = vec![number as u8 % 6, 0, 0, 0];
+        message.resize(148 - STRANGE.len(), number as u8);
+        message.extend(STRANGE);
+        stranger.send_to(&message, at).unwrap();
+    }
+    reach_within(Duration::from_secs(5), &one, &other);
+    let passed = relay.status()["passed"][0].clone();
+    assert_eq!(passed["between"], serde_json::json!(["g", "h"]), "{}", relay.status());
+    assert!(passed["bytes"].as_u64().unwrap() > 40 * MARK.len() as u64, "{passed}");
+    let seen = captures.each_mut().map(Capture::bytes);
+    assert!(seen.iter().all(|bytes| times(bytes, MARK) == 0 && bytes.len() > 5_000), "it is to be read");
+    assert_eq!(seen.each_ref().map(|bytes| times(bytes, STRANGE)), [sent, 0, 0], "it arrives, and goes nowhere");
+
+    // Whoever dies, and wherever NAT puts them.
+    for node in [relay, g, h] {
+        node.kill_daemon();
+        reach_within(Duration::from_secs(10), &one, &other);
+    }
+    relay.ok("daemon upgrade");
+    reach_within(Duration::from_secs(10), &one, &other);
+    workers(g).iter().for_each(|worker| worker.signal(signals::KILL).unwrap());
+    reach_within(Duration::from_secs(20), &one, &other);
+    nat.reboot();
+    reach_within(Duration::from_secs(20), &one, &other);
+    for round in 1..=2 {
+        h.ok("cluster rotate");
+        reach_within(Duration::from_secs(5), &one, &other);
+        assert_eq!(h.round(), round);
+    }
+    for node in [c, d, g, h] {
+        node.is_well();
+    }
+    // He leaves: there is another one.
+    for pod in ["g-c", "g-d", "h-c", "h-d"] {
+        let _ = relay.run(&["detach", pod]);
+    }
+    relay.ok("cluster leave");
+    reach_within(Duration::from_secs(20), &one, &other);
+    assert_eq!(by(g, "h")["relay"], rest.host.name());
+    // And then there is none.
+    for pod in ["g-c", "g-d", "h-c", "h-d"] {
+        let _ = rest.run(&["detach", pod]);
+    }
+    rest.ok("cluster leave");
+    g.warns("host `h` runs, and is not reached on encrypted networks: no other host that both reach passes on packets");
+    assert_eq!(by(g, "h")["by"], "nothing");
+}
+
+/// What strangers say.
+const STRANGE: &[u8] = b"let me in, let me in";
