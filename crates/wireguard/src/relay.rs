@@ -47,6 +47,9 @@ pub struct Between {
     /// Since when both greet each other.
     #[serde(skip)]
     both: Option<Instant>,
+    /// What the first one greeted with while it was not known where the second one is.
+    #[serde(skip)]
+    waiting: Option<Vec<u8>>,
     /// How often anything else than counters was other than before.
     #[serde(skip)]
     changes: u64,
@@ -133,7 +136,7 @@ fn word(message: &[u8], at: usize) -> Option<u32> {
 impl Between {
     /// Between these two; the first is the one who begins when both do at once.
     pub const fn new(first: PublicKey, second: PublicKey) -> Self {
-        Self { ends: [End::new(first), End::new(second)], both: None, changes: 0 }
+        Self { ends: [End::new(first), End::new(second)], both: None, waiting: None, changes: 0 }
     }
 
     /// Whom it is between.
@@ -146,6 +149,12 @@ impl Between {
         self.changes
     }
 
+    /// A greeting that waited until it was known where it goes, and where that is; to be asked for after each message.
+    pub fn release(&mut self) -> Option<(Vec<u8>, SocketAddr)> {
+        let place = self.ends[1].places().into_iter().flatten().last()?;
+        Some((self.waiting.take()?, place))
+    }
+
     /// Where a message that came `from` there is to be passed on to; none if it is not for one of the two, or cannot be.
     pub fn pass(&mut self, message: &[u8], from: SocketAddr, now: Instant) -> Option<To> {
         let kind = word(message, 0)?;
@@ -155,6 +164,9 @@ impl Between {
                 let by = 1 - to;
                 self.changes += u64::from(self.ends[by].tell(word(message, 4)?, from));
                 let places = self.ends[to].places();
+                if by == 0 {
+                    self.waiting = (places == [None, None]).then(|| message.to_vec());
+                }
                 if !self.ends.iter().any(End::was_answered) && places != [None, None] {
                     // What the second one has sent tells where he is, and is enough: he will be greeted.
                     let since = *self.both.get_or_insert(now);
@@ -256,7 +268,8 @@ mod tests {
         fn pass(&mut self, message: &[u8], from: SocketAddr) -> Vec<SocketAddr> {
             // It is written down and read at any moment.
             let text = serde_json::to_string(&self.0).unwrap();
-            self.0 = Between { both: self.0.both, changes: self.0.changes, ..serde_json::from_str(&text).unwrap() };
+            let (both, waiting, changes) = (self.0.both, self.0.waiting.clone(), self.0.changes);
+            self.0 = Between { both, waiting, changes, ..serde_json::from_str(&text).unwrap() };
             self.0.pass(message, from, self.1).into_iter().flatten().flatten().collect()
         }
 
@@ -264,8 +277,10 @@ mod tests {
         fn agreed() -> Self {
             let mut lab = Self::new();
             assert_eq!(lab.pass(&begin(10, 1), at(0)), [], "nobody knows where the other one is");
+            assert_eq!(lab.0.release(), None);
             assert_eq!(lab.pass(&begin(19, 0), at(1)), [], "he will be greeted");
-            assert_eq!(lab.pass(&begin(10, 1), at(0)), [at(1)]);
+            assert_eq!(lab.0.release(), Some((begin(10, 1), at(1))));
+            assert_eq!(lab.0.release(), None);
             assert_eq!(lab.pass(&respond(20, 10, 0), at(1)), [at(0)]);
             assert_eq!(lab.pass(&data(20, 0), at(0)), [at(1)]);
             assert_eq!(lab.pass(&data(10, 0), at(1)), [at(0)]);

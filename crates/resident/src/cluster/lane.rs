@@ -194,13 +194,19 @@ impl Lane {
 
     /// Has it forget those of these hosts who have never answered, so that they are greeted anew when they are told to it again: it
     /// would only do so by itself after five seconds (`REKEY_TIMEOUT`, whitepaper §6.1).
-    pub(super) fn forget(&mut self, keys: &BTreeSet<PublicKey>) {
-        let (Some(told), Some(device)) = (&self.told, &mut self.device) else { return };
+    pub(super) fn forget_silent(&mut self, keys: &BTreeSet<PublicKey>) {
+        let Some(device) = &mut self.device else { return };
         // Whoever has answered may send by what was agreed on.
         let Ok(state) = device.get() else { return };
-        let is_silent = |key: &PublicKey| state.status.get(key).is_some_and(|status| status.received == 0);
+        let is_silent = |key: &&PublicKey| state.status.get(key).is_some_and(|status| status.received == 0);
+        self.forget(&keys.iter().filter(is_silent).copied().collect());
+    }
+
+    /// Has it forget these hosts, with all that was agreed on with them.
+    pub(super) fn forget(&mut self, keys: &BTreeSet<PublicKey>) {
+        let (Some(told), Some(device)) = (&self.told, &mut self.device) else { return };
         let mut without = told.clone();
-        without.peers.retain(|key, _| !(keys.contains(key) && is_silent(key)));
+        without.peers.retain(|key, _| !keys.contains(key));
         if without == *told {
             return;
         }

@@ -290,15 +290,25 @@ impl Room {
         let mut passed = 0;
         {
             let mut lanes = take(shared);
+            let outboxes = &mut self.outbox;
+            let mut send = |message: &[u8], to: SocketAddr| {
+                let outbox = outboxes.of_mut(Family::of(to.ip()));
+                if outbox.is_full() {
+                    flush(outbox, sockets.of(Family::of(to.ip())).as_ref());
+                }
+                outbox.message(to).extend_from_slice(message);
+                passed += message.len() as u64;
+            };
             for (message, from) in (0..count).filter_map(|at| self.inbox.message(at)) {
-                let places = lanes.iter_mut().flatten().find_map(|between| between.pass(message, from, now));
-                for to in places.into_iter().flatten().flatten() {
-                    let outbox = self.outbox.of_mut(Family::of(to.ip()));
-                    if outbox.is_full() {
-                        flush(outbox, sockets.of(Family::of(to.ip())).as_ref());
+                for between in lanes.iter_mut().flatten() {
+                    let places = between.pass(message, from, now);
+                    places.into_iter().flatten().flatten().for_each(|to| send(message, to));
+                    if let Some((greeting, to)) = between.release() {
+                        send(&greeting, to);
                     }
-                    outbox.message(to).extend_from_slice(message);
-                    passed += message.len() as u64;
+                    if places.is_some() {
+                        break;
+                    }
                 }
             }
         }

@@ -50,6 +50,8 @@ pub(super) struct Seal {
     to: (BTreeMap<Id, Option<usize>>, Instant),
     probed: Instant,
     greeted: Instant,
+    /// By which ways hosts are sent to.
+    ways: BTreeMap<Id, Way>,
     /// Where hosts were seen last by whose keys something came, and where that is written down for the process after this one.
     seen: BTreeMap<PublicKey, SocketAddr>,
     file: PathBuf,
@@ -71,6 +73,7 @@ impl Seal {
         Self {
             seen: note::read(&file).unwrap_or_default(),
             file,
+            ways: BTreeMap::new(),
             lanes,
             heard: BTreeMap::new(),
             meter: Meter::default(),
@@ -96,6 +99,7 @@ impl Seal {
         };
         let mtu = membership.record.mtu.bytes().saturating_sub(SEAL);
         self.greet_again(membership, own, hosts, ways);
+        self.begin_anew(membership, hosts, ways);
         let is_new =
             self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts, ways)?, &self.seen)?;
         let has_second = own.on(1).is_some();
@@ -227,8 +231,27 @@ impl Seal {
         });
         let keys: BTreeSet<PublicKey> = keys.collect();
         if !keys.is_empty() {
-            self.lanes[on].forget(&keys);
+            self.lanes[on].forget_silent(&keys);
         }
+    }
+
+    /// Has keys be agreed on anew with those who are sent to by another third host now: he passes on only what belongs to an agreement
+    /// that he saw, and by themselves the two would go on with the one they have for another fifteen seconds.
+    fn begin_anew(&mut self, membership: &Membership, hosts: &BTreeMap<Id, HostRecord>, ways: &BTreeMap<Id, Way>) {
+        let is_other = |id: &Id| {
+            let (before, now) = (self.ways.get(id), ways.get(id));
+            before.is_some() && before != now && matches!(now, Some(Way::Relay(_, Some(_))))
+        };
+        let seals: Vec<&SealRecord> =
+            others(membership, hosts).filter(|(id, ..)| is_other(id)).map(|(.., seal)| seal).collect();
+        for on in 0..2 {
+            let keys = seals.iter().filter_map(|seal| seal.on(on)?.key.parse().ok());
+            let keys: BTreeSet<PublicKey> = keys.collect();
+            if !keys.is_empty() {
+                self.lanes[on].forget(&keys);
+            }
+        }
+        self.ways.clone_from(ways);
     }
 
     /// Takes note of who is heard, and how much.
