@@ -274,3 +274,47 @@ fn two_behind_different_nats_reach_each_other_by_a_third() {
 
 /// What strangers say.
 const STRANGE: &[u8] = b"let me in, let me in";
+
+/// Has two hosts drop what comes from each other.
+fn part(one: &Node, other: &Node) {
+    for (node, from) in [(one, other), (other, one)] {
+        let address = row(from, from.host.name())["addresses"][0].as_str().unwrap().to_owned();
+        let rules = format!(
+            "table ip part {{ chain in {{ type filter hook input priority 0; ip saddr {address} udp dport 0-65535 drop\n }}\n }}"
+        );
+        assert!(node.host.command("nft").unwrap().arg(rules).status().unwrap().success());
+    }
+}
+
+#[test]
+fn two_whom_a_firewall_parts_reach_each_other_by_whoever_is_there() {
+    let Some(world) = World::of("nat-parted", &["a", "b", "c", "d"], &[]) else { return };
+    world.join();
+    let [a, b, c, d] = &world.open[..] else { panic!("four hosts") };
+    let (one, other) = (world.pod(a, "one"), world.pod(b, "other"));
+    reach_within(LONG, &one, &other);
+    assert_eq!(row(a, "b")["way"]["by"], "direct");
+    part(a, b);
+    // They try it for as long as an answer may take.
+    reach_within(LONG, &one, &other);
+    let relay = || row(a, "b")["way"]["relay"].as_str().unwrap_or_default().to_owned();
+    let (first, second) = if relay() == "c" { (c, d) } else { (d, c) };
+    assert_eq!(row(b, "a")["way"]["relay"], first.host.name());
+    // It is there, and passes on nothing any more.
+    first.ok("daemon stop");
+    let begin = Instant::now();
+    assert!(eventually(LONG * 2, || relay() == second.host.name()), "{}", row(a, "b"));
+    reach_within(LONG, &one, &other);
+    eprintln!("another one: {:?}", begin.elapsed());
+    // The two are somewhere else, where nothing is in the way.
+    for (node, number) in [(a, 1), (b, 2)] {
+        assert!(node.host.command("nft").unwrap().args(["delete", "table", "ip", "part"]).status().unwrap().success());
+        node.host.remove_address("eth0", &format!("10.0.1.{number}/24")).unwrap();
+        node.host.add_address("eth0", &format!("10.0.1.2{number}/24")).unwrap();
+        node.host.add_default_route("10.0.1.11").unwrap();
+    }
+    assert!(eventually(LONG, || row(a, "b")["way"]["by"] == "direct"), "{}", row(a, "b"));
+    reach_within(LONG, &one, &other);
+    let ways = || world.etcd.ctl(&["get", "--prefix", "--keys-only", "/portolan/v2/all/way/"]).unwrap();
+    assert!(eventually(LONG, || ways().trim().is_empty()), "{}", ways());
+}

@@ -242,15 +242,16 @@ impl Seal {
             let (before, now) = (self.ways.get(id), ways.get(id));
             before.is_some() && before != now && matches!(now, Some(Way::Relay(_, Some(_))))
         };
-        let seals: Vec<&SealRecord> =
-            others(membership, hosts).filter(|(id, ..)| is_other(id)).map(|(.., seal)| seal).collect();
+        let all: Vec<(Id, &SealRecord)> =
+            others(membership, hosts).filter(|(id, ..)| is_other(id)).map(|(id, _, seal)| (id, seal)).collect();
         for on in 0..2 {
-            let keys = seals.iter().filter_map(|seal| seal.on(on)?.key.parse().ok());
+            let keys = all.iter().filter_map(|(_, seal)| seal.on(on)?.key.parse().ok());
             let keys: BTreeSet<PublicKey> = keys.collect();
             if !keys.is_empty() {
                 self.lanes[on].forget(&keys);
             }
         }
+        all.iter().for_each(|(id, _)| self.meter.begin(*id));
         self.ways.clone_from(ways);
     }
 
