@@ -1,7 +1,7 @@
 //! What the values in etcd say. JSON; what a later version adds is passed over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily, Vni};
@@ -15,6 +15,11 @@ pub const VXLAN_PORT: u16 = 4789;
 
 const fn vxlan_port() -> u16 {
     VXLAN_PORT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_no(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What is the same on every host.
@@ -116,6 +121,12 @@ pub struct WayRecord {
     /// The UDP port at which he takes it, once he has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// They are to try it by themselves first, at the places where he sees them: behind most NATs that works when both begin.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub meets: bool,
+    /// Those places, by public key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub seen: BTreeMap<String, SocketAddr>,
     /// Where the two could be reached when they chose it: elsewhere, they try it by themselves again.
     #[serde(default)]
     pub instead_of: BTreeSet<IpAddr>,

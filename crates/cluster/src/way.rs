@@ -3,10 +3,10 @@
 //!
 //! Whose address others can use is sent to there. A host behind NAT has none: it speaks first, and is sent to where it was seen. Where
 //! neither works, whichever of the two finds that out says so for both, and names a host that all reach ([`WayRecord`]): both send
-//! to a port of his then, and he passes on what he cannot read.
+//! to a port of his then, and he passes on what he cannot read. Two behind NAT try it first at the places where he sees them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portolan_model::Id;
@@ -15,18 +15,22 @@ use crate::record::{HostRecord, Reach, WayRecord};
 
 /// How long whoever was never heard by a way is given: he is greeted every five seconds (`REKEY_TIMEOUT`, whitepaper §6.1).
 const FIRST: Duration = Duration::from_secs(12);
+/// The same where both begin at once: who is to begin does so each second.
+const MEETING: Duration = Duration::from_secs(6);
 /// What is sent is answered within ten seconds, and keys are agreed on anew after fifteen without an answer (whitepaper §6.2, §6.5).
 const ANSWER: Duration = Duration::from_secs(18);
 /// Whoever is behind NAT, or is sent to by a third one, is spoken to when he was not heard for [`Heard::QUIET`].
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// How a host sends to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// To where the other one says that it is.
     Direct(IpAddr),
     /// To where it was seen: it is behind NAT, and speaks first.
     Seen,
+    /// Both are behind NAT, and send to where a third one sees the other one's keys, at the same time.
+    Meet(BTreeMap<String, SocketAddr>),
     /// To a port of a third host, which passes it on; none before it has one.
     Relay(Id, Option<(IpAddr, u16)>),
     /// Not at all: both are behind NAT, or have no address of one family.
@@ -35,7 +39,7 @@ pub enum Way {
 
 impl Way {
     /// Whether it has to be kept open, and is listened to.
-    pub const fn is_kept(self, own: &HostRecord, other: &HostRecord) -> bool {
+    pub const fn is_kept(&self, own: &HostRecord, other: &HostRecord) -> bool {
         matches!(self, Self::Relay(..)) || own.is_behind_nat() || other.is_behind_nat()
     }
 }
@@ -62,6 +66,9 @@ pub fn way(own: &HostRecord, other: &HostRecord, written: Option<&WayRecord>, ho
     // One that passes on nothing any more is none.
     let by = written.filter(holds).and_then(|way| Some((way, hosts.get(&way.relay).filter(|host| relays(host))?)));
     if let Some((way, relay)) = by {
+        if way.meets && !way.seen.is_empty() {
+            return Way::Meet(meet(own, other, way));
+        }
         return Way::Relay(way.relay, common(own, relay).zip(way.port));
     }
     match (own.is_behind_nat(), other.is_behind_nat()) {
@@ -69,6 +76,20 @@ pub fn way(own: &HostRecord, other: &HostRecord, written: Option<&WayRecord>, ho
         (false, true) => Way::Seen,
         (true, true) => Way::None,
     }
+}
+
+/// Where the keys of `other` are to be met: where they are seen. Who is seen at the same address is behind the same NAT, and where it
+/// says that it is.
+fn meet(own: &HostRecord, other: &HostRecord, way: &WayRecord) -> BTreeMap<String, SocketAddr> {
+    let keys =
+        |host: &HostRecord| host.seal.iter().flat_map(|seal| seal.keys().collect::<Vec<_>>()).collect::<Vec<_>>();
+    let ours: BTreeSet<IpAddr> = keys(own).iter().filter_map(|key| Some(way.seen.get(&key.key)?.ip())).collect();
+    let at = |seen: SocketAddr, port| match common(own, other) {
+        Some(inside) if ours.contains(&seen.ip()) => SocketAddr::new(inside, port),
+        _ => seen,
+    };
+    let theirs = keys(other).into_iter();
+    theirs.filter_map(|key| Some((key.key.clone(), at(*way.seen.get(&key.key)?, key.port)))).collect()
 }
 
 /// Whether a host passes on what others send each other.
@@ -96,6 +117,8 @@ pub struct Heard {
     pub last: Option<Duration>,
     /// How long ago something was sent to it, if nothing came since.
     pub unanswered: Option<Duration>,
+    /// Since when keys change, and are not agreed on.
+    pub unagreed: Option<Duration>,
 }
 
 impl Heard {
@@ -104,10 +127,16 @@ impl Heard {
     pub const QUIET: Duration = Duration::from_secs(10);
 
     /// Whether nothing comes by that way, as far as can be told; `is_kept` says that it is kept open ([`Way::is_kept`]).
-    pub fn is_lost(self, is_kept: bool) -> bool {
+    pub fn is_lost(self, way: &Way, is_kept: bool) -> bool {
+        let is_meeting = matches!(way, Way::Meet(_));
+        // The other port may be where nobody finds it.
+        if is_meeting && self.unagreed.is_some_and(|unagreed| unagreed >= FIRST) {
+            return true;
+        }
         match (is_kept, self.last) {
+            _ if *way == Way::None => true,
             (true, Some(last)) => last >= SILENCE,
-            (true, None) => self.since >= FIRST,
+            (true, None) => self.since >= if is_meeting { MEETING } else { FIRST },
             // Who is told nothing need not say anything.
             (false, _) => self.unanswered.is_some_and(|unanswered| unanswered >= ANSWER),
         }
@@ -182,7 +211,7 @@ mod tests {
     }
 
     fn by(relay: u8, port: Option<u16>, instead_of: BTreeSet<IpAddr>) -> WayRecord {
-        WayRecord { relay: id(relay), port, instead_of }
+        WayRecord { relay: id(relay), port, instead_of, meets: false, seen: BTreeMap::new() }
     }
 
     #[test]
@@ -215,6 +244,31 @@ mod tests {
         assert_eq!(way(&c, &all[&id(4)], Some(&written), &all), Way::Direct(at(4)), "he does not pass on any more");
         all.remove(&id(5));
         assert_eq!(way(&c, &all[&id(4)], Some(&written), &all), Way::Direct(at(4)));
+    }
+
+    #[test]
+    fn two_behind_nat_meet_where_they_are_seen() {
+        let all = hosts();
+        let [a, b] = [1, 2].map(|number| &all[&id(number)]);
+        let seen = |a: &str, b: &str| {
+            let seen = [("1", a), ("2", b), ("old", "192.0.2.200:1")];
+            let seen = seen.map(|(key, at)| (key.to_owned(), at.parse().unwrap())).into();
+            WayRecord { meets: true, seen, ..by(5, None, BTreeSet::new()) }
+        };
+        let meet = |way: &WayRecord| (way_of(a, b, way, &all), way_of(b, a, way, &all));
+        let at = |key: &str, at: &str| Way::Meet([(key.to_owned(), at.parse().unwrap())].into());
+        let written = seen("198.51.100.1:1001", "198.51.100.2:1002");
+        assert_eq!(meet(&written), (at("2", "198.51.100.2:1002"), at("1", "198.51.100.1:1001")));
+        // Behind the same one they are neighbours.
+        let written = seen("198.51.100.1:1001", "198.51.100.1:1002");
+        assert_eq!(meet(&written), (at("2", "192.0.2.2:51820"), at("1", "192.0.2.1:51820")));
+        // Not yet seen.
+        let written = WayRecord { seen: BTreeMap::new(), ..written };
+        assert_eq!(meet(&written), (Way::Relay(id(5), None), Way::Relay(id(5), None)));
+    }
+
+    fn way_of(own: &HostRecord, other: &HostRecord, written: &WayRecord, all: &BTreeMap<Id, HostRecord>) -> Way {
+        way(own, other, Some(written), all)
     }
 
     #[test]
@@ -252,15 +306,26 @@ mod tests {
             since: seconds(since),
             last: last.map(seconds),
             unanswered: unanswered.map(seconds),
+            unagreed: None,
         };
+        let direct = Way::Direct([192, 0, 2, 1].into());
         // Nobody said anything, and nobody was asked.
-        assert!(!heard(1000, None, None).is_lost(false));
-        assert!(!heard(1000, Some(900), None).is_lost(false));
+        assert!(!heard(1000, None, None).is_lost(&direct, false));
+        assert!(!heard(1000, Some(900), None).is_lost(&direct, false));
         // An answer takes up to ten seconds, and greeting anew five more.
-        assert!(!heard(1000, None, Some(15)).is_lost(false) && heard(1000, None, Some(20)).is_lost(false));
-        assert!(!heard(10, None, Some(10)).is_lost(true) && heard(15, None, None).is_lost(true));
+        assert!(
+            !heard(1000, None, Some(15)).is_lost(&direct, false) && heard(1000, None, Some(20)).is_lost(&direct, false)
+        );
+        assert!(!heard(10, None, Some(10)).is_lost(&direct, true) && heard(15, None, None).is_lost(&direct, true));
         // Whoever is silent is spoken to, and answers.
         assert!(Heard::QUIET + seconds(15) < SILENCE);
-        assert!(!heard(100, Some(27), Some(30)).is_lost(true) && heard(100, Some(30), None).is_lost(true));
+        let meet = Way::Meet(BTreeMap::new());
+        assert!(!heard(5, None, None).is_lost(&meet, true) && heard(6, None, None).is_lost(&meet, true));
+        let unagreed = |since| Heard { unagreed: Some(seconds(since)), ..heard(100, Some(1), None) };
+        assert!(!unagreed(10).is_lost(&meet, true) && unagreed(15).is_lost(&meet, true));
+        assert!(!unagreed(15).is_lost(&direct, true) && Heard::default().is_lost(&Way::None, true));
+        assert!(
+            !heard(100, Some(27), Some(30)).is_lost(&direct, true) && heard(100, Some(30), None).is_lost(&direct, true)
+        );
     }
 }

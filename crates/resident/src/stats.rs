@@ -221,6 +221,7 @@ fn hosts(text: &mut Text, hosts: &[HostRow]) {
         let (way, relay) = match way {
             WayRow::Direct => ("direct", ""),
             WayRow::Seen => ("seen", ""),
+            WayRow::Meet => ("meet", ""),
             WayRow::Relay { relay, .. } => ("relay", relay.as_str()),
             WayRow::Nothing => ("nothing", ""),
         };

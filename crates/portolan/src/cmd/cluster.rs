@@ -358,8 +358,10 @@ A host is `down` when it has not said for 15 seconds that it runs. Its container
 
 Where networks are encrypted, RECEIVED and SENT say what went between it and this host by the encrypted link since the daemon was
 started, and HANDSHAKE when keys were agreed on last: every two minutes while there is traffic. In JSON, `link` has them, and where
-the host is seen. WAY says how it is sent to: `direct` to its address, to where it is `seen` when it is behind NAT, or `by` another host
-that passes packets on and cannot read them; in JSON, `way` does. The kernel counts nothing by host where networks are not encrypted.")]
+the host is seen. The kernel counts nothing by host where networks are not encrypted.
+
+WAY says how it is sent to: `direct` to its address, to where it is `seen` when it is behind NAT, or `by` another host, which passes \
+packets on and cannot read them; `none` where nothing leads to it. In JSON, `way` has it.")]
 pub(crate) struct NodesArgs {}
 
 impl NodesArgs {
@@ -406,8 +408,8 @@ fn way(host: &HostRow) -> String {
     match (&host.way, at) {
         (None, _) => String::new(),
         (Some(WayRow::Direct), _) => "direct".to_owned(),
-        (Some(WayRow::Seen), Some(at)) => format!("seen at {at}"),
-        (Some(WayRow::Seen), None) => "not seen yet".to_owned(),
+        (Some(WayRow::Seen | WayRow::Meet), Some(at)) => format!("seen at {at}"),
+        (Some(WayRow::Seen | WayRow::Meet), None) => "not seen yet".to_owned(),
         (Some(WayRow::Relay { relay, .. }), _) => format!("by {relay}"),
         (Some(WayRow::Nothing), _) => "none".to_owned(),
     }

@@ -32,66 +32,76 @@ impl Nat {
     }
 }
 
-/// Hosts on a LAN that all reach, and others behind a NAT each, all with the same address.
+/// Hosts on a LAN that all reach, and others behind NATs, whose addresses are the same behind each.
 struct World {
     /// Those that are reached.
     open: Vec<Node>,
     hidden: Vec<Node>,
     nats: Vec<Nat>,
+    keeps_ports: bool,
     etcd: Etcd,
     /// Of etcd's, who is a stranger to the hosts.
     stranger: Host,
     lab: Lab,
 }
 
-/// What hosts behind NAT have.
-const INSIDE: &str = "192.168.1.10";
+/// What a router does to ports: each conversation has another one, or hosts keep theirs as far as they can.
+const RANDOM: &str = "masquerade fully-random";
+const SAME: &str = "masquerade";
 
 impl World {
-    fn of(name: &str, open: &[&str], hidden: &[&str]) -> Option<Self> {
+    /// Each of `hidden` are behind one NAT.
+    fn of(name: &str, open: &[&str], hidden: &[&[&str]], masquerade: &str) -> Option<Self> {
         if !is_there(name) {
             return None;
         }
         let lab = Lab::or_skip(name)?;
         let mut lan = lab.lan("lan", &[]).unwrap();
-        let etcd_host = lab.host("etcd").unwrap();
-        lan.connect(&etcd_host, "eth0", &["10.0.1.11/24"]).unwrap();
+        let stranger = lab.host("etcd").unwrap();
+        lan.connect(&stranger, "eth0", &["10.0.1.11/24"]).unwrap();
         let node = |host: Host| Node { root: lab.dir().join(format!("root-{}", host.name())), host };
-        let mut world_open = Vec::new();
+        let mut there = Vec::new();
         for (number, name) in (1..).zip(open) {
             let host = lab.host(name).unwrap();
             lan.connect(&host, "eth0", &[&format!("10.0.1.{number}/24")]).unwrap();
             host.add_default_route("10.0.1.11").unwrap();
-            world_open.push(node(host));
+            there.push(node(host));
         }
-        let (mut world_hidden, mut nats) = (Vec::new(), Vec::new());
-        for (number, name) in (101..).zip(hidden) {
-            let (host, router) = (lab.host(name).unwrap(), lab.host(&format!("nat-{name}")).unwrap());
+        let (mut behind, mut nats) = (Vec::new(), Vec::new());
+        for (number, names) in (101..).zip(hidden) {
+            let router = lab.host(&format!("nat-{number}")).unwrap();
             lan.connect(&router, "eth0", &[&format!("10.0.1.{number}/24")]).unwrap();
-            let inside = format!("{INSIDE}/24");
-            lab.lan(&format!("lan-{name}"), &[(&host, "eth0", &[&inside]), (&router, "eth1", &["192.168.1.1/24"])])
-                .unwrap();
-            host.add_default_route("192.168.1.1").unwrap();
+            let mut inside = lab.lan(&format!("lan-{number}"), &[(&router, "eth1", &["192.168.1.1/24"])]).unwrap();
+            for (last, name) in (10..).zip(*names) {
+                let host = lab.host(name).unwrap();
+                inside.connect(&host, "eth0", &[&format!("192.168.1.{last}/24")]).unwrap();
+                host.add_default_route("192.168.1.1").unwrap();
+                behind.push(node(host));
+            }
             router.enable_forwarding().unwrap();
             let nat = Nat { router };
-            nat.rules(
-                "table ip nat {
-                    chain out {
+            nat.rules(&format!(
+                "table ip nat {{
+                    chain out {{
                         type nat hook postrouting priority srcnat;
-                        oifname eth0 masquerade fully-random
-                    }
-                    chain forward {
+                        oifname eth0 {masquerade}
+                    }}
+                    chain forward {{
                         type filter hook forward priority filter; policy drop;
                         iifname eth1 accept
                         ct state established accept
-                    }
-                }",
-            );
-            world_hidden.push(node(host));
+                    }}
+                    chain in {{
+                        type filter hook input priority filter;
+                        meta l4proto udp drop
+                    }}
+                }}"
+            ));
             nats.push(nat);
         }
-        let etcd = Etcd::start(lab.dir(), &[(&etcd_host, "10.0.1.11".parse().unwrap())], "http", &[]).unwrap();
-        Some(Self { open: world_open, hidden: world_hidden, nats, etcd, stranger: etcd_host, lab })
+        let etcd = Etcd::start(lab.dir(), &[(&stranger, "10.0.1.11".parse().unwrap())], "http", &[]).unwrap();
+        let keeps_ports = masquerade == SAME;
+        Some(Self { open: there, hidden: behind, nats, keeps_ports, etcd, stranger, lab })
     }
 
     fn pod(&self, node: &Node, name: &str) -> Pod {
@@ -108,8 +118,11 @@ impl World {
         for (number, node) in self.open.iter().enumerate() {
             node.join(if number == 0 { "init" } else { "join" }, &self.etcd);
         }
-        for node in &self.hidden {
-            node.ok(&format!("cluster join --etcd {url} --name {} --behind-nat", node.host.name()));
+        for (number, node) in self.hidden.iter().enumerate() {
+            // Two behind one NAT cannot both keep a port.
+            let port = 51820 + if self.keeps_ports { number * 10 } else { 0 };
+            let name = node.host.name();
+            node.ok(&format!("cluster join --etcd {url} --name {name} --behind-nat --wireguard-port {port}"));
         }
         self.open[0].ok("network create -d overlay --opt encrypted vault");
         for node in self.open.iter().chain(&self.hidden) {
@@ -137,7 +150,7 @@ fn reach_within(limit: Duration, one: &Pod, other: &Pod) {
 
 #[test]
 fn a_host_behind_nat_is_one_of_the_cluster() {
-    let Some(world) = World::of("nat-one", &["a"], &["h"]) else { return };
+    let Some(world) = World::of("nat-one", &["a"], &[&["h"]], RANDOM) else { return };
     world.join();
     let ([a], [h], [nat]) = (&world.open[..], &world.hidden[..], &world.nats[..]) else { panic!("two hosts") };
     let (near, far) = (world.pod(a, "near"), world.pod(h, "far"));
@@ -194,7 +207,7 @@ fn say(one: &Pod, other: &Pod) {
 
 #[test]
 fn two_behind_different_nats_reach_each_other_by_a_third() {
-    let Some(world) = World::of("nat-two", &["c", "d"], &["g", "h"]) else { return };
+    let Some(world) = World::of("nat-two", &["c", "d"], &[&["g"], &["h"]], RANDOM) else { return };
     world.join();
     let ([c, d], [g, h], [nat, _]) = (&world.open[..], &world.hidden[..], &world.nats[..]) else { panic!("four") };
     let (one, other) = (world.pod(g, "one"), world.pod(h, "other"));
@@ -275,6 +288,49 @@ fn two_behind_different_nats_reach_each_other_by_a_third() {
 /// What strangers say.
 const STRANGE: &[u8] = b"let me in, let me in";
 
+#[test]
+fn two_behind_nats_that_keep_ports_meet() {
+    let Some(world) = World::of("nat-meet", &["c"], &[&["f", "g"], &["h"]], SAME) else { return };
+    world.join();
+    let ([c], [f, g, h]) = (&world.open[..], &world.hidden[..]) else { panic!("four") };
+    let pods = [world.pod(f, "of-f"), world.pod(g, "of-g"), world.pod(h, "of-h")];
+    let reach_all = |limit| {
+        reach_within(limit, &pods[0], &pods[1]);
+        reach_within(limit, &pods[1], &pods[2]);
+        reach_within(limit, &pods[2], &pods[0]);
+    };
+    reach_all(LONG);
+    let is_at = |node: &Node, of: &str, at: &str| {
+        let row = || row(node, of);
+        let is_it = || row()["way"]["by"] == "meet" && row()["link"]["endpoint"].to_string().contains(at);
+        assert!(eventually(LONG, is_it), "{}", row());
+    };
+    let all_meet = || {
+        is_at(h, "g", "10.0.1.101:");
+        is_at(g, "h", "10.0.1.102:");
+        // Who is behind the same one is a neighbour.
+        is_at(f, "g", "192.168.1.11:");
+        is_at(g, "f", "192.168.1.10:");
+    };
+    all_meet();
+    for round in 1..=2 {
+        h.ok("cluster rotate");
+        reach_all(LONG);
+        assert_eq!(f.round(), round);
+    }
+    all_meet();
+    for node in [c, f, g, h] {
+        node.kill_daemon();
+    }
+    reach_all(Duration::from_secs(5));
+    for node in [c, f, g, h] {
+        node.is_well();
+    }
+    assert_eq!(c.status()["passed"], serde_json::json!([]));
+    world.nats[0].reboot();
+    reach_all(Duration::from_secs(25));
+}
+
 /// Has two hosts drop what comes from each other.
 fn part(one: &Node, other: &Node) {
     for (node, from) in [(one, other), (other, one)] {
@@ -288,7 +344,7 @@ fn part(one: &Node, other: &Node) {
 
 #[test]
 fn two_whom_a_firewall_parts_reach_each_other_by_whoever_is_there() {
-    let Some(world) = World::of("nat-parted", &["a", "b", "c", "d"], &[]) else { return };
+    let Some(world) = World::of("nat-parted", &["a", "b", "c", "d"], &[], RANDOM) else { return };
     world.join();
     let [a, b, c, d] = &world.open[..] else { panic!("four hosts") };
     let (one, other) = (world.pod(a, "one"), world.pod(b, "other"));

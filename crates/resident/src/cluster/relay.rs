@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use portolan_cluster::{HostRecord, SealRecord, View, WayRecord, begins, relays};
@@ -26,6 +26,9 @@ use super::{Membership, ToWay, note, runtime};
 const FIRST: u16 = 2;
 /// So many are tried.
 const PORTS: u16 = 4096;
+/// How long it is waited for two who are to meet to say something to this host: whom it did not know when they greeted it first do so
+/// again after five seconds (`REKEY_TIMEOUT`, whitepaper §6.1).
+const PATIENCE: Duration = Duration::from_secs(8);
 /// The largest packet that there is.
 const LARGEST: usize = u16::MAX as usize;
 
@@ -64,6 +67,8 @@ struct Task {
 pub(super) struct Relay {
     open: BTreeMap<Pair, Open>,
     thread: Option<(mpsc::UnboundedSender<Task>, JoinHandle<()>)>,
+    /// Since when it is waited for the two to be seen.
+    awaited: BTreeMap<Pair, Instant>,
     /// What the process before this one knew of where hosts are.
     known: BTreeMap<Pair, Lanes>,
     file: PathBuf,
@@ -76,14 +81,27 @@ impl Relay {
     pub(super) fn new(run: &Path) -> Self {
         let file = run.join("relay.json");
         let known: Vec<(Pair, Lanes)> = note::read(&file).unwrap_or_default();
-        Self { open: BTreeMap::new(), thread: None, known: known.into_iter().collect(), file, noted: 0 }
+        Self {
+            open: BTreeMap::new(),
+            awaited: BTreeMap::new(),
+            thread: None,
+            known: known.into_iter().collect(),
+            file,
+            noted: 0,
+        }
     }
 
-    /// Passes on what it is to pass on as `view` shows, and nothing else; the ports that others do not know of yet.
+    /// Passes on what it is to pass on as `view` shows, and nothing else; the ports that others do not know of yet, and where
+    /// those were `seen` who are to meet.
     ///
     /// # Errors
     /// When there is no port.
-    pub(super) fn ensure(&mut self, membership: &Membership, view: &View) -> Result<Vec<ToWay>> {
+    pub(super) fn ensure(
+        &mut self,
+        membership: &Membership,
+        view: &View,
+        seen: impl Fn(&str) -> Option<SocketAddr>,
+    ) -> Result<Vec<ToWay>> {
         let own = &membership.record;
         let mut wanted: BTreeMap<Pair, (&WayRecord, i64)> = BTreeMap::new();
         let secret = own.seal.as_ref().map(|seal| &seal.secret);
@@ -97,9 +115,21 @@ impl Relay {
                 wanted.insert((*one, *other), (way, *written));
             }
         }
-        self.open.retain(|pair, _| wanted.contains_key(pair));
         let addresses = own.underlay;
         let mut said = Vec::new();
+        self.awaited.retain(|pair, _| wanted.contains_key(pair));
+        for (pair, (way, written)) in wanted.iter().filter(|(_, (way, _))| way.meets) {
+            let (places, are_both) = places(view, *pair, &seen);
+            let since = *self.awaited.entry(*pair).or_insert_with(Instant::now);
+            // Who has not said anything to this host by now may not be able to.
+            let meets = are_both || since.elapsed() < PATIENCE;
+            let now = WayRecord { meets, seen: if are_both { places } else { BTreeMap::new() }, ..(*way).clone() };
+            if !meets || (are_both && now.seen != way.seen) {
+                said.push(ToWay { pair: *pair, written: *written, way: Some(now) });
+            }
+        }
+        wanted.retain(|_, (way, _)| !way.meets);
+        self.open.retain(|pair, _| wanted.contains_key(pair));
         for (pair, (way, written)) in wanted {
             if self.open.get(&pair).is_none_or(|open| open.addresses != addresses) {
                 let lanes = match self.open.remove(&pair) {
@@ -198,6 +228,22 @@ impl Drop for Relay {
             let _ = thread.join();
         }
     }
+}
+
+/// Where the keys of two hosts are seen, and whether any of either are.
+fn places(
+    view: &View,
+    (one, other): Pair,
+    seen: impl Fn(&str) -> Option<SocketAddr>,
+) -> (BTreeMap<String, SocketAddr>, bool) {
+    let of = |host: Id| -> BTreeMap<String, SocketAddr> {
+        let seal = view.hosts().get(&host).and_then(|record| record.seal.as_ref());
+        let keys = seal.into_iter().flat_map(SealRecord::keys);
+        keys.filter_map(|key| seen(&key.key).map(|at| (key.key, at))).collect()
+    };
+    let (one, other) = (of(one), of(other));
+    let are_both = !one.is_empty() && !other.is_empty();
+    (one.into_iter().chain(other).collect(), are_both)
 }
 
 fn take(shared: &Shared) -> std::sync::MutexGuard<'_, Lanes> {

@@ -256,7 +256,11 @@ impl Rows {
             let mut known = lock(shared);
             (known.ways, known.unreached) = (rows, unreached);
             // What was seen of etcd before is what is passed on until more is seen.
-            if known.view.cluster().is_some() { relay.ensure(membership, &known.view) } else { Ok(Vec::new()) }
+            if known.view.cluster().is_some() {
+                relay.ensure(membership, &known.view, |key| seal.seen(key))
+            } else {
+                Ok(Vec::new())
+            }
         };
         lock(shared).passed = relay.passed();
         said.extend(passed?);

@@ -33,6 +33,8 @@ const KEEPALIVE: u16 = 2;
 const KEEP_OPEN: u16 = 25;
 /// Who is spoken to answers within ten seconds (whitepaper §6.5).
 const SILENCE: Duration = Duration::from_secs(30);
+/// How often who does not answer is greeted each second, before the device alone goes on with it.
+const GREETINGS: u32 = 10;
 /// How long what is on its way by a device may take.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Detours of all packets have priorities from here on, those of some hosts lower ones.
@@ -50,6 +52,9 @@ pub(super) struct Seal {
     to: (BTreeMap<Id, Option<usize>>, Instant),
     probed: Instant,
     greeted: Instant,
+    met: Instant,
+    /// How often who has not answered yet was greeted.
+    greetings: BTreeMap<PublicKey, u32>,
     /// By which ways hosts are sent to.
     ways: BTreeMap<Id, Way>,
     /// Where hosts were seen last by whose keys something came, and where that is written down for the process after this one.
@@ -80,6 +85,8 @@ impl Seal {
             to: (BTreeMap::new(), now),
             probed: now,
             greeted: now,
+            met: now,
+            greetings: BTreeMap::new(),
             can_lead: false,
         }
     }
@@ -99,6 +106,7 @@ impl Seal {
         };
         let mtu = membership.record.mtu.bytes().saturating_sub(SEAL);
         self.greet_again(membership, own, hosts, ways);
+        self.meet_again(membership, own, hosts, ways);
         self.begin_anew(membership, hosts, ways);
         let is_new =
             self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts, ways)?, &self.seen)?;
@@ -207,6 +215,51 @@ impl Seal {
         // A clock that was set back says nothing.
         let is_fresh = |at| SystemTime::now().duration_since(at).unwrap_or_default() < FRESH;
         self.lanes[on].answered.contains(&key) && at.is_some_and(is_fresh)
+    }
+
+    /// Whether keys are to be agreed on with a host on the lane of this host's newest key, and are not.
+    pub(super) fn is_to_agree(&self, own: &SealRecord, seal: &SealRecord) -> bool {
+        own.next.as_ref().is_some_and(|next| seal.on(lane(next.round)).is_some()) && !self.has_agreed(own, seal)
+    }
+
+    /// Where a host's key was seen last.
+    pub(super) fn seen(&self, key: &str) -> Option<SocketAddr> {
+        self.seen.get(&key.parse().ok()?).copied()
+    }
+
+    /// Greets those anew each second, for a while, who have not answered and do not speak first: they may not have known this host yet.
+    fn meet_again(
+        &mut self,
+        membership: &Membership,
+        own: &SealRecord,
+        hosts: &BTreeMap<Id, HostRecord>,
+        ways: &BTreeMap<Id, Way>,
+    ) {
+        if self.met.elapsed() < SETTLE {
+            return;
+        }
+        self.met = Instant::now();
+        let mut greeted = BTreeMap::new();
+        for on in 0..2 {
+            let Some(ours) = own.on(on) else { continue };
+            let begin = others(membership, hosts).filter(|(id, record, _)| match ways.get(id) {
+                Some(Way::Meet(_)) => true,
+                Some(Way::Direct(_)) => membership.record.is_behind_nat() && !record.is_behind_nat(),
+                _ => false,
+            });
+            let keys = begin.filter_map(|(_, record, seal)| {
+                let theirs = seal.on(on)?;
+                begins((&membership.record, &ours.key), (record, &theirs.key)).then(|| theirs.key.parse().ok())?
+            });
+            let is_silent = |key: &PublicKey| self.lanes[on].state.status.get(key).is_none_or(|at| at.received == 0);
+            let keys: BTreeSet<PublicKey> = keys.filter(is_silent).collect();
+            greeted.extend(keys.iter().map(|key| (*key, self.greetings.get(key).map_or(1, |times| times + 1))));
+            let due = keys.into_iter().filter(|key| greeted[key] <= GREETINGS).collect::<BTreeSet<_>>();
+            if !due.is_empty() {
+                self.lanes[on].forget_silent(&due);
+            }
+        }
+        self.greetings = greeted;
     }
 
     /// Greets those anew who have not answered on the lane that this host is to move to.
@@ -414,18 +467,19 @@ fn config(
             continue;
         };
         let allowed = BTreeSet::from([IpNet::V6(Ipv6Net::from(seal.address))]);
-        // A third one is told by both where they are, and greets nobody.
-        let is_relayed = is_relayed(ways, id);
+        // A third one is told by both where they are, and greets nobody; and NAT lets in what comes from where something went.
+        let is_both = matches!(ways.get(&id), Some(Way::Relay(..) | Way::Meet(_)));
         let is_ours_to_greet = !is_next || begins((&membership.record, &key.key), (record, &theirs.key));
         let endpoint = match ways.get(&id) {
             Some(Way::Direct(address)) => Some(SocketAddr::new(*address, theirs.port)).filter(|_| is_ours_to_greet),
             Some(Way::Relay(_, place)) => place.map(SocketAddr::from),
+            Some(Way::Meet(places)) => places.get(&theirs.key).copied(),
             // Where it was seen last stays.
             Some(Way::Seen | Way::None) | None => None,
         };
-        let keepalive = match (is_next && is_ours_to_greet, is_relayed || membership.record.is_behind_nat()) {
+        let keepalive = match (is_next && is_ours_to_greet, is_both || membership.record.is_behind_nat()) {
             (true, _) => Some(KEEPALIVE),
-            (false, true) => Some(KEEP_OPEN).filter(|_| is_ours_to_greet || is_relayed),
+            (false, true) => Some(KEEP_OPEN).filter(|_| is_ours_to_greet || is_both),
             (false, false) => None,
         };
         let preshared = secret.as_ref().map(|secret| secret.of_pair(&public, &peer));

@@ -123,10 +123,11 @@ impl Standing {
         });
         let gone: Vec<String> = gone.collect();
         let name = |id: &Id| view.hosts().get(id).map(|record| record.name.clone());
-        let passed = known
-            .passed
-            .iter()
-            .filter_map(|((one, other), bytes)| Some(PassedRow { between: [name(one)?, name(other)?], bytes: *bytes }));
+        let passed = known.passed.iter().filter_map(|((one, other), bytes)| {
+            let mut between = [name(one)?, name(other)?];
+            between.sort();
+            Some(PassedRow { between, bytes: *bytes })
+        });
         let secrets = seal::other_secrets(membership.host, view);
         Self {
             cluster: membership.cluster,

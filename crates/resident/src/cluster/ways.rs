@@ -36,6 +36,8 @@ pub enum WayRow {
     Direct,
     /// To where it is seen.
     Seen,
+    /// To where a third host sees it: both are behind NAT.
+    Meet,
     /// By another one.
     Relay {
         /// His name.
@@ -55,6 +57,8 @@ struct Track {
     /// When something was sent that was not answered.
     asked: Option<Instant>,
     spoken: Option<Instant>,
+    /// Since when keys change, and are not agreed on.
+    unagreed: Option<Instant>,
     counted: (u64, u64),
 }
 
@@ -63,6 +67,8 @@ pub(super) struct Ways {
     tracks: BTreeMap<Id, Track>,
     /// Of which pairs nothing came by way of whom, and when that was found.
     avoid: BTreeMap<(Id, Id), Instant>,
+    /// With whom this host did not meet, both being behind NAT.
+    met: BTreeSet<Id>,
     /// When anything last came of a host, by whichever way.
     heard: BTreeMap<Id, Instant>,
     /// When anything was last said of the way to a host.
@@ -84,6 +90,7 @@ impl Ways {
             tracks,
             avoid,
             heard,
+            met: BTreeSet::new(),
             said: BTreeMap::new(),
             tries: BTreeMap::new(),
             written: written.into_iter().collect(),
@@ -111,9 +118,20 @@ impl Ways {
         let ways: BTreeMap<Id, Way> = others(membership, hosts).map(to).collect();
         self.tracks.retain(|id, _| ways.contains_key(id));
         for (id, way) in &ways {
-            let begin = |counted| Track { way: *way, since: now, heard: None, asked: None, spoken: None, counted };
+            let begin = |counted| Track {
+                way: way.clone(),
+                since: now,
+                heard: None,
+                asked: None,
+                spoken: None,
+                unagreed: None,
+                counted,
+            };
             let track = self.tracks.entry(*id).or_insert_with(|| begin((0, 0)));
-            if track.way != *way {
+            if matches!((&track.way, way), (Way::Meet(_), Way::Meet(_))) {
+                // Keys change, or NAT puts it elsewhere: that is no other way.
+                track.way.clone_from(way);
+            } else if track.way != *way {
                 tracing::info!(host = %hosts[id].name, ?way, "sent to by another way");
                 *track = begin(track.counted);
             }
@@ -145,6 +163,10 @@ impl Ways {
         let mut silent = Vec::new();
         for (id, record, theirs) in others(membership, hosts) {
             let Some(track) = self.tracks.get_mut(&id) else { continue };
+            match seal.is_to_agree(own, theirs) {
+                true => drop(track.unagreed.get_or_insert(now)),
+                false => track.unagreed = None,
+            }
             let is_quiet = track.heard.is_none_or(|heard| now - heard >= Heard::QUIET);
             let is_due = track.spoken.is_none_or(|spoken| now - spoken >= AGAIN);
             if track.way.is_kept(&membership.record, record) && is_quiet && is_due && seal.has_place(theirs) {
@@ -172,8 +194,13 @@ impl Ways {
         for (id, record, _) in others(membership, hosts) {
             let Some(track) = self.tracks.get(&id) else { continue };
             let ago = |when: Option<Instant>| when.map(|when| now - when);
-            let heard = Heard { since: now - track.since, last: ago(track.heard), unanswered: ago(track.asked) };
-            if track.way == Way::None || heard.is_lost(track.way.is_kept(own, record)) {
+            let heard = Heard {
+                since: now - track.since,
+                last: ago(track.heard),
+                unanswered: ago(track.asked),
+                unagreed: ago(track.unagreed),
+            };
+            if heard.is_lost(&track.way, track.way.is_kept(own, record)) {
                 lost.insert(id, record);
             }
         }
@@ -198,10 +225,14 @@ impl Ways {
             return (said, unreached);
         }
         let is_up = |id: Id| view.run_of(id).is_some() && !view.is_gone(id);
-        // Who does not run is not to be helped.
-        for (id, record) in lost.into_iter().filter(|(id, _)| is_up(*id)) {
-            if let Some(Way::Relay(relay, _)) = self.tracks.get(&id).map(|track| track.way) {
-                self.avoid.insert((id, relay), now);
+        // Who does not run is not to be helped; and of whom something else was said meanwhile is to be tried by that.
+        let is_as_tried = |id: Id| self.written.get(&pair(me, id)) == view.ways().get(&pair(me, id));
+        lost.retain(|id, _| is_up(*id) && is_as_tried(*id));
+        for (id, record) in lost {
+            match self.tracks.get(&id).map(|track| &track.way) {
+                Some(Way::Relay(relay, _)) => drop(self.avoid.insert((id, *relay), now)),
+                Some(Way::Meet(_)) => drop(self.met.insert(id)),
+                _ => {}
             }
             let but: BTreeSet<Id> = self.avoid.keys().filter(|(of, _)| *of == id).map(|(_, relay)| *relay).collect();
             let is_heard = |id: Id| self.heard.get(&id).is_some_and(|heard| now - *heard < LATELY);
@@ -221,7 +252,10 @@ impl Ways {
                 && self.may_say(id, now)
             {
                 let written = view.ways().get(&pair(me, id)).map_or(0, |(_, revision)| *revision);
-                let way = WayRecord { relay, port: None, instead_of: instead_of(own, record) };
+                // Who did not meet once does not meet.
+                let meets = own.is_behind_nat() && record.is_behind_nat() && !self.met.contains(&id) && written == 0;
+                let instead_of = instead_of(own, record);
+                let way = WayRecord { relay, port: None, meets, seen: BTreeMap::new(), instead_of };
                 said.push(ToWay { pair: pair(me, id), written, way: Some(way) });
             }
         }
@@ -241,16 +275,17 @@ impl Ways {
 
     /// The ways, for people.
     pub(super) fn rows(&self, hosts: &BTreeMap<Id, HostRecord>) -> BTreeMap<Id, WayRow> {
-        let row = |way: Way| match way {
+        let row = |way: &Way| match way {
             Way::Direct(_) => WayRow::Direct,
             Way::Seen => WayRow::Seen,
-            Way::Relay(relay, at) => match hosts.get(&relay) {
+            Way::Meet(_) => WayRow::Meet,
+            Way::Relay(relay, at) => match hosts.get(relay) {
                 Some(record) => WayRow::Relay { relay: record.name.clone(), at: at.map(SocketAddr::from) },
                 None => WayRow::Nothing,
             },
             Way::None => WayRow::Nothing,
         };
-        self.tracks.iter().map(|(id, track)| (*id, row(track.way))).collect()
+        self.tracks.iter().map(|(id, track)| (*id, row(&track.way))).collect()
     }
 }
 
