@@ -21,6 +21,8 @@ pub enum Key {
     Network(Id),
     /// `all/check/CHECK`: under a lease of the host's that asks: every host is to compare what it holds with what is here.
     Check(Id),
+    /// `all/way/HOST/HOST`: by which host these two send to each other ([`crate::WayRecord`]); the lower id is the first.
+    Way(Id, Id),
     /// `taken/host/NAME`: the host that is called so.
     HostName(Name),
     /// `taken/address/ADDRESS`: the host that has the address.
@@ -114,6 +116,7 @@ impl Layout {
             Key::Gone(id) => format!("{root}all/gone/{id}"),
             Key::Network(id) => format!("{root}all/network/{id}"),
             Key::Check(id) => format!("{root}all/check/{id}"),
+            Key::Way(one, other) => format!("{root}all/way/{one}/{other}"),
             Key::HostName(name) => format!("{root}taken/host/{name}"),
             Key::HostAddress(address) => format!("{root}taken/address/{address}"),
             Key::NetworkName(name) => format!("{root}taken/network/{name}"),
@@ -168,6 +171,10 @@ impl Layout {
             ["all", "gone", host] => Key::Gone(id(host)?),
             ["all", "network", network] => Key::Network(id(network)?),
             ["all", "check", check] => Key::Check(id(check)?),
+            ["all", "way", one, other] => {
+                let (one, other) = (id(one)?, id(other)?);
+                (one < other).then_some(Key::Way(one, other))?
+            }
             ["taken", "host", name] => Key::HostName(same(name)?),
             ["taken", "address", address] => Key::HostAddress(same(address)?),
             ["taken", "network", name] => Key::NetworkName(same(name)?),
@@ -231,6 +238,7 @@ mod tests {
             Key::Cluster,
             Key::Networks,
             Key::Host(id(1)),
+            Key::Way(id(1), id(2)),
             Key::HostName("node-1".parse().unwrap()),
             Key::HostAddress("fd00::1".parse().unwrap()),
             Key::Alive(id(1)),

@@ -21,6 +21,7 @@ mod network;
 mod record;
 mod rotation;
 mod view;
+mod way;
 mod write;
 
 pub use blocks::{block_length, block_of, blocks_of, choose, free_around, without};
@@ -29,9 +30,10 @@ pub use key::{Key, Layout, Part};
 pub use moves::{Idle, Own, free, offer, own, turn};
 pub use network::{NewNetwork, Refusal, plan_network};
 pub use record::{
-    Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, SealRecord,
-    VXLAN_PORT,
+    Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, Reach, SealRecord,
+    VXLAN_PORT, WayRecord,
 };
 pub use rotation::{Other, Step, lane, lane_to, step};
 pub use view::{Change, Event, Found, View, WentBack};
+pub use way::{Heard, Way, begins, common, instead_of, pair, relay_for, relays, way};
 pub use write::{Condition, Operation, Write};

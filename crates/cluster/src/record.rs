@@ -1,7 +1,7 @@
 //! What the values in etcd say. JSON; what a later version adds is passed over.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
 use portolan_model::{Family, Id, Mac, Mtu, Name, PerFamily, Vni, seal_bytes};
@@ -15,6 +15,11 @@ pub const VXLAN_PORT: u16 = 4789;
 
 const fn vxlan_port() -> u16 {
     VXLAN_PORT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_no(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What is the same on every host.
@@ -103,11 +108,62 @@ pub struct HostRecord {
     /// Its end of the encrypted link between hosts, if it can have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal: Option<SealRecord>,
+    /// Whether others come to it by themselves.
+    #[serde(default, skip_serializing_if = "Reach::is_open")]
+    pub reach: Reach,
     /// Its version, for people.
     pub version: String,
 }
 
+/// Whether others come to a host by themselves, at the addresses that it says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// They do, and it passes on what hosts send each other by the encrypted link that do not reach each other.
+    #[default]
+    Open,
+    /// They do, and it passes on nothing.
+    NoRelay,
+    /// They do not: its addresses are its own affair, and it has to speak first.
+    BehindNat,
+}
+
+impl Reach {
+    const fn is_open(&self) -> bool {
+        matches!(self, Self::Open)
+    }
+}
+
+/// By which host two others send on the encrypted link, for they do not reach each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayRecord {
+    /// The one who passes on what they send.
+    pub relay: Id,
+    /// The UDP port at which he takes it, once he has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// They are to try it by themselves first, at the places where he sees them: behind most NATs that works when both begin.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub meets: bool,
+    /// Those places, by public key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub seen: BTreeMap<String, SocketAddr>,
+    /// Where the two could be reached when they chose it: elsewhere, they try it by themselves again.
+    #[serde(default)]
+    pub instead_of: BTreeSet<IpAddr>,
+}
+
 impl HostRecord {
+    /// Whether it is behind NAT.
+    pub const fn is_behind_nat(&self) -> bool {
+        matches!(self.reach, Reach::BehindNat)
+    }
+
+    /// The addresses that no other host can have: those of hosts behind NAT are their own affair.
+    pub fn taken(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses().filter(|_| !self.is_behind_nat())
+    }
+
     /// Its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         [self.underlay.v4, self.underlay.v6].into_iter().flatten()

@@ -8,7 +8,7 @@ use portolan_model::{Family, Id, Name};
 use serde::de::DeserializeOwned;
 
 use crate::key::{Key, Layout, Part};
-use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord};
+use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, WayRecord};
 
 /// What happened to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub enum Change {
     Check(Id),
     /// What came of it at a host.
     Checked(Id, Id),
+    /// By which host two others send to each other.
+    Way(Id, Id),
 }
 
 /// etcd shows something older than what was seen before: it was restored from a backup, or is another one.
@@ -93,6 +95,8 @@ pub struct View {
     alive: BTreeMap<Id, String>,
     gone: BTreeSet<Id>,
     networks: BTreeMap<Id, ClusterNetwork>,
+    /// With the revisions by which they were written.
+    ways: BTreeMap<(Id, Id), (WayRecord, i64)>,
     checks: BTreeSet<Id>,
     checked: BTreeMap<(Id, Id), Checked>,
     /// By which revisions they were written, by host and network.
@@ -183,6 +187,11 @@ impl View {
     /// Whether a host is not to come back.
     pub fn is_gone(&self, host: Id) -> bool {
         self.gone.contains(&host)
+    }
+
+    /// By which hosts two others send to each other, and by which revision that was written; the lower id is the first.
+    pub const fn ways(&self) -> &BTreeMap<(Id, Id), (WayRecord, i64)> {
+        &self.ways
     }
 
     /// The networks.
@@ -438,6 +447,11 @@ impl View {
             Key::Check(id) => put_one(&mut self.checks, id, value.is_some()).then_some(Change::Check(id)),
             Key::Checked(id, host) => {
                 put(&mut self.checked, (id, host), reader.json()).then_some(Change::Checked(id, host))
+            }
+            Key::Way(one, other) => {
+                let record: Option<WayRecord> = reader.json();
+                put(&mut self.ways, (one, other), record.map(|record| (record, revision)))
+                    .then_some(Change::Way(one, other))
             }
             Key::Network(id) => {
                 let record: Option<ClusterNetwork> = reader.json();

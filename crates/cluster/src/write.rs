@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::blocks::{within, without};
 use crate::key::{Key, Part};
-use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord};
+use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord, WayRecord};
 use crate::view::View;
 
 /// So many operations go into one transaction: etcd refuses more than 128 unless told otherwise (`--max-txn-ops`).
@@ -71,7 +71,7 @@ impl Write {
     /// Makes a host known, if neither its id, its name nor any of its addresses is another's.
     pub fn join(host: Id, record: &HostRecord) -> Self {
         let own = [Key::Host(host), Key::HostName(record.name.clone())];
-        let own: Vec<Key> = own.into_iter().chain(record.addresses().map(Key::HostAddress)).collect();
+        let own: Vec<Key> = own.into_iter().chain(record.taken().map(Key::HostAddress)).collect();
         let absent = own.iter().cloned().chain([Key::Gone(host)]).map(Condition::Absent);
         let value = |key: &Key| if *key == Key::Host(host) { json(record) } else { host.to_string() };
         Self {
@@ -84,7 +84,7 @@ impl Write {
     pub fn change(host: Id, before: &HostRecord, after: &HostRecord) -> Self {
         let index = |record: &HostRecord| -> Vec<Key> {
             let name = [Key::HostName(record.name.clone())];
-            name.into_iter().chain(record.addresses().map(Key::HostAddress)).collect()
+            name.into_iter().chain(record.taken().map(Key::HostAddress)).collect()
         };
         let (old, new) = (index(before), index(after));
         let come: Vec<Key> = new.iter().filter(|key| !old.contains(key)).cloned().collect();
@@ -112,6 +112,25 @@ impl Write {
         }
     }
 
+    /// Has two hosts send to each other by another one, or by themselves again, as `host` says, who is one of the three; `written` is
+    /// the revision by which it was last written, as far as he knows.
+    pub fn way(host: Id, (one, other): (Id, Id), written: i64, way: Option<&WayRecord>) -> Self {
+        let key = Key::Way(one, other);
+        let all = [Some(one), Some(other), way.map(|way| way.relay)].into_iter().flatten();
+        let are_there = all.flat_map(belongs);
+        Self {
+            only_if: belongs(host)
+                .into_iter()
+                .chain(are_there)
+                .chain([Condition::WrittenAt(key.clone(), written)])
+                .collect(),
+            then: vec![match way {
+                Some(way) => Operation::Put(key, json(way)),
+                None => Operation::Delete(key),
+            }],
+        }
+    }
+
     /// Says that a host which does not run is not to come back. From then on it can write nothing.
     pub fn remove_host(host: Id) -> Self {
         Self {
@@ -129,10 +148,12 @@ impl Write {
         let blocks = blocks.map(|(network, net, _)| Key::Block(network, net));
         let places = view.places(host).map(|(network, _)| Key::Place(host, network));
         let mut all: Vec<Operation> = endpoints.chain(blocks).chain(places).map(Operation::Delete).collect();
+        let ways = view.ways().iter().filter(|((one, other), (way, _))| [*one, *other, way.relay].contains(&host));
+        all.extend(ways.map(|((one, other), _)| Operation::Delete(Key::Way(*one, *other))));
         all.push(Operation::Delete(Key::Alive(host)));
         if let Some(record) = view.hosts().get(&host) {
             all.push(Operation::Delete(Key::HostName(record.name.clone())));
-            all.extend(record.addresses().map(|address| Operation::Delete(Key::HostAddress(address))));
+            all.extend(record.taken().map(|address| Operation::Delete(Key::HostAddress(address))));
         }
         all.push(Operation::Delete(Key::Host(host)));
         in_parts(&[], all)

@@ -11,7 +11,7 @@ use portolan_kernel::rtnl::link::{self, Counters};
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HostRow, LinkRow};
+use crate::cluster::{HostRow, LinkRow, WayRow};
 use crate::feed::Feed;
 use crate::{dns, proxy, repair};
 
@@ -212,6 +212,20 @@ fn hosts(text: &mut Text, hosts: &[HostRow]) {
                 text.sample(&name, &[("host", host.name.as_str())], value);
             }
         }
+    }
+    let ways: Vec<(&HostRow, &WayRow)> = hosts.iter().filter_map(|host| Some((host, host.way.as_ref()?))).collect();
+    if !ways.is_empty() {
+        text.head("portolan_link_way", "gauge", "By which way a host is sent to by the encrypted link");
+    }
+    for (host, way) in ways {
+        let (way, relay) = match way {
+            WayRow::Direct => ("direct", ""),
+            WayRow::Seen => ("seen", ""),
+            WayRow::Meet => ("meet", ""),
+            WayRow::Relay { relay, .. } => ("relay", relay.as_str()),
+            WayRow::Nothing => ("nothing", ""),
+        };
+        text.sample("portolan_link_way", &[("host", host.name.as_str()), ("way", way), ("relay", relay)], 1);
     }
 }
 

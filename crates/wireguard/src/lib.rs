@@ -3,7 +3,8 @@
 //! [`Config`] is what a device should be, [`changes`] what leads from one to another; both are values. Whatever carries
 //! the packets is a [`Device`]: [`Control`] talks to a process over a unix socket in the cross-platform configuration
 //! protocol, [`kernel::Link`] to the kernel over netlink, and [`kernel::probe`] says which of the two a host has.
-//! [`worker`] is that process: it makes a TUN interface and carries its packets with the library `gotatun`.
+//! [`worker`] is that process: it makes a TUN interface and carries its packets with the library `gotatun`. [`relay`] decides where to
+//! what two hosts send each other by a third one is passed on.
 //!
 //! Addresses, routes and the choice of keys are the caller's, and so is what keeps packets from going around the device.
 //!
@@ -15,6 +16,7 @@ mod config;
 mod control;
 pub mod kernel;
 mod key;
+pub mod relay;
 mod secret;
 mod uapi;
 pub mod worker;

@@ -170,6 +170,7 @@ pub(crate) fn host(number: u64) -> HostRecord {
         mac: Mac::local([number as u8; 6]),
         mtu: Mtu::ETHERNET,
         seal: None,
+        reach: portolan_cluster::Reach::Open,
         version: "0".to_owned(),
     }
 }

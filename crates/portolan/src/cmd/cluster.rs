@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ipnet::{IpNet, Ipv6Net};
-use portolan_cluster::{ClusterRecord, FORMAT, VXLAN_PORT};
+use portolan_cluster::{ClusterRecord, FORMAT, Reach, VXLAN_PORT};
 use portolan_engine::Kernel as _;
 use portolan_etcd::{Config, Tls};
 use portolan_model::{Id, Name, PerFamily};
-use portolan_resident::cluster::{self, Came, CannotJoin, HostRow, Joining, LinkRow, Sharing, Standing};
+use portolan_resident::cluster::{self, Came, CannotJoin, HostRow, Joining, LinkRow, Sharing, Standing, WayRow};
 use portolan_resident::control::{Answer, Client, Request};
 use portolan_wireguard::Secret;
 
@@ -82,7 +82,8 @@ pub(crate) struct InitArgs {
 #[command(after_help = "\
 Examples:
   portolan cluster join --etcd http://192.0.2.10:2379
-  portolan cluster join --etcd http://192.0.2.10:2379 --name web-3 --address 192.0.2.23")]
+  portolan cluster join --etcd http://192.0.2.10:2379 --name web-3 --address 192.0.2.23
+  portolan cluster join --etcd https://etcd.example.com:2379 --cacert ca.pem --name home --behind-nat")]
 pub(crate) struct JoinArgs {
     #[command(flatten)]
     member: MemberArgs,
@@ -109,6 +110,14 @@ struct MemberArgs {
     /// Where this host takes packets of the others; one of either family (default: those of the default route's interface)
     #[arg(long, value_name = "IP", value_parser = spec::address)]
     address: Vec<IpAddr>,
+    /// Others do not reach this host at its addresses, which they may have as well: it speaks first, every 25 seconds, and they answer to
+    /// where they see it. Such a host is on encrypted networks alone
+    #[arg(long, conflicts_with = "no_relay")]
+    behind_nat: bool,
+    /// Pass on nothing of what hosts send each other that do not reach each other; otherwise this one does, at UDP ports from the second
+    /// one after --wireguard-port on, and cannot read it
+    #[arg(long)]
+    no_relay: bool,
     /// UDP port at which this host takes encrypted packets of the others; the one after it serves every second round of keys
     #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1..65535))]
     wireguard_port: u16,
@@ -191,6 +200,11 @@ fn join(context: &Context, verb: &str, member: MemberArgs, begin: Option<Cluster
         name,
         underlay,
         is_given: !member.address.is_empty(),
+        reach: match (member.behind_nat, member.no_relay) {
+            (true, _) => Reach::BehindNat,
+            (false, true) => Reach::NoRelay,
+            (false, false) => Reach::Open,
+        },
         mtu,
         wireguard_port: member.wireguard_port,
         rotate_after: member.rotate_keys,
@@ -317,6 +331,13 @@ impl StatusArgs {
                     if keys.changing { format!(", takes the place of another one{waits}") } else { String::new() };
                 text.push_str(&format!("key {} (round {}{changing})\n", keys.key, keys.round));
             }
+            for passed in &standing.passed {
+                let [one, other] = &passed.between;
+                text.push_str(&format!(
+                    "passes on what `{one}` and `{other}` send each other: {}\n",
+                    bytes(passed.bytes)
+                ));
+            }
             for warning in &standing.warnings {
                 text.push_str(&format!("warning: {warning}\n"));
             }
@@ -337,7 +358,10 @@ A host is `down` when it has not said for 15 seconds that it runs. Its container
 
 Where networks are encrypted, RECEIVED and SENT say what went between it and this host by the encrypted link since the daemon was
 started, and HANDSHAKE when keys were agreed on last: every two minutes while there is traffic. In JSON, `link` has them, and where
-the host is seen. The kernel counts nothing by host where networks are not encrypted.")]
+the host is seen. The kernel counts nothing by host where networks are not encrypted.
+
+WAY says how it is sent to: `direct` to its address, to where it is `seen` when it is behind NAT, or `by` another host, which passes \
+packets on and cannot read them; `none` where nothing leads to it. In JSON, `way` has it.")]
 pub(crate) struct NodesArgs {}
 
 impl NodesArgs {
@@ -364,16 +388,30 @@ impl NodesArgs {
                 let age = host.link.as_ref().and_then(|link| link.handshake_age);
                 row.extend([count(|link| link.received), count(|link| link.sent)]);
                 row.push(age.map_or_else(String::new, |seconds| format!("{seconds}s ago")));
+                row.push(way(host));
             }
             row
         };
         let rows: Vec<Vec<String>> = standing.hosts.iter().map(row).collect();
         let mut header = vec!["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
         if has_link {
-            header.extend(["RECEIVED", "SENT", "HANDSHAKE"]);
+            header.extend(["RECEIVED", "SENT", "HANDSHAKE", "WAY"]);
         }
         output::print(&table::render(&header, &rows))?;
         Ok(0)
+    }
+}
+
+/// By which way a host is sent to, in a word or two.
+fn way(host: &HostRow) -> String {
+    let at = host.link.as_ref().and_then(|link| link.endpoint);
+    match (&host.way, at) {
+        (None, _) => String::new(),
+        (Some(WayRow::Direct), _) => "direct".to_owned(),
+        (Some(WayRow::Seen | WayRow::Meet), Some(at)) => format!("seen at {at}"),
+        (Some(WayRow::Seen | WayRow::Meet), None) => "not seen yet".to_owned(),
+        (Some(WayRow::Relay { relay, .. }), _) => format!("by {relay}"),
+        (Some(WayRow::Nothing), _) => "none".to_owned(),
     }
 }
 

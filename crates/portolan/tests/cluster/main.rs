@@ -8,6 +8,7 @@ mod health;
 mod joining;
 mod lossless;
 mod many;
+mod nat;
 mod overlay;
 mod promote;
 mod rotation;

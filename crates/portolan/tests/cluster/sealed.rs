@@ -10,25 +10,25 @@ use std::time::Duration;
 
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
-use portolan_lab::eventually;
 use portolan_lab::probe::ping;
+use portolan_lab::{Lab, eventually};
 use serde_json::Value;
 
 use crate::overlay::{Pod, has, joined, reach};
 use crate::world::{LONG, Node, World};
 
 /// What the containers say to each other.
-const MARK: &[u8] = b"this is for your eyes only, whoever you are";
+pub(crate) const MARK: &[u8] = b"this is for your eyes only, whoever you are";
 
 /// All that passes a host's interface on the LAN.
-struct Capture {
+pub(crate) struct Capture {
     file: PathBuf,
     dump: Child,
 }
 
 impl Capture {
-    fn start(world: &World, node: &Node) -> Self {
-        let file = world.lab.dir().join(format!("{}.pcap", node.host.name()));
+    pub(crate) fn start(lab: &Lab, node: &Node) -> Self {
+        let file = lab.dir().join(format!("{}.pcap", node.host.name()));
         let mut dump = node.host.command("tcpdump").unwrap();
         dump.args(["-i", "eth0", "--immediate-mode", "-U", "-Z", "root", "-B", "16384", "-w"]).arg(&file);
         let mut dump = dump.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -41,12 +41,22 @@ impl Capture {
 
     /// How often the mark was seen, in how many bytes.
     fn seen(&mut self) -> (usize, usize) {
+        let bytes = self.bytes();
+        (times(&bytes, MARK), bytes.len())
+    }
+
+    /// All that was captured.
+    pub(crate) fn bytes(&mut self) -> Vec<u8> {
         let daemon = PidFd::open(self.dump.id().try_into().unwrap()).unwrap();
         daemon.signal(signals::TERM).unwrap();
         self.dump.wait().unwrap();
-        let bytes = fs::read(&self.file).unwrap();
-        (bytes.windows(MARK.len()).filter(|window| *window == MARK).count(), bytes.len())
+        fs::read(&self.file).unwrap()
     }
+}
+
+/// How often something is in it.
+pub(crate) fn times(bytes: &[u8], what: &[u8]) -> usize {
+    bytes.windows(what.len()).filter(|window| *window == what).count()
 }
 
 impl Drop for Capture {
@@ -80,7 +90,7 @@ fn whisper(from: &Pod, to: &Pod, over: &AtomicBool, heard: &AtomicU64) {
 
 /// Has three containers whisper while `meanwhile` goes on; how often they heard the mark, and how often it was on the LAN.
 fn overhear(world: &World, network: &str, pods: &[Pod], meanwhile: impl FnOnce(&AtomicU64)) -> (u64, usize) {
-    let mut captures: Vec<Capture> = world.nodes.iter().map(|node| Capture::start(world, node)).collect();
+    let mut captures: Vec<Capture> = world.nodes.iter().map(|node| Capture::start(&world.lab, node)).collect();
     let (over, heard) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for (number, from) in pods.iter().enumerate() {

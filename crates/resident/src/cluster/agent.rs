@@ -18,7 +18,8 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use super::jobs::{Job, Next};
 use super::meter::Figures;
-use super::{Came, Endpoints, Membership, Move, Reply, Sharing, To, Told, edge, rows};
+use super::ways::WayRow;
+use super::{Came, Endpoints, Membership, Move, Reply, Sharing, To, ToWay, Told, edge, rows};
 
 /// A host that has not said for so many seconds that it runs counts as down.
 const LEASE: i64 = 15;
@@ -45,6 +46,12 @@ pub(super) struct Known {
     pub(super) missing: Vec<IpAddr>,
     /// What the encrypted link knows of other hosts.
     pub(super) link: BTreeMap<Id, Figures>,
+    /// By which ways this host sends to others.
+    pub(super) ways: BTreeMap<Id, WayRow>,
+    /// Who is reached by no way, a sentence each.
+    pub(super) unreached: Vec<String>,
+    /// Bytes that this host has passed on between two others.
+    pub(super) passed: BTreeMap<(Id, Id), u64>,
     /// Whom a change of keys waits for.
     pub(super) waits_for: BTreeSet<Id>,
     /// When it was last looked up which hosts run.
@@ -62,6 +69,9 @@ impl Known {
             link_trouble: None,
             missing: Vec::new(),
             link: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            unreached: Vec::new(),
+            passed: BTreeMap::new(),
             waits_for: BTreeSet::new(),
             looked: None,
         }
@@ -104,6 +114,8 @@ pub(super) struct Agent {
     found: Vec<(Id, Checked)>,
     /// What is to become of parts of blocks that are withheld.
     moves: Vec<Move>,
+    /// By whom two hosts are to send to each other.
+    ways: Vec<ToWay>,
     /// When it is this host's turn to give addresses to who wants some.
     turns: BTreeMap<(Id, Id, Family), Instant>,
 }
@@ -163,6 +175,7 @@ impl Agent {
             has_wanted: true,
             found: Vec::new(),
             moves: Vec::new(),
+            ways: Vec::new(),
             turns: BTreeMap::new(),
         })
     }
@@ -189,6 +202,7 @@ impl Agent {
     fn refuse_all(&mut self, why: &str) {
         // Rows say again what is withheld, as long as it is.
         self.moves.clear();
+        self.ways.clear();
         // They are told what was last known.
         for reply in self.looks.drain(..) {
             reply(Ok(Came::Looked {}));
@@ -362,6 +376,11 @@ impl Agent {
                 self.write(&session.client, Some(session.lease), &write).await?;
             }
             self.move_blocks(&session).await?;
+            for ToWay { pair, written, way } in std::mem::take(&mut self.ways) {
+                // Of two who say something at once one is heard, and both see which.
+                let write = Write::way(self.membership.host, pair, written, way.as_ref());
+                self.write(&session.client, None, &write).await?;
+            }
             self.work(&mut session).await?;
             let turn = self.take_turns();
             let until = self.jobs.iter().map(Job::until).chain(turn).min().unwrap_or_else(|| Instant::now() + BEAT);
@@ -408,6 +427,7 @@ impl Agent {
             }
             Told::Look(reply) => self.looks.push(reply),
             Told::Move(one) => self.moves.push(one),
+            Told::Way(one) => self.ways.push(one),
             Told::Record => {}
         }
         touched
@@ -639,7 +659,7 @@ impl Agent {
 /// Why this host cannot say of itself what it is.
 fn taken(view: &View, me: Id, record: &HostRecord) -> String {
     let others = view.hosts().iter().filter(|(id, _)| **id != me);
-    let both = |other: &HostRecord| record.addresses().find(|address| other.addresses().any(|its| its == *address));
+    let both = |other: &HostRecord| record.taken().find(|address| other.taken().any(|its| its == *address));
     let found = others.filter_map(|(_, other)| Some((both(other)?, &other.name))).next();
     match found {
         Some((address, name)) => format!("this host has address {address}, which is host `{name}`'s in the cluster"),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, Part, SealRecord, View, Write};
+use portolan_cluster::{ClusterRecord, FORMAT, HostRecord, Layout, Part, Reach, SealRecord, View, Write};
 use portolan_engine::Kernel as _;
 use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
@@ -30,6 +30,8 @@ pub struct Joining {
     pub underlay: PerFamily<Option<IpAddr>>,
     /// Whether somebody named those; otherwise they are to be followed.
     pub is_given: bool,
+    /// Whether they come to it by themselves.
+    pub reach: Reach,
     /// The MTU of its way to them.
     pub mtu: Mtu,
     /// The UDP port at which it takes encrypted packets; every second round of keys is at the one after it.
@@ -111,6 +113,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
             seal,
+            reach: joining.reach,
             version: VERSION.to_owned(),
         };
         refuse_double(&view, &record)?;
@@ -269,10 +272,10 @@ fn refuse_double(view: &View, record: &HostRecord) -> Result<()> {
         ));
     }
     for other in view.hosts().values() {
-        if let Some(address) = record.addresses().find(|address| other.addresses().any(|its| its == *address)) {
+        if let Some(address) = record.taken().find(|address| other.taken().any(|its| its == *address)) {
             return Err(cannot(
                 format!("host `{}` of the cluster has address {address}", other.name),
-                "give this one another --address",
+                "give this one another --address; if it is behind NAT, where others have the same: --behind-nat",
             ));
         }
     }

@@ -1,7 +1,7 @@
 //! One device of the encrypted link between hosts: WireGuard by the kernel, or by a process of ours.
 
-use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -83,11 +83,18 @@ impl Lane {
         }
     }
 
-    /// Has it be there, with this MTU, as `wanted` says, under `address` if it is to have one; whether it was not there.
+    /// Has it be there, with this MTU, as `wanted` says, under `address` if it is to have one; whether it was not there. Hosts of which it
+    /// is not known where they are, are where they were last `seen`.
     ///
     /// # Errors
     /// When this host cannot have one, or it cannot be set.
-    pub(super) fn ensure(&mut self, mtu: u32, address: Option<Ipv6Addr>, mut wanted: Config) -> Result<bool> {
+    pub(super) fn ensure(
+        &mut self,
+        mtu: u32,
+        address: Option<Ipv6Addr>,
+        mut wanted: Config,
+        seen: &BTreeMap<PublicKey, SocketAddr>,
+    ) -> Result<bool> {
         wanted.private_key.get_or_insert_with(|| self.idle.clone());
         let is_there = self.is_there(mtu);
         if !is_there {
@@ -98,11 +105,17 @@ impl Lane {
         let Some(device) = &mut self.device else { bail!("the encrypted link is not there") };
         if self.told.as_ref() != Some(&wanted) {
             // Where a host was seen last is not what it says of itself.
-            let from = match self.told.take() {
-                Some(told) => told,
-                None => device.get().context("read the encrypted link's state")?.config,
+            let (from, is_read) = match self.told.take() {
+                Some(told) => (told, false),
+                None => (device.get().context("read the encrypted link's state")?.config, true),
             };
-            device.set(&changes(&from, &wanted)).context("set the encrypted link's peers")?;
+            let mut first = wanted.clone();
+            for (key, peer) in first.peers.iter_mut().filter(|(_, peer)| peer.endpoint.is_none()) {
+                if from.peers.get(key).is_none_or(|old| is_read && old.endpoint.is_none()) {
+                    peer.endpoint = seen.get(key).copied();
+                }
+            }
+            device.set(&changes(&from, &first)).context("set the encrypted link's peers")?;
             self.told = Some(wanted);
         }
         if !is_there {
@@ -182,13 +195,19 @@ impl Lane {
 
     /// Has it forget those of these hosts who have never answered, so that they are greeted anew when they are told to it again: it
     /// would only do so by itself after five seconds (`REKEY_TIMEOUT`, whitepaper §6.1).
-    pub(super) fn forget(&mut self, keys: &BTreeSet<PublicKey>) {
-        let (Some(told), Some(device)) = (&self.told, &mut self.device) else { return };
+    pub(super) fn forget_silent(&mut self, keys: &BTreeSet<PublicKey>) {
+        let Some(device) = &mut self.device else { return };
         // Whoever has answered may send by what was agreed on.
         let Ok(state) = device.get() else { return };
-        let is_silent = |key: &PublicKey| state.status.get(key).is_some_and(|status| status.received == 0);
+        let is_silent = |key: &&PublicKey| state.status.get(key).is_some_and(|status| status.received == 0);
+        self.forget(&keys.iter().filter(is_silent).copied().collect());
+    }
+
+    /// Has it forget these hosts, with all that was agreed on with them.
+    pub(super) fn forget(&mut self, keys: &BTreeSet<PublicKey>) {
+        let (Some(told), Some(device)) = (&self.told, &mut self.device) else { return };
         let mut without = told.clone();
-        without.peers.retain(|key, _| !(keys.contains(key) && is_silent(key)));
+        without.peers.retain(|key, _| !keys.contains(key));
         if without == *told {
             return;
         }

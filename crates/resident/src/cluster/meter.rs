@@ -27,7 +27,7 @@ pub(super) struct Figures {
     endpoint: Option<SocketAddr>,
     last_handshake: Option<SystemTime>,
     pub(super) received: u64,
-    sent: u64,
+    pub(super) sent: u64,
 }
 
 impl From<Figures> for LinkRow {
@@ -62,6 +62,11 @@ impl Meter {
         figures.last_handshake = figures.last_handshake.max(status.last_handshake);
     }
 
+    /// Takes note that devices count anew for a host.
+    pub(super) fn begin(&mut self, host: Id) {
+        self.last.retain(|(of, _), _| *of != host);
+    }
+
     /// Forgets all hosts but these.
     pub(super) fn keep(&mut self, is_there: impl Fn(Id) -> bool) {
         self.last.retain(|(host, _), _| is_there(*host));
@@ -89,6 +94,9 @@ mod tests {
         assert_eq!(after(0, "one", 15, 2), (19, 4));
         assert_eq!(after(0, "three", 5, 0), (24, 4), "one that takes the place of another begins anew");
         assert_eq!(after(1, "two", 3, 0), (27, 4), "a device that was made anew as well");
+        meter.begin(host);
+        meter.take(host, 1, "two", &status(3, 0));
+        assert_eq!(meter.hosts[&host].received, 30, "although it has counted as much before");
         meter.keep(|_| false);
         assert!(meter.hosts.is_empty());
     }

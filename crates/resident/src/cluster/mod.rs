@@ -13,12 +13,15 @@ mod keys;
 mod lane;
 mod meter;
 mod moves;
+mod note;
 pub mod plan;
+mod relay;
 mod rows;
 mod seal;
 mod site;
 mod standing;
 mod underlay;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,7 +30,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use portolan_cluster::{Checked, EndpointRecord, HostRecord, NewNetwork, Refusal};
+use portolan_cluster::{Checked, EndpointRecord, HostRecord, NewNetwork, Refusal, WayRecord};
 use portolan_engine::{Kernel as _, Wanting};
 use portolan_model::{Family, Id, IfName, Name, Withheld};
 use portolan_plan::ContainerView;
@@ -47,8 +50,9 @@ pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, re
 pub use lane::WORKER;
 pub use meter::LinkRow;
 pub use site::Site;
-pub use standing::{HostRow, KeyStanding, Standing};
+pub use standing::{HostRow, KeyStanding, PassedRow, Standing};
 pub use underlay::{OwnAddress, follow, own_addresses, underlay};
+pub use ways::WayRow;
 
 /// What a host has to know of its cluster. It holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +219,8 @@ enum Told {
     Checked(Id, Checked),
     /// A part of a block is withheld, and something is to come of it.
     Move(Move),
+    /// By whom two hosts are to send to each other on the encrypted link.
+    Way(ToWay),
     /// What this host says of itself is something else.
     Record,
 }
@@ -224,6 +230,14 @@ struct Move {
     network: Id,
     part: Withheld,
     to: To,
+}
+
+/// By whom two hosts, the lower id first, are to send to each other; nobody for by themselves.
+struct ToWay {
+    pair: (Id, Id),
+    /// By which revision that was written before.
+    written: i64,
+    way: Option<WayRecord>,
 }
 
 /// Whose it is to be.
@@ -248,7 +262,7 @@ pub fn part(membership: Membership, revision: i64, link: IfName, run: &Path) -> 
     let shared = Shared::new(Known::new(membership.record.clone(), revision).into());
     let (told, hears) = channel::unbounded_channel();
     let (rows, jobs) = channel::unbounded_channel();
-    let worker = Rows::new(membership.clone(), shared.clone(), told.clone(), Seal::new(link, run));
+    let worker = Rows::new(membership.clone(), shared.clone(), told.clone(), Seal::new(link, run), run);
     let agent = Agent::new(membership.clone(), shared.clone(), hears, rows.clone())?;
     Ok((Handle { membership, shared, told, rows }, Conversation(agent), Worker { rows: worker, jobs }))
 }

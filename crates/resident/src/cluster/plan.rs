@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
-use portolan_model::{Driver, Id, NetworkOptions, Overlay, Peer, RemoteEndpoint, TunnelEnd, Withheld};
+use portolan_model::{Driver, Id, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd, Withheld};
 use portolan_plan::ContainerView;
 
 use super::Endpoints;
@@ -92,7 +92,8 @@ impl Here<'_> {
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) | Change::Want(..) | Change::Place(..) | Change::Check(_) | Change::Checked(..) => {}
+                Change::Alive(_) | Change::Want(..) | Change::Place(..) => {}
+                Change::Check(_) | Change::Checked(..) | Change::Way(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
                     let peer = view.hosts().get(host).map(|record| self.peer(*host, record));
@@ -179,14 +180,17 @@ impl Here<'_> {
         said
     }
 
-    /// Another host, as this one has to know it.
+    /// Another host, as this one has to know it. Where it is on networks that are not encrypted is nowhere as soon as one of the two
+    /// is behind NAT: somebody else may be at the address that it has there.
     fn peer(&self, host: Id, record: &HostRecord) -> Peer {
+        let is_there = !record.is_behind_nat() && !self.record.is_behind_nat();
         Peer {
             host,
             name: record.name.clone(),
-            underlay: record.underlay,
+            underlay: if is_there { record.underlay } else { PerFamily::default() },
             sealed: record.seal.as_ref().map(|seal| seal.address),
-            sealed_by_ipv6: self.record.sealed_way_to(record).is_some_and(|way| way.is_ipv6()),
+            // Whoever passes packets on may do so by IPv6.
+            sealed_by_ipv6: !self.record.sealed_way_to(record).is_some_and(|way| way.is_ipv4()),
             mac: record.mac,
             mtu: record.mtu,
         }

@@ -1,6 +1,7 @@
 //! What was seen in etcd, made rows and kernel: by a thread of its own, for it may have to wait for the lock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,8 +15,10 @@ use super::agent::{Shared, lock};
 use super::keys::{self, Asked};
 use super::moves::Moves;
 use super::plan::Here;
+use super::relay::Relay;
 use super::seal::{self, Seal};
 use super::site::Site;
+use super::ways::Ways;
 use super::{Came, Membership, Reply, Sharing, Told, Wanted, join};
 use crate::daemon::Engine;
 
@@ -52,6 +55,8 @@ pub(super) struct Rows {
     shared: Shared,
     told: channel::UnboundedSender<Told>,
     seal: Seal,
+    ways: Ways,
+    relay: Relay,
     moves: Moves,
     asked: Asked,
     watch: Option<Watch>,
@@ -67,10 +72,24 @@ impl Rows {
         shared: Shared,
         told: channel::UnboundedSender<Told>,
         seal: Seal,
+        run: &Path,
     ) -> Self {
         let moves = Moves::new(membership.host, shared.clone(), told.clone());
         let asked = Asked::default();
-        Self { membership, shared, told, seal, moves, asked, watch: None, is_behind: false, link_hosts: None }
+        let (ways, relay) = (Ways::new(run), Relay::new(run));
+        Self {
+            membership,
+            shared,
+            told,
+            seal,
+            ways,
+            relay,
+            moves,
+            asked,
+            watch: None,
+            is_behind: false,
+            link_hosts: None,
+        }
     }
 
     /// Goes on until it is told to end, or nobody can tell it anything any more. What is done to `site` may block.
@@ -192,10 +211,13 @@ impl Rows {
     /// Has the encrypted link be there if any network needs it, and what stands on it if it was not.
     fn keep_sealed(&mut self, engine: &Engine) {
         let done = self.hosts_of_link(engine).and_then(|hosts| {
-            if let Some(hosts) = &hosts
-                && self.seal.ensure(&self.membership, hosts)?
-            {
-                engine.reconcile()?;
+            if let Some(hosts) = &hosts {
+                if self.ensure_sealed(None, hosts)? {
+                    engine.reconcile()?;
+                }
+                self.keep_ways(hosts)?;
+            } else {
+                self.relay.rest();
             }
             self.turn_keys(engine, hosts.as_ref())
         });
@@ -213,6 +235,40 @@ impl Rows {
         }
     }
 
+    /// Has the encrypted link be there, by the ways that lead to other hosts now, of this host as it is or as it is to be `after`
+    /// this; whether it was not.
+    fn ensure_sealed(&mut self, after: Option<&Membership>, hosts: &BTreeMap<Id, HostRecord>) -> Result<bool> {
+        let membership = after.unwrap_or(&self.membership);
+        let ways = self.ways.choose(membership, hosts, &lock(&self.shared).view);
+        self.seal.ensure(membership, hosts, &ways)
+    }
+
+    /// Sees to it that something comes by those ways, and passes on what others send each other.
+    fn keep_ways(&mut self, hosts: &BTreeMap<Id, HostRecord>) -> Result<()> {
+        let Self { membership, shared, seal, ways, relay, told, .. } = self;
+        if let Some(own) = &membership.record.seal {
+            ways.listen(membership, own, hosts, seal);
+        }
+        let look = || drop(told.send(Told::Look(Box::new(|_| {}))));
+        let (mut said, unreached) = ways.give_up(membership, hosts, shared, look);
+        let rows = ways.rows(hosts);
+        let passed = {
+            let mut known = lock(shared);
+            (known.ways, known.unreached) = (rows, unreached);
+            // What was seen of etcd before is what is passed on until more is seen.
+            if known.view.cluster().is_some() {
+                relay.ensure(membership, &known.view, |key| seal.seen(key))
+            } else {
+                Ok(Vec::new())
+            }
+        };
+        lock(shared).passed = relay.passed();
+        said.extend(passed?);
+        // Who cannot hear is about to end.
+        said.into_iter().for_each(|way| drop(told.send(Told::Way(way))));
+        Ok(())
+    }
+
     /// Goes on with a change of keys.
     fn turn_keys(&mut self, engine: &Engine, hosts: Option<&BTreeMap<Id, HostRecord>>) -> Result<()> {
         let Self { membership, shared, seal, asked, told, .. } = self;
@@ -223,7 +279,7 @@ impl Rows {
         };
         // Whoever hears of a key is to be understood when he uses it.
         let done = match hosts {
-            Some(hosts) => self.seal.ensure(&after, hosts).map(drop),
+            Some(hosts) => self.ensure_sealed(Some(&after), hosts).map(drop),
             None => Ok(()),
         };
         self.become_(after);

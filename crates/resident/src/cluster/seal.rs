@@ -8,12 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
-use portolan_cluster::{HostRecord, Other, SealRecord, View, lane, lane_to};
+use portolan_cluster::{HostRecord, Other, SealRecord, View, Way, begins, lane, lane_to};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
 use portolan_kernel::rtnl::link;
 use portolan_kernel::rtnl::tc::{self, Detour};
@@ -23,13 +23,18 @@ use portolan_wireguard::{Config, Peer, PrivateKey, PublicKey, Secret, Status};
 use super::Membership;
 use super::lane::{self as device, Lane};
 use super::meter::{Figures, Meter};
+use super::note;
 
 /// Sessions are older only when nothing was said for long; a new one is agreed on each two minutes (whitepaper §6.1).
 const FRESH: Duration = Duration::from_secs(150);
 /// Seconds between empty packets on a lane that is to be moved to.
 const KEEPALIVE: u16 = 2;
+/// Seconds between empty packets that keep a way through NAT open (wg(8), `persistent-keepalive`).
+const KEEP_OPEN: u16 = 25;
 /// Who is spoken to answers within ten seconds (whitepaper §6.5).
 const SILENCE: Duration = Duration::from_secs(30);
+/// How often who does not answer is greeted each second, before the device alone goes on with it.
+const GREETINGS: u32 = 10;
 /// How long what is on its way by a device may take.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Detours of all packets have priorities from here on, those of some hosts lower ones.
@@ -47,6 +52,14 @@ pub(super) struct Seal {
     to: (BTreeMap<Id, Option<usize>>, Instant),
     probed: Instant,
     greeted: Instant,
+    met: Instant,
+    /// How often who has not answered yet was greeted.
+    greetings: BTreeMap<PublicKey, u32>,
+    /// By which ways hosts are sent to.
+    ways: BTreeMap<Id, Way>,
+    /// Where hosts were seen last by whose keys something came, and where that is written down for the process after this one.
+    seen: BTreeMap<PublicKey, SocketAddr>,
+    file: PathBuf,
     /// Whether detours can be attached to the device of lane 0.
     can_lead: bool,
 }
@@ -61,13 +74,19 @@ impl Seal {
     pub(super) fn new(name: IfName, run: &Path) -> Self {
         let lanes = [Lane::new(name.clone(), run, "wireguard"), Lane::new(second(&name), run, "wireguard-1")];
         let now = Instant::now();
+        let file = run.join("seen.json");
         Self {
+            seen: note::read(&file).unwrap_or_default(),
+            file,
+            ways: BTreeMap::new(),
             lanes,
             heard: BTreeMap::new(),
             meter: Meter::default(),
             to: (BTreeMap::new(), now),
             probed: now,
             greeted: now,
+            met: now,
+            greetings: BTreeMap::new(),
             can_lead: false,
         }
     }
@@ -76,13 +95,21 @@ impl Seal {
     ///
     /// # Errors
     /// When this host cannot have one, or it cannot be set.
-    pub(super) fn ensure(&mut self, membership: &Membership, hosts: &BTreeMap<Id, HostRecord>) -> Result<bool> {
+    pub(super) fn ensure(
+        &mut self,
+        membership: &Membership,
+        hosts: &BTreeMap<Id, HostRecord>,
+        ways: &BTreeMap<Id, Way>,
+    ) -> Result<bool> {
         let Some(own) = &membership.record.seal else {
             bail!("this host has no IPv6, and no encrypted link without it")
         };
         let mtu = membership.record.sealed_mtu().bytes();
-        self.greet_again(membership, own, hosts);
-        let is_new = self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts)?)?;
+        self.greet_again(membership, own, hosts, ways);
+        self.meet_again(membership, own, hosts, ways);
+        self.begin_anew(membership, hosts, ways);
+        let is_new =
+            self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts, ways)?, &self.seen)?;
         let has_second = own.on(1).is_some();
         let mut socket = Socket::open(ROUTE)?;
         // A device that sends already would lose what is on its way (`qdisc_graft()`, net/sched/sch_api.c).
@@ -91,10 +118,11 @@ impl Seal {
             self.can_lead = send(&mut socket, |batch| tc::create_clsact(batch, first), NetlinkError::is_exists).is_ok();
         }
         if has_second {
-            self.lanes[1].ensure(mtu, None, config(membership, own, 1, hosts)?)?;
+            self.lanes[1].ensure(mtu, None, config(membership, own, 1, hosts, ways)?, &self.seen)?;
             self.join_lanes(&mut socket).context("join the two devices of the encrypted link")?;
         }
         self.listen(membership, hosts);
+        self.note();
         let to: BTreeMap<Id, Option<usize>> = others(membership, hosts)
             .map(|(id, _, seal)| (id, lane_to(own, seal, self.has_agreed(own, seal))))
             .collect();
@@ -189,8 +217,59 @@ impl Seal {
         self.lanes[on].answered.contains(&key) && at.is_some_and(is_fresh)
     }
 
+    /// Whether keys are to be agreed on with a host on the lane of this host's newest key, and are not.
+    pub(super) fn is_to_agree(&self, own: &SealRecord, seal: &SealRecord) -> bool {
+        own.next.as_ref().is_some_and(|next| seal.on(lane(next.round)).is_some()) && !self.has_agreed(own, seal)
+    }
+
+    /// Where a host's key was seen last.
+    pub(super) fn seen(&self, key: &str) -> Option<SocketAddr> {
+        self.seen.get(&key.parse().ok()?).copied()
+    }
+
+    /// Greets those anew each second, for a while, who have not answered and do not speak first: they may not have known this host yet.
+    fn meet_again(
+        &mut self,
+        membership: &Membership,
+        own: &SealRecord,
+        hosts: &BTreeMap<Id, HostRecord>,
+        ways: &BTreeMap<Id, Way>,
+    ) {
+        if self.met.elapsed() < SETTLE {
+            return;
+        }
+        self.met = Instant::now();
+        let mut greeted = BTreeMap::new();
+        for on in 0..2 {
+            let Some(ours) = own.on(on) else { continue };
+            let begin = others(membership, hosts).filter(|(id, record, _)| match ways.get(id) {
+                Some(Way::Meet(_)) => true,
+                Some(Way::Direct(_)) => membership.record.is_behind_nat() && !record.is_behind_nat(),
+                _ => false,
+            });
+            let keys = begin.filter_map(|(_, record, seal)| {
+                let theirs = seal.on(on)?;
+                begins((&membership.record, &ours.key), (record, &theirs.key)).then(|| theirs.key.parse().ok())?
+            });
+            let is_silent = |key: &PublicKey| self.lanes[on].state.status.get(key).is_none_or(|at| at.received == 0);
+            let keys: BTreeSet<PublicKey> = keys.filter(is_silent).collect();
+            greeted.extend(keys.iter().map(|key| (*key, self.greetings.get(key).map_or(1, |times| times + 1))));
+            let due = keys.into_iter().filter(|key| greeted[key] <= GREETINGS).collect::<BTreeSet<_>>();
+            if !due.is_empty() {
+                self.lanes[on].forget_silent(&due);
+            }
+        }
+        self.greetings = greeted;
+    }
+
     /// Greets those anew who have not answered on the lane that this host is to move to.
-    fn greet_again(&mut self, membership: &Membership, own: &SealRecord, hosts: &BTreeMap<Id, HostRecord>) {
+    fn greet_again(
+        &mut self,
+        membership: &Membership,
+        own: &SealRecord,
+        hosts: &BTreeMap<Id, HostRecord>,
+        ways: &BTreeMap<Id, Way>,
+    ) {
         let Some(next) = own.next.as_ref().filter(|next| own.moved < next.round) else { return };
         if self.greeted.elapsed() < SETTLE {
             return;
@@ -198,11 +277,35 @@ impl Seal {
         self.greeted = Instant::now();
         let on = lane(next.round);
         let silent = others(membership, hosts).filter(|(_, _, seal)| !self.has_agreed(own, seal));
-        let keys = silent.filter_map(|(_, _, seal)| seal.on(on)).filter(|theirs| is_greeted(&next.key, &theirs.key));
-        let keys: BTreeSet<PublicKey> = keys.filter_map(|theirs| theirs.key.parse().ok()).collect();
+        let keys = silent.filter_map(|(id, record, seal)| {
+            let theirs = seal.on(on)?;
+            let begins = begins((&membership.record, &next.key), (record, &theirs.key));
+            (begins || is_relayed(ways, id)).then(|| theirs.key.parse().ok())?
+        });
+        let keys: BTreeSet<PublicKey> = keys.collect();
         if !keys.is_empty() {
-            self.lanes[on].forget(&keys);
+            self.lanes[on].forget_silent(&keys);
         }
+    }
+
+    /// Has keys be agreed on anew with those who are sent to by another third host now: he passes on only what belongs to an agreement
+    /// that he saw, and by themselves the two would go on with the one they have for another fifteen seconds.
+    fn begin_anew(&mut self, membership: &Membership, hosts: &BTreeMap<Id, HostRecord>, ways: &BTreeMap<Id, Way>) {
+        let is_other = |id: &Id| {
+            let (before, now) = (self.ways.get(id), ways.get(id));
+            before.is_some() && before != now && matches!(now, Some(Way::Relay(_, Some(_))))
+        };
+        let all: Vec<(Id, &SealRecord)> =
+            others(membership, hosts).filter(|(id, ..)| is_other(id)).map(|(id, _, seal)| (id, seal)).collect();
+        for on in 0..2 {
+            let keys = all.iter().filter_map(|(_, seal)| seal.on(on)?.key.parse().ok());
+            let keys: BTreeSet<PublicKey> = keys.collect();
+            if !keys.is_empty() {
+                self.lanes[on].forget(&keys);
+            }
+        }
+        all.iter().for_each(|(id, _)| self.meter.begin(*id));
+        self.ways.clone_from(ways);
     }
 
     /// Takes note of who is heard, and how much.
@@ -223,9 +326,32 @@ impl Seal {
         self.heard = heard;
     }
 
+    /// Writes down where hosts are seen, if that is news: whoever takes a dead process' place has to know where those are who are behind
+    /// NAT.
+    fn note(&mut self) {
+        let all = self.lanes.iter().flat_map(|lane| &lane.state.status);
+        let heard = all.filter(|(_, status)| status.received > 0);
+        let mut seen: BTreeMap<PublicKey, SocketAddr> =
+            heard.filter_map(|(key, status)| Some((*key, status.endpoint?))).collect();
+        let peers: BTreeSet<&PublicKey> = self.lanes.iter().flat_map(|lane| lane.state.config.peers.keys()).collect();
+        // Who is there and was not heard yet, by a device that was made anew.
+        for (key, place) in self.seen.iter().filter(|(key, _)| peers.contains(key)) {
+            seen.entry(*key).or_insert(*place);
+        }
+        if seen != self.seen && !peers.is_empty() {
+            note::write(&self.file, &seen);
+            self.seen = seen;
+        }
+    }
+
     /// What was counted of other hosts.
     pub(super) const fn figures(&self) -> &BTreeMap<Id, Figures> {
         &self.meter.hosts
+    }
+
+    /// Whether anything can be sent to a host: it is known where it is.
+    pub(super) fn has_place(&self, seal: &SealRecord) -> bool {
+        (0..2).any(|on| self.status(on, seal).is_some_and(|status| status.endpoint.is_some()))
     }
 
     /// Says something to these hosts, so that they are heard if they are there: they may only be cut off from etcd.
@@ -234,6 +360,11 @@ impl Seal {
             return;
         }
         self.probed = Instant::now();
+        self.speak(own, hosts);
+    }
+
+    /// Says something to these hosts, which WireGuard answers.
+    pub(super) fn speak<'a>(&self, own: Ipv6Addr, hosts: impl Iterator<Item = &'a SealRecord>) {
         let Ok(scope) =
             Socket::open(ROUTE).map_err(anyhow::Error::from).and_then(|mut socket| self.index(&mut socket, 0))
         else {
@@ -269,6 +400,7 @@ impl Seal {
     /// Removes it, if it is there.
     pub(super) fn remove(&mut self) -> Result<()> {
         self.heard.clear();
+        self.seen.clear();
         self.meter.keep(|_| false);
         self.lanes.iter_mut().try_for_each(Lane::remove)
     }
@@ -301,7 +433,7 @@ fn send(
 }
 
 /// The other hosts that can be on the link with this one.
-fn others<'a>(
+pub(super) fn others<'a>(
     membership: &'a Membership,
     hosts: &'a BTreeMap<Id, HostRecord>,
 ) -> impl Iterator<Item = (Id, &'a HostRecord, &'a SealRecord)> {
@@ -312,7 +444,13 @@ fn others<'a>(
 }
 
 /// What the device of a lane is to be: an address for each other host that has a key there.
-fn config(membership: &Membership, own: &SealRecord, on: usize, hosts: &BTreeMap<Id, HostRecord>) -> Result<Config> {
+fn config(
+    membership: &Membership,
+    own: &SealRecord,
+    on: usize,
+    hosts: &BTreeMap<Id, HostRecord>,
+    ways: &BTreeMap<Id, Way>,
+) -> Result<Config> {
     let Some(key) = own.on(on) else { return Ok(Config { listen_port: own.port_on(on), ..Config::default() }) };
     let private = if key.round == own.round { &membership.private_key } else { &membership.next_private_key };
     let private: PrivateKey = private.parse().context("read this host's key")?;
@@ -322,29 +460,36 @@ fn config(membership: &Membership, own: &SealRecord, on: usize, hosts: &BTreeMap
     // Keys are agreed on before anything is sent.
     let is_next = own.next.as_ref().is_some_and(|next| next.round == key.round && own.moved < next.round);
     let mut peers = BTreeMap::new();
-    for (_, record, seal) in others(membership, hosts) {
+    for (id, record, seal) in others(membership, hosts) {
         let Some(theirs) = seal.on(on) else { continue };
         let Ok(peer) = theirs.key.parse() else {
             tracing::warn!(host = %record.name, "its public key is none");
             continue;
         };
-        let common = membership.record.sealed_way_to(record);
         let allowed = BTreeSet::from([IpNet::V6(seal.allowed())]);
-        let is_ours_to_greet = !is_next || is_greeted(&key.key, &theirs.key);
-        let endpoint = common.map(|address| SocketAddr::new(address, theirs.port)).filter(|_| is_ours_to_greet);
-        let keepalive = (is_next && is_ours_to_greet).then_some(KEEPALIVE);
+        // A third one is told by both where they are, and greets nobody; and NAT lets in what comes from where something went.
+        let is_both = matches!(ways.get(&id), Some(Way::Relay(..) | Way::Meet(_)));
+        let is_ours_to_greet = !is_next || begins((&membership.record, &key.key), (record, &theirs.key));
+        let endpoint = match ways.get(&id) {
+            Some(Way::Direct(address)) => Some(SocketAddr::new(*address, theirs.port)).filter(|_| is_ours_to_greet),
+            Some(Way::Relay(_, place)) => place.map(SocketAddr::from),
+            Some(Way::Meet(places)) => places.get(&theirs.key).copied(),
+            // Where it was seen last stays.
+            Some(Way::Seen | Way::None) | None => None,
+        };
+        let keepalive = match (is_next && is_ours_to_greet, is_both || membership.record.is_behind_nat()) {
+            (true, _) => Some(KEEPALIVE),
+            (false, true) => Some(KEEP_OPEN).filter(|_| is_ours_to_greet || is_both),
+            (false, false) => None,
+        };
         let preshared = secret.as_ref().map(|secret| secret.of_pair(&public, &peer));
         peers.insert(peer, Peer { preshared, endpoint, allowed, keepalive });
     }
     Ok(Config { private_key: Some(private), listen_port: key.port, peers })
 }
 
-/// Which of two hosts begins to agree on keys, when both are new: whether this one does.
-///
-/// Of two who begin at once each may go by the keys that the other one gave up. So one begins, and the other one is sent something
-/// before he sends himself.
-fn is_greeted(own: &str, theirs: &str) -> bool {
-    own < theirs
+fn is_relayed(ways: &BTreeMap<Id, Way>, host: Id) -> bool {
+    matches!(ways.get(&host), Some(Way::Relay(..)))
 }
 
 /// Which other hosts have another secret than this one, a sentence each.

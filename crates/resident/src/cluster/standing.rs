@@ -1,11 +1,11 @@
 use std::net::IpAddr;
 
-use portolan_cluster::HostRecord;
+use portolan_cluster::{HostRecord, Reach};
 use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
 
 use super::agent::Known;
-use super::{LinkRow, Membership, seal};
+use super::{LinkRow, Membership, WayRow, seal, ways};
 
 /// How this host stands in its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,17 @@ pub struct Standing {
     pub hosts: Vec<HostRow>,
     /// Its keys for the encrypted link, if it can be on it.
     pub keys: Option<KeyStanding>,
+    /// What this host passes on between others that do not reach each other.
+    pub passed: Vec<PassedRow>,
+}
+
+/// What a host passes on between two others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedRow {
+    /// The two.
+    pub between: [Name; 2],
+    /// Bytes since the daemon was started.
+    pub bytes: u64,
 }
 
 /// How it is with a host's keys for the encrypted link between hosts.
@@ -60,6 +71,10 @@ pub struct HostRow {
     pub state: String,
     /// What went between it and this host by the encrypted link; none where nothing did, and for this host.
     pub link: Option<LinkRow>,
+    /// By which way it is sent to on the encrypted link; none where there is no link, and for this host.
+    pub way: Option<WayRow>,
+    /// Whether others come to it by themselves.
+    pub reach: Reach,
 }
 
 impl Standing {
@@ -79,6 +94,8 @@ impl Standing {
             version: record.version.clone(),
             state: state(*id).to_owned(),
             link: link.get(id).copied().map(LinkRow::from),
+            way: known.ways.get(id).filter(|_| link.contains_key(id)).cloned(),
+            reach: record.reach,
         };
         let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
         let keys = record.seal.as_ref().and_then(|seal| seal.keys().last().map(|key| (seal, key)));
@@ -105,6 +122,12 @@ impl Standing {
             )
         });
         let gone: Vec<String> = gone.collect();
+        let name = |id: &Id| view.hosts().get(id).map(|record| record.name.clone());
+        let passed = known.passed.iter().filter_map(|((one, other), bytes)| {
+            let mut between = [name(one)?, name(other)?];
+            between.sort();
+            Some(PassedRow { between, bytes: *bytes })
+        });
         let secrets = seal::other_secrets(membership.host, view);
         Self {
             cluster: membership.cluster,
@@ -117,13 +140,16 @@ impl Standing {
                 .iter()
                 .chain(link_trouble)
                 .chain(problems.values())
+                .chain(&known.unreached)
                 .cloned()
                 .chain(gone)
                 .chain(secrets)
+                .chain(ways::not_over_nat(known))
                 .chain(strange)
                 .collect(),
             hosts,
             keys,
+            passed: passed.collect(),
         }
     }
 }

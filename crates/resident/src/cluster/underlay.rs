@@ -123,7 +123,8 @@ mod tests {
     fn record(there: &[OwnAddress]) -> HostRecord {
         let (underlay, mtu) = underlay(&[], there).unwrap();
         let mac = Mac::from_bytes([2; 6]);
-        HostRecord { name: "a".parse().unwrap(), underlay, mac, mtu, seal: None, version: String::new() }
+        let reach = portolan_cluster::Reach::Open;
+        HostRecord { name: "a".parse().unwrap(), underlay, mac, mtu, seal: None, reach, version: String::new() }
     }
 
     #[test]
