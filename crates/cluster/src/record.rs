@@ -169,12 +169,6 @@ impl HostRecord {
         [self.underlay.v4, self.underlay.v6].into_iter().flatten()
     }
 
-    /// Where packets of the encrypted link go to `other`: by IPv4, where both have it.
-    pub fn sealed_way_to(&self, other: &Self) -> Option<IpAddr> {
-        let common = |own: Option<IpAddr>, theirs| own.and(theirs);
-        common(self.underlay.v4, other.underlay.v4).or_else(|| common(self.underlay.v6, other.underlay.v6))
-    }
-
     /// What the encrypted link takes at most of this host's MTU: over IPv4, where it has it; to those who do not have it, it is
     /// less.
     pub fn sealed_mtu(&self) -> Mtu {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
+use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, common, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
 use portolan_model::{Driver, Id, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd, Withheld};
 use portolan_plan::ContainerView;
@@ -190,7 +190,7 @@ impl Here<'_> {
             underlay: if is_there { record.underlay } else { PerFamily::default() },
             sealed: record.seal.as_ref().map(|seal| seal.address),
             // Whoever passes packets on may do so by IPv6.
-            sealed_by_ipv6: !self.record.sealed_way_to(record).is_some_and(|way| way.is_ipv4()),
+            sealed_by_ipv6: !common(self.record, record).is_some_and(|way| way.is_ipv4()),
             mac: record.mac,
             mtu: record.mtu,
         }
