@@ -21,6 +21,7 @@ mod network;
 mod record;
 mod rotation;
 mod view;
+mod ways;
 mod write;
 
 pub use blocks::{block_length, blocks_of, choose, free_around, without};
@@ -34,4 +35,5 @@ pub use record::{
 };
 pub use rotation::{Other, Step, lane, lane_to, step};
 pub use view::{Change, Event, Found, View, WentBack};
+pub use ways::{Figures, PATIENCE, Passage, Probe, Shot, Tunnel, WayTo, Ways};
 pub use write::{Condition, Operation, Write};

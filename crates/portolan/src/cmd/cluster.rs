@@ -335,6 +335,12 @@ Examples:
 
 A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on.
 
+WAY, RTT and LOSS say what this host finds of its way to each other one that it shares a network with, by the tunnels that
+containers' packets take: `passes`; `narrow`, when packets as large as the MTU do not get through; `corrupt`, when those do not whose
+checksum the interface fills in; `blocked`, when nothing does, but the host answers otherwise; `silent`, when nothing comes back at all.
+RTT is how long a small packet takes there and back, LOSS how many of the last minute did not come back. In JSON, `ways` has them,
+those in clear and the encrypted ones by themselves; here, the one that is worse.
+
 Where networks are encrypted, RECEIVED and SENT say what went between it and this host by the encrypted link since the daemon was
 started, and HANDSHAKE when keys were agreed on last: every two minutes while there is traffic. In JSON, `link` has them, and where
 the host is seen. The kernel counts nothing by host where networks are not encrypted.")]
@@ -348,6 +354,7 @@ impl NodesArgs {
             return Ok(0);
         }
         let has_link = standing.hosts.iter().any(|host| host.link.is_some());
+        let has_ways = standing.hosts.iter().any(|host| !host.ways.is_empty());
         let row = |host: &HostRow| {
             let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
             let mut row = vec![
@@ -358,6 +365,9 @@ impl NodesArgs {
                 host.mtu.to_string(),
                 host.version.clone(),
             ];
+            if has_ways {
+                row.extend(way(host));
+            }
             if has_link {
                 let count =
                     |value: fn(&LinkRow) -> u64| host.link.as_ref().map_or_else(String::new, |link| bytes(value(link)));
@@ -369,12 +379,23 @@ impl NodesArgs {
         };
         let rows: Vec<Vec<String>> = standing.hosts.iter().map(row).collect();
         let mut header = vec!["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
+        if has_ways {
+            header.extend(["WAY", "RTT", "LOSS"]);
+        }
         if has_link {
             header.extend(["RECEIVED", "SENT", "HANDSHAKE"]);
         }
         output::print(&table::render(&header, &rows))?;
         Ok(0)
     }
+}
+
+/// How the way to a host is: the worse one, if there are two.
+fn way(host: &HostRow) -> [String; 3] {
+    let Some(way) = host.ways.iter().max_by_key(|way| way.state) else { return <[String; 3]>::default() };
+    let rtt = way.rtt.map_or_else(String::new, |rtt| format!("{:.2} ms", rtt * 1000.0));
+    let loss = way.loss.map_or_else(String::new, |loss| format!("{:.0} %", loss * 100.0));
+    [way.state.name().to_owned(), rtt, loss]
 }
 
 /// Compare rows and kernel of every host with etcd

@@ -12,4 +12,5 @@ mod sealed;
 mod secret;
 mod shortcuts;
 mod underlay;
+mod ways;
 mod world;

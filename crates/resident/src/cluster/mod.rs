@@ -14,11 +14,13 @@ mod lane;
 mod meter;
 mod moves;
 pub mod plan;
+mod prober;
 mod rows;
 mod seal;
 mod site;
 mod standing;
 mod underlay;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -37,6 +39,7 @@ use tokio::sync::oneshot;
 use crate::daemon::{self, Engine};
 
 use agent::{Agent, Known, Shared};
+use prober::Prober;
 use rows::Rows;
 use seal::Seal;
 
@@ -48,6 +51,7 @@ pub use meter::LinkRow;
 pub use site::Site;
 pub use standing::{HostRow, KeyStanding, Standing};
 pub use underlay::{OwnAddress, follow, own_addresses, underlay};
+pub use ways::{Passing, WayRow};
 
 /// What a host has to know of its cluster. It holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +205,8 @@ enum Told {
     Share(Sharing, Reply),
     /// Somebody wants to know which hosts run, and to hear when that is known.
     Look(Reply),
+    /// It is to be found out whether these hosts run: nothing comes back from them.
+    Runs(BTreeSet<Id>),
     /// What came of a check here.
     Checked(Id, Checked),
     /// A part of a block is withheld, and something is to come of it.
@@ -321,6 +327,7 @@ pub struct Cluster {
     handle: Handle,
     tell: Tell,
     stop: Option<oneshot::Sender<()>>,
+    prober: Option<Prober>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -357,7 +364,8 @@ impl Cluster {
         };
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = vec![thread("portolan-cluster").spawn(talk)?, thread("portolan-overlay").spawn(work)?];
-        Ok(Self { handle, tell, stop: Some(stop), threads })
+        let prober = Prober::start(handle.membership.host, handle.shared.clone(), handle.told.clone())?;
+        Ok(Self { handle, tell, stop: Some(stop), prober: Some(prober), threads })
     }
 
     /// How this host stands.
@@ -390,7 +398,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.stop = None;
+        (self.stop, self.prober) = (None, None);
         self.handle.stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();

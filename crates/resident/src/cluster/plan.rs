@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
+use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, Tunnel, VXLAN_PORT, View, WayTo, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
-use portolan_model::{Driver, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld};
+use portolan_model::{
+    Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld,
+};
 use portolan_plan::ContainerView;
 
 use super::Endpoints;
@@ -179,8 +181,52 @@ impl Here<'_> {
         said
     }
 
-    /// A network as it is on this host.
-    fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
+    /// The ways that lead from this host to others which containers are on that share a network with some of this one: of each kind
+    /// one to each.
+    pub fn ways(&self, view: &View) -> BTreeMap<WayTo, Tunnel> {
+        let mut ways = BTreeMap::new();
+        let is_on = |network: Id, host: Id| view.endpoints_of(network, host).next().is_some();
+        for id in view.followed().filter(|id| is_on(*id, self.host)) {
+            let Some(record) = view.networks().get(&id) else { continue };
+            let own = self.end(view, record);
+            let others = view.hosts().iter().filter(|(host, _)| **host != self.host && !view.is_gone(**host));
+            for (host, other) in others {
+                let to = WayTo { host: *host, sealed: own.sealed };
+                if !ways.contains_key(&to) && is_on(id, *host) {
+                    let there = Here { host: *host, record: other }.end(view, record);
+                    ways.extend(self.way(record, &own, other, &there).map(|way| (to, Tunnel { network: id, ..way })));
+                }
+            }
+        }
+        ways
+    }
+
+    /// The way to a host by a network's tunnels; none where there is none that can be measured.
+    fn way(&self, record: &ClusterNetwork, own: &Overlay, other: &HostRecord, there: &Overlay) -> Option<Tunnel> {
+        let family = Family::of(own.end.address);
+        let seals = (self.record.seal.as_ref()?, other.seal.as_ref()?);
+        let outside = match own.sealed {
+            // Others are not reached on the link.
+            true if seals.0.secret != seals.1.secret => return None,
+            true => other.addresses().next()?,
+            false => (*other.underlay.of(family))?,
+        };
+        let has_v6 = record.prefixes.v6.is_some();
+        let asked = NetworkOptions::from_pairs(Driver::Overlay, &record.options).ok()?.mtu;
+        let of = |end: &TunnelEnd, mtu: Mtu| {
+            let fits = end.inner_mtu(mtu, has_v6);
+            asked.map_or(fits, |asked| asked.min(fits))
+        };
+        // Below that there is no IPv6 on one of the ends, which would answer.
+        if of(&own.end, own.end.mtu).min(of(&there.end, there.end.mtu)) < Mtu::IPV6_MIN {
+            return None;
+        }
+        let size = of(&own.end, own.end.mtu.min(there.end.mtu)).bytes();
+        Some(Tunnel { network: Id::from_bytes([0; 32]), end: other.mac.link_local(), outside, size })
+    }
+
+    /// What a network is on this host.
+    fn end(&self, view: &View, record: &ClusterNetwork) -> Overlay {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = *self.record;
         let nowhere = || IpAddr::from([0; 4]);
         let sealed = is_encrypted(&record.options);
@@ -193,6 +239,13 @@ impl Here<'_> {
             (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
         };
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
+        // Who has an end of the encrypted link has IPv6.
+        let measured = seal.is_some();
+        Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured }
+    }
+
+    /// A network as it is on this host.
+    fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
         let none = BTreeSet::new();
         let own = own(view, self.host, id, withheld.get(&id).unwrap_or(&none));
         OverlayNetwork {
@@ -203,7 +256,7 @@ impl Here<'_> {
             options: record.options.clone(),
             labels: record.labels.clone(),
             created: record.created,
-            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed },
+            overlay: self.end(view, record),
             blocks: own.blocks,
             withheld: own.withheld,
         }

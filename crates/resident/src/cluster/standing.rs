@@ -5,10 +5,10 @@ use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
 
 use super::agent::Known;
-use super::{LinkRow, Membership, seal};
+use super::{LinkRow, Membership, WayRow, seal, ways};
 
 /// How this host stands in its cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     /// The cluster.
     pub cluster: Id,
@@ -44,7 +44,7 @@ pub struct KeyStanding {
 }
 
 /// A host, as all see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostRow {
     /// Its id.
     pub id: Id,
@@ -60,12 +60,17 @@ pub struct HostRow {
     pub state: String,
     /// What went between it and this host by the encrypted link; none where nothing did, and for this host.
     pub link: Option<LinkRow>,
+    /// How the ways are that lead from this host to it: one by tunnels in clear, one by the encrypted link, as far as networks that
+    /// both are on have any.
+    #[serde(default)]
+    pub ways: Vec<WayRow>,
 }
 
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for, .. } = known;
+        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for, ways: known_ways, .. } =
+            known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -79,6 +84,7 @@ impl Standing {
             version: record.version.clone(),
             state: state(*id).to_owned(),
             link: link.get(id).copied().map(LinkRow::from),
+            ways: ways::rows(*id, known_ways),
         };
         let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
         let keys = record.seal.as_ref().and_then(|seal| seal.keys().last().map(|key| (seal, key)));
@@ -106,6 +112,7 @@ impl Standing {
         });
         let gone: Vec<String> = gone.collect();
         let secrets = seal::other_secrets(membership.host, view);
+        let ways = ways::warnings(view, membership.host, known_ways);
         Self {
             cluster: membership.cluster,
             host: membership.host,
@@ -120,6 +127,7 @@ impl Standing {
                 .cloned()
                 .chain(gone)
                 .chain(secrets)
+                .chain(ways)
                 .chain(strange)
                 .collect(),
             hosts,

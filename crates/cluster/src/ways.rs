@@ -1,0 +1,593 @@
+//! The ways to other hosts, as this one finds them: what is sent to whom and when, and what is made of what comes back. No clock, no
+//! socket.
+//!
+//! A way is one by tunnels, encrypted or not, to a host that this one shares a network with. Along each goes a small packet every
+//! other second, which the other host's kernel sends back. What does not come back in [`PATIENCE`] is lost; after [`MISSES`] in a row
+//! the way is *silent*, and whether the host answers outside of tunnels, which is asked from the first miss on, tells a blocked port
+//! from a host that is not there.
+//!
+//! From time to time two datagrams go with it, whose checksum is for the sender's interface to fill in: one that is small, and one as
+//! large as the route says. The receiver drops what does not add up, so by which of them arrive a way that carries less than it
+//! should is told from an interface that fills in nonsense.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use portolan_model::Id;
+
+/// How often something is sent along a way, unless there are many.
+const PERIOD: Duration = Duration::from_millis(1500);
+/// The same while it is in question whether anything gets through.
+const IN_QUESTION: Duration = Duration::from_secs(1);
+/// So many packets a second are sent along all ways.
+const RATE: u32 = 500;
+/// So many of them at once at most.
+const BURST: u32 = 50;
+/// What has not come back after this long is lost.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// After so many lost ones in a row nothing gets through.
+const MISSES: u32 = 3;
+/// A way is new for so long: what is at its other end may not be there yet.
+const SETTLING: Duration = Duration::from_millis(300);
+/// How often it is looked at what size gets through, while all does.
+const SIZES: Duration = Duration::from_secs(60);
+/// The same while something does not.
+const SIZES_AGAIN: Duration = Duration::from_secs(5);
+/// So often each size is sent before it counts as one that does not get through.
+const TRIES: u32 = 4;
+/// Where more than this is lost nothing is concluded of the size.
+const TOO_LOSSY: f64 = 0.25;
+/// Losses are counted by tenths of a minute, for one minute.
+const SLOT: Duration = Duration::from_secs(10);
+const SLOTS: usize = 6;
+
+/// A way to another host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WayTo {
+    /// The host.
+    pub host: Id,
+    /// Whether by the encrypted link.
+    pub sealed: bool,
+}
+
+/// How a way begins, and what is to be on its other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The network by whose tunnels it goes.
+    pub network: Id,
+    /// What the other end answers as.
+    pub end: Ipv6Addr,
+    /// Where the host is outside of tunnels.
+    pub outside: IpAddr,
+    /// The largest packet that the route there takes.
+    pub size: u32,
+}
+
+/// What is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Probe {
+    /// A small packet by the tunnel, summed up by the kernel.
+    Small,
+    /// A small one that the interface sums up.
+    Summed,
+    /// One of full size that the interface sums up.
+    Full,
+    /// A small one outside of tunnels.
+    Outside,
+}
+
+/// Something to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shot {
+    /// Along which way, or to its host.
+    pub to: WayTo,
+    /// How it gets there.
+    pub tunnel: Tunnel,
+    /// What.
+    pub probe: Probe,
+    /// What is to come back.
+    pub token: u64,
+}
+
+/// What is known of a way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Passage {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// All gets through.
+    Passes,
+    /// Small packets do, and those as large as they should be do not.
+    Narrow,
+    /// What the kernel sums up does, and what the interface is to sum up does not.
+    Corrupt,
+    /// Nothing does, and the host answers outside of tunnels.
+    Blocked,
+    /// Nothing does, and the host does not answer otherwise either.
+    Silent,
+}
+
+/// A way in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Figures {
+    /// What gets through.
+    pub passage: Passage,
+    /// How long a small packet takes there and back, smoothed as by RFC 6298 §2.
+    pub rtt: Option<Duration>,
+    /// How many of a hundred small packets of the last minute did not come back, divided by a hundred.
+    pub loss: Option<f64>,
+    /// Whether packets of full size get through.
+    pub full_size: Option<bool>,
+    /// What full size is, in bytes.
+    pub size: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    number: u64,
+    settled: u32,
+    lost: u32,
+}
+
+/// Whether the host answers outside of tunnels, while the way is in question.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outside {
+    asked: u32,
+    answers: bool,
+}
+
+/// What size gets through.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    due: Instant,
+    tries: u32,
+    summed: bool,
+    full: bool,
+    /// What came of it the last time.
+    last: Option<(bool, bool)>,
+}
+
+#[derive(Debug)]
+struct Way {
+    tunnel: Tunnel,
+    due: Instant,
+    rtt: Option<Duration>,
+    slots: [Slot; SLOTS],
+    missed: u32,
+    is_heard: bool,
+    outside: Outside,
+    sizes: Sizes,
+}
+
+impl Way {
+    fn new(tunnel: Tunnel, due: Instant) -> Self {
+        let sizes = Sizes { due, tries: 0, summed: false, full: false, last: None };
+        let slots = [Slot::default(); SLOTS];
+        Self { tunnel, due, rtt: None, slots, missed: 0, is_heard: false, outside: Outside::default(), sizes }
+    }
+
+    fn settle(&mut self, number: u64, is_lost: bool) {
+        let slot = &mut self.slots[number as usize % SLOTS];
+        if slot.number != number {
+            *slot = Slot { number, ..Slot::default() };
+        }
+        slot.settled += 1;
+        slot.lost += u32::from(is_lost);
+    }
+
+    fn loss(&self, number: u64) -> Option<f64> {
+        let recent = self.slots.iter().filter(|slot| slot.number + SLOTS as u64 > number);
+        let (settled, lost) = recent.fold((0, 0), |(settled, lost), slot| (settled + slot.settled, lost + slot.lost));
+        (settled > 0).then(|| f64::from(lost) / f64::from(settled))
+    }
+
+    fn passage(&self) -> Passage {
+        match (self.missed >= MISSES, self.is_heard, self.sizes.last) {
+            // Asked twice at least: one of them may be lost.
+            (true, ..) if self.outside.answers => Passage::Blocked,
+            (true, ..) if self.outside.asked >= MISSES => Passage::Silent,
+            (true, ..) | (_, false, _) => Passage::Unknown,
+            (_, _, Some((false, _))) => Passage::Corrupt,
+            (_, _, Some((true, false))) => Passage::Narrow,
+            (_, _, Some((true, true)) | None) => Passage::Passes,
+        }
+    }
+}
+
+/// The ways to all hosts that this one shares a network with.
+#[derive(Debug)]
+pub struct Ways {
+    began: Instant,
+    ways: BTreeMap<WayTo, Way>,
+    /// When something is to be sent along which way.
+    agenda: BTreeSet<(Instant, WayTo)>,
+    /// What was sent and has neither come back nor is lost; later ones have higher tokens.
+    under_way: BTreeMap<u64, (WayTo, Probe, Instant)>,
+    next_token: u64,
+    /// What may still be sent, as of when.
+    budget: (u32, Instant),
+}
+
+impl Ways {
+    /// None yet. Tokens go up from `token`.
+    pub fn new(token: u64, now: Instant) -> Self {
+        Self {
+            began: now,
+            ways: BTreeMap::new(),
+            agenda: BTreeSet::new(),
+            under_way: BTreeMap::new(),
+            next_token: token,
+            budget: (BURST, now),
+        }
+    }
+
+    /// Has them be these. One that begins otherwise than before is measured anew.
+    pub fn set(&mut self, wanted: &BTreeMap<WayTo, Tunnel>, now: Instant) {
+        let gone: Vec<WayTo> = self.ways.keys().filter(|to| !wanted.contains_key(to)).copied().collect();
+        for to in gone {
+            self.forget(to);
+        }
+        let period = period(wanted.len());
+        for (to, tunnel) in wanted {
+            match self.ways.get_mut(to) {
+                Some(way) if way.tunnel == *tunnel => {}
+                // Another network leads to the same place.
+                Some(way) if (Tunnel { network: tunnel.network, ..way.tunnel }) == *tunnel => way.tunnel = *tunnel,
+                _ => {
+                    self.forget(*to);
+                    // Spread by what is as good as chance.
+                    let [first, second] = *to.host.as_bytes().first_chunk().expect("32 bytes");
+                    let due = now + SETTLING + period * u32::from(u16::from_le_bytes([first, second])) / 0x1_0000;
+                    self.ways.insert(*to, Way::new(*tunnel, due));
+                    self.agenda.insert((due, *to));
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, to: WayTo) {
+        if let Some(way) = self.ways.remove(&to) {
+            self.agenda.remove(&(way.due, to));
+            self.under_way.retain(|_, (of, ..)| *of != to);
+        }
+    }
+
+    /// What is to be sent now.
+    pub fn due(&mut self, now: Instant) -> Vec<Shot> {
+        self.lose(now);
+        let period = period(self.ways.len());
+        let refill = (now.saturating_duration_since(self.budget.1).as_micros() * u128::from(RATE) / 1_000_000) as u64;
+        if refill > 0 {
+            self.budget = (u64::from(self.budget.0).saturating_add(refill).min(BURST.into()) as u32, now);
+        }
+        let mut shots = Vec::new();
+        while let Some((due, to)) = self.agenda.first().copied().filter(|(due, _)| *due <= now) {
+            let way = self.ways.get_mut(&to).expect("what is on the agenda is there");
+            let mut probes = vec![Probe::Small];
+            if way.missed > 0 {
+                way.outside.asked += 1;
+                probes.push(Probe::Outside);
+            } else if way.is_heard && way.sizes.due <= now && way.sizes.tries < TRIES {
+                way.sizes.tries += 1;
+                let sizes = [(way.sizes.summed, Probe::Summed), (way.sizes.full, Probe::Full)];
+                probes.extend(sizes.into_iter().filter(|(has_arrived, _)| !has_arrived).map(|(_, probe)| probe));
+            }
+            self.agenda.remove(&(due, to));
+            way.due = now + if (1..MISSES).contains(&way.missed) { IN_QUESTION.min(period) } else { period };
+            self.agenda.insert((way.due, to));
+            let tunnel = way.tunnel;
+            for probe in probes {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.under_way.insert(token, (to, probe, now));
+                shots.push(Shot { to, tunnel, probe, token });
+            }
+            self.budget.0 = self.budget.0.saturating_sub(1);
+            if self.budget.0 == 0 {
+                break;
+            }
+        }
+        shots
+    }
+
+    /// When something is to be done next.
+    pub fn next(&self) -> Option<Instant> {
+        let sent = self.under_way.first_key_value().map(|(_, (_, _, sent))| *sent + PATIENCE);
+        let due = self.agenda.first().map(|(due, _)| *due);
+        let due = if self.budget.0 == 0 {
+            due.map(|due| due.max(self.budget.1 + Duration::from_secs(1) / RATE))
+        } else {
+            due
+        };
+        due.into_iter().chain(sent).min()
+    }
+
+    /// Takes note of what came back.
+    pub fn heard(&mut self, token: u64, now: Instant) {
+        let slot = self.slot(now);
+        let Some((to, probe, sent)) = self.under_way.remove(&token) else { return };
+        let Some(way) = self.ways.get_mut(&to) else { return };
+        match probe {
+            Probe::Small => {
+                let took = now.saturating_duration_since(sent);
+                way.rtt = Some(way.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
+                way.settle(slot, false);
+                (way.missed, way.is_heard, way.outside) = (0, true, Outside::default());
+            }
+            Probe::Summed => way.sizes.summed = true,
+            Probe::Full => way.sizes.full = true,
+            Probe::Outside => way.outside.answers = true,
+        }
+        // What gets through at full size is small as well.
+        if way.sizes.full {
+            conclude(way, (true, true), now + SIZES);
+        }
+    }
+
+    /// Gives up what was not heard of in time.
+    fn lose(&mut self, now: Instant) {
+        let slot = self.slot(now);
+        while let Some(entry) = self.under_way.first_entry().filter(|entry| entry.get().2 + PATIENCE <= now) {
+            let (to, probe, _) = entry.remove();
+            let Some(way) = self.ways.get_mut(&to) else { continue };
+            match probe {
+                Probe::Small => {
+                    way.settle(slot, true);
+                    way.missed += 1;
+                    if way.missed == 1 {
+                        // What size gets through is to be found out anew.
+                        (way.sizes.tries, way.sizes.due) = (0, now);
+                        self.agenda.remove(&(way.due, to));
+                        way.due = way.due.min(now);
+                        self.agenda.insert((way.due, to));
+                    }
+                }
+                Probe::Summed | Probe::Full if way.sizes.tries >= TRIES && way.missed == 0 => {
+                    let is_told = way.loss(slot).is_some_and(|loss| loss <= TOO_LOSSY);
+                    let found = (way.sizes.summed, way.sizes.full);
+                    match is_told {
+                        true => conclude(way, found, now + SIZES_AGAIN),
+                        false => begin_sizes(way, now + SIZES_AGAIN),
+                    }
+                }
+                Probe::Summed | Probe::Full | Probe::Outside => {}
+            }
+        }
+    }
+
+    /// What is known of each.
+    pub fn figures(&self, now: Instant) -> BTreeMap<WayTo, Figures> {
+        let slot = self.slot(now);
+        let figures = |way: &Way| Figures {
+            passage: way.passage(),
+            rtt: way.rtt.filter(|_| way.missed < MISSES),
+            loss: way.loss(slot),
+            full_size: way.sizes.last.map(|(_, full)| full),
+            size: way.tunnel.size,
+        };
+        self.ways.iter().map(|(to, way)| (*to, figures(way))).collect()
+    }
+
+    fn slot(&self, now: Instant) -> u64 {
+        // From 1 on: no slot is of the number that empty ones have.
+        now.saturating_duration_since(self.began).as_secs() / SLOT.as_secs() + SLOTS as u64
+    }
+}
+
+fn period(ways: usize) -> Duration {
+    PERIOD.max(Duration::from_secs(1) * u32::try_from(ways).unwrap_or(u32::MAX) / RATE)
+}
+
+fn conclude(way: &mut Way, found: (bool, bool), next: Instant) {
+    way.sizes.last = Some(found);
+    begin_sizes(way, next);
+}
+
+fn begin_sizes(way: &mut Way, due: Instant) {
+    way.sizes = Sizes { due, tries: 0, summed: false, full: false, last: way.sizes.last };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hosts that answer as told, and the time.
+    struct World {
+        ways: Ways,
+        wanted: BTreeMap<WayTo, Tunnel>,
+        now: Instant,
+        began: Instant,
+        /// Along which way, of what kind and when something was sent.
+        sent: Vec<(WayTo, Probe, Duration)>,
+    }
+
+    const RTT: Duration = Duration::from_millis(20);
+
+    fn host(number: u16) -> WayTo {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.wrapping_mul(0x9e37).to_le_bytes());
+        bytes[2..4].copy_from_slice(&number.to_le_bytes());
+        WayTo { host: Id::from_bytes(bytes), sealed: false }
+    }
+
+    fn tunnel() -> Tunnel {
+        Tunnel {
+            network: Id::from_bytes([1; 32]),
+            end: "fe80::1".parse().unwrap(),
+            outside: "192.0.2.1".parse().unwrap(),
+            size: 1450,
+        }
+    }
+
+    impl World {
+        fn of(count: u16) -> Self {
+            let now = Instant::now();
+            let wanted: BTreeMap<WayTo, Tunnel> = (0..count).map(|number| (host(number), tunnel())).collect();
+            let mut ways = Ways::new(0, now);
+            ways.set(&wanted, now);
+            Self { ways, wanted, now, began: now, sent: Vec::new() }
+        }
+
+        /// Lets time pass, in which `answers` tells what comes back.
+        fn pass(&mut self, time: Duration, mut answers: impl FnMut(&Shot) -> bool) {
+            let end = self.now + time;
+            let mut coming: BTreeMap<(Instant, u64), u64> = BTreeMap::new();
+            loop {
+                for shot in self.ways.due(self.now) {
+                    self.sent.push((shot.to, shot.probe, self.now - self.began));
+                    if answers(&shot) {
+                        coming.insert((self.now + RTT, shot.token), shot.token);
+                    }
+                }
+                let answer = coming.first_key_value().map(|((at, _), _)| *at);
+                let next = self.ways.next().into_iter().chain(answer).min().unwrap_or(end);
+                if next >= end {
+                    self.now = end;
+                    return;
+                }
+                assert!(next >= self.now || self.ways.next() >= Some(self.now), "it comes to an end");
+                self.now = self.now.max(next);
+                while let Some(entry) = coming.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                    let token = entry.remove();
+                    self.ways.heard(token, self.now);
+                }
+            }
+        }
+
+        fn figures(&self) -> Figures {
+            self.ways.figures(self.now)[&host(0)]
+        }
+
+        fn count(&self, probe: Probe) -> usize {
+            self.sent.iter().filter(|(_, of, _)| *of == probe).count()
+        }
+    }
+
+    const fn seconds(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+
+    #[test]
+    fn a_way_that_is_as_it_should_be_is_measured() {
+        let mut world = World::of(1);
+        assert_eq!(world.figures(), Figures { size: 1450, ..Figures::default() });
+        world.pass(seconds(121), |_| true);
+        let figures = world.figures();
+        assert_eq!((figures.passage, figures.rtt, figures.loss), (Passage::Passes, Some(RTT), Some(0.0)));
+        assert_eq!(figures.full_size, Some(true));
+        let small = world.count(Probe::Small);
+        assert!((75..=82).contains(&small), "every one and a half seconds: {small}");
+        assert_eq!((world.count(Probe::Full), world.count(Probe::Outside)), (2, 0), "{:?}", world.sent);
+    }
+
+    #[test]
+    fn what_is_lost_is_counted_for_a_minute() {
+        let mut world = World::of(1);
+        let mut number = 0;
+        world.pass(seconds(90), |shot| {
+            number += u32::from(shot.probe == Probe::Small);
+            shot.probe != Probe::Small || !number.is_multiple_of(5)
+        });
+        let loss = world.figures().loss.unwrap();
+        assert!((0.15..0.25).contains(&loss), "{loss}");
+        assert_eq!(world.figures().passage, Passage::Passes);
+        world.pass(seconds(71), |_| true);
+        assert_eq!(world.figures().loss, Some(0.0));
+    }
+
+    #[test]
+    fn a_blocked_port_is_told_from_a_host_that_is_not_there_within_ten_seconds() {
+        for (answers_outside, passage) in [(true, Passage::Blocked), (false, Passage::Silent)] {
+            // Whenever it happens.
+            for after in (20_000..21_500).step_by(100) {
+                let mut world = World::of(1);
+                world.pass(Duration::from_millis(after), |_| true);
+                world.pass(seconds(9), |shot| answers_outside && shot.probe == Probe::Outside);
+                assert_eq!(world.figures().passage, passage, "{after}");
+                assert_eq!(world.figures().rtt, None);
+                world.pass(seconds(4), |_| true);
+                assert_eq!(world.figures().passage, Passage::Passes, "{after}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_packet_that_is_lost_says_nothing() {
+        let mut world = World::of(1);
+        world.pass(seconds(10), |_| true);
+        let mut lost = 0;
+        world.pass(seconds(3), |shot| {
+            lost += u32::from(shot.probe == Probe::Small);
+            shot.probe != Probe::Small || lost > 2
+        });
+        assert_eq!(world.figures().passage, Passage::Passes);
+    }
+
+    #[test]
+    fn what_does_not_get_through_is_told_by_its_size_and_sum() {
+        let cases: [(&str, &[Probe], Passage, bool); 2] = [
+            ("a smaller MTU in between", &[Probe::Full], Passage::Narrow, false),
+            ("sums that are wrong", &[Probe::Full, Probe::Summed], Passage::Corrupt, false),
+        ];
+        for (case, lost, passage, full_size) in cases {
+            let mut world = World::of(1);
+            world.pass(seconds(10), |shot| !lost.contains(&shot.probe));
+            assert_eq!((world.figures().passage, world.figures().full_size), (passage, Some(full_size)), "{case}");
+            // It is seen soon when that is over.
+            world.pass(seconds(15), |_| true);
+            assert_eq!((world.figures().passage, world.figures().full_size), (Passage::Passes, Some(true)), "{case}");
+            // One that begins later is seen with the next look.
+            world.pass(seconds(75), |shot| !lost.contains(&shot.probe));
+            assert_eq!(world.figures().passage, passage, "{case}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_of_the_size_where_much_is_lost() {
+        let mut world = World::of(1);
+        let mut number = 0;
+        world.pass(seconds(120), |shot| {
+            number += u32::from(shot.probe == Probe::Small);
+            shot.probe == Probe::Small && !number.is_multiple_of(3)
+        });
+        assert_eq!((world.figures().passage, world.figures().full_size), (Passage::Passes, None));
+    }
+
+    #[test]
+    fn another_size_is_looked_at_at_once_and_another_network_leads_to_the_same() {
+        let mut world = World::of(1);
+        world.pass(seconds(20), |_| true);
+        let other = Tunnel { network: Id::from_bytes([2; 32]), ..tunnel() };
+        world.ways.set(&BTreeMap::from([(host(0), other)]), world.now);
+        world.pass(seconds(5), |_| true);
+        assert_eq!((world.count(Probe::Full), world.figures().rtt), (1, Some(RTT)));
+        let other = Tunnel { size: 1400, ..tunnel() };
+        world.ways.set(&BTreeMap::from([(host(0), other)]), world.now);
+        world.pass(seconds(5), |_| true);
+        assert_eq!((world.count(Probe::Full), world.figures().size), (2, 1400));
+        world.ways.set(&BTreeMap::new(), world.now);
+        world.pass(seconds(5), |_| panic!("nobody is left"));
+        assert!(world.ways.figures(world.now).is_empty());
+    }
+
+    #[test]
+    fn a_thousand_hosts_are_measured_one_after_the_other() {
+        let mut world = World::of(1000);
+        world.pass(seconds(20), |_| true);
+        let in_second = |second: u64| {
+            let small = world.sent.iter().filter(|(_, probe, _)| *probe == Probe::Small);
+            small.filter(|(.., at)| at.as_secs() == second).count()
+        };
+        for second in 3..20 {
+            assert!((300..=560).contains(&in_second(second)), "{second}: {}", in_second(second));
+        }
+        assert!(world.ways.figures(world.now).values().all(|figures| figures.full_size == Some(true)));
+        // All that is blocked is known in time.
+        world.pass(seconds(10), |shot| shot.probe == Probe::Outside);
+        let blocked = |figures: &&Figures| figures.passage == Passage::Blocked;
+        let count = world.ways.figures(world.now).values().filter(blocked).count();
+        assert_eq!(count, 1000);
+        assert_eq!(world.wanted.len(), 1000);
+    }
+}

@@ -1,0 +1,147 @@
+//! What hosts find of the ways to each other, and say of it: measured in packets that the switch between them delays, loses, cuts off
+//! or spoils.
+
+use std::time::{Duration, Instant};
+
+use portolan_lab::eventually;
+use serde_json::Value;
+
+use crate::overlay::{has, joined};
+use crate::world::{LONG, Node, World};
+
+/// A blocked port is to be said within this.
+const SOON: Duration = Duration::from_secs(10);
+
+impl Node {
+    /// What it finds of its way to another host.
+    fn way(&self, to: &str, encrypted: bool) -> Value {
+        let rows: Value = serde_json::from_str(&self.ok("--json cluster nodes")).unwrap();
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == to).unwrap();
+        let ways = row["ways"].as_array().unwrap();
+        ways.iter().find(|way| way["encrypted"] == encrypted).cloned().unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn finds(&self, to: &str, encrypted: bool, state: &str, patience: Duration) {
+        let is_so = || self.way(to, encrypted)["state"] == state;
+        assert!(eventually(patience, is_so), "{} to {to}: {}", self.host.name(), self.way(to, encrypted));
+    }
+
+    fn metrics(&self) -> String {
+        let socket = self.root.join("run/metrics.sock");
+        let mut curl = self.host.command("curl").unwrap();
+        let output = curl.arg("-s").arg("--unix-socket").arg(socket).arg("http://localhost/metrics").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl World {
+    /// Has the switch treat what it passes on by these rules, and no others.
+    #[track_caller]
+    fn weather(&self, rules: &[&str]) {
+        let rules = rules.join("\n");
+        let text = format!(
+            "table bridge weather {{}}\ndelete table bridge weather\ntable bridge weather {{ chain passing {{ type filter hook \
+             forward priority 0; policy accept;\n{rules}\n}}\n}}\n"
+        );
+        let file = self.lab.dir().join("weather.nft");
+        std::fs::write(&file, text).unwrap();
+        let output = self.lan.command("nft").unwrap().arg("-f").arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn ways_are_measured_and_a_blocked_port_is_named() {
+    let Some(world) = World::of("ways", &["a", "b"]) else { return };
+    let etcd = world.etcd(1);
+    joined(&world, &etcd);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    a.ok("network create -d overlay --subnet 10.200.0.0/16 open");
+    a.ok("network create -d overlay --opt encrypted vault");
+    for (node, number) in [(a, 1), (b, 2)] {
+        for network in ["open", "vault"] {
+            has(node, network);
+            world.pod(node, network, &format!("{network}{number}"));
+        }
+    }
+    for (node, to) in [(a, "b"), (b, "a")] {
+        for encrypted in [false, true] {
+            node.finds(to, encrypted, "passes", LONG);
+            assert!(eventually(SOON, || node.way(to, encrypted)["full_size"] == true), "{}", node.way(to, encrypted));
+            let way = node.way(to, encrypted);
+            let rtt = way["rtt"].as_f64().unwrap();
+            assert!(rtt > 0.0 && rtt < 0.5, "{way}");
+            assert_eq!(way["size"], if encrypted { 1350 } else { 1450 }, "{way}");
+        }
+        node.is_well();
+    }
+    let table = a.ok("cluster nodes");
+    assert!(table.contains("WAY") && table.contains("passes") && table.contains(" ms"), "{table}");
+    let metrics = a.metrics();
+    for name in ["reached", "rtt_seconds", "loss_ratio", "full_size_ok"] {
+        for encrypted in ["false", "true"] {
+            let sample = format!("portolan_peer_{name}{{host=\"b\",encrypted=\"{encrypted}\"}}");
+            assert!(metrics.contains(&sample), "{sample}: {metrics}");
+        }
+    }
+    let rules = a.ok("rules");
+    assert!(rules.contains("are answered over IPv6 when they measure the way here"), "{rules}");
+
+    world.weather(&["udp dport 4789 numgen inc mod 3 == 0 drop"]);
+    let is_told = || a.way("b", false)["loss"].as_f64().is_some_and(|loss| loss > 0.05);
+    assert!(eventually(SOON, is_told), "{}", a.way("b", false));
+    assert_eq!(a.way("b", true)["loss"], 0.0);
+
+    // The kernel of a host answers still, and so it does at other ports.
+    world.weather(&["udp dport 4789 drop"]);
+    let begin = Instant::now();
+    let warned =
+        |node: &Node| node.status()["warnings"].to_string().contains("UDP 4789, the tunnels' port, does not pass");
+    assert!(eventually(SOON, || warned(a) && warned(b)), "{} {}", a.status(), b.status());
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert_eq!(a.run(&["cluster", "status"]).status.code(), Some(1));
+    assert_eq!(
+        (a.way("b", false)["state"].as_str(), a.way("b", true)["state"].as_str()),
+        (Some("blocked"), Some("passes"))
+    );
+    let verified = a.run(&["cluster", "verify"]);
+    let said = String::from_utf8(verified.stdout).unwrap();
+    assert_eq!((verified.status.code(), said.matches("UDP 4789").count()), (Some(1), 2), "{said}");
+    assert!(a.metrics().contains("portolan_peer_reached{host=\"b\",encrypted=\"false\"} 0"));
+    world.weather(&["udp dport 51820 drop"]);
+    a.warns("UDP 51820, WireGuard's port, does not pass between this host and host `b` (10.0.1.2, fd00:1::2)");
+    a.finds("b", false, "passes", SOON);
+    world.weather(&[]);
+    a.is_well();
+    b.is_well();
+}
+
+#[test]
+fn what_does_not_get_through_for_its_size_or_its_sum_is_named() {
+    let Some(world) = World::of("ways-size", &["a", "b"]) else { return };
+    let etcd = world.etcd(1);
+    joined(&world, &etcd);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    a.ok("network create -d overlay open");
+    // The one sends through something that takes less than it should. What the other one has to be summed up is so by the kernel
+    // after all, and spoilt afterwards: by the inner UDP header's sum, behind those of UDP, VXLAN, Ethernet and IPv6.
+    let made = b.host.command("ethtool").unwrap().args(["-K", "eth0", "tx", "off"]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    world.weather(&[
+        "ip saddr 10.0.1.1 ip length > 1400 udp dport 4789 drop",
+        "ip saddr 10.0.1.2 udp dport 4789 @th,288,8 17 @th,608,16 set 0xdead",
+    ]);
+    for (node, name) in [(a, "c1"), (b, "c2")] {
+        has(node, "open");
+        world.pod(node, "open", name);
+    }
+    a.finds("b", false, "narrow", LONG);
+    a.warns("packets of 1450 bytes do not get through to host `b` (10.0.1.2, fd00:1::2), and small ones do");
+    b.finds("a", false, "corrupt", LONG);
+    b.warns("packets to host `a` (10.0.1.1, fd00:1::1) do not arrive when this host's interface is to fill in their checksum");
+    assert_eq!((&a.way("b", false)["full_size"], a.way("b", false)["loss"].as_f64()), (&Value::Bool(false), Some(0.0)));
+    world.weather(&[]);
+    a.is_well();
+    b.is_well();
+}
