@@ -27,7 +27,7 @@ mod write;
 pub use blocks::{block_length, blocks_of, choose, free_around, without};
 pub use follow::{abandoned, concerns};
 pub use key::{Key, Layout, Part};
-pub use moves::{Idle, Own, free, offer, own, turn};
+pub use moves::{Idle, Own, free, offer, own, turn, unused};
 pub use network::{NewNetwork, Refusal, plan_network};
 pub use record::{
     Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, SealRecord,

@@ -1,5 +1,6 @@
 //! `portolan cluster …`
 
+mod drain;
 mod rotate;
 
 use std::fs;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Nodes(NodesArgs),
     Verify(VerifyArgs),
     Rotate(rotate::RotateArgs),
+    Drain(drain::DrainArgs),
+    Undrain(drain::UndrainArgs),
     Rm(RmArgs),
 }
 
@@ -58,6 +61,8 @@ impl Command {
             Self::Nodes(args) => args.run(context),
             Self::Verify(args) => args.run(context),
             Self::Rotate(args) => args.run(context),
+            Self::Drain(args) => args.run(context),
+            Self::Undrain(args) => args.run(context),
             Self::Rm(args) => args.run(context),
         }
     }
@@ -317,6 +322,9 @@ impl StatusArgs {
                     if keys.changing { format!(", takes the place of another one{waits}") } else { String::new() };
                 text.push_str(&format!("key {} (round {}{changing})\n", keys.key, keys.round));
             }
+            if standing.hosts.iter().any(|host| host.id == standing.host && host.drained) {
+                text.push_str("drained: takes no more containers on networks of the cluster (`portolan cluster undrain` ends that)\n");
+            }
             for warning in &standing.warnings {
                 text.push_str(&format!("warning: {warning}\n"));
             }
@@ -333,7 +341,8 @@ Examples:
   portolan cluster nodes
   portolan cluster nodes --json | jq '.[] | select(.state != \"up\")'
 
-A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on.
+A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on. One that is `drained` takes no
+more containers on networks of the cluster.
 
 WAY, RTT and LOSS say what this host finds of its way to each other one that it shares a network with, by the tunnels that
 containers' packets take: `passes`; `narrow`, when packets as large as the MTU do not get through; `corrupt`, when those do not whose
@@ -360,7 +369,7 @@ impl NodesArgs {
             let mut row = vec![
                 host.id.short(),
                 host.name.to_string(),
-                host.state.clone(),
+                if host.drained { format!("{}, drained", host.state) } else { host.state.clone() },
                 addresses.join(", "),
                 host.mtu.to_string(),
                 host.version.clone(),

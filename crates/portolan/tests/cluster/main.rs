@@ -1,6 +1,7 @@
 //! Several hosts by way of a real etcd.
 
 mod blocks;
+mod drain;
 mod failures;
 mod forged;
 mod joining;

@@ -121,6 +121,13 @@ pub enum Sharing {
     Verify {},
     /// All hosts are to have new keys for the encrypted link.
     Rotate {},
+    /// A host is to take no more containers on networks that all have, or to do so again.
+    Drain {
+        /// The host.
+        host: Id,
+        /// Whether it is to take none.
+        is_drained: bool,
+    },
     /// This host needs more of a network's addresses.
     Claim {
         /// The network.
@@ -159,6 +166,11 @@ pub enum Came {
     Network {
         /// Which one.
         network: Id,
+    },
+    /// A host takes no more containers, or does so again.
+    Drained {
+        /// Which one.
+        host: Id,
     },
     /// Keys change.
     Rotating {

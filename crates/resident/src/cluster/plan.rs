@@ -56,6 +56,8 @@ pub struct Plan {
     pub gone: BTreeSet<Id>,
     /// What is other than before at other hosts.
     pub remote: RemoteChanges,
+    /// Whether this host is to take no more containers on such networks, where that may be otherwise.
+    pub drained: Option<bool>,
 }
 
 impl Plan {
@@ -66,6 +68,9 @@ impl Plan {
     /// When it is not known that all of it was done.
     pub fn take_in<S: Store, K: Kernel>(&self, engine: &Engine<S, K>) -> Result<BTreeMap<Id, Option<String>>> {
         let mut problems = BTreeMap::new();
+        if let Some(is_drained) = self.drained {
+            engine.set_drained(is_drained)?;
+        }
         for network in &self.networks {
             let problem = match engine.put_overlay(network) {
                 Ok(failures) => failures.into_iter().next(),
@@ -94,7 +99,13 @@ impl Here<'_> {
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) | Change::Want(..) | Change::Place(..) | Change::Check(_) | Change::Checked(..) => {}
+                Change::Drained(host) if *host == self.host => plan.drained = Some(view.is_drained(*host)),
+                Change::Drained(_)
+                | Change::Alive(_)
+                | Change::Want(..)
+                | Change::Place(..)
+                | Change::Check(_)
+                | Change::Checked(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
                     let peer = view.hosts().get(host).map(|record| peer(*host, record));
@@ -145,6 +156,7 @@ impl Here<'_> {
                 endpoints: differences(&rows.remote.endpoints, endpoints),
                 revision: view.revision(),
             },
+            drained: Some(view.is_drained(self.host)),
         }
     }
 

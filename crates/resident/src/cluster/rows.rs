@@ -315,6 +315,9 @@ impl Rows {
 
     /// Claims another block when most addresses of the ones there are taken, so that nobody has to wait for it.
     fn make_room(&self, site: &impl Site, network: Id) -> Result<()> {
+        if lock(&self.shared).view.is_drained(self.membership.host) {
+            return Ok(());
+        }
         for family in Family::ALL {
             let Some(room) = site.room(network, family)? else { return Ok(()) };
             // Who has none is not asked for any until somebody attaches.

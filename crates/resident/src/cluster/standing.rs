@@ -58,6 +58,9 @@ pub struct HostRow {
     pub version: String,
     /// `up`; `down` if it has not said for a while that it runs; `gone` if it is not to come back.
     pub state: String,
+    /// Whether it takes no more containers on networks that all have.
+    #[serde(default)]
+    pub drained: bool,
     /// What went between it and this host by the encrypted link; none where nothing did, and for this host.
     pub link: Option<LinkRow>,
     /// How the ways are that lead from this host to it: one by tunnels in clear, one by the encrypted link, as far as networks that
@@ -83,6 +86,7 @@ impl Standing {
             mtu: record.mtu,
             version: record.version.clone(),
             state: state(*id).to_owned(),
+            drained: view.is_drained(*id),
             link: link.get(id).copied().map(LinkRow::from),
             ways: ways::rows(*id, known_ways),
         };
