@@ -82,8 +82,16 @@ pub struct HostRecord {
     /// Its end of the encrypted link between hosts, if it can have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal: Option<SealRecord>,
+    /// Whether its ends of tunnels answer who measures the way to them.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub answers: bool,
     /// Its version, for people.
     pub version: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+const fn is_no(value: &bool) -> bool {
+    !*value
 }
 
 impl HostRecord {

@@ -6,9 +6,10 @@
 //! the way is *silent*, and whether the host answers outside of tunnels, which is asked from the first miss on, tells a blocked port
 //! from a host that is not there.
 //!
-//! From time to time two datagrams go with it, whose checksum is for the sender's interface to fill in: one that is small, and one as
-//! large as the route says. The receiver drops what does not add up, so by which of them arrive a way that carries less than it
-//! should is told from an interface that fills in nonsense.
+//! From time to time three datagrams go with it: one that is summed up when it is sent, and two whose checksum is for the sender's
+//! interface to fill in, a small one and one as large as the route says. The receiver drops what does not add up, so by which of them
+//! arrive a way that carries less than it should is told from an interface that fills in nonsense; and from a receiver whose firewall
+//! takes none of them, of whom nothing is said.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -69,6 +70,8 @@ pub struct Tunnel {
 pub enum Probe {
     /// A small packet by the tunnel, summed up by the kernel.
     Small,
+    /// A small datagram, summed up when it is sent.
+    Plain,
     /// A small one that the interface sums up.
     Summed,
     /// One of full size that the interface sums up.
@@ -142,9 +145,10 @@ struct Outside {
 struct Sizes {
     due: Instant,
     tries: u32,
+    plain: bool,
     summed: bool,
     full: bool,
-    /// What came of it the last time.
+    /// What came of it the last time: whether what the interface sums up arrives, and what is of full size.
     last: Option<(bool, bool)>,
 }
 
@@ -162,7 +166,7 @@ struct Way {
 
 impl Way {
     fn new(tunnel: Tunnel, due: Instant) -> Self {
-        let sizes = Sizes { due, tries: 0, summed: false, full: false, last: None };
+        let sizes = Sizes { due, tries: 0, plain: false, summed: false, full: false, last: None };
         let slots = [Slot::default(); SLOTS];
         Self { tunnel, due, rtt: None, slots, missed: 0, is_heard: false, outside: Outside::default(), sizes }
     }
@@ -270,7 +274,8 @@ impl Ways {
                 probes.push(Probe::Outside);
             } else if way.is_heard && way.sizes.due <= now && way.sizes.tries < TRIES {
                 way.sizes.tries += 1;
-                let sizes = [(way.sizes.summed, Probe::Summed), (way.sizes.full, Probe::Full)];
+                let Sizes { plain, summed, full, .. } = way.sizes;
+                let sizes = [(plain, Probe::Plain), (summed, Probe::Summed), (full, Probe::Full)];
                 probes.extend(sizes.into_iter().filter(|(has_arrived, _)| !has_arrived).map(|(_, probe)| probe));
             }
             self.agenda.remove(&(due, to));
@@ -315,13 +320,14 @@ impl Ways {
                 way.settle(slot, false);
                 (way.missed, way.is_heard, way.outside) = (0, true, Outside::default());
             }
+            Probe::Plain => way.sizes.plain = true,
             Probe::Summed => way.sizes.summed = true,
             Probe::Full => way.sizes.full = true,
             Probe::Outside => way.outside.answers = true,
         }
         // What gets through at full size is small as well.
         if way.sizes.full {
-            conclude(way, (true, true), now + SIZES);
+            conclude(way, Some((true, true)), now + SIZES);
         }
     }
 
@@ -343,15 +349,16 @@ impl Ways {
                         self.agenda.insert((way.due, to));
                     }
                 }
-                Probe::Summed | Probe::Full if way.sizes.tries >= TRIES && way.missed == 0 => {
-                    let is_told = way.loss(slot).is_some_and(|loss| loss <= TOO_LOSSY);
-                    let found = (way.sizes.summed, way.sizes.full);
-                    match is_told {
-                        true => conclude(way, found, now + SIZES_AGAIN),
-                        false => begin_sizes(way, now + SIZES_AGAIN),
+                Probe::Plain | Probe::Summed | Probe::Full if way.sizes.tries >= TRIES && way.missed == 0 => {
+                    let is_lossy = way.loss(slot).is_none_or(|loss| loss > TOO_LOSSY);
+                    let Sizes { plain, summed, full, .. } = way.sizes;
+                    match (is_lossy, plain || summed) {
+                        (true, _) => begin_sizes(way, now + SIZES_AGAIN),
+                        (false, true) => conclude(way, Some((summed, full)), now + SIZES_AGAIN),
+                        (false, false) => conclude(way, None, now + SIZES),
                     }
                 }
-                Probe::Summed | Probe::Full | Probe::Outside => {}
+                Probe::Plain | Probe::Summed | Probe::Full | Probe::Outside => {}
             }
         }
     }
@@ -379,13 +386,13 @@ fn period(ways: usize) -> Duration {
     PERIOD.max(Duration::from_secs(1) * u32::try_from(ways).unwrap_or(u32::MAX) / RATE)
 }
 
-fn conclude(way: &mut Way, found: (bool, bool), next: Instant) {
-    way.sizes.last = Some(found);
+fn conclude(way: &mut Way, found: Option<(bool, bool)>, next: Instant) {
+    way.sizes.last = found;
     begin_sizes(way, next);
 }
 
 fn begin_sizes(way: &mut Way, due: Instant) {
-    way.sizes = Sizes { due, tries: 0, summed: false, full: false, last: way.sizes.last };
+    way.sizes = Sizes { due, tries: 0, plain: false, summed: false, full: false, last: way.sizes.last };
 }
 
 #[cfg(test)]
@@ -526,16 +533,17 @@ mod tests {
 
     #[test]
     fn what_does_not_get_through_is_told_by_its_size_and_sum() {
-        let cases: [(&str, &[Probe], Passage, bool); 2] = [
-            ("a smaller MTU in between", &[Probe::Full], Passage::Narrow, false),
-            ("sums that are wrong", &[Probe::Full, Probe::Summed], Passage::Corrupt, false),
+        let cases: [(&str, &[Probe], Passage, Option<bool>); 3] = [
+            ("a smaller MTU in between", &[Probe::Full], Passage::Narrow, Some(false)),
+            ("sums that are wrong", &[Probe::Full, Probe::Summed], Passage::Corrupt, Some(false)),
+            ("a firewall at the other end", &[Probe::Full, Probe::Summed, Probe::Plain], Passage::Passes, None),
         ];
         for (case, lost, passage, full_size) in cases {
             let mut world = World::of(1);
             world.pass(seconds(10), |shot| !lost.contains(&shot.probe));
-            assert_eq!((world.figures().passage, world.figures().full_size), (passage, Some(full_size)), "{case}");
-            // It is seen soon when that is over.
-            world.pass(seconds(15), |_| true);
+            assert_eq!((world.figures().passage, world.figures().full_size), (passage, full_size), "{case}");
+            // It is seen when that is over, soon if it was said.
+            world.pass(seconds(if full_size.is_some() { 15 } else { 75 }), |_| true);
             assert_eq!((world.figures().passage, world.figures().full_size), (Passage::Passes, Some(true)), "{case}");
             // One that begins later is seen with the next look.
             world.pass(seconds(75), |shot| !lost.contains(&shot.probe));

@@ -18,6 +18,10 @@ const ICMP_FILTER: i32 = 1;
 const SOL_RAW: i32 = 255;
 /// `ICMPV6_FILTER` (linux/icmpv6.h): the same.
 const ICMPV6_FILTER: i32 = 1;
+/// `ICMPV6_DEST_UNREACH`.
+const UNREACHABLE6: u8 = 1;
+/// A neighbour's packet comes with as many (RFC 5082).
+const HOPS: u8 = 255;
 const HEADER: usize = 8;
 /// Of IPv4, which packets of raw sockets come with.
 const HEADER4: usize = 20;
@@ -62,13 +66,8 @@ pub fn echo_request(family: Family, id: u16, payload: &[u8]) -> Vec<u8> {
     packet.extend([0, 0]);
     packet.extend(payload);
     if family == Family::V4 {
-        // RFC 1071.
-        let words = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
-        let mut sum: u32 = words.sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        packet[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        let sum = checksum(&packet);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
     }
     packet
 }
@@ -86,8 +85,53 @@ pub fn echoed(family: Family, packet: &[u8]) -> Option<(u16, &[u8])> {
     (header[0] == kind).then(|| (u16::from_be_bytes([header[4], header[5]]), &message[HEADER..]))
 }
 
+/// Opens a socket that sends packets of IPv6 as they are, and receives nothing.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_RAW`, `EAFNOSUPPORT` where the kernel lacks IPv6.
+pub fn packet_socket() -> io::Result<UdpSocket> {
+    let socket = socket::raw(Family::V6, libc::IPPROTO_RAW as u8)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// A datagram of UDP in a packet of IPv6, with its checksum: nobody has anything to fill in.
+pub fn datagram((from, source): (Ipv6Addr, u16), (to, destination): (Ipv6Addr, u16), payload: &[u8]) -> Vec<u8> {
+    let length = (HEADER + payload.len()) as u16;
+    let mut udp: Vec<u8> = [source, destination, length, 0].into_iter().flat_map(u16::to_be_bytes).collect();
+    udp.extend(payload);
+    // Over a pseudo-header as well (RFC 8200 §8.1).
+    let mut summed: Vec<u8> = [from.octets(), to.octets()].concat();
+    summed.extend(u32::from(length).to_be_bytes());
+    summed.extend([0, 0, 0, libc::IPPROTO_UDP as u8]);
+    summed.extend(&udp);
+    let sum = match checksum(&summed) {
+        // That would say that there is none.
+        0 => u16::MAX,
+        sum => sum,
+    };
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([libc::IPPROTO_UDP as u8, HOPS]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(udp);
+    packet
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
 /// Opens a UDP socket of IPv6 that is told what ICMP says of what it sent ([`refused`]), and whose packets are never cut: what the
-/// interface does not take is refused with `EMSGSIZE`, whatever is known of the way. Nothing is waited for.
+/// interface does not take is refused with `EMSGSIZE`, whatever is known of the way. It has a port, and waits for nothing.
 ///
 /// # Errors
 /// `EAFNOSUPPORT` where the kernel lacks IPv6.
@@ -98,6 +142,7 @@ pub fn refusal_socket() -> io::Result<UdpSocket> {
     {
         sys::setsockopt_int(socket.as_fd(), libc::IPPROTO_IPV6, name, value)?;
     }
+    sys::bind(socket.as_fd(), (Ipv6Addr::UNSPECIFIED, 0).into())?;
     Ok(socket)
 }
 
@@ -111,8 +156,8 @@ struct Control {
     rest: [u64; 16],
 }
 
-/// The next of what ICMP said of what was sent by a socket of [`refusal_socket`]: who said it, that a port is not listened on, with
-/// the beginning of what was sent to it, in `payload`; none for anything else that was said.
+/// The next of what ICMP said of what was sent from a port of [`refusal_socket`]: who did not take it, because nobody listens or a
+/// firewall does not let it in, with the beginning of it, in `payload`; none for anything else that was said.
 ///
 /// # Errors
 /// `WouldBlock` when there is nothing more.
@@ -132,7 +177,7 @@ pub fn refused<'a>(socket: &UdpSocket, payload: &'a mut [u8]) -> io::Result<Opti
     let is_error = header.msg_controllen >= offset_of!(Control, rest)
         && (control.header.cmsg_level, control.header.cmsg_type) == (libc::SOL_IPV6, libc::IPV6_RECVERR)
         && control.error.ee_origin == libc::SO_EE_ORIGIN_ICMP6
-        && control.error.ee_errno == libc::ECONNREFUSED as u32;
+        && control.error.ee_type == UNREACHABLE6;
     let from = Ipv6Addr::from(control.offender.sin6_addr.s6_addr);
     Ok(is_error.then(|| (from, &payload[..length.min(payload.len())])))
 }
@@ -144,9 +189,7 @@ mod tests {
     #[test]
     fn requests_are_summed_up_and_answers_read() {
         let mut packet = echo_request(Family::V4, 7, b"odd");
-        let words = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
-        let sum: u32 = words.sum();
-        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
+        assert_eq!(checksum(&packet), 0);
         packet[0] = ECHO_REPLY4;
         let mut whole = vec![0x46; 24];
         whole.extend(&packet);
@@ -157,5 +200,16 @@ mod tests {
         assert_eq!(echoed(Family::V6, &packet), None, "it is a request");
         packet[0] = ECHO_REPLY6;
         assert_eq!(echoed(Family::V6, &packet), Some((0x1234, &[][..])));
+    }
+
+    #[test]
+    fn datagrams_add_up() {
+        let (from, to): (Ipv6Addr, Ipv6Addr) = ("fe80::1".parse().unwrap(), "fe80::2".parse().unwrap());
+        let packet = datagram((from, 1000), (to, 7), b"odd");
+        assert_eq!((packet.len(), packet[5], packet[6]), (40 + 8 + 3, 11, 17));
+        let mut summed = packet[8..].to_vec();
+        summed.splice(32..32, [0, 0, 0, 11, 0, 0, 0, 17]);
+        assert_eq!(checksum(&summed), 0);
+        assert_eq!(packet[40..44], [3, 232, 0, 7]);
     }
 }

@@ -170,6 +170,7 @@ pub(crate) fn host(number: u64) -> HostRecord {
         mac: Mac::local([number as u8; 6]),
         mtu: Mtu::ETHERNET,
         seal: None,
+        answers: false,
         version: "0".to_owned(),
     }
 }

@@ -124,13 +124,14 @@ fn what_does_not_get_through_for_its_size_or_its_sum_is_named() {
     joined(&world, &etcd);
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
     a.ok("network create -d overlay open");
-    // The one sends through something that takes less than it should. What the other one has to be summed up is so by the kernel
-    // after all, and spoilt afterwards: by the inner UDP header's sum, behind those of UDP, VXLAN, Ethernet and IPv6.
+    // The one sends through something that takes less than it should. What the other one leaves to its interface is summed up by the
+    // kernel after all, and spoilt afterwards: the sum in the inner UDP header, behind those of UDP, VXLAN, Ethernet and IPv6. It is
+    // told by its hops from what was summed up before.
     let made = b.host.command("ethtool").unwrap().args(["-K", "eth0", "tx", "off"]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     world.weather(&[
         "ip saddr 10.0.1.1 ip length > 1400 udp dport 4789 drop",
-        "ip saddr 10.0.1.2 udp dport 4789 @th,288,8 17 @th,608,16 set 0xdead",
+        "ip saddr 10.0.1.2 udp dport 4789 @th,288,8 17 @th,296,8 64 @th,608,16 set 0xdead",
     ]);
     for (node, name) in [(a, "c1"), (b, "c2")] {
         has(node, "open");

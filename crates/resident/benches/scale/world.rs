@@ -64,6 +64,7 @@ impl World {
                 mac: Mac::local([2, 0, 0, 0, (number >> 8) as u8, number as u8]),
                 mtu: Mtu::ETHERNET,
                 seal: None,
+                answers: false,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             endpoints: Endpoints::new(),

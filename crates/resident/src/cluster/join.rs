@@ -110,6 +110,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             underlay: joining.underlay,
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
+            answers: seal.is_some(),
             seal,
             version: VERSION.to_owned(),
         };

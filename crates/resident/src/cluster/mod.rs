@@ -353,7 +353,9 @@ impl Cluster {
         last_runs.extend(Some(membership.run).filter(|run| !run.is_empty()));
         last_runs.drain(..last_runs.len().saturating_sub(RUNS));
         let this_run = Id::from_bytes(engine.kernel().random()).to_string();
-        let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
+        // An earlier version has said nothing of that.
+        let answers = membership.record.seal.is_some();
+        let record = HostRecord { version: VERSION.to_owned(), answers, ..membership.record };
         let membership = Membership { run: this_run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;
         let (handle, conversation, worker) = part(membership, engine.remote()?.revision, engine.seal_name(), run)?;

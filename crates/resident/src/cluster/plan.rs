@@ -215,11 +215,13 @@ impl Here<'_> {
 
     /// The way to a host by a network's tunnels; none where there is none that can be measured.
     fn way(&self, record: &ClusterNetwork, own: &Overlay, other: &HostRecord, there: &Overlay) -> Option<Tunnel> {
+        if !(own.measured && there.measured) {
+            return None;
+        }
         let family = Family::of(own.end.address);
-        let seals = (self.record.seal.as_ref()?, other.seal.as_ref()?);
         let outside = match own.sealed {
             // Others are not reached on the link.
-            true if seals.0.secret != seals.1.secret => return None,
+            true if self.record.seal.as_ref()?.secret != other.seal.as_ref()?.secret => return None,
             true => other.addresses().next()?,
             false => (*other.underlay.of(family))?,
         };
@@ -251,8 +253,7 @@ impl Here<'_> {
             (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
         };
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
-        // Who has an end of the encrypted link has IPv6.
-        let measured = seal.is_some();
+        let measured = self.record.answers;
         Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured }
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
@@ -81,6 +81,11 @@ struct Work {
     inside: UdpSocket,
     outside4: UdpSocket,
     summed: UdpSocket,
+    plain: UdpSocket,
+    /// The port of the one that is told what ICMP says.
+    port: u16,
+    /// As whom this host's ends of tunnels answer.
+    end: Ipv6Addr,
     /// The numbers of the networks' ends of the tunnels.
     scopes: BTreeMap<Id, u32>,
     /// As of which revision, and when, it was last looked at which ways there are.
@@ -94,6 +99,8 @@ impl Work {
     fn new(me: Id, shared: Shared, told: channel::UnboundedSender<Told>) -> io::Result<Self> {
         let chance = random();
         let part = |at: usize| -> [u8; 8] { chance[at..at + 8].try_into().expect("eight of 32 bytes") };
+        let summed = icmp::refusal_socket()?;
+        let end = lock(&shared).record.mac.link_local();
         Ok(Self {
             me,
             shared,
@@ -103,7 +110,10 @@ impl Work {
             id: u16::from_le_bytes(part(8)[..2].try_into().expect("two of eight bytes")),
             inside: icmp::echo_socket(Family::V6)?,
             outside4: icmp::echo_socket(Family::V4)?,
-            summed: icmp::refusal_socket()?,
+            port: summed.local_addr()?.port(),
+            summed,
+            plain: icmp::packet_socket()?,
+            end,
             scopes: BTreeMap::new(),
             looked: None,
             told_at: None,
@@ -178,6 +188,11 @@ impl Work {
         };
         match (shot.probe, shot.tunnel.outside) {
             (Probe::Small, _) => self.inside.send_to(&echo_request(Family::V6, self.id, &payload), inside(0)),
+            (Probe::Plain, _) => {
+                // The answer is for the port.
+                let packet = icmp::datagram((self.end, self.port), (shot.tunnel.end, ECHO), &payload);
+                self.plain.send_to(&packet, inside(0))
+            }
             (Probe::Summed, _) => refusal(&payload),
             (Probe::Full, _) => {
                 payload.resize((shot.tunnel.size as usize).saturating_sub(HEADERS).max(payload.len()), 0);

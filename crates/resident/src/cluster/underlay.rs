@@ -123,7 +123,15 @@ mod tests {
     fn record(there: &[OwnAddress]) -> HostRecord {
         let (underlay, mtu) = underlay(&[], there).unwrap();
         let mac = Mac::from_bytes([2; 6]);
-        HostRecord { name: "a".parse().unwrap(), underlay, mac, mtu, seal: None, version: String::new() }
+        HostRecord {
+            name: "a".parse().unwrap(),
+            underlay,
+            mac,
+            mtu,
+            seal: None,
+            answers: false,
+            version: String::new(),
+        }
     }
 
     #[test]
