@@ -1,9 +1,12 @@
 //! What hosts find of the ways to each other, and say of it: measured in packets that the switch between them delays, loses, cuts off
 //! or spoils.
 
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
-use portolan_lab::eventually;
+use portolan_lab::probe::tcp_probe;
+use portolan_lab::server::TcpServer;
+use portolan_lab::{Host, eventually};
 use serde_json::Value;
 
 use crate::overlay::{has, joined};
@@ -11,6 +14,7 @@ use crate::world::{LONG, Node, World};
 
 /// A blocked port is to be said within this.
 const SOON: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
 
 impl Node {
     /// What it finds of its way to another host.
@@ -25,6 +29,12 @@ impl Node {
     fn finds(&self, to: &str, encrypted: bool, state: &str, patience: Duration) {
         let is_so = || self.way(to, encrypted)["state"] == state;
         assert!(eventually(patience, is_so), "{} to {to}: {}", self.host.name(), self.way(to, encrypted));
+    }
+
+    /// What ip(8) shows of an interface.
+    fn shown(&self, link: &str) -> Value {
+        let output = self.host.command("ip").unwrap().args(["-d", "-j", "addr", "show", link]).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()[0].clone()
     }
 
     fn metrics(&self) -> String {
@@ -59,10 +69,11 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
     a.ok("network create -d overlay --subnet 10.200.0.0/16 open");
     a.ok("network create -d overlay --opt encrypted vault");
+    let mut pods = Vec::new();
     for (node, number) in [(a, 1), (b, 2)] {
         for network in ["open", "vault"] {
             has(node, network);
-            world.pod(node, network, &format!("{network}{number}"));
+            pods.push(world.pod(node, network, &format!("{network}{number}")));
         }
     }
     for (node, to) in [(a, "b"), (b, "a")] {
@@ -88,30 +99,41 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
     let rules = a.ok("rules");
     assert!(rules.contains("are answered over IPv6 when they measure the way here"), "{rules}");
 
+    // What measures gets in there, and nothing else; nor does a container get to where hosts ask each other.
+    let is_clear = |link: &String| a.shown(link)["linkinfo"]["info_data"]["local"] == "10.0.1.1";
+    let link = a.links("vx-").into_iter().find(is_clear).unwrap();
+    let end: Ipv6Addr = b.shown(&link)["addr_info"][0]["local"].as_str().unwrap().parse().unwrap();
+    let scope = a.host.enter(|| portolan_kernel::socket::scope(&link)).unwrap();
+    let _server = TcpServer::start(&b.host, "[::]:8080".parse().unwrap(), "b").unwrap();
+    assert!(tcp_probe(&a.host, "10.0.1.2:8080".parse().unwrap(), SECOND).is_open());
+    assert!(!tcp_probe(&a.host, SocketAddrV6::new(end, 8080, 0, scope).into(), SECOND).is_open());
+    let asked = |place: &Host, interface: &str| {
+        let words = ["-c", "1", "-W", "1", &format!("{end}%{interface}")];
+        place.command("ping").unwrap().args(words).output().unwrap().status.success()
+    };
+    assert!(asked(&a.host, &link) && !asked(&pods[0].place, "eth0"));
+
     world.weather(&["udp dport 4789 numgen inc mod 3 == 0 drop"]);
     let is_told = || a.way("b", false)["loss"].as_f64().is_some_and(|loss| loss > 0.05);
     assert!(eventually(SOON, is_told), "{}", a.way("b", false));
-    assert_eq!(a.way("b", true)["loss"], 0.0);
+    assert_eq!((&a.way("b", true)["state"], &a.way("b", true)["loss"]), (&"passes".into(), &0.0.into()));
 
-    // The kernel of a host answers still, and so it does at other ports.
-    world.weather(&["udp dport 4789 drop"]);
+    // Hosts answer still, at other ports.
+    world.weather(&["udp dport { 4789, 51820 } drop"]);
     let begin = Instant::now();
-    let warned =
-        |node: &Node| node.status()["warnings"].to_string().contains("UDP 4789, the tunnels' port, does not pass");
-    assert!(eventually(SOON, || warned(a) && warned(b)), "{} {}", a.status(), b.status());
+    let what = "does not pass between this host and host `b` (10.0.1.2, fd00:1::2), which answers otherwise";
+    let named = [format!("UDP 4789, the tunnels' port, {what}"), format!("UDP 51820, WireGuard's port, {what}")];
+    let warned = || named.iter().all(|said| a.status()["warnings"].to_string().contains(said));
+    assert!(eventually(SOON, warned), "{}", a.status());
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     assert_eq!(a.run(&["cluster", "status"]).status.code(), Some(1));
-    assert_eq!(
-        (a.way("b", false)["state"].as_str(), a.way("b", true)["state"].as_str()),
-        (Some("blocked"), Some("passes"))
-    );
+    assert_eq!((&a.way("b", false)["state"], &a.way("b", true)["state"]), (&"blocked".into(), &"blocked".into()));
+    b.finds("a", false, "blocked", SOON);
+    b.finds("a", true, "blocked", SOON);
     let verified = a.run(&["cluster", "verify"]);
     let said = String::from_utf8(verified.stdout).unwrap();
     assert_eq!((verified.status.code(), said.matches("UDP 4789").count()), (Some(1), 2), "{said}");
     assert!(a.metrics().contains("portolan_peer_reached{host=\"b\",encrypted=\"false\"} 0"));
-    world.weather(&["udp dport 51820 drop"]);
-    a.warns("UDP 51820, WireGuard's port, does not pass between this host and host `b` (10.0.1.2, fd00:1::2)");
-    a.finds("b", false, "passes", SOON);
     world.weather(&[]);
     a.is_well();
     b.is_well();

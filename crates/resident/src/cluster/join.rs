@@ -110,7 +110,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             underlay: joining.underlay,
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
-            answers: seal.is_some(),
+            answers: answers(engine, seal.as_ref()),
             seal,
             version: VERSION.to_owned(),
         };
@@ -157,6 +157,11 @@ fn draw_seal(engine: &Engine, port: u16, round: u64, secret: Option<String>) -> 
     let address = Ipv6Addr::from_bits((0xfe80_u128 << 112) | u128::from(number));
     let first = SealRecord { key: String::new(), port, address, round: 0, next: None, moved: 0, secret };
     (private.to_base64(), Some(first.anew(private.public().to_base64(), round)))
+}
+
+/// Whether this host's ends of tunnels can answer others: where IPv6 is switched off for what interfaces come, it is left so.
+pub(super) fn answers(engine: &Engine, seal: Option<&SealRecord>) -> bool {
+    seal.is_some() && engine.kernel().setting("net/ipv6/conf/default/disable_ipv6").is_some_and(|value| value == "0")
 }
 
 pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {

@@ -354,7 +354,7 @@ impl Cluster {
         last_runs.drain(..last_runs.len().saturating_sub(RUNS));
         let this_run = Id::from_bytes(engine.kernel().random()).to_string();
         // An earlier version has said nothing of that.
-        let answers = membership.record.seal.is_some();
+        let answers = join::answers(engine, membership.record.seal.as_ref());
         let record = HostRecord { version: VERSION.to_owned(), answers, ..membership.record };
         let membership = Membership { run: this_run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;

@@ -333,3 +333,86 @@ fn differences<K: Ord + Copy, V: PartialEq>(
     // All at once: it is mostly everything or nothing.
     differences.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use portolan_cluster::{Event, Key, Layout, Part};
+    use portolan_model::{Mac, PerFamily, Vni};
+    use serde::Serialize;
+
+    use super::*;
+
+    fn id(byte: u8) -> Id {
+        Id::from_bytes([byte; 32])
+    }
+
+    fn host(number: u8, mtu: u32) -> HostRecord {
+        HostRecord {
+            name: format!("host-{number}").parse().unwrap(),
+            underlay: PerFamily { v4: Some(IpAddr::from([192, 0, 2, number])), v6: None },
+            mac: Mac::from_bytes([2, 0, 0, 0, 0, number]),
+            mtu: Mtu::new(mtu).unwrap(),
+            answers: true,
+            seal: None,
+            version: String::new(),
+        }
+    }
+
+    fn network(number: u32) -> ClusterNetwork {
+        ClusterNetwork {
+            name: format!("net-{number}").parse().unwrap(),
+            vni: Vni::new(number).unwrap(),
+            prefixes: PerFamily { v4: Some("10.1.0.0/16".parse().unwrap()), v6: None },
+            block_lengths: PerFamily { v4: 26, v6: 112 },
+            internal: false,
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            created: 0,
+        }
+    }
+
+    fn put(layout: &Layout, key: &Key, value: &impl Serialize) -> Event {
+        let value = serde_json::to_vec(value).unwrap();
+        Event::Put { key: layout.text(key).into_bytes(), value, revision: 1 }
+    }
+
+    /// The hosts to which there is a way from the first one, with the size of what it takes, when the second network is of all of
+    /// them and the first one of the first two.
+    fn ways(hosts: &[HostRecord]) -> Vec<(u8, u8, u32)> {
+        let layout = Layout::default();
+        let mut view = View::default();
+        let records = (1u8..).zip(hosts).map(|(number, record)| put(&layout, &Key::Host(id(number)), record));
+        let networks = [1u8, 2].map(|number| put(&layout, &Key::Network(id(100 + number)), &network(number.into())));
+        view.apply(&layout, Part::All, 1, &records.chain(networks).collect::<Vec<Event>>());
+        for network in [101, 102] {
+            let record =
+                EndpointRecord { container: id(50), name: String::new(), aliases: Vec::new(), addresses: Vec::new() };
+            view.add(&layout, id(network), 1, Vec::<(Vec<u8>, Vec<u8>, i64)>::new());
+            let on = (1..=hosts.len() as u8).filter(|number| network == 102 || *number <= 2);
+            let endpoints =
+                on.map(|number| Key::Endpoint { network: id(network), host: id(number), endpoint: id(number) });
+            let events: Vec<Event> = endpoints.map(|key| put(&layout, &key, &record)).collect();
+            view.apply(&layout, Part::Network(id(network)), 1, &events);
+        }
+        let ways = Here { host: id(1), record: &hosts[0] }.ways(&view);
+        let said = ways.into_iter().map(|(to, tunnel)| {
+            assert_eq!(tunnel.outside.to_string(), format!("192.0.2.{}", to.host.as_bytes()[0]));
+            (to.host.as_bytes()[0], tunnel.network.as_bytes()[0], tunnel.size)
+        });
+        said.collect()
+    }
+
+    #[test]
+    fn ways_lead_to_who_is_on_the_same_networks_and_answers() {
+        let hosts = [host(1, 1500), host(2, 1500), host(3, 1400), host(4, 1500)];
+        assert_eq!(ways(&hosts), [(2, 101, 1450), (3, 102, 1350), (4, 102, 1450)]);
+        // One of an earlier version, one on whose end IPv6 does not live, and one without an address of the family.
+        let mut others = hosts.clone();
+        others[1].answers = false;
+        others[2].mtu = Mtu::new(1300).unwrap();
+        others[3].underlay = PerFamily { v4: None, v6: Some("fd00::4".parse().unwrap()) };
+        assert_eq!(ways(&others), []);
+        others[0].answers = false;
+        assert_eq!(ways(&others[..1]), []);
+    }
+}

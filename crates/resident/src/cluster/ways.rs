@@ -136,7 +136,7 @@ fn sentence(
             )
         }
         Passing::Silent => format!(
-            "nothing comes back from {who}, neither by UDP {ports} nor otherwise, though etcd says that it runs: look whether the network between is up"
+            "nothing comes back from {who}, neither by UDP {ports} nor otherwise, though etcd says that it runs: look whether the network between is up, and whether firewalls let UDP {ports} pass"
         ),
         Passing::Narrow => {
             let outer = own.map_or(first.mtu, |own| own.mtu.min(first.mtu)).bytes();
