@@ -46,6 +46,8 @@ pub(super) struct Known {
     pub(super) missing: Vec<IpAddr>,
     /// What the encrypted link knows of other hosts.
     pub(super) link: BTreeMap<Id, Figures>,
+    /// Who else has the port of the tunnels on this host, a sentence.
+    pub(super) port_taken: Option<String>,
     /// The ways to other hosts.
     pub(super) ways: BTreeMap<WayTo, WayFigures>,
     /// Whom a change of keys waits for.
@@ -65,6 +67,7 @@ impl Known {
             link_trouble: None,
             missing: Vec::new(),
             link: BTreeMap::new(),
+            port_taken: None,
             ways: BTreeMap::new(),
             waits_for: BTreeSet::new(),
             looked: None,

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use portolan_cluster::{Figures, Passage, Probe, Shot, WayTo, Ways};
+use portolan_kernel::diag::{self, Transport};
 use portolan_kernel::icmp::{self, echo_request, echoed};
+use portolan_kernel::netlink::{self, Socket};
 use portolan_kernel::rtnl::Family;
 use portolan_kernel::{random, socket};
 use portolan_model::Id;
@@ -90,6 +92,9 @@ struct Work {
     scopes: BTreeMap<Id, u32>,
     /// As of which revision, and when, it was last looked at which ways there are.
     looked: Option<(i64, Instant)>,
+    port_looked: Option<Instant>,
+    /// The sockets at the port of the tunnels.
+    at_port: BTreeSet<u32>,
     told_at: Option<Instant>,
     asked: Option<Instant>,
     passages: BTreeMap<WayTo, Passage>,
@@ -116,6 +121,8 @@ impl Work {
             end,
             scopes: BTreeMap::new(),
             looked: None,
+            port_looked: None,
+            at_port: BTreeSet::new(),
             told_at: None,
             asked: None,
             passages: BTreeMap::new(),
@@ -165,13 +172,48 @@ impl Work {
         }
         self.looked = Some((revision, now));
         let record = known.record.clone();
+        let port = known.view.cluster().map(|cluster| cluster.port);
         let mut wanted = Here { host: self.me, record: &record }.ways(&known.view);
         drop(known);
+        self.look_at_port(port, now);
         let networks: BTreeSet<Id> = wanted.values().map(|tunnel| tunnel.network).collect();
         let scope = |network: Id| Some((network, socket::scope(vxlan_name(network).as_str())?));
         self.scopes = networks.into_iter().filter_map(scope).collect();
         wanted.retain(|_, tunnel| self.scopes.contains_key(&tunnel.network));
         self.ways.set(&wanted, now);
+    }
+
+    /// Sees whether another program has the port of the tunnels, which end in the kernel.
+    fn look_at_port(&mut self, port: Option<u16>, now: Instant) {
+        if self.port_looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_AGAIN) {
+            return;
+        }
+        self.port_looked = Some(now);
+        let Some(port) = port else { return };
+        let there: BTreeSet<u32> = Socket::open(netlink::SOCK_DIAG).map_or_else(
+            |_| BTreeSet::new(),
+            |mut socket| {
+                let mut of = |family| diag::listeners_of(&mut socket, Transport::Udp, family).unwrap_or_default();
+                let all = [of(Family::V4), of(Family::V6)].into_iter().flatten();
+                all.filter(|socket| socket.port == port).map(|socket| socket.inode).collect()
+            },
+        );
+        if there == self.at_port {
+            return;
+        }
+        self.at_port = there;
+        // The kernel's own are no process's.
+        let holder = self.at_port.iter().find_map(|inode| diag::holder_of(*inode));
+        let said = holder.map(|holder| {
+            format!(
+                "UDP {port}, the tunnels' port, is another program's on this host (`{}`, process {}): containers are refused on networks of the cluster, or reach no other host; stop it, or give it another port",
+                holder.comm, holder.pid
+            )
+        });
+        if let Some(said) = &said {
+            tracing::warn!("cluster: {said}");
+        }
+        lock(&self.shared).port_taken = said;
     }
 
     fn send(&self, shot: &Shot) -> io::Result<()> {
@@ -225,7 +267,7 @@ impl Work {
         let mut room = [0; ROOM];
         for _ in 0..AT_ONCE {
             match icmp::refused(&self.summed, &mut room) {
-                Ok(Some((_, payload))) => self.hear(&payload[..payload.len().min(16)].to_vec(), now),
+                Ok(Some((_, payload))) => self.hear(payload, now),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {}
@@ -234,7 +276,7 @@ impl Work {
         // Somebody may listen there, and send back what he got.
         for _ in 0..AT_ONCE {
             match self.summed.recv(&mut room) {
-                Ok(length) => self.hear(&room[..length].to_vec(), now),
+                Ok(length) => self.hear(&room[..length], now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {}
             }

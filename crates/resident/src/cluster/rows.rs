@@ -298,11 +298,12 @@ impl Rows {
     /// How rows and kernel differ from what is in etcd.
     fn check(&self, site: &impl Site) -> Checked {
         let mut all: Vec<String> = lock(&self.shared).problems.values().cloned().collect();
-        let (view, known_ways) = {
+        let (view, known_ways, port_taken) = {
             let known = lock(&self.shared);
-            (known.view.clone(), known.ways.clone())
+            (known.view.clone(), known.ways.clone(), known.port_taken.clone())
         };
         all.extend(seal::other_secrets(self.membership.host, &view));
+        all.extend(port_taken);
         all.extend(ways::warnings(&view, self.membership.host, &known_ways));
         match site.compare(self.here(), &view) {
             Ok(differences) => all.extend(differences),

@@ -72,8 +72,19 @@ pub struct HostRow {
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for, ways: known_ways, .. } =
-            known;
+        let Known {
+            view,
+            record,
+            trouble,
+            problems,
+            link_trouble,
+            missing,
+            link,
+            waits_for,
+            ways: known_ways,
+            port_taken,
+            ..
+        } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -131,6 +142,7 @@ impl Standing {
                 .cloned()
                 .chain(gone)
                 .chain(secrets)
+                .chain(port_taken.clone())
                 .chain(ways)
                 .chain(strange)
                 .collect(),
