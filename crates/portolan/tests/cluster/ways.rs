@@ -113,6 +113,19 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
     };
     assert!(asked(&a.host, &link) && !asked(&pods[0].place, "eth0"));
 
+    let delay = |words: &str| {
+        let words = words.split(' ');
+        b.host.command("tc").unwrap().args(words).output().unwrap().status.success()
+    };
+    if delay("qdisc add dev eth0 root netem delay 50ms") {
+        // Smoothed: each one that takes so long brings it an eighth nearer.
+        let is_told = || a.way("b", false)["rtt"].as_f64().is_some_and(|rtt| rtt > 0.01 && rtt < 0.5);
+        assert!(eventually(SOON, is_told), "{}", a.way("b", false));
+        assert!(delay("qdisc del dev eth0 root"));
+    } else {
+        eprintln!("this kernel delays nothing (sch_netem): what takes long is not tried");
+    }
+
     world.weather(&["udp dport 4789 numgen inc mod 3 == 0 drop"]);
     let is_told = || a.way("b", false)["loss"].as_f64().is_some_and(|loss| loss > 0.05);
     assert!(eventually(SOON, is_told), "{}", a.way("b", false));
