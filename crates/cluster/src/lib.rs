@@ -18,10 +18,10 @@ mod follow;
 mod key;
 mod moves;
 mod network;
+mod paths;
 mod record;
 mod rotation;
 mod view;
-mod ways;
 mod write;
 
 pub use blocks::{block_length, blocks_of, choose, free_around, without};
@@ -29,11 +29,11 @@ pub use follow::{abandoned, concerns};
 pub use key::{Key, Layout, Part};
 pub use moves::{Idle, Own, free, offer, own, turn, unused};
 pub use network::{NewNetwork, Refusal, plan_network};
+pub use paths::{Figures, PATIENCE, Passage, PathTo, Paths, Probe, Shot, Tunnel};
 pub use record::{
     Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, SealRecord,
     VXLAN_PORT,
 };
 pub use rotation::{Other, Step, lane, lane_to, step};
 pub use view::{Change, Event, Found, View, WentBack};
-pub use ways::{Figures, PATIENCE, Passage, Probe, Shot, Tunnel, WayTo, Ways};
 pub use write::{Condition, Operation, Write};

@@ -82,7 +82,7 @@ pub struct HostRecord {
     /// Its end of the encrypted link between hosts, if it can have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal: Option<SealRecord>,
-    /// Whether its ends of tunnels answer who measures the way to them.
+    /// Whether its ends of tunnels answer who measures the path to them.
     #[serde(default, skip_serializing_if = "is_no")]
     pub answers: bool,
     /// Its version, for people.

@@ -131,7 +131,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// Opens a UDP socket of IPv6 that is told what ICMP says of what it sent ([`refused`]), and whose packets are never cut: what the
-/// interface does not take is refused with `EMSGSIZE`, whatever is known of the way. It has a port, and waits for nothing.
+/// interface does not take is refused with `EMSGSIZE`, whatever is known of the path. It has a port, and waits for nothing.
 ///
 /// # Errors
 /// `EAFNOSUPPORT` where the kernel lacks IPv6.

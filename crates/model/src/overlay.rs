@@ -89,7 +89,7 @@ pub struct Overlay {
     /// Whether they go through the encrypted link between hosts, whose addresses the ends have then.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub sealed: bool,
-    /// Whether this host's ends of tunnels can answer those of others, by IPv6: so hosts measure their ways to each other.
+    /// Whether this host's ends of tunnels can answer those of others, by IPv6: so hosts measure their paths to each other.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub measured: bool,
 }

@@ -285,7 +285,7 @@ impl Run<'_> {
                     format!("containers {} reach the host over {family} at their gateway address only", on(bridge))
                 }
                 Data::Goto(Chain::Probe) => format!(
-                    "other hosts' ends of the tunnels by {bridge} are answered over {family} when they measure the way here; their containers do not reach the host"
+                    "other hosts' ends of the tunnels by {bridge} are answered over {family} when they measure the path here; their containers do not reach the host"
                 ),
                 Data::Accept => format!("containers {} reach the host over {family}", on(bridge)),
                 Data::Drop => format!("containers {} do not reach the host over {family}", on(bridge)),

@@ -547,8 +547,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         // cost less than what the same hosts may send to containers here, so that nothing is counted.
         Chain::Probe => vec![
             rule("what this host asked for", &[Part::Established, allow()]),
-            rule("another host measures the way", &[Part::FromLinkLocal6, Icmp6Type(ECHO_REQUEST6), allow()]),
-            rule("another host measures the way", &[Part::FromLinkLocal6, Part::UdpDestination(ECHO), allow()]),
+            rule("another host measures the path", &[Part::FromLinkLocal6, Icmp6Type(ECHO_REQUEST6), allow()]),
+            rule("another host measures the path", &[Part::FromLinkLocal6, Part::UdpDestination(ECHO), allow()]),
             drop("containers of other hosts do not reach the host", &[]),
         ],
         Chain::FenceEarly => vec![

@@ -11,7 +11,7 @@ use portolan_kernel::rtnl::link::{self, Counters};
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HostRow, LinkRow, Passing, WayRow};
+use crate::cluster::{HostRow, LinkRow, Passing, PathRow};
 use crate::feed::Feed;
 use crate::{dns, proxy, repair};
 
@@ -213,30 +213,32 @@ fn hosts(text: &mut Text, hosts: &[HostRow]) {
             }
         }
     }
-    ways(text, hosts);
+    paths(text, hosts);
 }
 
-/// What this host finds of the ways to others.
-fn ways(text: &mut Text, hosts: &[HostRow]) {
-    type Value = fn(&WayRow) -> Option<f64>;
+/// What this host finds of the paths to others.
+fn paths(text: &mut Text, hosts: &[HostRow]) {
+    type Value = fn(&PathRow) -> Option<f64>;
     let each: [(&str, &str, Value); 4] = [
-        ("reached", "Whether packets come back from a host by the tunnels between containers", |way| match way.state {
-            Passing::Unknown => None,
-            Passing::Passes | Passing::Narrow | Passing::Corrupt => Some(1.0),
-            Passing::Blocked | Passing::Silent => Some(0.0),
+        ("reached", "Whether packets come back from a host by the tunnels between containers", |path| {
+            match path.state {
+                Passing::Unknown => None,
+                Passing::Passes | Passing::Narrow | Passing::Corrupt => Some(1.0),
+                Passing::Blocked | Passing::Silent => Some(0.0),
+            }
         }),
-        ("rtt_seconds", "Time that a small packet takes to a host and back, smoothed", |way| way.rtt),
-        ("loss_ratio", "Part of the small packets of the last minute that did not come back from a host", |way| {
-            way.loss
+        ("rtt_seconds", "Time that a small packet takes to a host and back, smoothed", |path| path.rtt),
+        ("loss_ratio", "Part of the small packets of the last minute that did not come back from a host", |path| {
+            path.loss
         }),
-        ("full_size_ok", "Whether packets as large as the MTU says get to a host", |way| {
-            way.full_size.map(|is_so| f64::from(u8::from(is_so)))
+        ("full_size_ok", "Whether packets as large as the MTU says get to a host", |path| {
+            path.full_size.map(|is_so| f64::from(u8::from(is_so)))
         }),
     ];
     for (name, help, value) in each {
         let name = format!("portolan_peer_{name}");
-        let all = hosts.iter().flat_map(|host| host.ways.iter().map(move |way| (host, way)));
-        let samples: Vec<_> = all.filter_map(|(host, way)| Some((host, way.encrypted, value(way)?))).collect();
+        let all = hosts.iter().flat_map(|host| host.paths.iter().map(move |path| (host, path)));
+        let samples: Vec<_> = all.filter_map(|(host, path)| Some((host, path.encrypted, value(path)?))).collect();
         if samples.is_empty() {
             continue;
         }

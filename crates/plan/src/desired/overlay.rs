@@ -250,7 +250,7 @@ mod tests {
     fn ends_of_tunnels_answer_each_other_where_there_is_ipv6() {
         let asked = "element of `to_host`: ipv6 . \"vx-000100000000\" : goto probe (network n)";
         let neighbour = "neighbour fe80::ff:fe00:b is";
-        let ways = |network: &Network| {
+        let paths = |network: &Network| {
             let said = (
                 said(&network_objects("/r", network)),
                 said(&peer_objects("/r", network, &peer(Some("192.0.2.2"), None, 1500), &blocks()[..1])),
@@ -266,12 +266,12 @@ mod tests {
             (end.ipv6, said.0.iter().any(|said| said == asked), said.1.iter().any(|said| said.starts_with(neighbour)))
         };
         let mut network = overlay("n", 1, &["10.1.0.0/16"], "192.0.2.1");
-        assert_eq!(ways(&network), (true, true, true));
+        assert_eq!(paths(&network), (true, true, true));
         network.mtu = Mtu::new(1279).unwrap();
-        assert_eq!(ways(&network), (false, false, false), "IPv6 does not live there");
+        assert_eq!(paths(&network), (false, false, false), "IPv6 does not live there");
         network.mtu = Mtu::new(1450).unwrap();
         network.overlay.as_mut().unwrap().measured = false;
-        assert_eq!(ways(&network), (false, false, false), "the host has none");
+        assert_eq!(paths(&network), (false, false, false), "the host has none");
     }
 
     #[test]

@@ -344,10 +344,10 @@ Examples:
 A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on. One that is `drained` takes no
 more containers on networks of the cluster.
 
-WAY, RTT and LOSS say what this host finds of its way to each other one that it shares a network with, by the tunnels that
+PATH, RTT and LOSS say what this host finds of its path to each other one that it shares a network with, by the tunnels that
 containers' packets take: `passes`; `narrow`, when packets as large as the MTU do not get through; `corrupt`, when those do not whose
 checksum the interface fills in; `blocked`, when nothing does, but the host answers otherwise; `silent`, when nothing comes back at all.
-RTT is how long a small packet takes there and back, LOSS how many of the last minute did not come back. In JSON, `ways` has them,
+RTT is how long a small packet takes there and back, LOSS how many of the last minute did not come back. In JSON, `paths` has them,
 those in clear and the encrypted ones by themselves; here, the one that is worse.
 
 Where networks are encrypted, RECEIVED and SENT say what went between it and this host by the encrypted link since the daemon was
@@ -363,7 +363,7 @@ impl NodesArgs {
             return Ok(0);
         }
         let has_link = standing.hosts.iter().any(|host| host.link.is_some());
-        let has_ways = standing.hosts.iter().any(|host| !host.ways.is_empty());
+        let has_paths = standing.hosts.iter().any(|host| !host.paths.is_empty());
         let row = |host: &HostRow| {
             let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
             let mut row = vec![
@@ -374,8 +374,8 @@ impl NodesArgs {
                 host.mtu.to_string(),
                 host.version.clone(),
             ];
-            if has_ways {
-                row.extend(way(host));
+            if has_paths {
+                row.extend(path(host));
             }
             if has_link {
                 let count =
@@ -388,8 +388,8 @@ impl NodesArgs {
         };
         let rows: Vec<Vec<String>> = standing.hosts.iter().map(row).collect();
         let mut header = vec!["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
-        if has_ways {
-            header.extend(["WAY", "RTT", "LOSS"]);
+        if has_paths {
+            header.extend(["PATH", "RTT", "LOSS"]);
         }
         if has_link {
             header.extend(["RECEIVED", "SENT", "HANDSHAKE"]);
@@ -399,12 +399,12 @@ impl NodesArgs {
     }
 }
 
-/// How the way to a host is: the worse one, if there are two.
-fn way(host: &HostRow) -> [String; 3] {
-    let Some(way) = host.ways.iter().max_by_key(|way| way.state) else { return <[String; 3]>::default() };
-    let rtt = way.rtt.map_or_else(String::new, |rtt| format!("{:.2} ms", rtt * 1000.0));
-    let loss = way.loss.map_or_else(String::new, |loss| format!("{:.0} %", loss * 100.0));
-    [way.state.name().to_owned(), rtt, loss]
+/// How the path to a host is: the worse one, if there are two.
+fn path(host: &HostRow) -> [String; 3] {
+    let Some(path) = host.paths.iter().max_by_key(|path| path.state) else { return <[String; 3]>::default() };
+    let rtt = path.rtt.map_or_else(String::new, |rtt| format!("{:.2} ms", rtt * 1000.0));
+    let loss = path.loss.map_or_else(String::new, |loss| format!("{:.0} %", loss * 100.0));
+    [path.state.name().to_owned(), rtt, loss]
 }
 
 /// Compare rows and kernel of every host with etcd

@@ -101,9 +101,9 @@ fn everybody(name: &str, create: &str) {
     for node in &world.nodes {
         let is_whole = || ways(node)[3].len() == others && ways(node)[0].len() == others;
         assert!(eventually(LONG, is_whole), "{}: {:#?}", node.host.name(), ways(node));
-        // On the link packets of IPv6 go to its address, and what measures the way to that of the tunnel's end.
+        // On the link packets of IPv6 go to its address, and what measures the path to that of the tunnel's end.
         let neighbours = if is_encrypted { 3 } else { 2 };
-        assert_eq!(ways(node)[2].len(), neighbours * others, "{:#?}", ways(node)[2]);
+        assert_eq!(paths(node)[2].len(), neighbours * others, "{:#?}", paths(node)[2]);
     }
     let knows_all = || missed(&pods[0], &pods).is_empty();
     assert!(eventually(LONG, knows_all), "{:#?}", missed(&pods[0], &pods));
@@ -117,7 +117,7 @@ fn everybody(name: &str, create: &str) {
     });
     assert!(missed.is_empty(), "{missed:#?}");
     for node in &world.nodes {
-        // Hosts measure their ways all the time.
+        // Hosts measure their paths all the time.
         let before = counted(node, "clear");
         let (tunnel, flooded) = (counted(node, "tunnel"), counted(node, "flooded"));
         let clear = before..=counted(node, "clear");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use portolan_cluster::{
-    Change, Checked, Event, Figures as WayFigures, HostRecord, Key, Layout, Part, Refusal, View, WayTo, WentBack,
+    Change, Checked, Event, Figures as PathFigures, HostRecord, Key, Layout, Part, PathTo, Refusal, View, WentBack,
     Write, abandoned, concerns, free, turn,
 };
 use portolan_etcd::Client;
@@ -48,8 +48,8 @@ pub(super) struct Known {
     pub(super) link: BTreeMap<Id, Figures>,
     /// Who else has the port of the tunnels on this host, a sentence.
     pub(super) port_taken: Option<String>,
-    /// The ways to other hosts.
-    pub(super) ways: BTreeMap<WayTo, WayFigures>,
+    /// The paths to other hosts.
+    pub(super) paths: BTreeMap<PathTo, PathFigures>,
     /// Whom a change of keys waits for.
     pub(super) waits_for: BTreeSet<Id>,
     /// When it was last looked up which hosts run.
@@ -68,7 +68,7 @@ impl Known {
             missing: Vec::new(),
             link: BTreeMap::new(),
             port_taken: None,
-            ways: BTreeMap::new(),
+            paths: BTreeMap::new(),
             waits_for: BTreeSet::new(),
             looked: None,
         }

@@ -13,6 +13,7 @@ mod keys;
 mod lane;
 mod meter;
 mod moves;
+mod paths;
 pub mod plan;
 mod prober;
 mod rows;
@@ -20,7 +21,6 @@ mod seal;
 mod site;
 mod standing;
 mod underlay;
-mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -48,10 +48,10 @@ pub use edge::transaction;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use lane::WORKER;
 pub use meter::LinkRow;
+pub use paths::{Passing, PathRow};
 pub use site::Site;
 pub use standing::{HostRow, KeyStanding, Standing};
 pub use underlay::{OwnAddress, follow, own_addresses, underlay};
-pub use ways::{Passing, WayRow};
 
 /// What a host has to know of its cluster. It holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, Tunnel, VXLAN_PORT, View, WayTo, own};
+use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, PathTo, Tunnel, VXLAN_PORT, View, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
 use portolan_model::{
     Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld,
@@ -193,28 +193,30 @@ impl Here<'_> {
         said
     }
 
-    /// The ways that lead from this host to others which containers are on that share a network with some of this one: of each kind
+    /// The paths that lead from this host to others which containers are on that share a network with some of this one: of each kind
     /// one to each.
-    pub fn ways(&self, view: &View) -> BTreeMap<WayTo, Tunnel> {
-        let mut ways = BTreeMap::new();
+    pub fn paths(&self, view: &View) -> BTreeMap<PathTo, Tunnel> {
+        let mut paths = BTreeMap::new();
         let is_on = |network: Id, host: Id| view.endpoints_of(network, host).next().is_some();
         for id in view.followed().filter(|id| is_on(*id, self.host)) {
             let Some(record) = view.networks().get(&id) else { continue };
             let own = self.end(view, record);
             let others = view.hosts().iter().filter(|(host, _)| **host != self.host && !view.is_gone(**host));
             for (host, other) in others {
-                let to = WayTo { host: *host, sealed: own.sealed };
-                if !ways.contains_key(&to) && is_on(id, *host) {
+                let to = PathTo { host: *host, sealed: own.sealed };
+                if !paths.contains_key(&to) && is_on(id, *host) {
                     let there = Here { host: *host, record: other }.end(view, record);
-                    ways.extend(self.way(record, &own, other, &there).map(|way| (to, Tunnel { network: id, ..way })));
+                    paths.extend(
+                        self.path(record, &own, other, &there).map(|path| (to, Tunnel { network: id, ..path })),
+                    );
                 }
             }
         }
-        ways
+        paths
     }
 
-    /// The way to a host by a network's tunnels; none where there is none that can be measured.
-    fn way(&self, record: &ClusterNetwork, own: &Overlay, other: &HostRecord, there: &Overlay) -> Option<Tunnel> {
+    /// The path to a host by a network's tunnels; none where there is none that can be measured.
+    fn path(&self, record: &ClusterNetwork, own: &Overlay, other: &HostRecord, there: &Overlay) -> Option<Tunnel> {
         if !(own.measured && there.measured) {
             return None;
         }
@@ -376,9 +378,9 @@ mod tests {
         Event::Put { key: layout.text(key).into_bytes(), value, revision: 1 }
     }
 
-    /// The hosts to which there is a way from the first one, with the size of what it takes, when the second network is of all of
+    /// The hosts to which there is a path from the first one, with the size of what it takes, when the second network is of all of
     /// them and the first one of the first two.
-    fn ways(hosts: &[HostRecord]) -> Vec<(u8, u8, u32)> {
+    fn paths(hosts: &[HostRecord]) -> Vec<(u8, u8, u32)> {
         let layout = Layout::default();
         let mut view = View::default();
         let records = (1u8..).zip(hosts).map(|(number, record)| put(&layout, &Key::Host(id(number)), record));
@@ -394,8 +396,8 @@ mod tests {
             let events: Vec<Event> = endpoints.map(|key| put(&layout, &key, &record)).collect();
             view.apply(&layout, Part::Network(id(network)), 1, &events);
         }
-        let ways = Here { host: id(1), record: &hosts[0] }.ways(&view);
-        let said = ways.into_iter().map(|(to, tunnel)| {
+        let paths = Here { host: id(1), record: &hosts[0] }.paths(&view);
+        let said = paths.into_iter().map(|(to, tunnel)| {
             assert_eq!(tunnel.outside.to_string(), format!("192.0.2.{}", to.host.as_bytes()[0]));
             (to.host.as_bytes()[0], tunnel.network.as_bytes()[0], tunnel.size)
         });
@@ -403,16 +405,16 @@ mod tests {
     }
 
     #[test]
-    fn ways_lead_to_who_is_on_the_same_networks_and_answers() {
+    fn paths_lead_to_who_is_on_the_same_networks_and_answers() {
         let hosts = [host(1, 1500), host(2, 1500), host(3, 1400), host(4, 1500)];
-        assert_eq!(ways(&hosts), [(2, 101, 1450), (3, 102, 1350), (4, 102, 1450)]);
+        assert_eq!(paths(&hosts), [(2, 101, 1450), (3, 102, 1350), (4, 102, 1450)]);
         // One of an earlier version, one on whose end IPv6 does not live, and one without an address of the family.
         let mut others = hosts.clone();
         others[1].answers = false;
         others[2].mtu = Mtu::new(1300).unwrap();
         others[3].underlay = PerFamily { v4: None, v6: Some("fd00::4".parse().unwrap()) };
-        assert_eq!(ways(&others), []);
+        assert_eq!(paths(&others), []);
         others[0].answers = false;
-        assert_eq!(ways(&others[..1]), []);
+        assert_eq!(paths(&others[..1]), []);
     }
 }

@@ -1,7 +1,7 @@
-//! Sends along the ways to other hosts, and hears what comes back. When, and what is made of it, [`Ways`] decides.
+//! Sends along the paths to other hosts, and hears what comes back. When, and what is made of it, [`Paths`] decides.
 //!
 //! The other ends are kernels: echo requests are answered by them, and so are datagrams to a port that nobody listens on. All of it
-//! goes by link-local addresses out of a network's end of the tunnels, so it takes the way that containers' packets take, and rules
+//! goes by link-local addresses out of a network's end of the tunnels, so it takes the path that containers' packets take, and rules
 //! know it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{Figures, Passage, Probe, Shot, WayTo, Ways};
+use portolan_cluster::{Figures, Passage, PathTo, Paths, Probe, Shot};
 use portolan_kernel::diag::{self, Transport};
 use portolan_kernel::icmp::{self, echo_request, echoed};
 use portolan_kernel::netlink::{self, Socket};
@@ -28,7 +28,7 @@ use super::Told;
 use super::agent::{Shared, lock};
 use super::plan::Here;
 
-/// How often it is looked at which ways there are, if anything may have changed.
+/// How often it is looked at which paths there are, if anything may have changed.
 const LOOK: Duration = Duration::from_secs(1);
 /// And in any case.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -51,14 +51,14 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// Measures the ways from this host.
+    /// Measures the paths from this host.
     pub(super) fn start(me: Id, shared: Shared, told: channel::UnboundedSender<Told>) -> Result<Self> {
         let (stop, stopped) = UnixStream::pair().context("make a pair of sockets")?;
         let probe = move || match Work::new(me, shared, told) {
             Ok(work) => work.run(&stopped),
-            Err(error) => tracing::warn!(%error, "cluster: the ways to other hosts are not measured"),
+            Err(error) => tracing::warn!(%error, "cluster: the paths to other hosts are not measured"),
         };
-        let thread = std::thread::Builder::new().name("portolan-ways".to_owned()).spawn(probe)?;
+        let thread = std::thread::Builder::new().name("portolan-paths".to_owned()).spawn(probe)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -76,7 +76,7 @@ struct Work {
     me: Id,
     shared: Shared,
     told: channel::UnboundedSender<Told>,
-    ways: Ways,
+    paths: Paths,
     /// What tells our answers from those to others.
     cookie: [u8; 8],
     id: u16,
@@ -90,14 +90,14 @@ struct Work {
     end: Ipv6Addr,
     /// The numbers of the networks' ends of the tunnels.
     scopes: BTreeMap<Id, u32>,
-    /// As of which revision, and when, it was last looked at which ways there are.
+    /// As of which revision, and when, it was last looked at which paths there are.
     looked: Option<(i64, Instant)>,
     port_looked: Option<Instant>,
     /// The sockets at the port of the tunnels.
     at_port: BTreeSet<u32>,
     told_at: Option<Instant>,
     asked: Option<Instant>,
-    passages: BTreeMap<WayTo, Passage>,
+    passages: BTreeMap<PathTo, Passage>,
 }
 
 impl Work {
@@ -110,7 +110,7 @@ impl Work {
             me,
             shared,
             told,
-            ways: Ways::new(0, Instant::now()),
+            paths: Paths::new(0, Instant::now()),
             cookie: part(0),
             id: u16::from_le_bytes(part(8)[..2].try_into().expect("two of eight bytes")),
             inside: icmp::echo_socket(Family::V6)?,
@@ -133,14 +133,14 @@ impl Work {
         loop {
             let now = Instant::now();
             self.look(now);
-            for shot in self.ways.due(now) {
+            for shot in self.paths.due(now) {
                 // Nothing comes back of what is not sent.
                 if let Err(error) = self.send(&shot) {
                     tracing::debug!(%error, host = %shot.to.host.short(), "a probe is not sent");
                 }
             }
             self.tell(Instant::now());
-            let next = self.ways.next().map_or(LOOK, |next| next.saturating_duration_since(Instant::now()));
+            let next = self.paths.next().map_or(LOOK, |next| next.saturating_duration_since(Instant::now()));
             let fds = [stopped.as_fd(), self.inside.as_fd(), self.outside4.as_fd(), self.summed.as_fd()];
             match socket::wait_readable(fds, Some(next.min(LOOK))) {
                 Ok([false, inside, outside, summed]) => {
@@ -156,12 +156,12 @@ impl Work {
                     }
                 }
                 Ok([true, ..]) => return,
-                Err(error) => return tracing::warn!(%error, "cluster: the ways to other hosts are measured no more"),
+                Err(error) => return tracing::warn!(%error, "cluster: the paths to other hosts are measured no more"),
             }
         }
     }
 
-    /// Sees which ways there are now.
+    /// Sees which paths there are now.
     fn look(&mut self, now: Instant) {
         let known = lock(&self.shared);
         let revision = known.view.revision();
@@ -173,14 +173,14 @@ impl Work {
         self.looked = Some((revision, now));
         let record = known.record.clone();
         let port = known.view.cluster().map(|cluster| cluster.port);
-        let mut wanted = Here { host: self.me, record: &record }.ways(&known.view);
+        let mut wanted = Here { host: self.me, record: &record }.paths(&known.view);
         drop(known);
         self.look_at_port(port, now);
         let networks: BTreeSet<Id> = wanted.values().map(|tunnel| tunnel.network).collect();
         let scope = |network: Id| Some((network, socket::scope(vxlan_name(network).as_str())?));
         self.scopes = networks.into_iter().filter_map(scope).collect();
         wanted.retain(|_, tunnel| self.scopes.contains_key(&tunnel.network));
-        self.ways.set(&wanted, now);
+        self.paths.set(&wanted, now);
     }
 
     /// Sees whether another program has the port of the tunnels, which end in the kernel.
@@ -285,7 +285,7 @@ impl Work {
             && *cookie == self.cookie
             && let Some(token) = rest.first_chunk::<8>()
         {
-            self.ways.heard(u64::from_be_bytes(*token), now);
+            self.paths.heard(u64::from_be_bytes(*token), now);
         }
     }
 
@@ -295,7 +295,7 @@ impl Work {
             return;
         }
         self.told_at = Some(now);
-        let figures = self.ways.figures(now);
+        let figures = self.paths.figures(now);
         let is_lost = |figures: &Figures| matches!(figures.passage, Passage::Blocked | Passage::Silent);
         let lost: BTreeSet<Id> =
             figures.iter().filter(|(_, figures)| is_lost(figures)).map(|(to, _)| to.host).take(ASKED).collect();
@@ -308,10 +308,10 @@ impl Work {
             let before = self.passages.insert(*to, figures.passage).unwrap_or_default();
             if before != figures.passage && (before, figures.passage) != (Passage::Unknown, Passage::Passes) {
                 let host = to.host.short();
-                tracing::info!(host, encrypted = to.sealed, now = ?figures.passage, "cluster: a way is another one");
+                tracing::info!(host, encrypted = to.sealed, now = ?figures.passage, "cluster: a path is another one");
             }
         }
         self.passages.retain(|to, _| figures.contains_key(to));
-        lock(&self.shared).ways = figures;
+        lock(&self.shared).paths = figures;
     }
 }

@@ -16,7 +16,7 @@ use super::moves::Moves;
 use super::plan::Here;
 use super::seal::{self, Seal};
 use super::site::Site;
-use super::{Came, Membership, Reply, Sharing, Told, Wanted, join, ways};
+use super::{Came, Membership, Reply, Sharing, Told, Wanted, join, paths};
 use crate::daemon::Engine;
 
 /// How often the encrypted link is looked at when nothing else happens.
@@ -298,13 +298,13 @@ impl Rows {
     /// How rows and kernel differ from what is in etcd.
     fn check(&self, site: &impl Site) -> Checked {
         let mut all: Vec<String> = lock(&self.shared).problems.values().cloned().collect();
-        let (view, known_ways, port_taken) = {
+        let (view, known_paths, port_taken) = {
             let known = lock(&self.shared);
-            (known.view.clone(), known.ways.clone(), known.port_taken.clone())
+            (known.view.clone(), known.paths.clone(), known.port_taken.clone())
         };
         all.extend(seal::other_secrets(self.membership.host, &view));
         all.extend(port_taken);
-        all.extend(ways::warnings(&view, self.membership.host, &known_ways));
+        all.extend(paths::warnings(&view, self.membership.host, &known_paths));
         match site.compare(self.here(), &view) {
             Ok(differences) => all.extend(differences),
             Err(error) => all.push(format!("it cannot be told: {error:#}")),

@@ -5,7 +5,7 @@ use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
 
 use super::agent::Known;
-use super::{LinkRow, Membership, WayRow, seal, ways};
+use super::{LinkRow, Membership, PathRow, paths, seal};
 
 /// How this host stands in its cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,10 +63,10 @@ pub struct HostRow {
     pub drained: bool,
     /// What went between it and this host by the encrypted link; none where nothing did, and for this host.
     pub link: Option<LinkRow>,
-    /// How the ways are that lead from this host to it: one by tunnels in clear, one by the encrypted link, as far as networks that
+    /// How the paths are that lead from this host to it: one by tunnels in clear, one by the encrypted link, as far as networks that
     /// both are on have any.
     #[serde(default)]
-    pub ways: Vec<WayRow>,
+    pub paths: Vec<PathRow>,
 }
 
 impl Standing {
@@ -81,7 +81,7 @@ impl Standing {
             missing,
             link,
             waits_for,
-            ways: known_ways,
+            paths: known_paths,
             port_taken,
             ..
         } = known;
@@ -99,7 +99,7 @@ impl Standing {
             state: state(*id).to_owned(),
             drained: view.is_drained(*id),
             link: link.get(id).copied().map(LinkRow::from),
-            ways: ways::rows(*id, known_ways),
+            paths: paths::rows(*id, known_paths),
         };
         let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
         let keys = record.seal.as_ref().and_then(|seal| seal.keys().last().map(|key| (seal, key)));
@@ -127,7 +127,7 @@ impl Standing {
         });
         let gone: Vec<String> = gone.collect();
         let secrets = seal::other_secrets(membership.host, view);
-        let ways = ways::warnings(view, membership.host, known_ways);
+        let paths = paths::warnings(view, membership.host, known_paths);
         Self {
             cluster: membership.cluster,
             host: membership.host,
@@ -143,7 +143,7 @@ impl Standing {
                 .chain(gone)
                 .chain(secrets)
                 .chain(port_taken.clone())
-                .chain(ways)
+                .chain(paths)
                 .chain(strange)
                 .collect(),
             hosts,

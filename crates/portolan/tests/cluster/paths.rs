@@ -1,4 +1,4 @@
-//! What hosts find of the ways to each other, and say of it: measured in packets that the switch between them delays, loses, cuts off
+//! What hosts find of the paths to each other, and say of it: measured in packets that the switch between them delays, loses, cuts off
 //! or spoils.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -17,18 +17,18 @@ const SOON: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Node {
-    /// What it finds of its way to another host.
-    fn way(&self, to: &str, encrypted: bool) -> Value {
+    /// What it finds of its path to another host.
+    fn path(&self, to: &str, encrypted: bool) -> Value {
         let rows: Value = serde_json::from_str(&self.ok("--json cluster nodes")).unwrap();
         let row = rows.as_array().unwrap().iter().find(|row| row["name"] == to).unwrap();
-        let ways = row["ways"].as_array().unwrap();
-        ways.iter().find(|way| way["encrypted"] == encrypted).cloned().unwrap_or_default()
+        let paths = row["paths"].as_array().unwrap();
+        paths.iter().find(|path| path["encrypted"] == encrypted).cloned().unwrap_or_default()
     }
 
     #[track_caller]
     fn finds(&self, to: &str, encrypted: bool, state: &str, patience: Duration) {
-        let is_so = || self.way(to, encrypted)["state"] == state;
-        assert!(eventually(patience, is_so), "{} to {to}: {}", self.host.name(), self.way(to, encrypted));
+        let is_so = || self.path(to, encrypted)["state"] == state;
+        assert!(eventually(patience, is_so), "{} to {to}: {}", self.host.name(), self.path(to, encrypted));
     }
 
     /// What ip(8) shows of an interface.
@@ -62,8 +62,8 @@ impl World {
 }
 
 #[test]
-fn ways_are_measured_and_a_blocked_port_is_named() {
-    let Some(world) = World::of("ways", &["a", "b"]) else { return };
+fn paths_are_measured_and_a_blocked_port_is_named() {
+    let Some(world) = World::of("paths", &["a", "b"]) else { return };
     let etcd = world.etcd(1);
     joined(&world, &etcd);
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
@@ -79,16 +79,16 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
     for (node, to) in [(a, "b"), (b, "a")] {
         for encrypted in [false, true] {
             node.finds(to, encrypted, "passes", LONG);
-            assert!(eventually(SOON, || node.way(to, encrypted)["full_size"] == true), "{}", node.way(to, encrypted));
-            let way = node.way(to, encrypted);
-            let rtt = way["rtt"].as_f64().unwrap();
-            assert!(rtt > 0.0 && rtt < 0.5, "{way}");
-            assert_eq!(way["size"], if encrypted { 1350 } else { 1450 }, "{way}");
+            assert!(eventually(SOON, || node.path(to, encrypted)["full_size"] == true), "{}", node.path(to, encrypted));
+            let path = node.path(to, encrypted);
+            let rtt = path["rtt"].as_f64().unwrap();
+            assert!(rtt > 0.0 && rtt < 0.5, "{path}");
+            assert_eq!(path["size"], if encrypted { 1370 } else { 1450 }, "{path}");
         }
         node.is_well();
     }
     let table = a.ok("cluster nodes");
-    assert!(table.contains("WAY") && table.contains("passes") && table.contains(" ms"), "{table}");
+    assert!(table.contains("PATH") && table.contains("passes") && table.contains(" ms"), "{table}");
     let metrics = a.metrics();
     for name in ["reached", "rtt_seconds", "loss_ratio", "full_size_ok"] {
         for encrypted in ["false", "true"] {
@@ -97,7 +97,7 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
         }
     }
     let rules = a.ok("rules");
-    assert!(rules.contains("are answered over IPv6 when they measure the way here"), "{rules}");
+    assert!(rules.contains("are answered over IPv6 when they measure the path here"), "{rules}");
 
     // What measures gets in there, and nothing else; nor does a container get to where hosts ask each other.
     let is_clear = |link: &String| a.shown(link)["linkinfo"]["info_data"]["local"] == "10.0.1.1";
@@ -119,17 +119,17 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
     };
     if delay("qdisc add dev eth0 root netem delay 50ms") {
         // Smoothed: each one that takes so long brings it an eighth nearer.
-        let is_told = || a.way("b", false)["rtt"].as_f64().is_some_and(|rtt| rtt > 0.01 && rtt < 0.5);
-        assert!(eventually(SOON, is_told), "{}", a.way("b", false));
+        let is_told = || a.path("b", false)["rtt"].as_f64().is_some_and(|rtt| rtt > 0.01 && rtt < 0.5);
+        assert!(eventually(SOON, is_told), "{}", a.path("b", false));
         assert!(delay("qdisc del dev eth0 root"));
     } else {
         eprintln!("this kernel delays nothing (sch_netem): what takes long is not tried");
     }
 
     world.weather(&["udp dport 4789 numgen inc mod 3 == 0 drop"]);
-    let is_told = || a.way("b", false)["loss"].as_f64().is_some_and(|loss| loss > 0.05);
-    assert!(eventually(SOON, is_told), "{}", a.way("b", false));
-    assert_eq!((&a.way("b", true)["state"], &a.way("b", true)["loss"]), (&"passes".into(), &0.0.into()));
+    let is_told = || a.path("b", false)["loss"].as_f64().is_some_and(|loss| loss > 0.05);
+    assert!(eventually(SOON, is_told), "{}", a.path("b", false));
+    assert_eq!((&a.path("b", true)["state"], &a.path("b", true)["loss"]), (&"passes".into(), &0.0.into()));
 
     // Hosts answer still, at other ports.
     world.weather(&["udp dport { 4789, 51820 } drop"]);
@@ -140,7 +140,7 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
     assert!(eventually(SOON, warned), "{}", a.status());
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     assert_eq!(a.run(&["cluster", "status"]).status.code(), Some(1));
-    assert_eq!((&a.way("b", false)["state"], &a.way("b", true)["state"]), (&"blocked".into(), &"blocked".into()));
+    assert_eq!((&a.path("b", false)["state"], &a.path("b", true)["state"]), (&"blocked".into(), &"blocked".into()));
     b.finds("a", false, "blocked", SOON);
     b.finds("a", true, "blocked", SOON);
     let verified = a.run(&["cluster", "verify"]);
@@ -154,7 +154,7 @@ fn ways_are_measured_and_a_blocked_port_is_named() {
 
 #[test]
 fn what_does_not_get_through_for_its_size_or_its_sum_is_named() {
-    let Some(world) = World::of("ways-size", &["a", "b"]) else { return };
+    let Some(world) = World::of("paths-size", &["a", "b"]) else { return };
     let etcd = world.etcd(1);
     joined(&world, &etcd);
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
@@ -176,7 +176,10 @@ fn what_does_not_get_through_for_its_size_or_its_sum_is_named() {
     a.warns("packets of 1450 bytes do not get through to host `b` (10.0.1.2, fd00:1::2), and small ones do");
     b.finds("a", false, "corrupt", LONG);
     b.warns("packets to host `a` (10.0.1.1, fd00:1::1) do not arrive when this host's interface is to fill in their checksum");
-    assert_eq!((&a.way("b", false)["full_size"], a.way("b", false)["loss"].as_f64()), (&Value::Bool(false), Some(0.0)));
+    assert_eq!(
+        (&a.path("b", false)["full_size"], a.path("b", false)["loss"].as_f64()),
+        (&Value::Bool(false), Some(0.0))
+    );
     world.weather(&[]);
     a.is_well();
     b.is_well();

@@ -1,15 +1,15 @@
-//! The ways to other hosts, for people.
+//! The paths to other hosts, for people.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use portolan_cluster::{Figures, HostRecord, Passage, VXLAN_PORT, View, WayTo};
+use portolan_cluster::{Figures, HostRecord, Passage, PathTo, VXLAN_PORT, View};
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-/// A way to another host, as this one finds it.
+/// A path to another host, as this one finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct WayRow {
+pub struct PathRow {
     /// Whether by the encrypted link.
     pub encrypted: bool,
     /// What gets through: `unknown`, `passes`, `narrow` (small packets only), `corrupt` (what the interface sums up does not), `blocked`
@@ -71,10 +71,10 @@ impl From<Passage> for Passing {
 }
 
 /// Those to a host.
-pub(super) fn rows(host: Id, ways: &BTreeMap<WayTo, Figures>) -> Vec<WayRow> {
+pub(super) fn rows(host: Id, paths: &BTreeMap<PathTo, Figures>) -> Vec<PathRow> {
     let row = |sealed: bool| {
-        let figures = ways.get(&WayTo { host, sealed })?;
-        Some(WayRow {
+        let figures = paths.get(&PathTo { host, sealed })?;
+        Some(PathRow {
             encrypted: sealed,
             state: figures.passage.into(),
             rtt: figures.rtt.map(|rtt| rtt.as_secs_f64()),
@@ -87,9 +87,9 @@ pub(super) fn rows(host: Id, ways: &BTreeMap<WayTo, Figures>) -> Vec<WayRow> {
 }
 
 /// What is wrong with them, a sentence for all hosts of which the same is. Of hosts that do not run nothing is.
-pub(super) fn warnings(view: &View, me: Id, ways: &BTreeMap<WayTo, Figures>) -> Vec<String> {
+pub(super) fn warnings(view: &View, me: Id, paths: &BTreeMap<PathTo, Figures>) -> Vec<String> {
     let mut hosts: BTreeMap<(Passing, bool), Vec<(&HostRecord, &Figures)>> = BTreeMap::new();
-    for (to, figures) in ways {
+    for (to, figures) in paths {
         let passing = Passing::from(figures.passage);
         let is_well = matches!(passing, Passing::Unknown | Passing::Passes);
         if let Some(record) = view.hosts().get(&to.host)
@@ -132,7 +132,7 @@ fn sentence(
         Passing::Blocked => {
             let what = if sealed { "WireGuard's" } else { "the tunnels'" };
             format!(
-                "UDP {ports}, {what} port, does not pass between this host and {who}, which answers otherwise: open it, both ways, in the firewalls there, here and in between"
+                "UDP {ports}, {what} port, does not pass between this host and {who}, which answers otherwise: open it, both paths, in the firewalls there, here and in between"
             )
         }
         Passing::Silent => format!(
@@ -141,7 +141,7 @@ fn sentence(
         Passing::Narrow => {
             let outer = own.map_or(first.mtu, |own| own.mtu.min(first.mtu)).bytes();
             format!(
-                "{by} of {size} bytes do not get through to {who}, and small ones do: something on the way takes less than {outer} bytes, which interfaces of both hosts say; give those the smaller MTU, and hosts follow"
+                "{by} of {size} bytes do not get through to {who}, and small ones do: something on the path takes less than {outer} bytes, which interfaces of both hosts say; give those the smaller MTU, and hosts follow"
             )
         }
         Passing::Corrupt => format!(

@@ -1,14 +1,14 @@
-//! The ways to other hosts, as this one finds them: what is sent to whom and when, and what is made of what comes back. No clock, no
+//! The paths to other hosts, as this one finds them: what is sent to whom and when, and what is made of what comes back. No clock, no
 //! socket.
 //!
-//! A way is one by tunnels, encrypted or not, to a host that this one shares a network with. Along each goes a small packet every
+//! A path is one by tunnels, encrypted or not, to a host that this one shares a network with. Along each goes a small packet every
 //! other second, which the other host's kernel sends back. What does not come back in [`PATIENCE`] is lost; after [`MISSES`] in a row
-//! the way is *silent*, and whether the host answers outside of tunnels, which is asked from the first miss on, tells a blocked port
+//! the path is *silent*, and whether the host answers outside of tunnels, which is asked from the first miss on, tells a blocked port
 //! from a host that is not there.
 //!
 //! From time to time three datagrams go with it: one that is summed up when it is sent, and two whose checksum is for the sender's
 //! interface to fill in, a small one and one as large as the route says. The receiver drops what does not add up, so by which of them
-//! arrive a way that carries less than it should is told from an interface that fills in nonsense; and from a receiver whose firewall
+//! arrive a path that carries less than it should is told from an interface that fills in nonsense; and from a receiver whose firewall
 //! takes none of them, of whom nothing is said.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use portolan_model::Id;
 
-/// How often something is sent along a way, unless there are many.
+/// How often something is sent along a path, unless there are many.
 const PERIOD: Duration = Duration::from_millis(1500);
 /// The same while it is in question whether anything gets through.
 const IN_QUESTION: Duration = Duration::from_secs(1);
-/// So many packets a second are sent along all ways.
+/// So many packets a second are sent along all paths.
 const RATE: u32 = 500;
 /// So many of them at once at most.
 const BURST: u32 = 50;
@@ -29,7 +29,7 @@ const BURST: u32 = 50;
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// After so many lost ones in a row nothing gets through.
 const MISSES: u32 = 3;
-/// A way is new for so long: what is at its other end may not be there yet.
+/// A path is new for so long: what is at its other end may not be there yet.
 const SETTLING: Duration = Duration::from_millis(300);
 /// How often it is looked at what size gets through, while all does.
 const SIZES: Duration = Duration::from_secs(60);
@@ -43,16 +43,16 @@ const TOO_LOSSY: f64 = 0.25;
 const SLOT: Duration = Duration::from_secs(10);
 const SLOTS: usize = 6;
 
-/// A way to another host.
+/// A path to another host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WayTo {
+pub struct PathTo {
     /// The host.
     pub host: Id,
     /// Whether by the encrypted link.
     pub sealed: bool,
 }
 
-/// How a way begins, and what is to be on its other end.
+/// How a path begins, and what is to be on its other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tunnel {
     /// The network by whose tunnels it goes.
@@ -83,8 +83,8 @@ pub enum Probe {
 /// Something to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shot {
-    /// Along which way, or to its host.
-    pub to: WayTo,
+    /// Along which path, or to its host.
+    pub to: PathTo,
     /// How it gets there.
     pub tunnel: Tunnel,
     /// What.
@@ -93,7 +93,7 @@ pub struct Shot {
     pub token: u64,
 }
 
-/// What is known of a way.
+/// What is known of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Passage {
     /// Nothing yet.
@@ -111,7 +111,7 @@ pub enum Passage {
     Silent,
 }
 
-/// A way in numbers.
+/// A path in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Figures {
     /// What gets through.
@@ -133,7 +133,7 @@ struct Slot {
     lost: u32,
 }
 
-/// Whether the host answers outside of tunnels, while the way is in question.
+/// Whether the host answers outside of tunnels, while the path is in question.
 #[derive(Debug, Clone, Copy, Default)]
 struct Outside {
     asked: u32,
@@ -153,7 +153,7 @@ struct Sizes {
 }
 
 #[derive(Debug)]
-struct Way {
+struct Path {
     tunnel: Tunnel,
     due: Instant,
     rtt: Option<Duration>,
@@ -164,7 +164,7 @@ struct Way {
     sizes: Sizes,
 }
 
-impl Way {
+impl Path {
     fn new(tunnel: Tunnel, due: Instant) -> Self {
         let sizes = Sizes { due, tries: 0, plain: false, summed: false, full: false, last: None };
         let slots = [Slot::default(); SLOTS];
@@ -199,26 +199,26 @@ impl Way {
     }
 }
 
-/// The ways to all hosts that this one shares a network with.
+/// The paths to all hosts that this one shares a network with.
 #[derive(Debug)]
-pub struct Ways {
+pub struct Paths {
     began: Instant,
-    ways: BTreeMap<WayTo, Way>,
-    /// When something is to be sent along which way.
-    agenda: BTreeSet<(Instant, WayTo)>,
+    paths: BTreeMap<PathTo, Path>,
+    /// When something is to be sent along which path.
+    agenda: BTreeSet<(Instant, PathTo)>,
     /// What was sent and has neither come back nor is lost; later ones have higher tokens.
-    under_way: BTreeMap<u64, (WayTo, Probe, Instant)>,
+    under_way: BTreeMap<u64, (PathTo, Probe, Instant)>,
     next_token: u64,
     /// What may still be sent, as of when.
     budget: (u32, Instant),
 }
 
-impl Ways {
+impl Paths {
     /// None yet. Tokens go up from `token`.
     pub fn new(token: u64, now: Instant) -> Self {
         Self {
             began: now,
-            ways: BTreeMap::new(),
+            paths: BTreeMap::new(),
             agenda: BTreeSet::new(),
             under_way: BTreeMap::new(),
             next_token: token,
@@ -227,32 +227,32 @@ impl Ways {
     }
 
     /// Has them be these. One that begins otherwise than before is measured anew.
-    pub fn set(&mut self, wanted: &BTreeMap<WayTo, Tunnel>, now: Instant) {
-        let gone: Vec<WayTo> = self.ways.keys().filter(|to| !wanted.contains_key(to)).copied().collect();
+    pub fn set(&mut self, wanted: &BTreeMap<PathTo, Tunnel>, now: Instant) {
+        let gone: Vec<PathTo> = self.paths.keys().filter(|to| !wanted.contains_key(to)).copied().collect();
         for to in gone {
             self.forget(to);
         }
         let period = period(wanted.len());
         for (to, tunnel) in wanted {
-            match self.ways.get_mut(to) {
-                Some(way) if way.tunnel == *tunnel => {}
+            match self.paths.get_mut(to) {
+                Some(path) if path.tunnel == *tunnel => {}
                 // Another network leads to the same place.
-                Some(way) if (Tunnel { network: tunnel.network, ..way.tunnel }) == *tunnel => way.tunnel = *tunnel,
+                Some(path) if (Tunnel { network: tunnel.network, ..path.tunnel }) == *tunnel => path.tunnel = *tunnel,
                 _ => {
                     self.forget(*to);
                     // Spread by what is as good as chance.
                     let [first, second] = *to.host.as_bytes().first_chunk().expect("32 bytes");
                     let due = now + SETTLING + period * u32::from(u16::from_le_bytes([first, second])) / 0x1_0000;
-                    self.ways.insert(*to, Way::new(*tunnel, due));
+                    self.paths.insert(*to, Path::new(*tunnel, due));
                     self.agenda.insert((due, *to));
                 }
             }
         }
     }
 
-    fn forget(&mut self, to: WayTo) {
-        if let Some(way) = self.ways.remove(&to) {
-            self.agenda.remove(&(way.due, to));
+    fn forget(&mut self, to: PathTo) {
+        if let Some(path) = self.paths.remove(&to) {
+            self.agenda.remove(&(path.due, to));
             self.under_way.retain(|_, (of, ..)| *of != to);
         }
     }
@@ -260,28 +260,28 @@ impl Ways {
     /// What is to be sent now.
     pub fn due(&mut self, now: Instant) -> Vec<Shot> {
         self.lose(now);
-        let period = period(self.ways.len());
+        let period = period(self.paths.len());
         let refill = (now.saturating_duration_since(self.budget.1).as_micros() * u128::from(RATE) / 1_000_000) as u64;
         if refill > 0 {
             self.budget = (u64::from(self.budget.0).saturating_add(refill).min(BURST.into()) as u32, now);
         }
         let mut shots = Vec::new();
         while let Some((due, to)) = self.agenda.first().copied().filter(|(due, _)| *due <= now) {
-            let way = self.ways.get_mut(&to).expect("what is on the agenda is there");
+            let path = self.paths.get_mut(&to).expect("what is on the agenda is there");
             let mut probes = vec![Probe::Small];
-            if way.missed > 0 {
-                way.outside.asked += 1;
+            if path.missed > 0 {
+                path.outside.asked += 1;
                 probes.push(Probe::Outside);
-            } else if way.is_heard && way.sizes.due <= now && way.sizes.tries < TRIES {
-                way.sizes.tries += 1;
-                let Sizes { plain, summed, full, .. } = way.sizes;
+            } else if path.is_heard && path.sizes.due <= now && path.sizes.tries < TRIES {
+                path.sizes.tries += 1;
+                let Sizes { plain, summed, full, .. } = path.sizes;
                 let sizes = [(plain, Probe::Plain), (summed, Probe::Summed), (full, Probe::Full)];
                 probes.extend(sizes.into_iter().filter(|(has_arrived, _)| !has_arrived).map(|(_, probe)| probe));
             }
             self.agenda.remove(&(due, to));
-            way.due = now + if (1..MISSES).contains(&way.missed) { IN_QUESTION.min(period) } else { period };
-            self.agenda.insert((way.due, to));
-            let tunnel = way.tunnel;
+            path.due = now + if (1..MISSES).contains(&path.missed) { IN_QUESTION.min(period) } else { period };
+            self.agenda.insert((path.due, to));
+            let tunnel = path.tunnel;
             for probe in probes {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -312,22 +312,22 @@ impl Ways {
     pub fn heard(&mut self, token: u64, now: Instant) {
         let slot = self.slot(now);
         let Some((to, probe, sent)) = self.under_way.remove(&token) else { return };
-        let Some(way) = self.ways.get_mut(&to) else { return };
+        let Some(path) = self.paths.get_mut(&to) else { return };
         match probe {
             Probe::Small => {
                 let took = now.saturating_duration_since(sent);
-                way.rtt = Some(way.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
-                way.settle(slot, false);
-                (way.missed, way.is_heard, way.outside) = (0, true, Outside::default());
+                path.rtt = Some(path.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
+                path.settle(slot, false);
+                (path.missed, path.is_heard, path.outside) = (0, true, Outside::default());
             }
-            Probe::Plain => way.sizes.plain = true,
-            Probe::Summed => way.sizes.summed = true,
-            Probe::Full => way.sizes.full = true,
-            Probe::Outside => way.outside.answers = true,
+            Probe::Plain => path.sizes.plain = true,
+            Probe::Summed => path.sizes.summed = true,
+            Probe::Full => path.sizes.full = true,
+            Probe::Outside => path.outside.answers = true,
         }
         // What gets through at full size is small as well.
-        if way.sizes.full {
-            conclude(way, Some((true, true)), now + SIZES);
+        if path.sizes.full {
+            conclude(path, Some((true, true)), now + SIZES);
         }
     }
 
@@ -336,26 +336,26 @@ impl Ways {
         let slot = self.slot(now);
         while let Some(entry) = self.under_way.first_entry().filter(|entry| entry.get().2 + PATIENCE <= now) {
             let (to, probe, _) = entry.remove();
-            let Some(way) = self.ways.get_mut(&to) else { continue };
+            let Some(path) = self.paths.get_mut(&to) else { continue };
             match probe {
                 Probe::Small => {
-                    way.settle(slot, true);
-                    way.missed += 1;
-                    if way.missed == 1 {
+                    path.settle(slot, true);
+                    path.missed += 1;
+                    if path.missed == 1 {
                         // What size gets through is to be found out anew.
-                        (way.sizes.tries, way.sizes.due) = (0, now);
-                        self.agenda.remove(&(way.due, to));
-                        way.due = way.due.min(now);
-                        self.agenda.insert((way.due, to));
+                        (path.sizes.tries, path.sizes.due) = (0, now);
+                        self.agenda.remove(&(path.due, to));
+                        path.due = path.due.min(now);
+                        self.agenda.insert((path.due, to));
                     }
                 }
-                Probe::Plain | Probe::Summed | Probe::Full if way.sizes.tries >= TRIES && way.missed == 0 => {
-                    let is_lossy = way.loss(slot).is_none_or(|loss| loss > TOO_LOSSY);
-                    let Sizes { plain, summed, full, .. } = way.sizes;
+                Probe::Plain | Probe::Summed | Probe::Full if path.sizes.tries >= TRIES && path.missed == 0 => {
+                    let is_lossy = path.loss(slot).is_none_or(|loss| loss > TOO_LOSSY);
+                    let Sizes { plain, summed, full, .. } = path.sizes;
                     match (is_lossy, plain || summed) {
-                        (true, _) => begin_sizes(way, now + SIZES_AGAIN),
-                        (false, true) => conclude(way, Some((summed, full)), now + SIZES_AGAIN),
-                        (false, false) => conclude(way, None, now + SIZES),
+                        (true, _) => begin_sizes(path, now + SIZES_AGAIN),
+                        (false, true) => conclude(path, Some((summed, full)), now + SIZES_AGAIN),
+                        (false, false) => conclude(path, None, now + SIZES),
                     }
                 }
                 Probe::Plain | Probe::Summed | Probe::Full | Probe::Outside => {}
@@ -364,16 +364,16 @@ impl Ways {
     }
 
     /// What is known of each.
-    pub fn figures(&self, now: Instant) -> BTreeMap<WayTo, Figures> {
+    pub fn figures(&self, now: Instant) -> BTreeMap<PathTo, Figures> {
         let slot = self.slot(now);
-        let figures = |way: &Way| Figures {
-            passage: way.passage(),
-            rtt: way.rtt.filter(|_| way.missed < MISSES),
-            loss: way.loss(slot),
-            full_size: way.sizes.last.map(|(_, full)| full),
-            size: way.tunnel.size,
+        let figures = |path: &Path| Figures {
+            passage: path.passage(),
+            rtt: path.rtt.filter(|_| path.missed < MISSES),
+            loss: path.loss(slot),
+            full_size: path.sizes.last.map(|(_, full)| full),
+            size: path.tunnel.size,
         };
-        self.ways.iter().map(|(to, way)| (*to, figures(way))).collect()
+        self.paths.iter().map(|(to, path)| (*to, figures(path))).collect()
     }
 
     fn slot(&self, now: Instant) -> u64 {
@@ -382,17 +382,17 @@ impl Ways {
     }
 }
 
-fn period(ways: usize) -> Duration {
-    PERIOD.max(Duration::from_secs(1) * u32::try_from(ways).unwrap_or(u32::MAX) / RATE)
+fn period(paths: usize) -> Duration {
+    PERIOD.max(Duration::from_secs(1) * u32::try_from(paths).unwrap_or(u32::MAX) / RATE)
 }
 
-fn conclude(way: &mut Way, found: Option<(bool, bool)>, next: Instant) {
-    way.sizes.last = found;
-    begin_sizes(way, next);
+fn conclude(path: &mut Path, found: Option<(bool, bool)>, next: Instant) {
+    path.sizes.last = found;
+    begin_sizes(path, next);
 }
 
-fn begin_sizes(way: &mut Way, due: Instant) {
-    way.sizes = Sizes { due, tries: 0, plain: false, summed: false, full: false, last: way.sizes.last };
+fn begin_sizes(path: &mut Path, due: Instant) {
+    path.sizes = Sizes { due, tries: 0, plain: false, summed: false, full: false, last: path.sizes.last };
 }
 
 #[cfg(test)]
@@ -401,21 +401,21 @@ mod tests {
 
     /// Hosts that answer as told, and the time.
     struct World {
-        ways: Ways,
-        wanted: BTreeMap<WayTo, Tunnel>,
+        paths: Paths,
+        wanted: BTreeMap<PathTo, Tunnel>,
         now: Instant,
         began: Instant,
-        /// Along which way, of what kind and when something was sent.
-        sent: Vec<(WayTo, Probe, Duration)>,
+        /// Along which path, of what kind and when something was sent.
+        sent: Vec<(PathTo, Probe, Duration)>,
     }
 
     const RTT: Duration = Duration::from_millis(20);
 
-    fn host(number: u16) -> WayTo {
+    fn host(number: u16) -> PathTo {
         let mut bytes = [0; 32];
         bytes[..2].copy_from_slice(&number.wrapping_mul(0x9e37).to_le_bytes());
         bytes[2..4].copy_from_slice(&number.to_le_bytes());
-        WayTo { host: Id::from_bytes(bytes), sealed: false }
+        PathTo { host: Id::from_bytes(bytes), sealed: false }
     }
 
     fn tunnel() -> Tunnel {
@@ -430,10 +430,10 @@ mod tests {
     impl World {
         fn of(count: u16) -> Self {
             let now = Instant::now();
-            let wanted: BTreeMap<WayTo, Tunnel> = (0..count).map(|number| (host(number), tunnel())).collect();
-            let mut ways = Ways::new(0, now);
-            ways.set(&wanted, now);
-            Self { ways, wanted, now, began: now, sent: Vec::new() }
+            let wanted: BTreeMap<PathTo, Tunnel> = (0..count).map(|number| (host(number), tunnel())).collect();
+            let mut paths = Paths::new(0, now);
+            paths.set(&wanted, now);
+            Self { paths, wanted, now, began: now, sent: Vec::new() }
         }
 
         /// Lets time pass, in which `answers` tells what comes back.
@@ -441,29 +441,29 @@ mod tests {
             let end = self.now + time;
             let mut coming: BTreeMap<(Instant, u64), u64> = BTreeMap::new();
             loop {
-                for shot in self.ways.due(self.now) {
+                for shot in self.paths.due(self.now) {
                     self.sent.push((shot.to, shot.probe, self.now - self.began));
                     if answers(&shot) {
                         coming.insert((self.now + RTT, shot.token), shot.token);
                     }
                 }
                 let answer = coming.first_key_value().map(|((at, _), _)| *at);
-                let next = self.ways.next().into_iter().chain(answer).min().unwrap_or(end);
+                let next = self.paths.next().into_iter().chain(answer).min().unwrap_or(end);
                 if next >= end {
                     self.now = end;
                     return;
                 }
-                assert!(next >= self.now || self.ways.next() >= Some(self.now), "it comes to an end");
+                assert!(next >= self.now || self.paths.next() >= Some(self.now), "it comes to an end");
                 self.now = self.now.max(next);
                 while let Some(entry) = coming.first_entry().filter(|entry| entry.key().0 <= self.now) {
                     let token = entry.remove();
-                    self.ways.heard(token, self.now);
+                    self.paths.heard(token, self.now);
                 }
             }
         }
 
         fn figures(&self) -> Figures {
-            self.ways.figures(self.now)[&host(0)]
+            self.paths.figures(self.now)[&host(0)]
         }
 
         fn count(&self, probe: Probe) -> usize {
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_is_as_it_should_be_is_measured() {
+    fn a_path_that_is_as_it_should_be_is_measured() {
         let mut world = World::of(1);
         assert_eq!(world.figures(), Figures { size: 1450, ..Figures::default() });
         world.pass(seconds(121), |_| true);
@@ -567,16 +567,16 @@ mod tests {
         let mut world = World::of(1);
         world.pass(seconds(20), |_| true);
         let other = Tunnel { network: Id::from_bytes([2; 32]), ..tunnel() };
-        world.ways.set(&BTreeMap::from([(host(0), other)]), world.now);
+        world.paths.set(&BTreeMap::from([(host(0), other)]), world.now);
         world.pass(seconds(5), |_| true);
         assert_eq!((world.count(Probe::Full), world.figures().rtt), (1, Some(RTT)));
         let other = Tunnel { size: 1400, ..tunnel() };
-        world.ways.set(&BTreeMap::from([(host(0), other)]), world.now);
+        world.paths.set(&BTreeMap::from([(host(0), other)]), world.now);
         world.pass(seconds(5), |_| true);
         assert_eq!((world.count(Probe::Full), world.figures().size), (2, 1400));
-        world.ways.set(&BTreeMap::new(), world.now);
+        world.paths.set(&BTreeMap::new(), world.now);
         world.pass(seconds(5), |_| panic!("nobody is left"));
-        assert!(world.ways.figures(world.now).is_empty());
+        assert!(world.paths.figures(world.now).is_empty());
     }
 
     #[test]
@@ -590,11 +590,11 @@ mod tests {
         for second in 3..20 {
             assert!((300..=560).contains(&in_second(second)), "{second}: {}", in_second(second));
         }
-        assert!(world.ways.figures(world.now).values().all(|figures| figures.full_size == Some(true)));
+        assert!(world.paths.figures(world.now).values().all(|figures| figures.full_size == Some(true)));
         // All that is blocked is known in time.
         world.pass(seconds(10), |shot| shot.probe == Probe::Outside);
         let blocked = |figures: &&Figures| figures.passage == Passage::Blocked;
-        let count = world.ways.figures(world.now).values().filter(blocked).count();
+        let count = world.paths.figures(world.now).values().filter(blocked).count();
         assert_eq!(count, 1000);
         assert_eq!(world.wanted.len(), 1000);
     }
