@@ -17,6 +17,8 @@ pub enum Key {
     Host(Id),
     /// `all/gone/HOST`: it is not to come back; what it had may be given to others.
     Gone(Id),
+    /// `all/drained/HOST`: it takes no more containers on networks that all have. Anybody writes it, also while the host is down.
+    Drained(Id),
     /// `all/network/NETWORK`: a network ([`crate::ClusterNetwork`]).
     Network(Id),
     /// `all/check/CHECK`: under a lease of the host's that asks: every host is to compare what it holds with what is here.
@@ -114,6 +116,7 @@ impl Layout {
             Key::Networks => format!("{root}all/networks"),
             Key::Host(id) => format!("{root}all/host/{id}"),
             Key::Gone(id) => format!("{root}all/gone/{id}"),
+            Key::Drained(id) => format!("{root}all/drained/{id}"),
             Key::Network(id) => format!("{root}all/network/{id}"),
             Key::Check(id) => format!("{root}all/check/{id}"),
             Key::Way(one, other) => format!("{root}all/way/{one}/{other}"),
@@ -169,6 +172,7 @@ impl Layout {
             ["all", "networks"] => Key::Networks,
             ["all", "host", host] => Key::Host(id(host)?),
             ["all", "gone", host] => Key::Gone(id(host)?),
+            ["all", "drained", host] => Key::Drained(id(host)?),
             ["all", "network", network] => Key::Network(id(network)?),
             ["all", "check", check] => Key::Check(id(check)?),
             ["all", "way", one, other] => {
@@ -243,6 +247,7 @@ mod tests {
             Key::HostAddress("fd00::1".parse().unwrap()),
             Key::Alive(id(1)),
             Key::Gone(id(1)),
+            Key::Drained(id(1)),
             Key::Check(id(4)),
             Key::Checked(id(4), id(1)),
             Key::Place(id(1), id(2)),

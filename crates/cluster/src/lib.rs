@@ -18,6 +18,7 @@ mod follow;
 mod key;
 mod moves;
 mod network;
+mod paths;
 mod record;
 mod rotation;
 mod view;
@@ -27,8 +28,9 @@ mod write;
 pub use blocks::{block_length, block_of, blocks_of, choose, free_around, without};
 pub use follow::{abandoned, concerns};
 pub use key::{Key, Layout, Part};
-pub use moves::{Idle, Own, free, offer, own, turn};
+pub use moves::{Idle, Own, free, offer, own, turn, unused};
 pub use network::{NewNetwork, Refusal, plan_network};
+pub use paths::{Figures, PATIENCE, Passage, PathTo, Paths, Probe, Shot, Tunnel};
 pub use record::{
     Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, Reach, SealRecord,
     VXLAN_PORT, WayRecord,

@@ -88,6 +88,11 @@ fn part_to_give(prefix: IpNet, blocks: &BTreeSet<IpNet>, in_use: &BTreeSet<IpAdd
     parts.max_by_key(|(block, part)| (block == part, room(prefix, *part)))
 }
 
+/// The blocks of which nothing is in use: what a host gives back that takes no more containers.
+pub fn unused(blocks: &BTreeSet<IpNet>, in_use: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
+    blocks.iter().filter(|block| used(**block, in_use) == 0).copied().collect()
+}
+
 /// How much longer who has half as much free waits.
 const STEP: Duration = Duration::from_millis(100);
 /// Among so many hosts one more step of chance is taken.

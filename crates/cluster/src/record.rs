@@ -7,6 +7,8 @@ use ipnet::{IpNet, Ipv6Net};
 use portolan_model::{Family, Id, Mac, Mtu, Name, PerFamily, Vni, seal_bytes};
 use serde::{Deserialize, Serialize};
 
+use crate::common;
+
 /// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
 pub const FORMAT: u32 = 2;
 
@@ -111,6 +113,9 @@ pub struct HostRecord {
     /// Whether others come to it by themselves.
     #[serde(default, skip_serializing_if = "Reach::is_open")]
     pub reach: Reach,
+    /// Whether its ends of tunnels answer who measures the path to them.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub answers: bool,
     /// Its version, for people.
     pub version: String,
 }
@@ -167,6 +172,18 @@ impl HostRecord {
     /// Its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         [self.underlay.v4, self.underlay.v6].into_iter().flatten()
+    }
+
+    /// The family of the packets that encrypted ones go to `other` in: IPv4 if both have it. Else one that passes packets on may do so
+    /// by IPv6.
+    pub fn sealed_family(&self, other: &Self) -> Family {
+        common(self, other).map_or(Family::V6, Family::of)
+    }
+
+    /// What the encrypted link takes on the way to `other`.
+    pub fn sealed_mtu_to(&self, other: &Self) -> Mtu {
+        let mtu = self.mtu.min(other.mtu).bytes();
+        Mtu::new(mtu.saturating_sub(seal_bytes(self.sealed_family(other)))).unwrap_or(Mtu::LEAST)
     }
 
     /// What the encrypted link takes at most of this host's MTU: over IPv4, where it has it; to those who do not have it, it is

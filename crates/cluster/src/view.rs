@@ -36,6 +36,8 @@ pub enum Change {
     Cluster,
     /// A host's record, or that it is gone for good.
     Host(Id),
+    /// Whether it takes containers.
+    Drained(Id),
     /// Whether it runs.
     Alive(Id),
     /// A network.
@@ -94,6 +96,7 @@ pub struct View {
     hosts: BTreeMap<Id, HostRecord>,
     alive: BTreeMap<Id, String>,
     gone: BTreeSet<Id>,
+    drained: BTreeSet<Id>,
     networks: BTreeMap<Id, ClusterNetwork>,
     /// With the revisions by which they were written.
     ways: BTreeMap<(Id, Id), (WayRecord, i64)>,
@@ -192,6 +195,11 @@ impl View {
     /// By which hosts two others send to each other, and by which revision that was written; the lower id is the first.
     pub const fn ways(&self) -> &BTreeMap<(Id, Id), (WayRecord, i64)> {
         &self.ways
+    }
+
+    /// Whether a host takes no more containers on networks that all have.
+    pub fn is_drained(&self, host: Id) -> bool {
+        self.drained.contains(&host)
     }
 
     /// The networks.
@@ -444,6 +452,7 @@ impl View {
             Key::Host(id) => put(&mut self.hosts, id, reader.json()).then_some(Change::Host(id)),
             Key::Alive(id) => put(&mut self.alive, id, reader.text()).then_some(Change::Alive(id)),
             Key::Gone(id) => put_one(&mut self.gone, id, value.is_some()).then_some(Change::Host(id)),
+            Key::Drained(id) => put_one(&mut self.drained, id, value.is_some()).then_some(Change::Drained(id)),
             Key::Check(id) => put_one(&mut self.checks, id, value.is_some()).then_some(Change::Check(id)),
             Key::Checked(id, host) => {
                 put(&mut self.checked, (id, host), reader.json()).then_some(Change::Checked(id, host))

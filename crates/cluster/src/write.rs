@@ -139,6 +139,13 @@ impl Write {
         }
     }
 
+    /// Says that a host takes no more containers on networks that all have, or does so again.
+    pub fn drain(host: Id, is_drained: bool) -> Self {
+        let key = Key::Drained(host);
+        let then = if is_drained { Operation::Put(key, String::new()) } else { Operation::Delete(key) };
+        Self { only_if: belongs(host).into(), then: vec![then] }
+    }
+
     /// Removes a host and all that it has, as far as `view` shows, which follows all networks that the host is on: first what is
     /// there, then that it is there, and its record last, so that what is begun can be ended.
     pub fn leave(host: Id, view: &View) -> Vec<Self> {
@@ -151,6 +158,7 @@ impl Write {
         let ways = view.ways().iter().filter(|((one, other), (way, _))| [*one, *other, way.relay].contains(&host));
         all.extend(ways.map(|((one, other), _)| Operation::Delete(Key::Way(*one, *other))));
         all.push(Operation::Delete(Key::Alive(host)));
+        all.push(Operation::Delete(Key::Drained(host)));
         if let Some(record) = view.hosts().get(&host) {
             all.push(Operation::Delete(Key::HostName(record.name.clone())));
             all.extend(record.taken().map(|address| Operation::Delete(Key::HostAddress(address))));

@@ -34,6 +34,8 @@ pub(crate) mod meta {
     pub(crate) const CLUSTER_SEEN: &str = "cluster_seen";
     /// Parts of blocks that this host gives nothing out of, for they are offered to others.
     pub(crate) const WITHHELD: &str = "withheld";
+    /// There if this host takes no more containers on networks over several hosts.
+    pub(crate) const DRAINED: &str = "drained";
     /// Who claims pools, and which of its calls got no answer.
     pub(crate) const CLAIMS: &str = "claims";
     /// Our networks by the ids that others have for them.

@@ -128,6 +128,12 @@ pub enum Error {
         /// What is missing.
         wanting: Wanting,
     },
+    /// This host takes no more containers on networks over several hosts.
+    #[error("network `{network}` is one of the cluster's, on which this host takes no more containers: it is drained")]
+    Drained {
+        /// The network.
+        network: String,
+    },
     /// The cluster did not do its part.
     #[error(transparent)]
     Cluster(ClusterError),
@@ -289,7 +295,7 @@ impl Error {
             Self::Store(StoreError::Denied { .. }) => Kind::Denied,
             Self::Store(StoreError::Full { .. }) => Kind::Exhausted,
             Self::Store(StoreError::Newer { .. }) => Kind::Unsupported,
-            Self::Store(StoreError::Busy { .. }) => Kind::Transient,
+            Self::Store(StoreError::Busy { .. }) | Self::Drained { .. } => Kind::Transient,
             Self::Store(_) => Kind::Bug,
             _ => Kind::Conflict,
         }
@@ -316,6 +322,7 @@ impl Error {
             Self::PoolExhausted { .. } => "remove unused networks with `portolan network prune`, or name a --subnet".to_owned(),
             Self::AddressesExhausted { .. } => "`portolan gc` frees the addresses of containers that are gone; a new network can have a larger --subnet".to_owned(),
             Self::NoBlock { .. } => "`portolan cluster status` tells whether this host can be given some".to_owned(),
+            Self::Drained { .. } => "other hosts of the cluster take them; `portolan cluster undrain` has this one take them again".to_owned(),
             Self::Cluster(error) => return error.hint.clone(),
             Self::AddressTaken { .. } => "choose another address, or none to be given a free one".to_owned(),
             Self::AddressOutside { .. } => "`portolan network inspect` shows the subnets".to_owned(),

@@ -11,7 +11,7 @@ use portolan_plan::{ContainerView, Objects, diff, generated_mac, host_end_name, 
 
 use crate::api::{AttachRequest, ContainerInfo, EndpointRequest, NetworkRequest};
 use crate::cluster::Wanting;
-use crate::engine::{Engine, Unapplied};
+use crate::engine::{Engine, Unapplied, meta};
 use crate::error::{Error, Result};
 use crate::ipam::{self, Space};
 use crate::kernel::Kernel;
@@ -326,6 +326,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 container: view.container.name.to_string(),
                 network: network.name.to_string(),
             });
+        }
+        if network.overlay.is_some() && tx.meta(meta::DRAINED)?.is_some() {
+            return Err(Error::Drained { network: network.name.to_string() });
         }
         if network.driver == Driver::Bridge && tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
             return Err(Error::BridgeFull { network: network.name.to_string() });

@@ -26,6 +26,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if settings.is_none() {
             tx.put_meta(meta::CLUSTER_SEEN, None)?;
             tx.put_meta(meta::CLUSTER_HOSTS, None)?;
+            tx.put_meta(meta::DRAINED, None)?;
         }
         Ok(tx.commit(Durability::Disk)?)
     }
@@ -41,6 +42,21 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         tx.put_meta(meta::CLUSTER, Some(&settings))?;
         tx.commit(Durability::Disk)?;
         Ok(true)
+    }
+
+    /// Has this host take no more containers on networks over several hosts, or do so again. Those that are there stay.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing has changed then.
+    pub fn set_drained(&self, is_drained: bool) -> Result<()> {
+        if self.store.read()?.meta(meta::DRAINED)?.is_some() == is_drained {
+            return Ok(());
+        }
+        let guard = self.store.lock()?;
+        self.ensure_store(&guard)?;
+        let tx = self.store.write(&guard)?;
+        tx.put_meta(meta::DRAINED, is_drained.then_some("yes"))?;
+        Ok(tx.commit(Durability::Disk)?)
     }
 
     /// The hosts that the encrypted link was last told of, as the caller wrote them; none if it is not needed.

@@ -16,6 +16,7 @@ pub mod door;
 pub mod foreign;
 pub mod groups;
 pub mod host;
+pub mod icmp;
 pub mod inherit;
 pub mod iptables;
 pub mod memory;

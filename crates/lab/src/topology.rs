@@ -391,6 +391,14 @@ impl Lan {
         Ok(())
     }
 
+    /// A command that will run in the switch, which sees all frames that hosts send each other.
+    ///
+    /// # Errors
+    /// When out of descriptors.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        Ok(command_in(&self.switch, Command::new(program), true)?)
+    }
+
     /// Pulls the plug of `host`: removes its interface `ifname`.
     ///
     /// # Errors

@@ -95,6 +95,9 @@ pub struct Overlay {
     /// Whether they go through the encrypted link between hosts, whose addresses the ends have then.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub sealed: bool,
+    /// Whether this host's ends of tunnels can answer those of others, by IPv6: so hosts measure their paths to each other.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub measured: bool,
 }
 
 /// Another host of the cluster, as packets to it need it. One row of the store.

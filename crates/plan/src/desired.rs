@@ -21,7 +21,7 @@ mod elements;
 mod overlay;
 mod routed;
 
-pub use overlay::{end_objects, peer_objects, seal_name, tunnel_objects, vxlan_name};
+pub use overlay::{end_objects, is_measured, peer_objects, seal_name, tunnel_objects, vxlan_name};
 
 /// The port of domain name servers.
 const NAMES: u16 = 53;

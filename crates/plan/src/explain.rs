@@ -36,7 +36,7 @@ impl fmt::Display for Sentence {
 const EVERY_NETWORK: &str = "every network";
 
 /// The chains in the order a packet passes them, each followed by those that only it calls.
-const PATH: [Chain; 17] = [
+const PATH: [Chain; 18] = [
     Chain::Guard,
     Chain::Early,
     Chain::NatIn,
@@ -51,6 +51,7 @@ const PATH: [Chain; 17] = [
     Chain::Input,
     Chain::Tunnel,
     Chain::ToHostInternal,
+    Chain::Probe,
     Chain::Allow,
     Chain::NatSource,
     Chain::Answer,
@@ -283,6 +284,9 @@ impl Run<'_> {
                 Data::Goto(Chain::ToHostInternal) => {
                     format!("containers {} reach the host over {family} at their gateway address only", on(bridge))
                 }
+                Data::Goto(Chain::Probe) => format!(
+                    "other hosts' ends of the tunnels by {bridge} are answered over {family} when they measure the path here; their containers do not reach the host"
+                ),
                 Data::Accept => format!("containers {} reach the host over {family}", on(bridge)),
                 Data::Drop => format!("containers {} do not reach the host over {family}", on(bridge)),
                 data => format!("for {family} traffic from {bridge} to the host: {}", verdict(*data)),
@@ -453,6 +457,7 @@ fn condition_words(part: &Part) -> String {
         Part::ToLoopback6 => "is for ::1".to_owned(),
         Part::FromLoopback4 => "is from 127.0.0.0/8".to_owned(),
         Part::FromUnspecified6 => "is from ::".to_owned(),
+        Part::FromLinkLocal6 => "is from fe80::/10".to_owned(),
         Part::Ether(EtherType::Ipv4) => "is IPv4".to_owned(),
         Part::Ether(EtherType::Arp) => "is ARP".to_owned(),
         Part::Ether(EtherType::Ipv6) => "is IPv6".to_owned(),

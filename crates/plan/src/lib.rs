@@ -20,9 +20,9 @@ mod set;
 
 pub use desired::{
     ContainerView, alias_of_endpoint, alias_of_network, alias_of_shaper, base_objects, container_objects,
-    default_route, default_routes, end_objects, generated_mac, host_end_name, is_host_end_name, leased_names,
-    name_servers, network_objects, peer_objects, published_endpoint, seal_name, shaper_name, tunnel_objects,
-    vxlan_name,
+    default_route, default_routes, end_objects, generated_mac, host_end_name, is_host_end_name, is_measured,
+    leased_names, name_servers, network_objects, peer_objects, published_endpoint, seal_name, shaper_name,
+    tunnel_objects, vxlan_name,
 };
 pub use diff::{Step, diff, in_order_of, inverse, possible};
 pub use firewall::{Firewall, Guard};

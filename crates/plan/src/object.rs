@@ -179,6 +179,8 @@ pub enum Chain {
     Tunnel,
     /// From a container of an internal network to the host.
     ToHostInternal,
+    /// From another host's end of tunnels to this one's.
+    Probe,
     /// What may be forwarded or come in, marked as such for the fence.
     Allow,
     /// Hook forward, after the fence: takes the mark away.
@@ -221,7 +223,7 @@ impl Chain {
     pub const SHORTCUTS: [Self; 2] = [Self::ShortcutOut, Self::ShortcutIn];
 
     /// Every chain of a root's tables and its fence, in the order they are listed.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Allow,
         Self::Publish,
         Self::Transit,
@@ -231,6 +233,7 @@ impl Chain {
         Self::WithinClosed,
         Self::Tunnel,
         Self::ToHostInternal,
+        Self::Probe,
         Self::Early,
         Self::NatIn,
         Self::NatOut,
@@ -265,6 +268,7 @@ impl Chain {
             Self::Input => "input",
             Self::Tunnel => "tunnel",
             Self::ToHostInternal => "to_host_internal",
+            Self::Probe => "probe",
             Self::Allow => "allow",
             Self::Unmark => "unmark",
             Self::Answer => "answer",

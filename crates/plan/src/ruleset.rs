@@ -115,6 +115,8 @@ pub enum Part {
     FromLoopback4,
     /// The source is `::`.
     FromUnspecified6,
+    /// The source is in fe80::/10, which no router passes on.
+    FromLinkLocal6,
     /// The link layer protocol.
     Ether(EtherType),
     /// `ip protocol icmp`, whichever family: `meta l4proto`.
@@ -202,7 +204,10 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 const LISTENER_REPORT: u8 = 143;
+const ECHO_REQUEST6: u8 = 128;
 const DNS: u16 = 53;
+/// Who listens there answers with what was sent (RFC 862), and if nobody does the kernel says so: either way something comes back.
+pub const ECHO: u16 = 7;
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
@@ -248,6 +253,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         | Chain::WithinClosed
         | Chain::Tunnel
         | Chain::ToHostInternal
+        | Chain::Probe
         | Chain::PluginPublish => None,
     }
 }
@@ -536,6 +542,14 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_SOLICITATION), allow()]),
             rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_ADVERTISEMENT), allow()]),
             drop("an internal network reaches the host at its gateway only", &[]),
+        ],
+        // From whom is known: outer packets are other hosts' of the cluster, and what their containers send has other sources. They
+        // cost less than what the same hosts may send to containers here, so that nothing is counted.
+        Chain::Probe => vec![
+            rule("what this host asked for", &[Part::Established, allow()]),
+            rule("another host measures the path", &[Part::FromLinkLocal6, Icmp6Type(ECHO_REQUEST6), allow()]),
+            rule("another host measures the path", &[Part::FromLinkLocal6, Part::UdpDestination(ECHO), allow()]),
+            drop("containers of other hosts do not reach the host", &[]),
         ],
         Chain::FenceEarly => vec![
             drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),

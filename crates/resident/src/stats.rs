@@ -11,7 +11,7 @@ use portolan_kernel::rtnl::link::{self, Counters};
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HostRow, LinkRow, WayRow};
+use crate::cluster::{HostRow, LinkRow, Passing, PathRow, WayRow};
 use crate::feed::Feed;
 use crate::{dns, proxy, repair};
 
@@ -226,6 +226,41 @@ fn hosts(text: &mut Text, hosts: &[HostRow]) {
             WayRow::Nothing => ("nothing", ""),
         };
         text.sample("portolan_link_way", &[("host", host.name.as_str()), ("way", way), ("relay", relay)], 1);
+    }
+    paths(text, hosts);
+}
+
+/// What this host finds of the paths to others.
+fn paths(text: &mut Text, hosts: &[HostRow]) {
+    type Value = fn(&PathRow) -> Option<f64>;
+    let each: [(&str, &str, Value); 4] = [
+        ("reached", "Whether packets come back from a host by the tunnels between containers", |path| {
+            match path.state {
+                Passing::Unknown => None,
+                Passing::Passes | Passing::Narrow | Passing::Corrupt => Some(1.0),
+                Passing::Blocked | Passing::Silent => Some(0.0),
+            }
+        }),
+        ("rtt_seconds", "Time that a small packet takes to a host and back, smoothed", |path| path.rtt),
+        ("loss_ratio", "Part of the small packets of the last minute that did not come back from a host", |path| {
+            path.loss
+        }),
+        ("full_size_ok", "Whether packets as large as the MTU says get to a host", |path| {
+            path.full_size.map(|is_so| f64::from(u8::from(is_so)))
+        }),
+    ];
+    for (name, help, value) in each {
+        let name = format!("portolan_peer_{name}");
+        let all = hosts.iter().flat_map(|host| host.paths.iter().map(move |path| (host, path)));
+        let samples: Vec<_> = all.filter_map(|(host, path)| Some((host, path.encrypted, value(path)?))).collect();
+        if samples.is_empty() {
+            continue;
+        }
+        text.head(&name, "gauge", help);
+        for (host, encrypted, value) in samples {
+            let encrypted = if encrypted { "true" } else { "false" };
+            text.sample(&name, &[("host", host.name.as_str()), ("encrypted", encrypted)], value);
+        }
     }
 }
 

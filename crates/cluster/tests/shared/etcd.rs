@@ -171,6 +171,7 @@ pub(crate) fn host(number: u64) -> HostRecord {
         mtu: Mtu::ETHERNET,
         seal: None,
         reach: portolan_cluster::Reach::Open,
+        answers: false,
         version: "0".to_owned(),
     }
 }

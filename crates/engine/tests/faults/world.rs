@@ -257,7 +257,7 @@ fn overlay(number: u8) -> OverlayNetwork {
         options: BTreeMap::new(),
         labels: BTreeMap::new(),
         created: 0,
-        overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false },
+        overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false, measured: false },
         blocks: [block(number), block(number / 8)].into_iter().collect(),
         withheld: BTreeSet::new(),
     }

@@ -8,7 +8,7 @@ use portolan_model::{Container, Endpoint, Family, Id, IfName, Mtu, Network, OF_C
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
-    Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Shortcut, ShortcutPart, Vxlan, Way,
+    Chain, Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Shortcut, ShortcutPart, Vxlan, Way,
 };
 use crate::set::Set;
 
@@ -43,6 +43,7 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
     let Some(overlay) = network.overlay else { return };
     let device = || Field::IfName(network.bridge.clone());
     let is_v6 = |address: IpAddr| Family::of(address) == Family::V6;
+    let is_measured = is_measured(network);
     objects.insert(Object::Vxlan(Vxlan {
         name: network.bridge.clone(),
         vni: overlay.vni,
@@ -52,7 +53,7 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         mac: overlay.end.mac,
         mtu: network.mtu,
         alias: alias_of_network(root, network.id),
-        ipv6: network.has(Family::V6) || is_v6(overlay.end.address),
+        ipv6: network.has(Family::V6) || is_v6(overlay.end.address) || is_measured,
     }));
     if has_shortcuts(network) {
         let part = ShortcutPart::Table { alias: alias_of_network(root, network.id) };
@@ -62,8 +63,9 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         let key = || vec![Field::NfProto(family), device()];
         objects.insert(element(Set::Leave, key(), Data::Drop, owner));
         objects.insert(element(Set::Enter, key(), Data::Drop, owner));
-        // Containers of other hosts have nothing to say to this one.
-        objects.insert(element(Set::ToHost, key(), Data::Drop, owner));
+        // Containers of other hosts have nothing to say to this one. Those hosts themselves have, under link-local addresses.
+        let to_host = if is_measured && family == Family::V6 { Data::Goto(Chain::Probe) } else { Data::Drop };
+        objects.insert(element(Set::ToHost, key(), to_host, owner));
         if network.has(family) {
             objects.insert(member(Set::Checked, key(), owner));
         }
@@ -90,6 +92,11 @@ pub(super) fn endpoint_objects(
 
 fn shortcut(network: &Network, part: ShortcutPart, owner: String) -> Object {
     Object::Shortcut(Shortcut { device: network.bridge.clone(), part, owner })
+}
+
+/// Whether the host's end of a network's tunnels answers those of other hosts. IPv6 does not live below its minimum.
+pub fn is_measured(network: &Network) -> bool {
+    network.overlay.is_some_and(|overlay| overlay.measured) && network.mtu >= Mtu::IPV6_MIN
 }
 
 /// Whether rules let everything pass between containers of a network, so that packets between hosts can do without.
@@ -137,6 +144,11 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
     let takes = Mtu::new(takes).unwrap_or(Mtu::LEAST);
     let by = overlay.sealed.then(|| seal_name(root));
     let device = || network.bridge.clone();
+    if is_measured(network) && !blocks.is_empty() {
+        // It asks, and is asked, under this address.
+        let address = IpAddr::V6(peer.mac.link_local());
+        objects.insert(Object::Neighbour(Neighbour { device: device(), address, mac: peer.mac }));
+    }
     for block in blocks {
         let inner = Family::of(block.addr());
         // IPv6 takes no global address for a neighbour where routes lead to it elsewhere (ip6_route_check_nh_onlink()).
@@ -253,6 +265,7 @@ mod tests {
                 format!("forwarding of 02:00:00:00:00:0b on `vx-000100000000` to fe80::2 by `{link}`"),
                 "neighbour 192.0.2.2 is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
                 "neighbour fe80::2 is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
+                "neighbour fe80::ff:fe00:b is 02:00:00:00:00:0b on `vx-000100000000`".to_owned(),
                 "route of the host to 10.1.0.64/26 via 192.0.2.2 on `vx-000100000000`".to_owned(),
                 "route of the host to fd01::1:0/112 via fe80::2 on `vx-000100000000`".to_owned(),
                 "shortcut of `vx-000100000000` to 10.1.0.64/26 via 192.0.2.2 (host b on n)".to_owned(),
@@ -272,6 +285,34 @@ mod tests {
         let routes: Vec<String> = said(&peer_objects("/r", &network, &peer, &blocks()));
         let routes: Vec<&String> = routes.iter().filter(|said| said.starts_with("route")).collect();
         assert!(routes.len() == 2 && routes.iter().all(|route| route.ends_with(" mtu 1350")), "{routes:?}");
+    }
+
+    #[test]
+    fn ends_of_tunnels_answer_each_other_where_there_is_ipv6() {
+        let asked = "element of `to_host`: ipv6 . \"vx-000100000000\" : goto probe (network n)";
+        let neighbour = "neighbour fe80::ff:fe00:b is";
+        let paths = |network: &Network| {
+            let said = (
+                said(&network_objects("/r", network)),
+                said(&peer_objects("/r", network, &peer(Some("192.0.2.2"), None, 1500), &blocks()[..1])),
+            );
+            let Some(Object::Vxlan(end)) = network_objects("/r", network)
+                .iter()
+                .map(|(_, object)| object)
+                .find(|object| matches!(object, Object::Vxlan(_)))
+                .cloned()
+            else {
+                panic!("no end")
+            };
+            (end.ipv6, said.0.iter().any(|said| said == asked), said.1.iter().any(|said| said.starts_with(neighbour)))
+        };
+        let mut network = overlay("n", 1, &["10.1.0.0/16"], "192.0.2.1");
+        assert_eq!(paths(&network), (true, true, true));
+        network.mtu = Mtu::new(1279).unwrap();
+        assert_eq!(paths(&network), (false, false, false), "IPv6 does not live there");
+        network.mtu = Mtu::new(1450).unwrap();
+        network.overlay.as_mut().unwrap().measured = false;
+        assert_eq!(paths(&network), (false, false, false), "the host has none");
     }
 
     #[test]

@@ -61,6 +61,7 @@ impl fmt::Display for Rendered<'_> {
             Part::ToMulticast(Family::V6) => write!(f, "ip6 daddr ff00::/8"),
             Part::FromLoopback4 => write!(f, "ip saddr 127.0.0.0/8"),
             Part::FromUnspecified6 => write!(f, "ip6 saddr ::"),
+            Part::FromLinkLocal6 => write!(f, "ip6 saddr fe80::/10"),
             Part::Ether(EtherType::Ipv4) => write!(f, "ether type ip"),
             Part::Ether(EtherType::Arp) => write!(f, "ether type arp"),
             Part::Ether(EtherType::Ipv6) => write!(f, "ether type ip6"),
@@ -84,6 +85,7 @@ impl fmt::Display for Rendered<'_> {
             }
             Part::HopLimit6(hops) => write!(f, "ip6 hoplimit {hops}"),
             Part::HasL4Proto => write!(f, "meta l4proto != 255"),
+            Part::Icmp6Type(ECHO_REQUEST6) => write!(f, "icmpv6 type echo-request"),
             Part::Icmp6Type(LISTENER_QUERY) => write!(f, "icmpv6 type mld-listener-query"),
             Part::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
             Part::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),

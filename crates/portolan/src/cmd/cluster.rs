@@ -1,5 +1,6 @@
 //! `portolan cluster …`
 
+mod drain;
 mod rotate;
 
 use std::fs;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Nodes(NodesArgs),
     Verify(VerifyArgs),
     Rotate(rotate::RotateArgs),
+    Drain(drain::DrainArgs),
+    Undrain(drain::UndrainArgs),
     Rm(RmArgs),
 }
 
@@ -58,6 +61,8 @@ impl Command {
             Self::Nodes(args) => args.run(context),
             Self::Verify(args) => args.run(context),
             Self::Rotate(args) => args.run(context),
+            Self::Drain(args) => args.run(context),
+            Self::Undrain(args) => args.run(context),
             Self::Rm(args) => args.run(context),
         }
     }
@@ -338,6 +343,9 @@ impl StatusArgs {
                     bytes(passed.bytes)
                 ));
             }
+            if standing.hosts.iter().any(|host| host.id == standing.host && host.drained) {
+                text.push_str("drained: takes no more containers on networks of the cluster (`portolan cluster undrain` ends that)\n");
+            }
             for warning in &standing.warnings {
                 text.push_str(&format!("warning: {warning}\n"));
             }
@@ -354,7 +362,14 @@ Examples:
   portolan cluster nodes
   portolan cluster nodes --json | jq '.[] | select(.state != \"up\")'
 
-A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on.
+A host is `down` when it has not said for 15 seconds that it runs. Its containers may well go on. One that is `drained` takes no
+more containers on networks of the cluster.
+
+PATH, RTT and LOSS say what this host finds of its path to each other one that it shares a network with, by the tunnels that
+containers' packets take: `passes`; `narrow`, when packets as large as the MTU do not get through; `corrupt`, when those do not whose
+checksum the interface fills in; `blocked`, when nothing does, but the host answers otherwise; `silent`, when nothing comes back at all.
+RTT is how long a small packet takes there and back, LOSS how many of the last minute did not come back. In JSON, `paths` has them,
+those in clear and the encrypted ones by themselves; here, the one that is worse.
 
 Where networks are encrypted, RECEIVED and SENT say what went between it and this host by the encrypted link since the daemon was
 started, and HANDSHAKE when keys were agreed on last: every two minutes while there is traffic. In JSON, `link` has them, and where
@@ -372,16 +387,20 @@ impl NodesArgs {
             return Ok(0);
         }
         let has_link = standing.hosts.iter().any(|host| host.link.is_some());
+        let has_paths = standing.hosts.iter().any(|host| !host.paths.is_empty());
         let row = |host: &HostRow| {
             let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
             let mut row = vec![
                 host.id.short(),
                 host.name.to_string(),
-                host.state.clone(),
+                if host.drained { format!("{}, drained", host.state) } else { host.state.clone() },
                 addresses.join(", "),
                 host.mtu.to_string(),
                 host.version.clone(),
             ];
+            if has_paths {
+                row.extend(path(host));
+            }
             if has_link {
                 let count =
                     |value: fn(&LinkRow) -> u64| host.link.as_ref().map_or_else(String::new, |link| bytes(value(link)));
@@ -394,6 +413,9 @@ impl NodesArgs {
         };
         let rows: Vec<Vec<String>> = standing.hosts.iter().map(row).collect();
         let mut header = vec!["HOST ID", "NAME", "STATE", "ADDRESSES", "MTU", "VERSION"];
+        if has_paths {
+            header.extend(["PATH", "RTT", "LOSS"]);
+        }
         if has_link {
             header.extend(["RECEIVED", "SENT", "HANDSHAKE", "WAY"]);
         }
@@ -413,6 +435,14 @@ fn way(host: &HostRow) -> String {
         (Some(WayRow::Relay { relay, .. }), _) => format!("by {relay}"),
         (Some(WayRow::Nothing), _) => "none".to_owned(),
     }
+}
+
+/// How the path to a host is: the worse one, if there are two.
+fn path(host: &HostRow) -> [String; 3] {
+    let Some(path) = host.paths.iter().max_by_key(|path| path.state) else { return <[String; 3]>::default() };
+    let rtt = path.rtt.map_or_else(String::new, |rtt| format!("{:.2} ms", rtt * 1000.0));
+    let loss = path.loss.map_or_else(String::new, |loss| format!("{:.0} %", loss * 100.0));
+    [path.state.name().to_owned(), rtt, loss]
 }
 
 /// Compare rows and kernel of every host with etcd

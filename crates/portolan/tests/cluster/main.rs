@@ -2,6 +2,7 @@
 
 mod blocks;
 mod cni;
+mod drain;
 mod failures;
 mod forged;
 mod health;
@@ -10,6 +11,7 @@ mod lossless;
 mod many;
 mod nat;
 mod overlay;
+mod paths;
 mod promote;
 mod rotation;
 mod sealed;

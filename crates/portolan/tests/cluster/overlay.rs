@@ -247,7 +247,9 @@ fn a_port_that_somebody_has_is_named() {
     assert!(said.contains("address already in use") && said.contains("hint: ") && said.contains("ss -lunp"), "{said}");
     assert!(ways(b).concat().is_empty(), "nothing has changed: {:?}", ways(b));
     b.ok("verify");
+    b.warns("UDP 4789, the tunnels' port, is another program's on this host (`");
     drop(holder);
+    b.is_well();
     b.ok(&format!("attach --netns {path} --name late --network web"));
     let (near, late) = (world.pod(a, "web", "near"), world.known(b, "web", "late", place));
     assert!(eventually(LONG, || ping(&near, late.addresses[0], SHORT).is_open()));

@@ -65,6 +65,7 @@ impl World {
                 mtu: Mtu::ETHERNET,
                 seal: None,
                 reach: portolan_cluster::Reach::Open,
+                answers: false,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             endpoints: Endpoints::new(),

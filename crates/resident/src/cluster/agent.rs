@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use portolan_cluster::{
-    Change, Checked, Event, HostRecord, Layout, Part, Refusal, View, WentBack, Write, abandoned, concerns, free, turn,
+    Change, Checked, Event, Figures as PathFigures, HostRecord, Key, Layout, Part, PathTo, Refusal, View, WentBack,
+    Write, abandoned, concerns, free, turn,
 };
 use portolan_etcd::Client;
 use portolan_kernel::random;
@@ -52,6 +53,10 @@ pub(super) struct Known {
     pub(super) unreached: Vec<String>,
     /// Bytes that this host has passed on between two others.
     pub(super) passed: BTreeMap<(Id, Id), u64>,
+    /// Who else has the port of the tunnels on this host, a sentence.
+    pub(super) port_taken: Option<String>,
+    /// The paths to other hosts.
+    pub(super) paths: BTreeMap<PathTo, PathFigures>,
     /// Whom a change of keys waits for.
     pub(super) waits_for: BTreeSet<Id>,
     /// When it was last looked up which hosts run.
@@ -72,6 +77,8 @@ impl Known {
             ways: BTreeMap::new(),
             unreached: Vec::new(),
             passed: BTreeMap::new(),
+            port_taken: None,
+            paths: BTreeMap::new(),
             waits_for: BTreeSet::new(),
             looked: None,
         }
@@ -108,6 +115,8 @@ pub(super) struct Agent {
     jobs: Vec<Job>,
     /// Who wants to know which hosts run.
     looks: Vec<Reply>,
+    /// Hosts of which it is to be found out whether they run.
+    silent: BTreeSet<Id>,
     /// etcd may say of this host that it wants addresses.
     has_wanted: bool,
     /// What checks found here, which is to be told.
@@ -172,6 +181,7 @@ impl Agent {
             is_to_follow: false,
             jobs: Vec::new(),
             looks: Vec::new(),
+            silent: BTreeSet::new(),
             has_wanted: true,
             found: Vec::new(),
             moves: Vec::new(),
@@ -340,6 +350,20 @@ impl Agent {
         Ok(())
     }
 
+    /// Finds out whether a host runs.
+    async fn look_at(&self, session: &Session, host: Id) -> Result<()> {
+        let part = Part::Run(host);
+        let (revision, found) = edge::list(&session.client, &self.layout, part, 0).await?;
+        let mut events: Vec<Event> = found
+            .map(|(key, value, revision)| Event::Put { key: key.to_vec(), value: value.to_vec(), revision })
+            .collect();
+        if events.is_empty() {
+            events.push(Event::Delete { key: self.layout.text(&Key::Alive(host)).into_bytes() });
+        }
+        lock(&self.shared).view.apply(&self.layout, part, revision, &events);
+        Ok(())
+    }
+
     /// Whether this is what this host may write into.
     fn check(&self, view: &View) -> Result<()> {
         if let Some(format) = view.newer_format() {
@@ -368,6 +392,9 @@ impl Agent {
             if !self.looks.is_empty() {
                 self.look(&session).await?;
                 self.looks.drain(..).for_each(|reply| reply(Ok(Came::Looked {})));
+            }
+            for host in std::mem::take(&mut self.silent) {
+                self.look_at(&session, host).await?;
             }
             self.follow(&mut session).await?;
             self.publish(&mut session).await?;
@@ -426,6 +453,7 @@ impl Agent {
                 self.is_to_follow = true;
             }
             Told::Look(reply) => self.looks.push(reply),
+            Told::Runs(hosts) => self.silent = hosts,
             Told::Move(one) => self.moves.push(one),
             Told::Way(one) => self.ways.push(one),
             Told::Record => {}

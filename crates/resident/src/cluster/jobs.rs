@@ -79,7 +79,7 @@ impl Job {
             Sharing::Remove { network } | Sharing::Claim { network, .. } | Sharing::Promote { id: network, .. } => {
                 Some(network)
             }
-            Sharing::Create { .. } | Sharing::Verify {} | Sharing::Rotate {} => None,
+            Sharing::Create { .. } | Sharing::Drain { .. } | Sharing::Verify {} | Sharing::Rotate {} => None,
         }
     }
 
@@ -181,7 +181,11 @@ impl Job {
 
     /// Who is to be told.
     pub(super) fn into_reply(mut self) -> Reply {
-        self.reply.take().unwrap_or_else(|| Box::new(|_| {}))
+        let reply = self.reply.take().unwrap_or_else(|| Box::new(|_| {}));
+        match self.what {
+            Sharing::Drain { host, .. } => Box::new(move |came| reply(came.map(|_| Came::Drained { host }))),
+            _ => reply,
+        }
     }
 }
 
@@ -226,6 +230,18 @@ fn decide(what: &Sharing, me: Id, view: &View, random: [u8; 32], now: u64) -> Re
                 ));
             }
             Ok(Next::Write(*network, Write::remove_network(*network, record)))
+        }
+        Sharing::Drain { host, is_drained } => {
+            if !view.hosts().contains_key(host) || view.is_gone(*host) {
+                return Err(Refusal::new(
+                    format!("host {} is not of the cluster any more", host.short()),
+                    "`portolan cluster nodes` lists the hosts",
+                ));
+            }
+            Ok(match view.is_drained(*host) == *is_drained {
+                true => Next::Seen(*host),
+                false => Next::Write(*host, Write::drain(*host, *is_drained)),
+            })
         }
         Sharing::Rotate {} => unreachable!("rows are asked for it"),
         Sharing::Verify {} => {

@@ -112,6 +112,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             underlay: joining.underlay,
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
+            answers: answers(engine, seal.as_ref()),
             seal,
             reach: joining.reach,
             version: VERSION.to_owned(),
@@ -159,6 +160,11 @@ fn draw_seal(engine: &Engine, port: u16, round: u64, secret: Option<String>) -> 
     let address = SealRecord::address_of(number);
     let first = SealRecord { key: String::new(), port, address, round: 0, next: None, moved: 0, secret };
     (private.to_base64(), Some(first.anew(private.public().to_base64(), round)))
+}
+
+/// Whether this host's ends of tunnels can answer others: where IPv6 is switched off for what interfaces come, it is left so.
+pub(super) fn answers(engine: &Engine, seal: Option<&SealRecord>) -> bool {
+    seal.is_some() && engine.kernel().setting("net/ipv6/conf/default/disable_ipv6").is_some_and(|value| value == "0")
 }
 
 pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {

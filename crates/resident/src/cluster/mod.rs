@@ -14,7 +14,9 @@ mod lane;
 mod meter;
 mod moves;
 mod note;
+mod paths;
 pub mod plan;
+mod prober;
 mod relay;
 mod rows;
 mod seal;
@@ -41,6 +43,7 @@ use tokio::sync::oneshot;
 use crate::daemon::{self, Engine};
 
 use agent::{Agent, Known, Shared};
+use prober::Prober;
 use rows::Rows;
 use seal::Seal;
 
@@ -49,6 +52,7 @@ pub use edge::transaction;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use lane::WORKER;
 pub use meter::LinkRow;
+pub use paths::{Passing, PathRow};
 pub use site::Site;
 pub use standing::{HostRow, KeyStanding, PassedRow, Standing};
 pub use underlay::{OwnAddress, follow, own_addresses, underlay};
@@ -131,6 +135,13 @@ pub enum Sharing {
     Verify {},
     /// All hosts are to have new keys for the encrypted link.
     Rotate {},
+    /// A host is to take no more containers on networks that all have, or to do so again.
+    Drain {
+        /// The host.
+        host: Id,
+        /// Whether it is to take none.
+        is_drained: bool,
+    },
     /// This host needs more of a network's addresses.
     Claim {
         /// The network.
@@ -169,6 +180,11 @@ pub enum Came {
     Network {
         /// Which one.
         network: Id,
+    },
+    /// A host takes no more containers, or does so again.
+    Drained {
+        /// Which one.
+        host: Id,
     },
     /// Keys change.
     Rotating {
@@ -215,6 +231,8 @@ enum Told {
     Share(Sharing, Reply),
     /// Somebody wants to know which hosts run, and to hear when that is known.
     Look(Reply),
+    /// It is to be found out whether these hosts run: nothing comes back from them.
+    Runs(BTreeSet<Id>),
     /// What came of a check here.
     Checked(Id, Checked),
     /// A part of a block is withheld, and something is to come of it.
@@ -345,6 +363,7 @@ pub struct Cluster {
     handle: Handle,
     tell: Tell,
     stop: Option<oneshot::Sender<()>>,
+    prober: Option<Prober>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -358,7 +377,9 @@ impl Cluster {
         last_runs.extend(Some(membership.run).filter(|run| !run.is_empty()));
         last_runs.drain(..last_runs.len().saturating_sub(RUNS));
         let this_run = Id::from_bytes(engine.kernel().random()).to_string();
-        let record = HostRecord { version: VERSION.to_owned(), ..membership.record };
+        // An earlier version has said nothing of that.
+        let answers = join::answers(engine, membership.record.seal.as_ref());
+        let record = HostRecord { version: VERSION.to_owned(), answers, ..membership.record };
         let membership = Membership { run: this_run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;
         let (handle, conversation, worker) = part(membership, engine.remote()?.revision, engine.seal_name(), run)?;
@@ -381,7 +402,8 @@ impl Cluster {
         };
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = vec![thread("portolan-cluster").spawn(talk)?, thread("portolan-overlay").spawn(work)?];
-        Ok(Self { handle, tell, stop: Some(stop), threads })
+        let prober = Prober::start(handle.membership.host, handle.shared.clone(), handle.told.clone())?;
+        Ok(Self { handle, tell, stop: Some(stop), prober: Some(prober), threads })
     }
 
     /// How this host stands.
@@ -414,7 +436,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.stop = None;
+        (self.stop, self.prober) = (None, None);
         self.handle.stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnet::IpNet;
-use portolan_cluster::{Idle, offer, own};
+use portolan_cluster::{Idle, offer, own, unused};
 use portolan_model::{Family, Id, Withheld};
 use tokio::sync::mpsc as channel;
 
@@ -47,7 +47,7 @@ impl Moves {
         let all = site.withheld()?;
         let mut over = BTreeSet::new();
         let mut open: BTreeSet<(Id, Withheld)> = BTreeSet::new();
-        let is_connected = {
+        let (is_connected, is_drained) = {
             let known = lock(&self.shared);
             for (network, withheld) in &all {
                 let still = own(&known.view, self.me, *network, withheld).withheld;
@@ -56,7 +56,7 @@ impl Moves {
                 }
                 open.extend(still.into_iter().map(|part| (*network, part)));
             }
-            known.trouble.is_none()
+            (known.trouble.is_none(), known.view.is_drained(self.me))
         };
         self.offered.retain(|at, _| open.contains(at));
         for (network, part) in open {
@@ -67,7 +67,8 @@ impl Moves {
                 let _ = self.told.send(Told::Move(Move { network, part, to: To::Me }));
             }
         }
-        if is_connected && now.saturating_duration_since(self.looked) >= LOOK {
+        // Who takes no more containers has nothing to wait for.
+        if is_connected && (is_drained || now.saturating_duration_since(self.looked) >= LOOK) {
             self.looked = now;
             self.release(site, &all, now)?;
         }
@@ -81,7 +82,7 @@ impl Moves {
         for network in networks {
             let in_use = site.addresses_in_use(network)?;
             for family in Family::ALL {
-                let part = {
+                let parts: Vec<Withheld> = {
                     let view = &lock(&self.shared).view;
                     let Some(record) = view.networks().get(&network) else { continue };
                     let Some(prefix) = *record.prefixes.of(family) else { continue };
@@ -92,10 +93,14 @@ impl Moves {
                         .map(|(block, _)| block)
                         .filter(|block| prefix.contains(block) && !is_offered(block))
                         .collect();
-                    let block = self.idle.look(network, prefix, &blocks, &in_use, now);
-                    block.map(|block| Withheld { block, part: block, written: view.written(network, block) })
+                    let over = match view.is_drained(self.me) {
+                        true => unused(&blocks, &in_use),
+                        false => self.idle.look(network, prefix, &blocks, &in_use, now).into_iter().collect(),
+                    };
+                    let whole = |block| Withheld { block, part: block, written: view.written(network, block) };
+                    over.into_iter().map(whole).collect()
                 };
-                if let Some(part) = part {
+                for part in parts {
                     self.offer(site, Move { network, part, to: To::Nobody })?;
                 }
             }

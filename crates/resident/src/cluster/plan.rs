@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, common, own};
+use portolan_cluster::{
+    Change, ClusterNetwork, EndpointRecord, HostRecord, PathTo, Tunnel, VXLAN_PORT, View, common, own,
+};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
-use portolan_model::{Driver, Id, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd, Withheld};
+use portolan_model::{
+    Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd, Withheld,
+};
 use portolan_plan::ContainerView;
 
 use super::Endpoints;
@@ -54,6 +58,8 @@ pub struct Plan {
     pub gone: BTreeSet<Id>,
     /// What is other than before at other hosts.
     pub remote: RemoteChanges,
+    /// Whether this host is to take no more containers on such networks, where that may be otherwise.
+    pub drained: Option<bool>,
 }
 
 impl Plan {
@@ -64,6 +70,9 @@ impl Plan {
     /// When it is not known that all of it was done.
     pub fn take_in<S: Store, K: Kernel>(&self, engine: &Engine<S, K>) -> Result<BTreeMap<Id, Option<String>>> {
         let mut problems = BTreeMap::new();
+        if let Some(is_drained) = self.drained {
+            engine.set_drained(is_drained)?;
+        }
         for network in &self.networks {
             let problem = match engine.put_overlay(network) {
                 Ok(failures) => failures.into_iter().next(),
@@ -92,7 +101,8 @@ impl Here<'_> {
         for change in changes {
             match change {
                 Change::Cluster => networks.extend(view.networks().keys()),
-                Change::Alive(_) | Change::Want(..) | Change::Place(..) => {}
+                Change::Drained(host) if *host == self.host => plan.drained = Some(view.is_drained(*host)),
+                Change::Drained(_) | Change::Alive(_) | Change::Want(..) | Change::Place(..) => {}
                 Change::Check(_) | Change::Checked(..) | Change::Way(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
@@ -144,6 +154,7 @@ impl Here<'_> {
                 endpoints: differences(&rows.remote.endpoints, endpoints),
                 revision: view.revision(),
             },
+            drained: Some(view.is_drained(self.host)),
         }
     }
 
@@ -189,15 +200,65 @@ impl Here<'_> {
             name: record.name.clone(),
             underlay: if is_there { record.underlay } else { PerFamily::default() },
             sealed: record.seal.as_ref().map(|seal| seal.address),
-            // Whoever passes packets on may do so by IPv6.
-            sealed_by_ipv6: !common(self.record, record).is_some_and(|way| way.is_ipv4()),
+            sealed_by_ipv6: self.record.sealed_family(record) == Family::V6,
             mac: record.mac,
             mtu: record.mtu,
         }
     }
 
-    /// A network as it is on this host.
-    fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
+    /// The paths that lead from this host to others which containers are on that share a network with some of this one: of each kind
+    /// one to each.
+    pub fn paths(&self, view: &View) -> BTreeMap<PathTo, Tunnel> {
+        let mut paths = BTreeMap::new();
+        let is_on = |network: Id, host: Id| view.endpoints_of(network, host).next().is_some();
+        for id in view.followed().filter(|id| is_on(*id, self.host)) {
+            let Some(record) = view.networks().get(&id) else { continue };
+            let own = self.end(view, record);
+            let others = view.hosts().iter().filter(|(host, _)| **host != self.host && !view.is_gone(**host));
+            for (host, other) in others {
+                let to = PathTo { host: *host, sealed: own.sealed };
+                if !paths.contains_key(&to) && is_on(id, *host) {
+                    let there = Here { host: *host, record: other }.end(view, record);
+                    paths.extend(
+                        self.path(record, &own, other, &there).map(|path| (to, Tunnel { network: id, ..path })),
+                    );
+                }
+            }
+        }
+        paths
+    }
+
+    /// The path to a host by a network's tunnels; none where there is none that can be measured.
+    fn path(&self, record: &ClusterNetwork, own: &Overlay, other: &HostRecord, there: &Overlay) -> Option<Tunnel> {
+        if !(own.measured && there.measured) {
+            return None;
+        }
+        // Somebody else may be at the address that a host has behind NAT.
+        let is_there = !self.record.is_behind_nat() && !other.is_behind_nat();
+        let outside = match own.sealed {
+            // Others are not reached on the link.
+            true if self.record.seal.as_ref()?.secret != other.seal.as_ref()?.secret => return None,
+            true => common(self.record, other).filter(|_| is_there),
+            false if !is_there => return None,
+            false => Some((*other.underlay.of(Family::of(own.end.address)))?),
+        };
+        let has_v6 = record.prefixes.v6.is_some();
+        let asked = NetworkOptions::from_pairs(Driver::Overlay, &record.options).ok()?.mtu;
+        let of = |end: &TunnelEnd, mtu: Mtu| {
+            let fits = end.inner_mtu(mtu, has_v6);
+            asked.map_or(fits, |asked| asked.min(fits))
+        };
+        // Below that there is no IPv6 on one of the ends, which would answer.
+        if of(&own.end, own.end.mtu).min(of(&there.end, there.end.mtu)) < Mtu::IPV6_MIN {
+            return None;
+        }
+        let takes = if own.sealed { self.record.sealed_mtu_to(other) } else { own.end.mtu.min(there.end.mtu) };
+        let size = of(&own.end, takes).bytes();
+        Some(Tunnel { network: Id::from_bytes([0; 32]), end: other.mac.link_local(), outside, size })
+    }
+
+    /// What a network is on this host.
+    fn end(&self, view: &View, record: &ClusterNetwork) -> Overlay {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = *self.record;
         let nowhere = || IpAddr::from([0; 4]);
         let sealed = is_encrypted(&record.options);
@@ -208,6 +269,12 @@ impl Here<'_> {
             (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
         };
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
+        let measured = self.record.answers;
+        Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured }
+    }
+
+    /// A network as it is on this host.
+    fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
         let none = BTreeSet::new();
         let own = own(view, self.host, id, withheld.get(&id).unwrap_or(&none));
         OverlayNetwork {
@@ -218,7 +285,7 @@ impl Here<'_> {
             options: record.options.clone(),
             labels: record.labels.clone(),
             created: record.created,
-            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed },
+            overlay: self.end(view, record),
             blocks: own.blocks,
             withheld: own.withheld,
         }
@@ -278,4 +345,93 @@ fn differences<K: Ord + Copy, V: PartialEq>(
     differences.extend(before.keys().filter(|key| !kept.contains(key)).map(|key| (*key, None)));
     // All at once: it is mostly everything or nothing.
     differences.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_cluster::{Event, Key, Layout, Part};
+    use portolan_model::{Mac, PerFamily, Vni};
+    use serde::Serialize;
+
+    use super::*;
+
+    fn id(byte: u8) -> Id {
+        Id::from_bytes([byte; 32])
+    }
+
+    fn host(number: u8, mtu: u32) -> HostRecord {
+        HostRecord {
+            name: format!("host-{number}").parse().unwrap(),
+            underlay: PerFamily { v4: Some(IpAddr::from([192, 0, 2, number])), v6: None },
+            mac: Mac::from_bytes([2, 0, 0, 0, 0, number]),
+            mtu: Mtu::new(mtu).unwrap(),
+            reach: portolan_cluster::Reach::Open,
+            answers: true,
+            seal: None,
+            version: String::new(),
+        }
+    }
+
+    fn network(number: u32) -> ClusterNetwork {
+        ClusterNetwork {
+            name: format!("net-{number}").parse().unwrap(),
+            vni: Vni::new(number).unwrap(),
+            prefixes: PerFamily { v4: Some("10.1.0.0/16".parse().unwrap()), v6: None },
+            block_lengths: PerFamily { v4: 26, v6: 112 },
+            internal: false,
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            created: 0,
+        }
+    }
+
+    fn put(layout: &Layout, key: &Key, value: &impl Serialize) -> Event {
+        let value = serde_json::to_vec(value).unwrap();
+        Event::Put { key: layout.text(key).into_bytes(), value, revision: 1 }
+    }
+
+    /// The hosts to which there is a path from the first one, with the size of what it takes, when the second network is of all of
+    /// them and the first one of the first two.
+    fn paths(hosts: &[HostRecord]) -> Vec<(u8, u8, u32)> {
+        let layout = Layout::default();
+        let mut view = View::default();
+        let records = (1u8..).zip(hosts).map(|(number, record)| put(&layout, &Key::Host(id(number)), record));
+        let networks = [1u8, 2].map(|number| put(&layout, &Key::Network(id(100 + number)), &network(number.into())));
+        view.apply(&layout, Part::All, 1, &records.chain(networks).collect::<Vec<Event>>());
+        for network in [101, 102] {
+            let record = EndpointRecord {
+                container: id(50),
+                name: String::new(),
+                aliases: Vec::new(),
+                addresses: Vec::new(),
+                unwell: false,
+            };
+            view.add(&layout, id(network), 1, Vec::<(Vec<u8>, Vec<u8>, i64)>::new());
+            let on = (1..=hosts.len() as u8).filter(|number| network == 102 || *number <= 2);
+            let endpoints =
+                on.map(|number| Key::Endpoint { network: id(network), host: id(number), endpoint: id(number) });
+            let events: Vec<Event> = endpoints.map(|key| put(&layout, &key, &record)).collect();
+            view.apply(&layout, Part::Network(id(network)), 1, &events);
+        }
+        let paths = Here { host: id(1), record: &hosts[0] }.paths(&view);
+        let said = paths.into_iter().map(|(to, tunnel)| {
+            assert_eq!(tunnel.outside.unwrap().to_string(), format!("192.0.2.{}", to.host.as_bytes()[0]));
+            (to.host.as_bytes()[0], tunnel.network.as_bytes()[0], tunnel.size)
+        });
+        said.collect()
+    }
+
+    #[test]
+    fn paths_lead_to_who_is_on_the_same_networks_and_answers() {
+        let hosts = [host(1, 1500), host(2, 1500), host(3, 1400), host(4, 1500)];
+        assert_eq!(paths(&hosts), [(2, 101, 1450), (3, 102, 1350), (4, 102, 1450)]);
+        // One of an earlier version, one on whose end IPv6 does not live, and one without an address of the family.
+        let mut others = hosts.clone();
+        others[1].answers = false;
+        others[2].mtu = Mtu::new(1300).unwrap();
+        others[3].underlay = PerFamily { v4: None, v6: Some("fd00::4".parse().unwrap()) };
+        assert_eq!(paths(&others), []);
+        others[0].answers = false;
+        assert_eq!(paths(&others[..1]), []);
+    }
 }

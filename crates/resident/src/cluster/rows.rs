@@ -19,7 +19,7 @@ use super::relay::Relay;
 use super::seal::{self, Seal};
 use super::site::Site;
 use super::ways::Ways;
-use super::{Came, Membership, Reply, Sharing, Told, Wanted, join};
+use super::{Came, Membership, Reply, Sharing, Told, Wanted, join, paths};
 use crate::daemon::Engine;
 
 /// How often the encrypted link is looked at when nothing else happens.
@@ -354,8 +354,13 @@ impl Rows {
     /// How rows and kernel differ from what is in etcd.
     fn check(&self, site: &impl Site) -> Checked {
         let mut all: Vec<String> = lock(&self.shared).problems.values().cloned().collect();
-        let view = lock(&self.shared).view.clone();
+        let (view, known_paths, port_taken) = {
+            let known = lock(&self.shared);
+            (known.view.clone(), known.paths.clone(), known.port_taken.clone())
+        };
         all.extend(seal::other_secrets(self.membership.host, &view));
+        all.extend(port_taken);
+        all.extend(paths::warnings(&view, self.membership.host, &known_paths));
         match site.compare(self.here(), &view) {
             Ok(differences) => all.extend(differences),
             Err(error) => all.push(format!("it cannot be told: {error:#}")),
@@ -367,6 +372,9 @@ impl Rows {
 
     /// Claims another block when most addresses of the ones there are taken, so that nobody has to wait for it.
     fn make_room(&self, site: &impl Site, network: Id) -> Result<()> {
+        if lock(&self.shared).view.is_drained(self.membership.host) {
+            return Ok(());
+        }
         for family in Family::ALL {
             let Some(room) = site.room(network, family)? else { return Ok(()) };
             // Who has none is not asked for any until somebody attaches.

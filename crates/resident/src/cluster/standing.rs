@@ -5,10 +5,10 @@ use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
 
 use super::agent::Known;
-use super::{LinkRow, Membership, WayRow, seal, ways};
+use super::{LinkRow, Membership, PathRow, WayRow, paths, seal, ways};
 
 /// How this host stands in its cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     /// The cluster.
     pub cluster: Id,
@@ -55,7 +55,7 @@ pub struct KeyStanding {
 }
 
 /// A host, as all see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostRow {
     /// Its id.
     pub id: Id,
@@ -69,18 +69,37 @@ pub struct HostRow {
     pub version: String,
     /// `up`; `down` if it has not said for a while that it runs; `gone` if it is not to come back.
     pub state: String,
+    /// Whether it takes no more containers on networks that all have.
+    #[serde(default)]
+    pub drained: bool,
     /// What went between it and this host by the encrypted link; none where nothing did, and for this host.
     pub link: Option<LinkRow>,
     /// By which way it is sent to on the encrypted link; none where there is no link, and for this host.
     pub way: Option<WayRow>,
     /// Whether others come to it by themselves.
     pub reach: Reach,
+    /// How the paths are that lead from this host to it: one by tunnels in clear, one by the encrypted link, as far as networks that
+    /// both are on have any.
+    #[serde(default)]
+    pub paths: Vec<PathRow>,
 }
 
 impl Standing {
     /// What a host can say that knows this.
     pub(super) fn new(membership: &Membership, known: &Known) -> Self {
-        let Known { view, record, trouble, problems, link_trouble, missing, link, waits_for, .. } = known;
+        let Known {
+            view,
+            record,
+            trouble,
+            problems,
+            link_trouble,
+            missing,
+            link,
+            waits_for,
+            paths: known_paths,
+            port_taken,
+            ..
+        } = known;
         let state = |id: Id| match (view.is_gone(id), view.run_of(id)) {
             (true, _) => "gone",
             (false, Some(_)) => "up",
@@ -93,9 +112,11 @@ impl Standing {
             mtu: record.mtu,
             version: record.version.clone(),
             state: state(*id).to_owned(),
+            drained: view.is_drained(*id),
             link: link.get(id).copied().map(LinkRow::from),
             way: known.ways.get(id).filter(|_| link.contains_key(id)).cloned(),
             reach: record.reach,
+            paths: paths::rows(*id, known_paths),
         };
         let mut hosts: Vec<HostRow> = view.hosts().iter().map(row).collect();
         let keys = record.seal.as_ref().and_then(|seal| seal.keys().last().map(|key| (seal, key)));
@@ -129,6 +150,7 @@ impl Standing {
             Some(PassedRow { between, bytes: *bytes })
         });
         let secrets = seal::other_secrets(membership.host, view);
+        let paths = paths::warnings(view, membership.host, known_paths);
         Self {
             cluster: membership.cluster,
             host: membership.host,
@@ -145,6 +167,8 @@ impl Standing {
                 .chain(gone)
                 .chain(secrets)
                 .chain(ways::not_over_nat(known))
+                .chain(port_taken.clone())
+                .chain(paths)
                 .chain(strange)
                 .collect(),
             hosts,

@@ -123,8 +123,16 @@ mod tests {
     fn record(there: &[OwnAddress]) -> HostRecord {
         let (underlay, mtu) = underlay(&[], there).unwrap();
         let mac = Mac::from_bytes([2; 6]);
-        let reach = portolan_cluster::Reach::Open;
-        HostRecord { name: "a".parse().unwrap(), underlay, mac, mtu, seal: None, reach, version: String::new() }
+        HostRecord {
+            name: "a".parse().unwrap(),
+            underlay,
+            mac,
+            mtu,
+            seal: None,
+            reach: portolan_cluster::Reach::Open,
+            answers: false,
+            version: String::new(),
+        }
     }
 
     #[test]

@@ -122,17 +122,17 @@ impl Expressions<'_> {
         self.compare(false, &[0; 4]);
     }
 
-    fn mask(&mut self, bits: &[u8; 4]) {
+    fn mask<const N: usize>(&mut self, bits: &[u8; N]) {
         self.expression("bitwise", |buf| {
             PushExprBitwiseAttrs::new(buf)
                 .push_sreg(REGISTER)
                 .push_dreg(REGISTER)
-                .push_len(4)
+                .push_len(N as u32)
                 .nested_mask()
                 .push_value(bits)
                 .end_nested()
                 .nested_xor()
-                .push_value(&[0; 4]);
+                .push_value(&[0; N]);
         });
     }
 
@@ -301,6 +301,13 @@ impl Expressions<'_> {
                 let (offset, last) = if *part == Part::ToLoopback6 { (24, 1) } else { (8, 0) };
                 self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, 16, REGISTER);
                 self.compare(true, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+            }
+            Part::FromLinkLocal6 => {
+                self.only_family(Family::V6);
+                self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 8, 16, REGISTER);
+                let start = |first: u8, second: u8| [first, second, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                self.mask(&start(0xff, 0xc0));
+                self.compare(true, &start(0xfe, 0x80));
             }
             Part::ToMulticast(Family::V4) => {
                 self.only_family(Family::V4);
