@@ -201,6 +201,7 @@ mod tests {
             mtu: Mtu::ETHERNET,
             seal: Some(seal),
             reach,
+            answers: false,
             version: String::new(),
         }
     }

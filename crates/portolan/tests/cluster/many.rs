@@ -103,7 +103,7 @@ fn everybody(name: &str, create: &str) {
         assert!(eventually(LONG, is_whole), "{}: {:#?}", node.host.name(), ways(node));
         // On the link packets of IPv6 go to its address, and what measures the path to that of the tunnel's end.
         let neighbours = if is_encrypted { 3 } else { 2 };
-        assert_eq!(paths(node)[2].len(), neighbours * others, "{:#?}", paths(node)[2]);
+        assert_eq!(ways(node)[2].len(), neighbours * others, "{:#?}", ways(node)[2]);
     }
     let knows_all = || missed(&pods[0], &pods).is_empty();
     assert!(eventually(LONG, knows_all), "{:#?}", missed(&pods[0], &pods));
