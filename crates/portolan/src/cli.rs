@@ -165,13 +165,8 @@ impl Global {
             (Some("debug"), _) | (None, 2) => tracing::Level::DEBUG,
             _ => tracing::Level::TRACE,
         };
-        start_log(level);
+        crate::log::start(level);
     }
-}
-
-/// Logs what is at least as important as `level` to standard error.
-pub(crate) fn start_log(level: tracing::Level) {
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().with_ansi(false).init();
 }
 
 /// Reads the command line; help and misuse are printed here, and answered with the exit status.

@@ -15,6 +15,7 @@ mod cmd;
 mod containers_conf;
 mod context;
 mod failure;
+mod log;
 mod output;
 mod resolv;
 mod runtime;

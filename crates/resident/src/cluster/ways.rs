@@ -235,10 +235,9 @@ impl Ways {
                 _ => {}
             }
             let but: BTreeSet<Id> = self.avoid.keys().filter(|(of, _)| *of == id).map(|(_, relay)| *relay).collect();
-            let is_heard = |id: Id| self.heard.get(&id).is_some_and(|heard| now - *heard < LATELY);
-            let there: BTreeMap<Id, HostRecord> =
-                hosts.iter().filter(|(id, _)| !view.is_gone(**id)).map(|(id, record)| (*id, record.clone())).collect();
-            let chosen = relay_for((me, id), &there, is_heard, is_up, &but);
+            let is_late = |id: Id| self.heard.get(&id).is_none_or(|heard| now - *heard >= LATELY);
+            let is_heard = |id: Id| !is_late(id) && !view.is_gone(id);
+            let chosen = relay_for((me, id), hosts, is_heard, is_up, &but);
             if chosen.is_none() || !but.is_empty() {
                 let tried: Vec<String> =
                     but.iter().filter_map(|relay| Some(format!("`{}`", hosts.get(relay)?.name))).collect();

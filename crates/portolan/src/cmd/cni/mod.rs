@@ -59,7 +59,7 @@ pub(crate) fn called() -> Option<i32> {
 /// Logs go to standard error, which runtimes keep for failures.
 fn start_log(usual: tracing::Level) {
     let wanted = std::env::var("PORTOLAN_LOG").unwrap_or_default();
-    crate::cli::start_log(wanted.parse().unwrap_or(usual));
+    crate::log::start(wanted.parse().unwrap_or(usual));
 }
 
 /// `dhcp daemon`, with its flags; the exit status.
