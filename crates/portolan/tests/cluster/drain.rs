@@ -45,6 +45,15 @@ fn a_drained_host_keeps_what_runs_and_takes_nothing_more() {
     assert!(b.ok("cluster status").contains("drained: takes no more containers"));
     let place = world.lab.host("late").unwrap();
     let attach = format!("attach --netns {} --name late --network", place.netns_path().display());
+    // It is told by etcd, and writes it down under the lock.
+    let refuses = || {
+        let is_taken = b.run(&format!("{attach} web").split(' ').collect::<Vec<_>>()).status.success();
+        if is_taken {
+            b.ok("detach late");
+        }
+        !is_taken
+    };
+    assert!(eventually(SOON, refuses));
     let refused = || b.refused(&format!("{attach} web"));
     let why = "network `web` is one of the cluster's, on which this host takes no more containers: it is drained";
     assert!(refused().contains(why) && refused().contains("portolan cluster undrain"), "{}", refused());

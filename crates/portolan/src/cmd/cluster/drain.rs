@@ -72,9 +72,11 @@ fn drain(context: &Context, hosts: &[String], is_drained: bool) -> Result<i32> {
             }
             other => anyhow::bail!("the daemon answered something else: {other:?}"),
         }
-        let name = standing.hosts.iter().find(|row| row.id == *host).map(|row| row.name.to_string());
+        let named = standing.hosts.iter().find(|row| row.id == *host).map(|row| &row.name);
+        // Of the others a daemon that has just begun knows nothing yet.
+        let name = named.or_else(|| (*host == standing.host).then_some(&standing.name));
         if !context.json {
-            output::print(&format!("{}\n", name.unwrap_or_else(|| host.short())))?;
+            output::print(&format!("{}\n", name.map_or_else(|| host.short(), ToString::to_string)))?;
         }
     }
     if context.json {
@@ -89,9 +91,18 @@ fn find(standing: &Standing, which: &str) -> Result<Id> {
     let is_it = |row: &&HostRow| {
         row.name.as_str() == which || (which.len() >= SHORTEST && row.id.to_string().starts_with(which))
     };
+    if standing.name.as_str() == which {
+        return Ok(standing.host);
+    }
     let mut found = standing.hosts.iter().filter(is_it);
     match (found.next(), found.next()) {
         (Some(row), None) => Ok(row.id),
+        (None, _) if !standing.connected => Err(Refused::new(format!(
+            "it is not known which host `{which}` is: {}",
+            standing.warnings.first().map_or("etcd is not reached yet", String::as_str)
+        ))
+        .hint("`portolan cluster status` shows how this host stands")
+        .into()),
         (None, _) => Err(Refused::new(format!("no host of the cluster is called `{which}`"))
             .hint("`portolan cluster nodes` lists them")
             .into()),
