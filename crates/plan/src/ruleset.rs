@@ -140,6 +140,12 @@ pub enum Part {
     UdpDestination(u16),
     /// `tcp dport`.
     TcpDestination(u16),
+    /// It opens a TCP connection, or answers what does: `tcp flags syn`.
+    OpensTcp,
+    /// Have either end of the TCP connection send no larger segments than fit both ways from here: `tcp option maxseg size set rt
+    /// mtu`. The kernel makes what is said smaller only (`nft_exthdr_tcp_set_eval()`), and looks at the way back as well
+    /// (`get_tcpmss()`, net/netfilter/nft_rt.c).
+    ClampMss,
     /// The packet's priority is this.
     Priority(u32),
     /// Make this the packet's priority.
@@ -438,6 +444,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "neither from nor to a network",
                 &[IifGroup(false, Group::Bridges), OifGroup(false, Group::Bridges), Do(Data::Goto(Chain::Transit))],
             ),
+            // ICMP that says so need not arrive.
+            rule("segments fit the smaller MTU of the ways there and back", &[Part::OpensTcp, Part::ClampMss]),
             rule("", &[Part::Established, Do(Data::Accept)]),
             drop("no connection it could belong to", &[Part::InvalidState]),
             rule("inside a network", &[Verdict(within(), Set::Within)]),

@@ -95,6 +95,8 @@ impl fmt::Display for Rendered<'_> {
             Part::TcpSource(port) => write!(f, "tcp sport {port}"),
             Part::UdpDestination(port) => write!(f, "udp dport {port}"),
             Part::TcpDestination(port) => write!(f, "tcp dport {port}"),
+            Part::OpensTcp => write!(f, "tcp flags syn"),
+            Part::ClampMss => write!(f, "tcp option maxseg size set rt mtu"),
             Part::Priority(number) => write!(f, "meta priority {}", Handle(*number)),
             Part::SetPriority(number) => write!(f, "meta priority set {}", Handle(*number)),
             Part::NoTrack => write!(f, "notrack"),

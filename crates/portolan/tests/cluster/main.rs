@@ -10,6 +10,7 @@ mod overlay;
 mod rotation;
 mod sealed;
 mod secret;
+mod segments;
 mod shortcuts;
 mod underlay;
 mod world;
