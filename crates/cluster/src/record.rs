@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_model::{Id, Mac, Mtu, Name, PerFamily, Vni};
+use portolan_model::{Id, Lan, Mac, Mtu, Name, PerFamily, Vni};
 use serde::{Deserialize, Serialize};
 
 /// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
@@ -75,6 +75,9 @@ pub struct HostRecord {
     pub name: Name,
     /// Where it takes packets of other hosts; at least one.
     pub underlay: PerFamily<Option<IpAddr>>,
+    /// The LANs that those addresses are on: hosts on the same one reach each other there without a router.
+    #[serde(default, skip_serializing_if = "PerFamily::is_none")]
+    pub lan: PerFamily<Option<Lan>>,
     /// The MAC of its ends of tunnels, drawn at random.
     pub mac: Mac,
     /// The MTU of its way to the others.

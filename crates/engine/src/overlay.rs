@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    AddressRange, Driver, Family, Id, IfName, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
+    AddressRange, Driver, Family, Id, IfName, Ipam, Lan, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
     Phase, RemoteBlock, RemoteEndpoint, Subnet, Withheld,
 };
 use portolan_plan::{Objects, diff, end_objects, network_objects, peer_objects, seal_name, vxlan_name};
@@ -451,6 +451,42 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn is_remote_block(&self, network: Id, destination: IpNet) -> Result<bool> {
         Ok(self.store.read()?.remote_block(network, destination)?.is_some())
     }
+
+    /// Whether a route of the host to `destination` by an interface that is not ours should be there: another host on the same LAN
+    /// gives out its addresses.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_way_by_lan(&self, destination: IpNet) -> Result<bool> {
+        let tx = self.store.read()?;
+        for network in direct_networks(&tx)? {
+            if tx.remote_block(network.id, destination)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether packets of networks in use go by an interface that is not ours, without tunnels: routes go when it does, and do not
+    /// come back with it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn goes_by_lan(&self, interface: &str) -> Result<bool> {
+        let is_it = |lan: &Option<Lan>| lan.as_ref().is_some_and(|lan| lan.interface.as_str() == interface);
+        let goes = |overlay: Overlay| is_it(&overlay.direct.v4) || is_it(&overlay.direct.v6);
+        Ok(direct_networks(&self.store.read()?)?.into_iter().filter_map(|network| network.overlay).any(goes))
+    }
+}
+
+/// The networks that go by a LAN, if any overlay network is in use.
+fn direct_networks<T: Tx>(tx: &T) -> Result<Vec<Network>> {
+    if tx.overlay_in_use()?.is_none() {
+        return Ok(Vec::new());
+    }
+    let mut networks = tx.networks()?;
+    networks.retain(|network| network.overlay.as_ref().is_some_and(|overlay| !overlay.direct.is_none()));
+    Ok(networks)
 }
 
 /// The blocks that this host gives out.
@@ -462,7 +498,11 @@ fn blocks_of(network: &Network) -> BTreeSet<IpNet> {
 fn plan(wanted: &OverlayNetwork) -> Result<Network> {
     let options = NetworkOptions::from_pairs(Driver::Overlay, &wanted.options)?;
     let end = wanted.overlay.end;
-    let fits = end.inner_mtu(end.mtu, wanted.prefixes.v6.is_some());
+    // Who goes by a LAN has all of it; routes by tunnels have less.
+    let fits = match wanted.overlay.direct.is_none() {
+        true => end.inner_mtu(end.mtu, wanted.prefixes.v6.is_some()),
+        false => end.mtu,
+    };
     let mtu: Mtu = options.mtu.map_or(fits, |asked| asked.min(fits));
     Ok(Network {
         id: wanted.id,
@@ -479,7 +519,7 @@ fn plan(wanted: &OverlayNetwork) -> Result<Network> {
         labels: wanted.labels.clone(),
         bridge: vxlan_name(wanted.id),
         subinterface: None,
-        overlay: Some(wanted.overlay),
+        overlay: Some(wanted.overlay.clone()),
         routes: Vec::new(),
         names: true,
         names_at: Vec::new(),

@@ -70,6 +70,13 @@ impl<T> PerFamily<T> {
     }
 }
 
+impl<T> PerFamily<Option<T>> {
+    /// Whether neither has a value.
+    pub const fn is_none(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+}
+
 /// What carries a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Driver {

@@ -239,6 +239,11 @@ impl Run<'_> {
                     data => format!("for traffic from {from} to {to}: {}", verdict(*data)),
                 }
             }
+            (Set::Direct(_), [Field::IfName(lan), Field::Prefix(block)]) => {
+                format!(
+                    "containers in {block} are reached by {lan} without a tunnel, and what comes from them comes there"
+                )
+            }
             (Set::Leave, [Field::NfProto(family), Field::IfName(bridge)]) => match data {
                 Data::Goto(Chain::Enter) => {
                     format!(

@@ -56,7 +56,12 @@ impl Firewall {
                 element.set.table() == Table::Inet
                     && !matches!(
                         element.set,
-                        Set::Behind(_) | Set::Between(_) | Set::Excess(_) | Set::Tunnels | Set::Ends(_)
+                        Set::Behind(_)
+                            | Set::Between(_)
+                            | Set::Direct(_)
+                            | Set::Excess(_)
+                            | Set::Tunnels
+                            | Set::Ends(_)
                     )
             }
             (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),

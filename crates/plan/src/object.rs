@@ -728,7 +728,7 @@ impl fmt::Display for Object {
                 Way::HostEnd { device, from } => {
                     write!(f, "route of the host to {} by `{device}` from {from}", o.destination.addr())
                 }
-                Way::Tunnel { device, via, mtu } => {
+                Way::Tunnel { device, via, mtu } | Way::Lan { device, via, mtu } => {
                     write!(f, "route of the host to {} via {via} on `{device}`", o.destination)?;
                     mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
                 }

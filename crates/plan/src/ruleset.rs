@@ -328,6 +328,25 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             ],
         )
     };
+    // The same by a LAN: whoever else is on it can take either host's place there.
+    let to = |family| In(true, vec![OifName, Destination(family)], Set::Direct(family));
+    let near = |family| In(true, vec![IifName, Source(family)], Set::Behind(family));
+    let judge = |family| Verdict(vec![Source(family), Destination(family)], Set::Between(family));
+    let to_lan =
+        |family| rule("inside a network, to another host of the LAN", &[to(family), near(family), judge(family)]);
+    let from_lan = |family| {
+        let from = In(true, vec![IifName, Source(family)], Set::Direct(family));
+        let here = In(true, vec![OifName, Destination(family)], Set::Behind(family));
+        rule("inside a network, from another host of the LAN", &[from, here, judge(family)])
+    };
+    let kept = |family| {
+        let parts = [to(family), near(family), Do(Data::Return)];
+        rule("inside a network, to another host of the LAN: the source is kept", &parts)
+    };
+    let elsewhere = |family| {
+        let parts = [OifGroup(false, Group::Bridges), to(family)];
+        drop("a container sends to another network's at another host of the LAN", &parts)
+    };
     let excess = |load: Load, family| {
         drop(
             "more connections than the container's share of those that the kernel remembers",
@@ -435,6 +454,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 &[OifGroup(true, Group::Bridges), FromLoopback4, Masquerade],
             ),
             rule("into a network: the client's address is kept", &[OifGroup(true, Group::Bridges), Do(Data::Return)]),
+            kept(V4),
+            kept(V6),
             rule("to the world from a chosen address", &[Snat(V4, vec![IifName], Set::Snat(V4))]),
             rule("to the world from a chosen address", &[Snat(V6, vec![IifName], Set::Snat(V6))]),
             rule("to the world from the host's address", &[In(true, by_in(), Set::Masquerade), Masquerade]),
@@ -451,6 +472,10 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("inside a network", &[Verdict(within(), Set::Within)]),
             between(V4),
             between(V6),
+            to_lan(V4),
+            to_lan(V6),
+            from_lan(V4),
+            from_lan(V6),
             rule("trusted host interfaces", &[In(true, within(), Set::Trusted), allow()]),
             rule("out of a network", &[IifGroup(true, Group::Bridges), Verdict(by_in(), Set::Leave)]),
             drop("out of a network unknown to the store", &[IifGroup(true, Group::Bridges)]),
@@ -467,6 +492,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "a container sends to where another host's tunnels end",
                 &[OifGroup(false, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
             ),
+            elsewhere(V4),
+            elsewhere(V6),
             rule("to the world", &[OifGroup(false, Group::Bridges), allow()]),
             rule(
                 "from a network that is not isolated to one that is not strict",

@@ -164,6 +164,8 @@ pub enum Set {
     /// Traffic inside a network without a bridge: (subnet, subnet) → verdict. Its host ends are too many to be keys in
     /// pairs, as bridges are.
     Between(Family),
+    /// Containers of other hosts that are reached by a LAN, without a tunnel: (its interface, block).
+    Direct(Family),
     /// What may leave a network: (family, bridge) → verdict.
     Leave,
     /// What may enter a network: (family, bridge) → verdict.
@@ -254,7 +256,7 @@ impl Set {
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 48] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -276,6 +278,8 @@ impl Set {
         Self::Behind(Family::V6),
         Self::Between(Family::V4),
         Self::Between(Family::V6),
+        Self::Direct(Family::V4),
+        Self::Direct(Family::V6),
         Self::Leave,
         Self::Enter,
         Self::ToHost,
@@ -328,6 +332,8 @@ impl Set {
             Self::Behind(V6) => "behind6",
             Self::Between(V4) => "between4",
             Self::Between(V6) => "between6",
+            Self::Direct(V4) => "direct4",
+            Self::Direct(V6) => "direct6",
             Self::Leave => "leave",
             Self::Enter => "enter",
             Self::ToHost => "to_host",
@@ -416,6 +422,7 @@ impl Set {
             Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) | Self::Behind(f) | Self::Near(f) => vec![IfName, Address(f)],
             Self::Between(f) => vec![Prefix(f), Prefix(f)],
+            Self::Direct(f) => vec![IfName, Prefix(f)],
             Self::Gateways(f)
             | Self::Redirected(f)
             | Self::Excess(f)
@@ -466,6 +473,7 @@ impl Set {
                 | Self::AnyRange(_)
                 | Self::OpenRange(_)
                 | Self::Between(_)
+                | Self::Direct(_)
                 | Self::PluginHairpin(_)
                 | Self::PluginLocal(_)
                 | Self::Far(_)

@@ -257,7 +257,7 @@ fn overlay(number: u8) -> OverlayNetwork {
         options: BTreeMap::new(),
         labels: BTreeMap::new(),
         created: 0,
-        overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false },
+        overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false, direct: Default::default() },
         blocks: [block(number), block(number / 8)].into_iter().collect(),
         withheld: BTreeSet::new(),
     }
@@ -271,6 +271,7 @@ fn remote(number: u8) -> RemoteChanges {
         host,
         name: format!("host{}", number % 3).parse().unwrap(),
         underlay: PerFamily { v4: Some([192, 0, 2, 10 + number % 7].into()), v6: None },
+        lan: PerFamily::default(),
         sealed: None,
         mac: Mac::from_bytes([2, 0, 0, 0, 1, number % 3]),
         mtu: Mtu::new(1300 + u32::from(number % 2) * 200).unwrap(),

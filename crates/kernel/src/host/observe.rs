@@ -192,7 +192,7 @@ fn links(
         }
     }
     shapers(socket, root, &all, desired, found)?;
-    found.extend(host_routes(&routes, &devices, desired).map(Object::HostRoute));
+    found.extend(host_routes(&routes, &devices, &names, desired).map(Object::HostRoute));
     devices.extend(bridges.iter().map(|(index, name)| (*index, name.clone())));
     if devices.is_empty() {
         return Ok(indexes);

@@ -4,7 +4,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Container, Endpoint, Family, Id, IfName, Mtu, Network, OF_CNI, Peer, Protocol, SEAL};
+use portolan_model::{
+    Backend, Container, Endpoint, Family, Id, IfName, Mtu, Network, NetworkOptions, OF_CNI, Overlay, Peer, Protocol,
+    SEAL,
+};
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
@@ -40,7 +43,7 @@ pub fn end_objects(peer: &Peer) -> Objects {
 
 /// The end of the tunnels, and what may come out of it: what another host's containers sent to ours.
 pub(super) fn network_objects(root: &str, network: &Network, owner: &str, objects: &mut Objects) {
-    let Some(overlay) = network.overlay else { return };
+    let Some(overlay) = &network.overlay else { return };
     let device = || Field::IfName(network.bridge.clone());
     let is_v6 = |address: IpAddr| Family::of(address) == Family::V6;
     objects.insert(Object::Vxlan(Vxlan {
@@ -50,7 +53,7 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         by: overlay.sealed.then(|| seal_name(root)),
         port: overlay.end.port,
         mac: overlay.end.mac,
-        mtu: network.mtu,
+        mtu: network.mtu.min(overlay.end.inner_mtu(overlay.end.mtu, network.has(Family::V6))),
         alias: alias_of_network(root, network.id),
         ipv6: network.has(Family::V6) || is_v6(overlay.end.address),
     }));
@@ -92,9 +95,11 @@ fn shortcut(network: &Network, part: ShortcutPart, owner: String) -> Object {
     Object::Shortcut(Shortcut { device: network.bridge.clone(), part, owner })
 }
 
-/// Whether rules let everything pass between containers of a network, so that packets between hosts can do without.
+/// Whether rules let everything pass between containers of a network, so that packets between hosts can do without. They lead into
+/// tunnels.
 fn has_shortcuts(network: &Network) -> bool {
-    network.overlay.is_some() && network.options.icc && network.options.shortcut != Some(false)
+    let NetworkOptions { icc, shortcut, backend, .. } = network.options;
+    network.overlay.is_some() && icc && shortcut != Some(false) && backend == Backend::Vxlan
 }
 
 /// Whether a container's packets can: both ways or none, for connection tracking that sees one half of a conversation takes it
@@ -107,6 +112,31 @@ fn takes_shortcuts(network: &Network, container: &Container, endpoint: &Endpoint
     has_shortcuts(network) && asked_for && endpoint.bandwidth.out.is_none()
 }
 
+/// The address of another host on the LAN that this one is on as well, and this one's interface there, if packets of `family` go by
+/// that. Both have to think so: a host takes them by the way that it sends by.
+fn on_lan<'a>(overlay: &'a Overlay, peer: &Peer, family: Family) -> Option<(IpAddr, &'a IfName)> {
+    let lan = overlay.direct.of(family).as_ref()?;
+    let (theirs, to) = ((*peer.lan.of(family))?, (*peer.underlay.of(family))?);
+    (lan.net == theirs && lan.net.contains(&to)).then_some((to, &lan.interface))
+}
+
+/// What leads to `block` of another host on the same LAN, and lets packets pass there and from there.
+fn direct_objects(
+    network: &Network,
+    peer: &Peer,
+    block: IpNet,
+    (via, lan): (IpAddr, &IfName),
+    fits: Mtu,
+    objects: &mut Objects,
+) {
+    let mtu = Some(fits).filter(|fits| *fits < network.mtu);
+    let way = Way::Lan { device: lan.clone(), via, mtu };
+    objects.insert(Object::HostRoute(HostRoute { destination: block, way }));
+    let key = vec![Field::IfName(lan.clone()), Field::Prefix(block)];
+    let owner = format!("host {} on {}", peer.name, network.name);
+    objects.insert(member(Set::Direct(Family::of(block.addr())), key, &owner));
+}
+
 /// What leads to another host that gives out `blocks` of an overlay network. Nothing where it has no address of the family
 /// that this host's end of the tunnels has, or is not on the encrypted link that the network goes by.
 ///
@@ -114,18 +144,22 @@ fn takes_shortcuts(network: &Network, container: &Container, endpoint: &Endpoint
 /// that serves, under the link-local address that is made of its MAC.
 pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]) -> Objects {
     let mut objects = Objects::new();
-    let Some(overlay) = network.overlay else { return objects };
+    let Some(overlay) = &network.overlay else { return objects };
     let outer = Family::of(overlay.end.address);
     let (to, takes) = match overlay.sealed {
         true => (peer.sealed.map(IpAddr::V6), peer.mtu.bytes().saturating_sub(SEAL)),
         false => (*peer.underlay.of(outer), peer.mtu.bytes()),
     };
-    let Some(to) = to else { return objects };
     let takes = Mtu::new(takes).unwrap_or(Mtu::LEAST);
     let by = overlay.sealed.then(|| seal_name(root));
     let device = || network.bridge.clone();
     for block in blocks {
         let inner = Family::of(block.addr());
+        if let Some(place) = on_lan(overlay, peer, inner) {
+            direct_objects(network, peer, *block, place, overlay.end.mtu.min(takes), &mut objects);
+            continue;
+        }
+        let Some(to) = to else { continue };
         // IPv6 takes no global address for a neighbour where routes lead to it elsewhere (ip6_route_check_nh_onlink()).
         let own = match (inner == outer, inner) {
             (true, _) => Some(to),
@@ -167,6 +201,7 @@ mod tests {
             host: Id::from_bytes([9; 32]),
             name: "b".parse().unwrap(),
             underlay: PerFamily { v4: address(v4), v6: address(v6) },
+            lan: PerFamily::default(),
             sealed: None,
             mac: "02:00:00:00:00:0b".parse().unwrap(),
             mtu: Mtu::new(mtu).unwrap(),
@@ -231,6 +266,39 @@ mod tests {
                 "shortcut of `vx-000100000000` to fd01::1:0/112 via fe80::2 (host b on n)".to_owned(),
             ]
         );
+    }
+
+    #[test]
+    fn a_host_on_the_same_lan_is_reached_without_a_tunnel() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
+        network.options.backend = Backend::Direct;
+        network.mtu = Mtu::ETHERNET;
+        let lan =
+            |net: &str| Some(portolan_model::Lan { interface: "eth0".parse().unwrap(), net: net.parse().unwrap() });
+        network.overlay.as_mut().unwrap().direct = PerFamily { v4: lan("192.0.2.0/24"), v6: lan("fd00::/64") };
+        let with = |v4: Option<&str>, v6: Option<&str>, mtu| {
+            let net = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+            let mut other = peer(Some("192.0.2.2"), Some("fd00::2"), mtu);
+            other.lan = PerFamily { v4: net(v4), v6: net(v6) };
+            said(&peer_objects("/r", &network, &other, &blocks()))
+        };
+        assert_eq!(
+            with(Some("192.0.2.0/24"), Some("fd00::/64"), 1400),
+            [
+                "element of `direct4`: \"eth0\" . 10.1.0.64/26 (host b on n)",
+                "element of `direct6`: \"eth0\" . fd01::1:0/112 (host b on n)",
+                "route of the host to 10.1.0.64/26 via 192.0.2.2 on `eth0` mtu 1400",
+                "route of the host to fd01::1:0/112 via fd00::2 on `eth0` mtu 1400",
+            ]
+        );
+        // It thinks so in one family alone: the other one takes the tunnel, where less fits.
+        let routes = with(Some("192.0.2.0/24"), None, 1500).split_off(3);
+        assert_eq!(routes[0], "route of the host to 10.1.0.64/26 via 192.0.2.2 on `eth0`");
+        assert!(routes[1].ends_with("on `vx-000100000000` mtu 1450"), "{routes:?}");
+        // Its LAN is another one, or as wide as this host's is not.
+        for net in ["198.51.100.0/24", "192.0.2.0/25"] {
+            assert!(with(Some(net), None, 1500).iter().all(|said| !said.contains("eth0")), "{net}");
+        }
     }
 
     #[test]

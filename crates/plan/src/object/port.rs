@@ -100,6 +100,15 @@ pub enum Way {
         /// What fits through, if that is less than elsewhere.
         mtu: Option<Mtu>,
     },
+    /// To another host, by a LAN that both are on.
+    Lan {
+        /// The interface that is on it.
+        device: IfName,
+        /// The other host.
+        via: IpAddr,
+        /// What fits through, if that is less than elsewhere.
+        mtu: Option<Mtu>,
+    },
     /// Nowhere: no container has it, and the host's other routes must not lead there.
     Unreachable,
 }
@@ -108,7 +117,7 @@ impl Way {
     /// The interface that it leads out of.
     pub const fn device(&self) -> Option<&IfName> {
         match self {
-            Self::HostEnd { device, .. } | Self::Tunnel { device, .. } => Some(device),
+            Self::HostEnd { device, .. } | Self::Tunnel { device, .. } | Self::Lan { device, .. } => Some(device),
             Self::Unreachable => None,
         }
     }

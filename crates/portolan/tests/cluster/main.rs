@@ -1,6 +1,8 @@
 //! Several hosts by way of a real etcd.
 
 mod blocks;
+mod capture;
+mod direct;
 mod failures;
 mod forged;
 mod joining;

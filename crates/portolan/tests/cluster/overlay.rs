@@ -457,7 +457,7 @@ fn tcp_listens(place: &Host, port: u16) -> bool {
 }
 
 /// Whether an echo request of so many bytes passes whole.
-fn passes(from: &Pod, to: IpAddr, size: u32) -> bool {
+pub(crate) fn passes(from: &Pod, to: IpAddr, size: u32) -> bool {
     let header = if to.is_ipv4() { 28 } else { 48 };
     let words = ["-c", "1", "-W", "0.3", "-M", "do", "-s", &(size - header).to_string(), &to.to_string()];
     from.place.command("ping").unwrap().args(words).output().unwrap().status.success()

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_cluster::{Change, ClusterNetwork, EndpointRecord, HostRecord, VXLAN_PORT, View, own};
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
-use portolan_model::{Driver, Id, Mtu, NetworkOptions, Overlay, Peer, RemoteEndpoint, SEAL, TunnelEnd, Withheld};
+use portolan_model::{
+    Backend, Driver, Id, Lan, Mtu, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, SEAL, TunnelEnd, Withheld,
+};
 use portolan_plan::ContainerView;
 
 use super::Endpoints;
@@ -183,7 +185,12 @@ impl Here<'_> {
     fn overlay(&self, view: &View, withheld: &AllWithheld, id: Id, record: &ClusterNetwork) -> OverlayNetwork {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = *self.record;
         let nowhere = || IpAddr::from([0; 4]);
-        let sealed = is_encrypted(&record.options);
+        let options = NetworkOptions::from_pairs(Driver::Overlay, &record.options).unwrap_or_default();
+        let sealed = options.encrypted;
+        let direct = match options.backend {
+            Backend::Direct => self.record.lan.clone(),
+            Backend::Vxlan => PerFamily::default(),
+        };
         let (address, mtu) = match (sealed, seal) {
             (false, _) => (underlay.v4.or(underlay.v6).unwrap_or_else(nowhere), mtu),
             (true, Some(seal)) => {
@@ -203,7 +210,7 @@ impl Here<'_> {
             options: record.options.clone(),
             labels: record.labels.clone(),
             created: record.created,
-            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed },
+            overlay: Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, direct },
             blocks: own.blocks,
             withheld: own.withheld,
         }
@@ -231,8 +238,11 @@ pub(super) fn is_encrypted(options: &BTreeMap<String, String>) -> bool {
 }
 
 fn peer(host: Id, record: &HostRecord) -> Peer {
+    let HostRecord { underlay, mac, mtu, .. } = *record;
+    let net = |lan: &Option<Lan>| lan.as_ref().map(|lan| lan.net);
+    let lan = PerFamily { v4: net(&record.lan.v4), v6: net(&record.lan.v6) };
     let sealed = record.seal.as_ref().map(|seal| seal.address);
-    Peer { host, name: record.name.clone(), underlay: record.underlay, sealed, mac: record.mac, mtu: record.mtu }
+    Peer { host, name: record.name.clone(), underlay, lan, sealed, mac, mtu }
 }
 
 fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEndpoint {

@@ -410,7 +410,13 @@ impl Thread {
                         work.links(format!("{what} `{}` is down", link.name));
                     }
                 }
-                Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
+                Event::Link(link) => {
+                    work.mtu = true;
+                    if link.up && self.engine.goes_by_lan(&link.name).unwrap_or(true) {
+                        work.links(format!("interface `{}` changed", link.name));
+                    }
+                }
+                Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
                 Event::LinkGone(link) if link.kind.as_deref() == Some("ifb") => {
                     if let Some(host_end) = self.limited_through(link) {
                         work.links(format!("the limit of `{host_end}` is gone"));
@@ -444,6 +450,10 @@ impl Thread {
                         && self.engine.has_routed_networks().unwrap_or(true)
                     {
                         work.links("a route to nowhere is gone".to_owned());
+                    } else if let Some(destination) = destination
+                        && self.engine.is_way_by_lan(*destination).unwrap_or(true)
+                    {
+                        work.links(format!("the route to {destination} by a LAN is gone"));
                     }
                 }
                 Event::NeighbourGone { index, address: Some(address) } => {

@@ -203,6 +203,7 @@ pub fn peer(number: u32) -> Peer {
         host: id(7, number),
         name: parse(&format!("host-{number}")),
         underlay: PerFamily { v4: Some(parse("192.0.2.7")), v6: None },
+        lan: PerFamily::default(),
         sealed: None,
         mac: mac(number),
         mtu: Mtu::ETHERNET,

@@ -17,20 +17,31 @@ use crate::sysctl;
 pub(super) fn host_routes<'a>(
     routes: &'a [route::Route],
     devices: &'a BTreeMap<u32, IfName>,
+    names: &'a BTreeMap<u32, &str>,
     desired: &'a Objects,
 ) -> impl Iterator<Item = HostRoute> + 'a {
+    let subnets: Vec<IpNet> = desired
+        .iter()
+        .filter_map(|(_, object)| match object {
+            Object::HostRoute(HostRoute { destination, way: Way::Unreachable }) => Some(*destination),
+            _ => None,
+        })
+        .collect();
+    let protocols = [route::PROTOCOL_STATIC, apply::BY_LAN];
     routes
         .iter()
-        .filter(|route| route.table == route::TABLE_MAIN && route.protocol == route::PROTOCOL_STATIC)
-        .filter_map(|found| {
+        .filter(move |route| route.table == route::TABLE_MAIN && protocols.contains(&route.protocol))
+        .filter_map(move |found| {
             let destination = IpNet::new(found.dst, found.prefix_len).ok()?;
+            let by = found.oif.and_then(|index| names.get(&index)?.parse::<IfName>().ok());
             let device = found.oif.and_then(|index| devices.get(&index));
             let wanted = match desired.find(&portolan_plan::Key::HostRoute(destination)) {
                 Some(Object::HostRoute(wanted)) => {
                     let should = apply::host_route(wanted, found.oif);
-                    let is_it = (found.kind, found.gateway) == (should.kind, should.gateway)
+                    let is_it = (found.kind, found.gateway, found.protocol)
+                        == (should.kind, should.gateway, should.protocol)
                         && should.metric.is_none_or(|metric| found.metric == Some(metric))
-                        && wanted.way.device().is_none_or(|name| Some(name) == device)
+                        && wanted.way.device().is_none_or(|name| Some(name) == by.as_ref())
                         && found.mtu == should.mtu
                         && (should.prefsrc.is_none() || found.prefsrc == should.prefsrc);
                     is_it.then(|| wanted.clone())
@@ -38,6 +49,12 @@ pub(super) fn host_routes<'a>(
                 _ => None,
             };
             let stray = || {
+                // By an interface that is not ours, into a subnet that is.
+                if let (apply::BY_LAN, Some(device), Some(via)) = (found.protocol, &by, found.gateway) {
+                    let is_ours = subnets.iter().any(|net| net.contains(&destination));
+                    let way = Way::Lan { device: device.clone(), via, mtu: None };
+                    return is_ours.then_some(HostRoute { destination, way });
+                }
                 let device = device?.clone();
                 let way = match found.gateway {
                     Some(via) => Way::Tunnel { device, via, mtu: None },
