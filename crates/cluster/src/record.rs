@@ -155,4 +155,7 @@ pub struct EndpointRecord {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Its MAC, on networks that are one broadcast domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
 }

@@ -6,10 +6,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    AddressRange, Driver, Family, Id, IfName, Ipam, Lan, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
-    Phase, RemoteBlock, RemoteEndpoint, Subnet, Withheld,
+    AddressRange, Driver, Family, Id, IfName, Ipam, Lan, Mac, Mtu, Name, Network, NetworkOptions, Overlay, Peer,
+    PerFamily, Phase, RemoteBlock, RemoteEndpoint, Subnet, Withheld,
 };
-use portolan_plan::{Objects, diff, end_objects, network_objects, peer_objects, seal_name, vxlan_name};
+use portolan_plan::{
+    Objects, diff, end_objects, l2_bridge_name, network_objects, peer_objects, remote_objects, seal_name, vxlan_name,
+};
 
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
@@ -360,8 +362,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for host in changes.peers.keys() {
             places.extend(tx.remote_blocks_at(*host)?.into_iter().map(|row| (row.network, *host)));
         }
+        // Which endpoints were or will be there, by network.
+        let mut guests: BTreeSet<(Id, Id)> = BTreeSet::new();
+        for (id, endpoint) in &changes.endpoints {
+            let (before, after) = (tx.remote_endpoint(*id)?, endpoint.as_ref());
+            guests.extend(before.iter().chain(after).map(|endpoint| (endpoint.network, *id)));
+        }
         let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
-        for id in places.iter().map(|(network, _)| *network).collect::<BTreeSet<Id>>() {
+        for id in places.iter().chain(&guests).map(|(network, _)| *network).collect::<BTreeSet<Id>>() {
             if let Some(network) = tx.network(id)?
                 && self.is_materialised(&tx, &network)?
             {
@@ -369,6 +377,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         places.retain(|(network, _)| networks.contains_key(network));
+        guests.retain(|(network, _)| networks.get(network).is_some_and(Network::is_l2));
+        for network in networks.values().filter(|network| network.is_l2() && !changes.peers.is_empty()) {
+            let of_peer = |row: &RemoteEndpoint| changes.peers.contains_key(&row.host);
+            let theirs = tx.remote_endpoints_of(network.id)?.into_iter().filter(of_peer);
+            guests.extend(theirs.map(|row| (network.id, row.id)));
+        }
         let is_in_use = tx.overlay_in_use()?.is_some();
         let objects = |tx: &S::Tx<'_>| -> Result<Objects> {
             let mut all = Objects::new();
@@ -380,6 +394,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 let of_network = |row: &RemoteBlock| row.network == *network;
                 let blocks = tx.remote_blocks_at(*host)?.into_iter().filter(of_network).map(|row| row.block);
                 all.extend(peer_objects(&self.root, &networks[network], &peer, &blocks.collect::<Vec<IpNet>>()));
+            }
+            for (network, id) in &guests {
+                let Some(row) = tx.remote_endpoint(*id)?.filter(|row| row.network == *network) else { continue };
+                if let Some(peer) = tx.peer(row.host)? {
+                    all.extend(remote_objects(&self.root, &networks[network], &peer, &row));
+                }
             }
             Ok(all)
         };
@@ -441,6 +461,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 objects.extend(peer_objects(&self.root, network, &peer, &blocks));
             }
         }
+        if network.is_l2() {
+            let peers: BTreeMap<Id, Peer> = tx.peers()?.into_iter().map(|peer| (peer.host, peer)).collect();
+            for row in tx.remote_endpoints_of(network.id)? {
+                if let Some(peer) = peers.get(&row.host) {
+                    objects.extend(remote_objects(&self.root, network, peer, &row));
+                }
+            }
+        }
         Ok(objects)
     }
 
@@ -450,6 +478,19 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// When the store cannot be read.
     pub fn is_remote_block(&self, network: Id, destination: IpNet) -> Result<bool> {
         Ok(self.store.read()?.remote_block(network, destination)?.is_some())
+    }
+
+    /// Whether a container of another host has this MAC or this address on a network; who asks for neither asks of something else.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_remote(&self, network: Id, mac: Option<Mac>, address: Option<IpAddr>) -> Result<bool> {
+        let is_it = |row: &RemoteEndpoint| {
+            let link_local = |address| row.mac.is_some_and(|mac| IpAddr::V6(mac.link_local()) == address);
+            mac.is_some_and(|mac| row.mac == Some(mac))
+                || address.is_some_and(|address| row.addresses.contains(&address) || link_local(address))
+        };
+        Ok(self.store.read()?.remote_endpoints_of(network)?.iter().any(is_it))
     }
 
     /// Whether a route of the host to `destination` by an interface that is not ours should be there: another host on the same LAN
@@ -497,7 +538,7 @@ fn blocks_of(network: &Network) -> BTreeSet<IpNet> {
 
 fn plan(wanted: &OverlayNetwork) -> Result<Network> {
     let options = NetworkOptions::from_pairs(Driver::Overlay, &wanted.options)?;
-    let end = wanted.overlay.end;
+    let (end, is_l2) = (wanted.overlay.end, options.l2);
     // Who goes by a LAN has all of it; routes by tunnels have less.
     let fits = match wanted.overlay.direct.is_none() {
         true => end.inner_mtu(end.mtu, wanted.prefixes.v6.is_some()),
@@ -517,7 +558,7 @@ fn plan(wanted: &OverlayNetwork) -> Result<Network> {
         raw_options: wanted.options.clone(),
         ipam_options: None,
         labels: wanted.labels.clone(),
-        bridge: vxlan_name(wanted.id),
+        bridge: if is_l2 { l2_bridge_name(wanted.id) } else { vxlan_name(wanted.id) },
         subinterface: None,
         overlay: Some(wanted.overlay.clone()),
         routes: Vec::new(),

@@ -65,6 +65,7 @@ fn samples() -> Vec<Element> {
         element(Set::Excess(V6), vec![address("fd00::2")], Data::Member),
         element(Set::Source(V4), vec![name("pv0123456789abc"), mac(), address("172.20.0.2")], Data::Member),
         element(Set::Source(V6), vec![name("pv0123456789abc"), mac(), address("fe80::42:acff:fe11:2")], Data::Member),
+        element(Set::Quiet, vec![name("vx-0123456789ab")], Data::Member),
         element(Set::Unguarded, vec![name("pv0123456789abc")], Data::Member),
     ]
 }

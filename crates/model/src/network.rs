@@ -398,6 +398,16 @@ impl Network {
         self.is_managed_bridge() || self.driver.is_routed()
     }
 
+    /// Whether the host routes to each of its containers by a veth pair of its own: there is no bridge.
+    pub const fn is_routed(&self) -> bool {
+        self.driver.is_routed() && !self.options.l2
+    }
+
+    /// Whether it is one broadcast domain over several hosts.
+    pub const fn is_l2(&self) -> bool {
+        matches!(self.driver, Driver::Overlay) && self.options.l2
+    }
+
     /// Whether names are answered on addresses of the host.
     pub fn answers_names(&self) -> bool {
         self.names && (self.is_ruled() || !self.names_at.is_empty())

@@ -313,6 +313,9 @@ pub struct NetworkOptions {
     /// How packets get from host to host.
     #[serde(default, skip_serializing_if = "Backend::is_usual")]
     pub backend: Backend,
+    /// Whether an overlay network is one broadcast domain: bridges on all hosts, with tunnels between them.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub l2: bool,
     /// What ipvlan interfaces share with the parent.
     pub ipvlan_mode: IpvlanMode,
 }
@@ -345,6 +348,7 @@ impl Default for NetworkOptions {
             encrypted: false,
             shortcut: None,
             backend: Backend::default(),
+            l2: false,
             ipvlan_mode: IpvlanMode::default(),
         }
     }
@@ -403,13 +407,14 @@ impl NetworkOptions {
                 ("encrypted", "portolan.encrypted"),
                 ("shortcut", "portolan.shortcut"),
                 ("backend", "portolan.backend"),
+                ("mode", "portolan.mode"),
             ],
             Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => &[],
         };
         let is_child = matches!(driver, Driver::Macvlan | Driver::Ipvlan);
         let common = if is_child { CHILD_KEYS } else { KEYS };
         let is_meant = |short: &str| !driver.is_routed() || !BRIDGE_KEYS.contains(&short);
-        let keys = || own.iter().chain(common).filter(|(short, _)| is_meant(short));
+        let keys = || own.iter().chain(common.iter().filter(|(short, _)| is_meant(short)));
         let mut options = Self::default();
         for (key, value) in pairs {
             let short = keys().find(|(short, long)| key == short || key == long).map(|(short, _)| *short);
@@ -440,6 +445,14 @@ impl NetworkOptions {
         let refused = |why: &'static str, hint: &'static str| {
             Err(Invalid::new("network option", "backend=direct", why).hint(hint))
         };
+        if self.l2 && (self.backend == Backend::Direct || self.shortcut == Some(true)) {
+            return Err(Invalid::new(
+                "network option",
+                "mode=l2",
+                "excludes `backend=direct` and `shortcut=true`: frames go from bridge to bridge by tunnels",
+            )
+            .hint("leave one of them out"));
+        }
         if self.backend == Backend::Direct && self.encrypted {
             return refused(
                 "and `encrypted` exclude each other: what goes without a tunnel goes in clear",
@@ -516,7 +529,14 @@ impl NetworkOptions {
             "mode" => match driver {
                 Driver::Macvlan => self.macvlan_mode = value.parse()?,
                 Driver::Ipvlan => self.ipvlan_mode = value.parse()?,
-                Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => {
+                Driver::Overlay => {
+                    self.l2 = match value {
+                        "routed" => false,
+                        "l2" => true,
+                        _ => return Err(Invalid::new("mode", value, "is unknown").hint("choose routed or l2")),
+                    }
+                }
+                Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => {
                     self.managed = match value {
                         "managed" => true,
                         "unmanaged" => false,
@@ -622,6 +642,17 @@ mod tests {
         assert!(of(Driver::Overlay, &[("backend", "vxlan"), ("encrypted", "true")]).is_ok());
         assert!(of(Driver::Overlay, &[("backend", "ipip")]).is_err());
         assert!(of(Driver::Bridge, &[("backend", "direct")]).is_err());
+    }
+
+    #[test]
+    fn one_broadcast_domain_goes_by_tunnels() {
+        assert!(of(Driver::Overlay, &[("mode", "l2"), ("encrypted", "")]).unwrap().l2);
+        assert!(!of(Driver::Overlay, &[("mode", "routed")]).unwrap().l2);
+        for (key, value) in [("backend", "direct"), ("shortcut", "true")] {
+            let error = of(Driver::Overlay, &[("mode", "l2"), (key, value)]).unwrap_err();
+            assert!(error.to_string().contains("mode=l2") && error.hint.is_some(), "{error}");
+        }
+        assert!(of(Driver::Overlay, &[("mode", "unmanaged")]).is_err());
     }
 
     #[test]

@@ -165,6 +165,9 @@ pub struct RemoteEndpoint {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Its MAC, on networks where other hosts need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
 }
 
 #[cfg(test)]

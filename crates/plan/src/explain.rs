@@ -37,7 +37,7 @@ impl fmt::Display for Sentence {
 }
 
 /// The chains in the order a packet passes them, each followed by those that only it calls.
-const PATH: [Chain; 17] = [
+const PATH: [Chain; 18] = [
     Chain::Guard,
     Chain::Early,
     Chain::NatIn,
@@ -55,6 +55,7 @@ const PATH: [Chain; 17] = [
     Chain::Allow,
     Chain::NatSource,
     Chain::Answer,
+    Chain::Hush,
 ];
 
 /// What `elements` do, in sentences: the host's first, then networks, then containers; for each owner in the order
@@ -339,6 +340,7 @@ impl Run<'_> {
             (Set::Source(_), [Field::IfName(port), Field::Ether(mac), Field::Address(ip)]) => {
                 format!("frames on port {port} from {mac} with source address {ip} pass; others are dropped")
             }
+            (Set::Quiet, [Field::IfName(port)]) => format!("nobody is asked for addresses by {port}: all are known"),
             (Set::Unguarded, [Field::IfName(port)]) => {
                 format!("frames on port {port} pass whatever their source: the guard is off")
             }

@@ -203,6 +203,7 @@ pub struct Rule {
 /// Of ICMP (RFC 792).
 const REDIRECT4: u8 = 5;
 const LISTENER_QUERY: u8 = 130;
+const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
@@ -235,6 +236,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::Unmark => at("filter", "forward", 2, 2, "filter + 2"),
         Chain::Answer => at("filter", "output", 3, -300, "raw"),
         Chain::Guard => at("filter", "prerouting", 0, -300, "dstnat"),
+        Chain::Hush => at("filter", "postrouting", 4, 300, "srcnat"),
         Chain::FenceEarly => at("filter", "prerouting", 0, -300, "raw"),
         Chain::FenceNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
         Chain::FenceNatOut => at("nat", "output", 3, -100, "-100"),
@@ -261,7 +263,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
 /// The table that `chain` is in.
 pub const fn table(chain: Chain) -> Table {
     match chain {
-        Chain::Guard => Table::Bridge,
+        Chain::Guard | Chain::Hush => Table::Bridge,
         Chain::FenceEarly
         | Chain::FenceNatIn
         | Chain::FenceNatOut
@@ -639,6 +641,20 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 rule("from another host's containers", &parts)
             })
             .to_vec(),
+        Chain::Hush => {
+            let quiet = || In(true, vec![OifName], Set::Quiet);
+            let asks = |kind| {
+                let parts = [Ether(EtherType::Ipv6), Icmp6Type(kind), quiet(), Do(Data::Drop)];
+                rule("who has an address at another host is known", &parts)
+            };
+            let arp = [Ether(EtherType::Arp), quiet(), Do(Data::Drop)];
+            vec![
+                rule("who has an address at another host is known", &arp),
+                asks(NEIGHBOUR_SOLICITATION),
+                asks(NEIGHBOUR_ADVERTISEMENT),
+                asks(ROUTER_SOLICITATION),
+            ]
+        }
         Chain::Guard => vec![
             rule("not from a container", &[IifGroup(false, Group::Ports), Do(Data::Accept)]),
             rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),

@@ -290,6 +290,7 @@ fn remote(number: u8) -> RemoteChanges {
         name: format!("far{}", number % 4),
         aliases: Vec::new(),
         addresses: vec![[10, 66, 0, number].into()],
+        mac: None,
     };
     changes.endpoints.insert(endpoint.id, (!number.is_multiple_of(3)).then_some(endpoint));
     changes

@@ -43,6 +43,9 @@ pub struct BridgePort {
     pub isolated: bool,
     /// Whether frames from any other MAC are dropped.
     pub locked: bool,
+    /// Whether it asks by itself: the bridge answers for those behind tunnels, but not what is asked at a port that it keeps
+    /// questions from (`BR_NEIGH_SUPPRESS`, `br_do_proxy_suppress_arp()`).
+    pub asks: bool,
     /// Whether our rules see it: not on somebody else's bridge, which may be there without any rule of ours.
     pub ruled: bool,
     /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.

@@ -85,6 +85,7 @@ impl fmt::Display for Rendered<'_> {
             Part::HopLimit6(hops) => write!(f, "ip6 hoplimit {hops}"),
             Part::HasL4Proto => write!(f, "meta l4proto != 255"),
             Part::Icmp6Type(LISTENER_QUERY) => write!(f, "icmpv6 type mld-listener-query"),
+            Part::Icmp6Type(ROUTER_SOLICITATION) => write!(f, "icmpv6 type nd-router-solicit"),
             Part::Icmp6Type(ROUTER_ADVERTISEMENT) => write!(f, "icmpv6 type nd-router-advert"),
             Part::Icmp6Type(NEIGHBOUR_SOLICITATION) => write!(f, "icmpv6 type nd-neighbor-solicit"),
             Part::Icmp6Type(NEIGHBOUR_ADVERTISEMENT) => write!(f, "icmpv6 type nd-neighbor-advert"),

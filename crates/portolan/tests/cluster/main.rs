@@ -6,6 +6,7 @@ mod direct;
 mod failures;
 mod forged;
 mod joining;
+mod l2;
 mod lossless;
 mod many;
 mod overlay;

@@ -138,6 +138,7 @@ impl World {
             name: format!("shop-backend-{number}"),
             aliases: vec![id(3, number).short(), "backend".to_owned()],
             addresses: vec![address],
+            mac: None,
         };
         (id(4, number), record)
     }

@@ -97,6 +97,8 @@ impl Here<'_> {
                 Change::Alive(_) | Change::Want(..) | Change::Place(..) | Change::Check(_) | Change::Checked(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
+                    networks
+                        .extend(view.networks().iter().filter(|(_, record)| is_l2(&record.options)).map(|(id, _)| *id));
                     let peer = view.hosts().get(host).map(|record| peer(*host, record));
                     plan.remote.peers.insert(*host, peer);
                 }
@@ -187,6 +189,11 @@ impl Here<'_> {
         let nowhere = || IpAddr::from([0; 4]);
         let options = NetworkOptions::from_pairs(Driver::Overlay, &record.options).unwrap_or_default();
         let sealed = options.encrypted;
+        // Frames are not told that they are too large for another host.
+        let mtu = match options.l2 {
+            true => view.hosts().values().map(|host| host.mtu).chain([mtu]).min().unwrap_or(mtu),
+            false => mtu,
+        };
         let direct = match options.backend {
             Backend::Direct => self.record.lan.clone(),
             Backend::Vxlan => PerFamily::default(),
@@ -226,6 +233,7 @@ pub fn endpoints_of(view: &ContainerView) -> Endpoints {
             name: view.container.called().to_owned(),
             aliases: feed::names_of(&view.container, endpoint),
             addresses: endpoint.addresses.iter().map(|one| one.address.addr()).collect(),
+            mac: network.is_l2().then_some(endpoint.mac),
         };
         ((network.id, endpoint.id), record)
     })
@@ -235,6 +243,11 @@ pub fn endpoints_of(view: &ContainerView) -> Endpoints {
 /// Whether options of a network ask for encryption. Those that cannot be read are refused where they are.
 pub(super) fn is_encrypted(options: &BTreeMap<String, String>) -> bool {
     NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.encrypted)
+}
+
+/// Whether options of a network ask for one broadcast domain.
+fn is_l2(options: &BTreeMap<String, String>) -> bool {
+    NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.l2)
 }
 
 fn peer(host: Id, record: &HostRecord) -> Peer {
@@ -254,6 +267,7 @@ fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEnd
         name: record.name.clone(),
         aliases: record.aliases.clone(),
         addresses: record.addresses.clone(),
+        mac: record.mac,
     }
 }
 

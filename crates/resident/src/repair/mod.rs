@@ -20,7 +20,7 @@ use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
-use portolan_model::{FirewallDriver, Mtu, Network};
+use portolan_model::{FirewallDriver, Mac, Mtu, Network};
 use portolan_plan::{Firewall, Groups};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -35,6 +35,9 @@ const ENDPOINT: &str = "portolan:";
 
 /// The kind of host ends; those in the group of the bridges are on none.
 const VETH: &str = "veth";
+
+/// The kind of ends of tunnels.
+const VXLAN: &str = "vxlan";
 
 /// The interface that IPv6 says routes lead to which lead nowhere.
 const LOOPBACK: u32 = 1;
@@ -388,6 +391,17 @@ impl Thread {
                         work.links(format!("`{name}`, process {pid}, changed what takes packets past rules"));
                     }
                 }
+                // The end of tunnels that is on a bridge.
+                Event::LinkGone(link) if link.group == groups.ports && link.kind.as_deref() == Some(VXLAN) => {
+                    if self.network_on(link).is_some() {
+                        work.links(format!("interface `{}` is gone", link.name));
+                    }
+                }
+                Event::Link(link) if link.group == groups.ports && link.kind.as_deref() == Some(VXLAN) => {
+                    if self.is_down(link) && self.network_on(link).is_some() {
+                        work.links(format!("interface `{}` is down", link.name));
+                    }
+                }
                 Event::LinkGone(link) if link.group == groups.ports => {
                     work.because.insert(format!("interface `{}` is gone", link.name));
                     work.host_ends.insert(link.name.clone());
@@ -456,16 +470,26 @@ impl Thread {
                         work.links(format!("the route to {destination} by a LAN is gone"));
                     }
                 }
-                Event::NeighbourGone { index, address: Some(address) } => {
+                Event::NeighbourGone { index, address: Some(address), .. } => {
                     if let Some(network) = self.network_at(*index)
-                        && (network.overlay.is_some() || self.engine.is_leased(network.id, *address).unwrap_or(true))
+                        && (network.overlay.is_some() && network.is_routed()
+                            || self.engine.is_leased(network.id, *address).unwrap_or(true)
+                            || network.is_l2()
+                                && self.engine.is_remote(network.id, None, Some(*address)).unwrap_or(true))
                     {
                         work.links(format!("neighbour {address} on network `{}` is gone", network.name));
                     }
                 }
-                Event::NeighbourGone { address: None, index } => {
+                Event::NeighbourGone { address: None, index, mac } => {
+                    let is_wanted = |network: Network| {
+                        let mac = mac.map(Mac::from_bytes).filter(|mac| mac.octets() != [0; 6]);
+                        !network.is_l2()
+                            || mac.is_none()
+                            || self.engine.is_remote(network.id, mac, None).unwrap_or(true)
+                    };
                     if let Some(link) = self.engine.kernel().interface(*index)
-                        && (self.engine.is_host_end(&link.name).unwrap_or(true) || self.network_on(&link).is_some())
+                        && (self.engine.is_host_end(&link.name).unwrap_or(true)
+                            || self.network_on(&link).is_some_and(is_wanted))
                     {
                         work.links(format!("a forwarding entry of `{}` is gone", link.name));
                     }

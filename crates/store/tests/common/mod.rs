@@ -219,5 +219,6 @@ pub fn remote_endpoint(number: u32, network: Id, host: Id) -> RemoteEndpoint {
         name: format!("far-{number}"),
         aliases: vec!["db".to_owned()],
         addresses: vec![parse("10.0.0.65")],
+        mac: None,
     }
 }

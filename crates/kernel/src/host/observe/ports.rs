@@ -95,13 +95,14 @@ pub(super) fn port(
     let ruled = link.group == groups.ports;
     let is_wanted_unruled = |port: &Port| matches!(&port.place, HostEnd::Bridge(on_bridge) if !on_bridge.ruled);
     let in_group = ruled || wanted.is_some_and(is_wanted_unruled);
-    let usable = link.up && in_group && state.neigh_suppress == Some(true);
+    let usable = link.up && in_group;
     let unknown = || "unknown".parse().expect("a valid interface name");
     Port {
         place: HostEnd::Bridge(BridgePort {
             bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
             isolated: state.isolated.unwrap_or(false),
             locked: state.locked.unwrap_or(false) && state.learning == Some(false),
+            asks: state.neigh_suppress != Some(true),
             ruled: ruled || wanted.is_none(),
             vlan: wanted.and_then(|port| match &port.place {
                 HostEnd::Bridge(on_bridge) => on_bridge.vlan,
@@ -110,7 +111,7 @@ pub(super) fn port(
         }),
         mac: wanted.map_or(Mac::from_bytes([0; 6]), |port| port.mac),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-        alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
+        alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
         sandbox: wanted.map_or_else(
             || Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None },
             |port| port.sandbox.clone(),
