@@ -647,12 +647,17 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 let parts = [Ether(EtherType::Ipv6), Icmp6Type(kind), quiet(), Do(Data::Drop)];
                 rule("who has an address at another host is known", &parts)
             };
+            let listens = "nobody asks who listens";
             let arp = [Ether(EtherType::Arp), quiet(), Do(Data::Drop)];
+            let igmp = [Ether(EtherType::Ipv4), L4Proto(IGMP), quiet(), Do(Data::Drop)];
+            let report = [Ether(EtherType::Ipv6), Icmp6Type(LISTENER_REPORT), quiet(), Do(Data::Drop)];
             vec![
                 rule("who has an address at another host is known", &arp),
                 asks(NEIGHBOUR_SOLICITATION),
                 asks(NEIGHBOUR_ADVERTISEMENT),
                 asks(ROUTER_SOLICITATION),
+                rule(listens, &report),
+                rule(listens, &igmp),
             ]
         }
         Chain::Guard => vec![
