@@ -480,17 +480,16 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(self.store.read()?.remote_block(network, destination)?.is_some())
     }
 
-    /// Whether a container of another host has this MAC or this address on a network; who asks for neither asks of something else.
+    /// By which MACs and addresses containers of other hosts are on a network that is one broadcast domain (a list).
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn is_remote(&self, network: Id, mac: Option<Mac>, address: Option<IpAddr>) -> Result<bool> {
-        let is_it = |row: &RemoteEndpoint| {
-            let link_local = |address| row.mac.is_some_and(|mac| IpAddr::V6(mac.link_local()) == address);
-            mac.is_some_and(|mac| row.mac == Some(mac))
-                || address.is_some_and(|address| row.addresses.contains(&address) || link_local(address))
-        };
-        Ok(self.store.read()?.remote_endpoints_of(network)?.iter().any(is_it))
+    pub fn remote_places(&self, network: Id) -> Result<(BTreeSet<Mac>, BTreeSet<IpAddr>)> {
+        let rows = self.store.read()?.remote_endpoints_of(network)?;
+        let macs: BTreeSet<Mac> = rows.iter().filter_map(|row| row.mac).collect();
+        let link_local = macs.iter().map(|mac| IpAddr::V6(mac.link_local()));
+        let addresses = rows.iter().flat_map(|row| row.addresses.iter().copied()).chain(link_local).collect();
+        Ok((macs, addresses))
     }
 
     /// Whether a route of the host to `destination` by an interface that is not ours should be there: another host on the same LAN

@@ -23,7 +23,7 @@ impl Firewall {
 
     /// What a network's containers are kept from sending to each other.
     pub fn guard(&self, network: &Network) -> Guard {
-        let frames = matches!(network.driver, Driver::Bridge);
+        let frames = matches!(network.driver, Driver::Bridge) || network.is_l2();
         match self.driver {
             _ if !frames || !network.options.managed => Guard::Elsewhere,
             _ if !network.options.guard => Guard::Off,

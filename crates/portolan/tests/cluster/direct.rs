@@ -136,6 +136,8 @@ fn hosts_of_one_lan_do_without_tunnels() {
         assert!(rules.contains("are reached by eth0 without a tunnel"), "{name}: {rules}");
     }
     assert!(a.run(&["cluster", "verify"]).status.success());
+    let inspected = a.ok("network inspect web");
+    assert!(inspected.contains("10.0.1.0/24 by eth0") && inspected.contains("fd00:1::/64 by eth0"), "{inspected}");
 
     // What others take away is back.
     let addresses = said(a, &["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]);

@@ -4,8 +4,9 @@
 //! lock that every verb holds: what a verb changes is what the rows say by then, so there is nothing to do. It also holds
 //! the fence ([`portolan_plan::ruleset`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
-use portolan_model::{FirewallDriver, Mac, Mtu, Network};
+use portolan_model::{FirewallDriver, Id, Mac, Mtu, Network};
 use portolan_plan::{Firewall, Groups};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -287,6 +288,29 @@ impl Work {
     }
 }
 
+/// Who is at other hosts, of networks that are one broadcast domain: entries of those who left are gone for good. Looked up once
+/// for what happens at once.
+#[derive(Default)]
+struct Places(BTreeMap<Id, Option<Guests>>);
+
+/// MACs and addresses.
+type Guests = (BTreeSet<Mac>, BTreeSet<IpAddr>);
+
+impl Places {
+    /// Nothing where it cannot be read, which the repair tells that follows.
+    fn of(&mut self, engine: &Engine, network: Id) -> Option<&Guests> {
+        self.0.entry(network).or_insert_with(|| engine.remote_places(network).ok()).as_ref()
+    }
+
+    fn has_mac(&mut self, engine: &Engine, network: Id, mac: Mac) -> bool {
+        self.of(engine, network).is_none_or(|(macs, _)| macs.contains(&mac))
+    }
+
+    fn has_address(&mut self, engine: &Engine, network: Id, address: IpAddr) -> bool {
+        self.of(engine, network).is_none_or(|(_, addresses)| addresses.contains(&address))
+    }
+}
+
 fn is_busy(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<portolan_engine::Error>();
     matches!(cause, Some(portolan_engine::Error::Store(portolan_engine::StoreError::Busy { .. })))
@@ -380,6 +404,7 @@ impl Thread {
     fn sort(&self, events: &[Event], firewall: &Firewall) -> Work {
         let groups = Groups::of(&firewall.name);
         let mut work = Work::default();
+        let mut places = Places::default();
         for event in events {
             match event {
                 Event::Rules { tables, by: (pid, name) } => {
@@ -471,21 +496,19 @@ impl Thread {
                     }
                 }
                 Event::NeighbourGone { index, address: Some(address), .. } => {
-                    if let Some(network) = self.network_at(*index)
-                        && (network.overlay.is_some() && network.is_routed()
-                            || self.engine.is_leased(network.id, *address).unwrap_or(true)
-                            || network.is_l2()
-                                && self.engine.is_remote(network.id, None, Some(*address)).unwrap_or(true))
-                    {
+                    let is_wanted = |network: &Network| match network.overlay {
+                        Some(_) if network.is_routed() => true,
+                        Some(_) if places.has_address(&self.engine, network.id, *address) => true,
+                        _ => self.engine.is_leased(network.id, *address).unwrap_or(true),
+                    };
+                    if let Some(network) = self.network_at(*index).filter(is_wanted) {
                         work.links(format!("neighbour {address} on network `{}` is gone", network.name));
                     }
                 }
                 Event::NeighbourGone { address: None, index, mac } => {
-                    let is_wanted = |network: Network| {
-                        let mac = mac.map(Mac::from_bytes).filter(|mac| mac.octets() != [0; 6]);
-                        !network.is_l2()
-                            || mac.is_none()
-                            || self.engine.is_remote(network.id, mac, None).unwrap_or(true)
+                    let is_wanted = |network: Network| match mac.filter(|mac| *mac != [0; 6]) {
+                        Some(mac) if network.is_l2() => places.has_mac(&self.engine, network.id, Mac::from_bytes(mac)),
+                        _ => true,
                     };
                     if let Some(link) = self.engine.kernel().interface(*index)
                         && (self.engine.is_host_end(&link.name).unwrap_or(true)
