@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
-use portolan_model::{Family, Id, Mac, Mtu, Name, PerFamily, Vni, seal_bytes};
+use portolan_model::{Family, Id, Lan, Mac, Mtu, Name, PerFamily, Vni, seal_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::common;
@@ -103,6 +103,9 @@ pub struct HostRecord {
     pub name: Name,
     /// Where it takes packets of other hosts; at least one.
     pub underlay: PerFamily<Option<IpAddr>>,
+    /// The LANs that those addresses are on: hosts on the same one reach each other there without a router.
+    #[serde(default, skip_serializing_if = "PerFamily::is_none")]
+    pub lan: PerFamily<Option<Lan>>,
     /// The MAC of its ends of tunnels, drawn at random.
     pub mac: Mac,
     /// The MTU of its way to the others.
@@ -253,6 +256,9 @@ pub struct EndpointRecord {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Its MAC, on networks that are one broadcast domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
     /// It is not healthy, or not yet: hosts answer names that it shares with others by those. Older versions answer by all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unwell: bool,

@@ -195,6 +195,7 @@ mod tests {
             secret: None,
         };
         HostRecord {
+            lan: PerFamily::default(),
             name: format!("host-{number}").parse().unwrap(),
             underlay: PerFamily { v4: Some(Ipv4Addr::new(192, 0, 2, number).into()), v6: None },
             mac: Mac::local([number; 6]),

@@ -408,7 +408,7 @@ pub fn result(
         ..Interface::default()
     };
     let mut interfaces = Vec::new();
-    if network.driver == Driver::Bridge {
+    if network.driver == Driver::Bridge || network.is_l2() {
         interfaces.push(on_host(&network.bridge));
     }
     if network.driver == Driver::Bridge || network.driver.is_routed() {

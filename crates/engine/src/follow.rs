@@ -129,7 +129,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             _ => None,
         };
         let Some(network) = id.map(|id| tx.network(id)).transpose()?.flatten() else { return Ok(None) };
-        let is_it = ours.starts_with("network:") || network.driver.is_routed();
+        let is_it = ours.starts_with("network:") || network.is_routed();
         match Some(network).filter(|_| is_it).filter(|network| network.phase.is_settled()) {
             Some(network) => Ok(self.is_materialised(&tx, &network)?.then_some(network)),
             None => Ok(None),
@@ -187,7 +187,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     /// # Errors
     /// When the store cannot be read.
     pub fn has_routed_networks(&self) -> Result<bool> {
-        Ok(self.store.read()?.networks()?.iter().any(|network| network.driver.is_routed()))
+        Ok(self.store.read()?.networks()?.iter().any(|network| network.is_routed()))
     }
 
     /// Whether anybody is on any network: then there are names to be answered and rules to be kept.

@@ -330,7 +330,9 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         if network.overlay.is_some() && tx.meta(meta::DRAINED)?.is_some() {
             return Err(Error::Drained { network: network.name.to_string() });
         }
-        if network.driver == Driver::Bridge && tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS {
+        if (network.driver == Driver::Bridge || network.is_l2())
+            && tx.endpoint_count(network.id, BRIDGE_PORTS)? >= BRIDGE_PORTS
+        {
             return Err(Error::BridgeFull { network: network.name.to_string() });
         }
         check_bandwidth(network, wanted.bandwidth)?;

@@ -6,10 +6,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{
-    AddressRange, Driver, Family, Id, IfName, Ipam, Mtu, Name, Network, NetworkOptions, Overlay, Peer, PerFamily,
-    Phase, RemoteBlock, RemoteEndpoint, Subnet, Withheld,
+    AddressRange, Driver, Family, Id, IfName, Ipam, Lan, Mac, Mtu, Name, Network, NetworkOptions, Overlay, Peer,
+    PerFamily, Phase, RemoteBlock, RemoteEndpoint, Subnet, Withheld,
 };
-use portolan_plan::{Objects, diff, end_objects, network_objects, peer_objects, seal_name, vxlan_name};
+use portolan_plan::{
+    Objects, diff, end_objects, l2_bridge_name, network_objects, peer_objects, remote_objects, seal_name, vxlan_name,
+};
 
 use crate::engine::{Engine, meta};
 use crate::error::{Error, Result};
@@ -369,8 +371,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         for host in changes.peers.keys() {
             places.extend(tx.remote_blocks_at(*host)?.into_iter().map(|row| (row.network, *host)));
         }
+        // Which endpoints were or will be there, by network.
+        let mut guests: BTreeSet<(Id, Id)> = BTreeSet::new();
+        for (id, endpoint) in &changes.endpoints {
+            let (before, after) = (tx.remote_endpoint(*id)?, endpoint.as_ref());
+            guests.extend(before.iter().chain(after).map(|endpoint| (endpoint.network, *id)));
+        }
         let mut networks: BTreeMap<Id, Network> = BTreeMap::new();
-        for id in places.iter().map(|(network, _)| *network).collect::<BTreeSet<Id>>() {
+        for id in places.iter().chain(&guests).map(|(network, _)| *network).collect::<BTreeSet<Id>>() {
             if let Some(network) = tx.network(id)?
                 && self.is_materialised(&tx, &network)?
             {
@@ -378,6 +386,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         places.retain(|(network, _)| networks.contains_key(network));
+        guests.retain(|(network, _)| networks.get(network).is_some_and(Network::is_l2));
+        for network in networks.values().filter(|network| network.is_l2() && !changes.peers.is_empty()) {
+            let of_peer = |row: &RemoteEndpoint| changes.peers.contains_key(&row.host);
+            let theirs = tx.remote_endpoints_of(network.id)?.into_iter().filter(of_peer);
+            guests.extend(theirs.map(|row| (network.id, row.id)));
+        }
         let is_in_use = tx.overlay_in_use()?.is_some();
         let objects = |tx: &S::Tx<'_>| -> Result<Objects> {
             let mut all = Objects::new();
@@ -389,6 +403,12 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 let of_network = |row: &RemoteBlock| row.network == *network;
                 let blocks = tx.remote_blocks_at(*host)?.into_iter().filter(of_network).map(|row| row.block);
                 all.extend(peer_objects(&self.root, &networks[network], &peer, &blocks.collect::<Vec<IpNet>>()));
+            }
+            for (network, id) in &guests {
+                let Some(row) = tx.remote_endpoint(*id)?.filter(|row| row.network == *network) else { continue };
+                if let Some(peer) = tx.peer(row.host)? {
+                    all.extend(remote_objects(&self.root, &networks[network], &peer, &row));
+                }
             }
             Ok(all)
         };
@@ -450,6 +470,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 objects.extend(peer_objects(&self.root, network, &peer, &blocks));
             }
         }
+        if network.is_l2() {
+            let peers: BTreeMap<Id, Peer> = tx.peers()?.into_iter().map(|peer| (peer.host, peer)).collect();
+            for row in tx.remote_endpoints_of(network.id)? {
+                if let Some(peer) = peers.get(&row.host) {
+                    objects.extend(remote_objects(&self.root, network, peer, &row));
+                }
+            }
+        }
         Ok(objects)
     }
 
@@ -460,6 +488,54 @@ impl<S: Store, K: Kernel> Engine<S, K> {
     pub fn is_remote_block(&self, network: Id, destination: IpNet) -> Result<bool> {
         Ok(self.store.read()?.remote_block(network, destination)?.is_some())
     }
+
+    /// By which MACs and addresses containers of other hosts are on a network that is one broadcast domain (a list).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn remote_places(&self, network: Id) -> Result<(BTreeSet<Mac>, BTreeSet<IpAddr>)> {
+        let rows = self.store.read()?.remote_endpoints_of(network)?;
+        let macs: BTreeSet<Mac> = rows.iter().filter_map(|row| row.mac).collect();
+        let link_local = macs.iter().map(|mac| IpAddr::V6(mac.link_local()));
+        let addresses = rows.iter().flat_map(|row| row.addresses.iter().copied()).chain(link_local).collect();
+        Ok((macs, addresses))
+    }
+
+    /// Whether a route of the host to `destination` by an interface that is not ours should be there: another host on the same LAN
+    /// gives out its addresses.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_way_by_lan(&self, destination: IpNet) -> Result<bool> {
+        let tx = self.store.read()?;
+        for network in direct_networks(&tx)? {
+            if tx.remote_block(network.id, destination)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether packets of networks in use go by an interface that is not ours, without tunnels: routes go when it does, and do not
+    /// come back with it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn goes_by_lan(&self, interface: &str) -> Result<bool> {
+        let is_it = |lan: &Option<Lan>| lan.as_ref().is_some_and(|lan| lan.interface.as_str() == interface);
+        let goes = |overlay: Overlay| is_it(&overlay.direct.v4) || is_it(&overlay.direct.v6);
+        Ok(direct_networks(&self.store.read()?)?.into_iter().filter_map(|network| network.overlay).any(goes))
+    }
+}
+
+/// The networks that go by a LAN, if any overlay network is in use.
+fn direct_networks<T: Tx>(tx: &T) -> Result<Vec<Network>> {
+    if tx.overlay_in_use()?.is_none() {
+        return Ok(Vec::new());
+    }
+    let mut networks = tx.networks()?;
+    networks.retain(|network| network.overlay.as_ref().is_some_and(|overlay| !overlay.direct.is_none()));
+    Ok(networks)
 }
 
 /// The blocks that this host gives out.
@@ -470,8 +546,12 @@ fn blocks_of(network: &Network) -> BTreeSet<IpNet> {
 
 fn plan(wanted: &OverlayNetwork) -> Result<Network> {
     let options = NetworkOptions::from_pairs(Driver::Overlay, &wanted.options)?;
-    let end = wanted.overlay.end;
-    let fits = end.inner_mtu(end.mtu, wanted.prefixes.v6.is_some());
+    let (end, is_l2) = (wanted.overlay.end, options.l2);
+    // Who goes by a LAN has all of it; routes by tunnels have less.
+    let fits = match wanted.overlay.direct.is_none() {
+        true => end.inner_mtu(end.mtu, wanted.prefixes.v6.is_some()),
+        false => end.mtu,
+    };
     let mtu: Mtu = options.mtu.map_or(fits, |asked| asked.min(fits));
     Ok(Network {
         id: wanted.id,
@@ -486,9 +566,9 @@ fn plan(wanted: &OverlayNetwork) -> Result<Network> {
         raw_options: wanted.options.clone(),
         ipam_options: None,
         labels: wanted.labels.clone(),
-        bridge: vxlan_name(wanted.id),
+        bridge: if is_l2 { l2_bridge_name(wanted.id) } else { vxlan_name(wanted.id) },
         subinterface: None,
-        overlay: Some(wanted.overlay),
+        overlay: Some(wanted.overlay.clone()),
         routes: Vec::new(),
         names: true,
         names_at: Vec::new(),

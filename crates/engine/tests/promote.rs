@@ -118,7 +118,13 @@ impl World {
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
             created: 0,
-            overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false, measured: false },
+            overlay: Overlay {
+                vni: Vni::new(70_000).unwrap(),
+                end,
+                sealed: false,
+                measured: false,
+                direct: Default::default(),
+            },
             blocks,
             withheld: BTreeSet::new(),
         }

@@ -51,6 +51,8 @@ fn samples() -> Vec<Element> {
         element(Set::Between(V4), vec![prefix("172.20.0.0/24"), prefix("172.20.0.0/24")], Data::Goto(Chain::Allow)),
         element(Set::Between(V4), vec![prefix("172.20.0.0/24"), prefix("172.20.1.8/31")], Data::Goto(Chain::Allow)),
         element(Set::Between(V6), vec![prefix("fd00::/64"), prefix("fd00::/64")], Data::Goto(Chain::WithinClosed)),
+        element(Set::Direct(V4), vec![name("eth0"), prefix("10.128.0.64/26")], Data::Member),
+        element(Set::Direct(V6), vec![name("eth0"), prefix("fd00:1::1:0/112")], Data::Member),
         element(Set::Leave, vec![Field::NfProto(V4), name("br-0")], Data::Goto(Chain::Enter)),
         element(Set::Enter, vec![Field::NfProto(V6), name("br-0")], Data::Drop),
         element(Set::ToHost, vec![Field::NfProto(V6), name("br-0")], Data::Goto(Chain::ToHostInternal)),
@@ -63,6 +65,7 @@ fn samples() -> Vec<Element> {
         element(Set::Excess(V6), vec![address("fd00::2")], Data::Member),
         element(Set::Source(V4), vec![name("pv0123456789abc"), mac(), address("172.20.0.2")], Data::Member),
         element(Set::Source(V6), vec![name("pv0123456789abc"), mac(), address("fe80::42:acff:fe11:2")], Data::Member),
+        element(Set::Quiet, vec![name("vx-0123456789ab")], Data::Member),
         element(Set::Unguarded, vec![name("pv0123456789abc")], Data::Member),
     ]
 }

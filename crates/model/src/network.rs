@@ -70,6 +70,13 @@ impl<T> PerFamily<T> {
     }
 }
 
+impl<T> PerFamily<Option<T>> {
+    /// Whether neither has a value.
+    pub const fn is_none(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+}
+
 /// What carries a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Driver {
@@ -389,6 +396,16 @@ impl Network {
     /// Whether its containers are behind interfaces of ours, with rules of ours.
     pub fn is_ruled(&self) -> bool {
         self.is_managed_bridge() || self.driver.is_routed()
+    }
+
+    /// Whether the host routes to each of its containers by a veth pair of its own: there is no bridge.
+    pub const fn is_routed(&self) -> bool {
+        self.driver.is_routed() && !self.options.l2
+    }
+
+    /// Whether it is one broadcast domain over several hosts.
+    pub const fn is_l2(&self) -> bool {
+        matches!(self.driver, Driver::Overlay) && self.options.l2
     }
 
     /// Whether names are answered on addresses of the host.

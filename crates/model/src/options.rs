@@ -214,6 +214,46 @@ impl FromStr for IpvlanMode {
 
 serde_by_text!(IpvlanMode);
 
+/// How packets of an overlay network get from host to host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Backend {
+    /// In tunnels.
+    #[default]
+    Vxlan,
+    /// As they are to hosts on the same LAN, in tunnels to all others.
+    Direct,
+}
+
+impl Backend {
+    /// Whether it is what a network has for which nobody chose.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vxlan => "vxlan",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+impl FromStr for Backend {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "vxlan" => Ok(Self::Vxlan),
+            "direct" => Ok(Self::Direct),
+            _ => Err(Invalid::new("backend", text, "is unknown").hint("choose vxlan or direct")),
+        }
+    }
+}
+
+serde_by_text!(Backend);
+
 /// The options of a network, out of Docker's names (`com.docker.network.…`) or our short ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -270,6 +310,12 @@ pub struct NetworkOptions {
     /// to who brought the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortcut: Option<bool>,
+    /// How packets get from host to host.
+    #[serde(default, skip_serializing_if = "Backend::is_usual")]
+    pub backend: Backend,
+    /// Whether an overlay network is one broadcast domain: bridges on all hosts, with tunnels between them.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub l2: bool,
     /// What ipvlan interfaces share with the parent.
     pub ipvlan_mode: IpvlanMode,
 }
@@ -301,6 +347,8 @@ impl Default for NetworkOptions {
             bclim: None,
             encrypted: false,
             shortcut: None,
+            backend: Backend::default(),
+            l2: false,
             ipvlan_mode: IpvlanMode::default(),
         }
     }
@@ -355,13 +403,18 @@ impl NetworkOptions {
         let own: &[(&str, &str)] = match driver {
             Driver::Macvlan => &[("mode", "macvlan_mode"), ("bclim", "macvlan_bclim")],
             Driver::Ipvlan => &[("mode", "ipvlan_mode")],
-            Driver::Overlay => &[("encrypted", "portolan.encrypted"), ("shortcut", "portolan.shortcut")],
+            Driver::Overlay => &[
+                ("encrypted", "portolan.encrypted"),
+                ("shortcut", "portolan.shortcut"),
+                ("backend", "portolan.backend"),
+                ("mode", "portolan.mode"),
+            ],
             Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => &[],
         };
         let is_child = matches!(driver, Driver::Macvlan | Driver::Ipvlan);
         let common = if is_child { CHILD_KEYS } else { KEYS };
         let is_meant = |short: &str| !driver.is_routed() || !BRIDGE_KEYS.contains(&short);
-        let keys = || own.iter().chain(common).filter(|(short, _)| is_meant(short));
+        let keys = || own.iter().chain(common.iter().filter(|(short, _)| is_meant(short)));
         let mut options = Self::default();
         for (key, value) in pairs {
             let short = keys().find(|(short, long)| key == short || key == long).map(|(short, _)| *short);
@@ -383,7 +436,36 @@ impl NetworkOptions {
                 }
             })?;
         }
+        options.agree()?;
         Ok(options)
+    }
+
+    /// Whether they can all hold at once.
+    fn agree(&self) -> Result<(), Invalid> {
+        let refused = |why: &'static str, hint: &'static str| {
+            Err(Invalid::new("network option", "backend=direct", why).hint(hint))
+        };
+        if self.l2 && (self.backend == Backend::Direct || self.shortcut == Some(true)) {
+            return Err(Invalid::new(
+                "network option",
+                "mode=l2",
+                "excludes `backend=direct` and `shortcut=true`: frames go from bridge to bridge by tunnels",
+            )
+            .hint("leave one of them out"));
+        }
+        if self.backend == Backend::Direct && self.encrypted {
+            return refused(
+                "and `encrypted` exclude each other: what goes without a tunnel goes in clear",
+                "leave one of them out",
+            );
+        }
+        if self.backend == Backend::Direct && self.shortcut == Some(true) {
+            return refused(
+                "and `shortcut=true` exclude each other: shortcuts lead into tunnels",
+                "leave one of them out",
+            );
+        }
+        Ok(())
     }
 
     fn set(&mut self, driver: Driver, key: &str, value: &str) -> Result<(), Invalid> {
@@ -447,7 +529,14 @@ impl NetworkOptions {
             "mode" => match driver {
                 Driver::Macvlan => self.macvlan_mode = value.parse()?,
                 Driver::Ipvlan => self.ipvlan_mode = value.parse()?,
-                Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => {
+                Driver::Overlay => {
+                    self.l2 = match value {
+                        "routed" => false,
+                        "l2" => true,
+                        _ => return Err(Invalid::new("mode", value, "is unknown").hint("choose routed or l2")),
+                    }
+                }
+                Driver::Bridge | Driver::Ptp | Driver::Host | Driver::None => {
                     self.managed = match value {
                         "managed" => true,
                         "unmanaged" => false,
@@ -467,6 +556,7 @@ impl NetworkOptions {
             "parent" => self.parent = Some(value.parse()?),
             // Docker's clients give no value.
             "encrypted" => self.encrypted = value.is_empty() || boolean(value)?,
+            "backend" => self.backend = value.parse()?,
             "shortcut" => self.shortcut = Some(boolean(value)?),
             "bclim" => {
                 self.bclim = Some(value.parse().map_err(|_| Invalid::new("number", value, "is not a number"))?);
@@ -540,6 +630,29 @@ mod tests {
             let error = of(driver, &[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn what_goes_in_clear_is_not_encrypted() {
+        assert_eq!(of(Driver::Overlay, &[("backend", "direct")]).unwrap().backend, Backend::Direct);
+        for (key, value) in [("encrypted", ""), ("shortcut", "true")] {
+            let error = of(Driver::Overlay, &[("backend", "direct"), (key, value)]).unwrap_err();
+            assert!(error.to_string().contains("backend=direct") && error.hint.is_some(), "{error}");
+        }
+        assert!(of(Driver::Overlay, &[("backend", "vxlan"), ("encrypted", "true")]).is_ok());
+        assert!(of(Driver::Overlay, &[("backend", "ipip")]).is_err());
+        assert!(of(Driver::Bridge, &[("backend", "direct")]).is_err());
+    }
+
+    #[test]
+    fn one_broadcast_domain_goes_by_tunnels() {
+        assert!(of(Driver::Overlay, &[("mode", "l2"), ("encrypted", "")]).unwrap().l2);
+        assert!(!of(Driver::Overlay, &[("mode", "routed")]).unwrap().l2);
+        for (key, value) in [("backend", "direct"), ("shortcut", "true")] {
+            let error = of(Driver::Overlay, &[("mode", "l2"), (key, value)]).unwrap_err();
+            assert!(error.to_string().contains("mode=l2") && error.hint.is_some(), "{error}");
+        }
+        assert!(of(Driver::Overlay, &[("mode", "unmanaged")]).is_err());
     }
 
     #[test]

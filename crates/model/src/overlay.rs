@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, Id, Invalid, Mac, Mtu, Name, PerFamily};
+use crate::{Family, Id, IfName, Invalid, Mac, Mtu, Name, PerFamily};
 
 /// A VXLAN network identifier (RFC 7348 §5): 1 to 2^24 - 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -85,8 +85,17 @@ pub const fn seal_bytes(outer: Family) -> u32 {
     ip + 8 + 32
 }
 
+/// The LAN that an underlay address is on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lan {
+    /// The interface that has the address.
+    pub interface: IfName,
+    /// Its subnet.
+    pub net: IpNet,
+}
+
 /// What a network over several hosts is on this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Overlay {
     /// Its number, the same on all hosts.
     pub vni: Vni,
@@ -98,6 +107,9 @@ pub struct Overlay {
     /// Whether this host's ends of tunnels can answer those of others, by IPv6: so hosts measure their paths to each other.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub measured: bool,
+    /// By which LANs it goes without tunnels to hosts that are on them as well; none where it always goes by tunnels.
+    #[serde(default, skip_serializing_if = "PerFamily::is_none")]
+    pub direct: PerFamily<Option<Lan>>,
 }
 
 /// Another host of the cluster, as packets to it need it. One row of the store.
@@ -109,6 +121,9 @@ pub struct Peer {
     pub name: Name,
     /// Where it takes packets.
     pub underlay: PerFamily<Option<IpAddr>>,
+    /// The subnets of the LANs that those addresses are on.
+    #[serde(default, skip_serializing_if = "PerFamily::is_none")]
+    pub lan: PerFamily<Option<IpNet>>,
     /// Where it is on the encrypted link between hosts, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Ipv6Addr>,
@@ -162,6 +177,9 @@ pub struct RemoteEndpoint {
     pub aliases: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Its MAC, on networks where other hosts need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
     /// Whether those who are well answer in its place to names that it shares with them.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub unwell: bool,

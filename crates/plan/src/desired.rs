@@ -21,7 +21,10 @@ mod elements;
 mod overlay;
 mod routed;
 
-pub use overlay::{end_objects, is_measured, peer_objects, seal_name, tunnel_objects, vxlan_name};
+pub use overlay::{
+    end_objects, goes_direct, is_measured, l2_bridge_name, peer_objects, remote_objects, seal_name, tunnel_objects,
+    vxlan_name,
+};
 
 /// The port of domain name servers.
 const NAMES: u16 = 53;
@@ -140,7 +143,7 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
     }
     let owner = format!("network {}", network.name);
     elements::of_gateways(network, &owner, &mut objects);
-    if network.driver.is_routed() {
+    if network.is_routed() {
         routed::network_objects(network, &owner, &mut objects);
         overlay::network_objects(root, network, &owner, &mut objects);
         return objects;
@@ -161,6 +164,7 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
     objects.insert(element(Set::Within, vec![bridge(), bridge()], elements::within(network), &owner));
     objects.insert(member(Set::Hairpin, vec![bridge(), bridge()], &owner));
     elements::of_device(network, &network.bridge, &owner, &mut objects);
+    overlay::network_objects(root, network, &owner, &mut objects);
     objects
 }
 
@@ -345,7 +349,7 @@ fn endpoint_objects(
         Driver::Ipvlan => Some(ChildKind::Ipvlan { mode: network.options.ipvlan_mode }),
         Driver::Bridge | Driver::Ptp | Driver::Overlay | Driver::Host | Driver::None => None,
     };
-    let is_routed = network.driver.is_routed();
+    let is_routed = network.is_routed();
     let ipv6 = endpoint.address(Family::V6).is_some() || *network.speaks.of(Family::V6);
     // DHCPv6 tells an address, but neither what is on the link nor a way out.
     let routers = network.leases(Family::V6).then_some(Routers {
@@ -388,6 +392,7 @@ fn endpoint_objects(
             bridge: network.bridge.clone(),
             isolated: !network.options.icc,
             locked: guard,
+            asks: network.is_l2(),
             ruled: network.options.managed,
             vlan: network.options.vlan,
         })

@@ -214,7 +214,14 @@ mod tests {
             }
             4 => Object::Port(Port {
                 host_end: name("pv"),
-                place: HostEnd::Bridge(BridgePort { bridge, isolated: false, locked: true, ruled: true, vlan: None }),
+                place: HostEnd::Bridge(BridgePort {
+                    bridge,
+                    isolated: false,
+                    locked: true,
+                    asks: false,
+                    ruled: true,
+                    vlan: None,
+                }),
                 mac,
                 mtu,
                 alias,

@@ -3,6 +3,7 @@
 //! Both take the elements and nothing else, so they say what is in the kernel when given what was read from it.
 //! Both follow [`rules`] for the order in which a packet meets the sets, rather than keep an order of their own.
 
+mod constant;
 mod shortcuts;
 
 use std::fmt::{self, Write as _};
@@ -15,6 +16,9 @@ use crate::object::{Chain, Data, Element, Field, Group, Groups};
 use crate::ruleset::{EtherType, Load, Part, Rule, rules};
 use crate::set::Set;
 
+use constant::EVERY_NETWORK;
+
+pub use constant::{constant_rules, segments};
 pub use shortcuts::shortcuts;
 
 /// One thing that the ruleset does, and for whom.
@@ -32,11 +36,8 @@ impl fmt::Display for Sentence {
     }
 }
 
-/// The owner of what [`constant_rules`] says.
-const EVERY_NETWORK: &str = "every network";
-
 /// The chains in the order a packet passes them, each followed by those that only it calls.
-const PATH: [Chain; 18] = [
+const PATH: [Chain; 19] = [
     Chain::Guard,
     Chain::Early,
     Chain::NatIn,
@@ -55,6 +56,7 @@ const PATH: [Chain; 18] = [
     Chain::Allow,
     Chain::NatSource,
     Chain::Answer,
+    Chain::Hush,
 ];
 
 /// What `elements` do, in sentences: the host's first, then networks, then containers; for each owner in the order
@@ -66,15 +68,6 @@ pub fn words(elements: &[Element]) -> Vec<Sentence> {
     let mut sorted: Vec<&Element> = elements.iter().collect();
     sorted.sort_by_cached_key(|e| (kind_of_owner(&e.owner), e.owner.clone(), place(&order, e.set), e.key.clone()));
     runs(&sorted).into_iter().map(|run| Sentence { owner: run.element.owner.clone(), text: run.sentence() }).collect()
-}
-
-/// What the rules around the sets do, whatever is in them, in the order a packet meets them.
-pub fn constant_rules() -> Vec<Sentence> {
-    let chain_rules = |chain| rules(chain).into_iter().map(move |rule| (chain, rule));
-    PATH.into_iter()
-        .flat_map(chain_rules)
-        .map(|(chain, rule)| Sentence { owner: EVERY_NETWORK.to_owned(), text: rule_sentence(chain, &rule) })
-        .collect()
 }
 
 /// What `elements` do, as `iptables -t nat -L -n` and `iptables -L FORWARD -n` would list it, then the same for IPv6.
@@ -248,6 +241,11 @@ impl Run<'_> {
                     data => format!("for traffic from {from} to {to}: {}", verdict(*data)),
                 }
             }
+            (Set::Direct(_), [Field::IfName(lan), Field::Prefix(block)]) => {
+                format!(
+                    "containers in {block} are reached by {lan} without a tunnel, and what comes from them comes there"
+                )
+            }
             (Set::Leave, [Field::NfProto(family), Field::IfName(bridge)]) => match data {
                 Data::Goto(Chain::Enter) => {
                     format!(
@@ -346,6 +344,7 @@ impl Run<'_> {
             (Set::Source(_), [Field::IfName(port), Field::Ether(mac), Field::Address(ip)]) => {
                 format!("frames on port {port} from {mac} with source address {ip} pass; others are dropped")
             }
+            (Set::Quiet, [Field::IfName(port)]) => format!("nobody is asked for addresses by {port}: all are known"),
             (Set::Unguarded, [Field::IfName(port)]) => {
                 format!("frames on port {port} pass whatever their source: the guard is off")
             }
@@ -417,6 +416,7 @@ fn rule_sentence(chain: Chain, rule: &Rule) -> String {
             Part::Count => {}
             Part::SetPriority(0) => actions.push("its mark is taken away".to_owned()),
             Part::SetPriority(_) => actions.push("it is marked as allowed".to_owned()),
+            Part::ClampMss => actions.push("the size of TCP segments that it tells is made to fit".to_owned()),
             Part::NoTrack => actions.push("it is not tracked".to_owned()),
             Part::Pass(_, _, by, set) => {
                 actions.push(format!("it leaves by what `{}` has for {}, past all that follows", set.name(), list(by)));
@@ -466,6 +466,7 @@ fn condition_words(part: &Part) -> String {
         Part::TcpSource(port) => format!("is from tcp port {port}"),
         Part::UdpDestination(port) => format!("is for udp port {port}"),
         Part::TcpDestination(port) => format!("is for tcp port {port}"),
+        Part::OpensTcp => "opens a TCP connection or agrees to one".to_owned(),
         Part::Priority(_) => "is marked as allowed".to_owned(),
         Part::Begins => "begins a connection".to_owned(),
         Part::Established => "belongs to a known connection".to_owned(),

@@ -23,7 +23,7 @@ impl Firewall {
 
     /// What a network's containers are kept from sending to each other.
     pub fn guard(&self, network: &Network) -> Guard {
-        let frames = matches!(network.driver, Driver::Bridge);
+        let frames = matches!(network.driver, Driver::Bridge) || network.is_l2();
         match self.driver {
             _ if !frames || !network.options.managed => Guard::Elsewhere,
             _ if !network.options.guard => Guard::Off,
@@ -56,7 +56,12 @@ impl Firewall {
                 element.set.table() == Table::Inet
                     && !matches!(
                         element.set,
-                        Set::Behind(_) | Set::Between(_) | Set::Excess(_) | Set::Tunnels | Set::Ends(_)
+                        Set::Behind(_)
+                            | Set::Between(_)
+                            | Set::Direct(_)
+                            | Set::Excess(_)
+                            | Set::Tunnels
+                            | Set::Ends(_)
                     )
             }
             (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),

@@ -20,16 +20,16 @@ mod set;
 
 pub use desired::{
     ContainerView, alias_of_endpoint, alias_of_network, alias_of_shaper, base_objects, container_objects,
-    default_route, default_routes, end_objects, generated_mac, host_end_name, is_host_end_name, is_measured,
-    leased_names, name_servers, network_objects, peer_objects, published_endpoint, seal_name, shaper_name,
-    tunnel_objects, vxlan_name,
+    default_route, default_routes, end_objects, generated_mac, goes_direct, host_end_name, is_host_end_name,
+    is_measured, l2_bridge_name, leased_names, name_servers, network_objects, peer_objects, published_endpoint,
+    remote_objects, seal_name, shaper_name, tunnel_objects, vxlan_name,
 };
 pub use diff::{Step, diff, in_order_of, inverse, possible};
 pub use firewall::{Firewall, Guard};
 pub use object::{
     ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Forwarding,
     Group, Groups, HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers,
-    Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, Vlan, Vxlan, Way,
+    Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, TunnelPort, Vlan, Vxlan, Way,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

@@ -22,7 +22,7 @@ mod tunnel;
 pub use objects::Objects;
 pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed, Way};
 pub use shortcut::{Shortcut, ShortcutKey, ShortcutPart};
-pub use tunnel::{Forwarding, Vxlan};
+pub use tunnel::{Forwarding, TunnelPort, Vxlan};
 
 /// Which of our interfaces a rule speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -189,6 +189,8 @@ pub enum Chain {
     Answer,
     /// Bridge hook prerouting: the guard.
     Guard,
+    /// Bridge hook postrouting: keeps questions for addresses away from where nobody need be asked.
+    Hush,
     /// The fence's hook prerouting, priority raw.
     FenceEarly,
     /// The fence's hook prerouting, for destination translation.
@@ -223,7 +225,7 @@ impl Chain {
     pub const SHORTCUTS: [Self; 2] = [Self::ShortcutOut, Self::ShortcutIn];
 
     /// Every chain of a root's tables and its fence, in the order they are listed.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Allow,
         Self::Publish,
         Self::Transit,
@@ -243,6 +245,7 @@ impl Chain {
         Self::Unmark,
         Self::Answer,
         Self::Guard,
+        Self::Hush,
         Self::FenceEarly,
         Self::FenceNatIn,
         Self::FenceNatOut,
@@ -273,6 +276,7 @@ impl Chain {
             Self::Unmark => "unmark",
             Self::Answer => "answer",
             Self::Guard => "guard",
+            Self::Hush => "hush",
             Self::FenceEarly => "fence_early",
             Self::FenceNatIn => "fence_nat_in",
             Self::FenceNatOut => "fence_nat_out",
@@ -577,8 +581,8 @@ pub enum Key {
     Port(IfName),
     /// By the port's host end and direction.
     Shaper(IfName, Direction),
-    /// By device and MAC.
-    Forwarding(IfName, Mac),
+    /// By device and MAC; what goes to many hosts also by host.
+    Forwarding(IfName, Mac, Option<IpAddr>),
     /// By device and address.
     Neighbour(IfName, IpAddr),
     /// By destination.
@@ -607,7 +611,7 @@ impl Object {
             Self::Element(o) => Key::Element(o.set, o.key.clone()),
             Self::Vlan(o) => Key::Vlan(o.name.clone()),
             Self::Vxlan(o) => Key::Vxlan(o.name.clone()),
-            Self::Forwarding(o) => Key::Forwarding(o.device.clone(), o.mac),
+            Self::Forwarding(o) => Key::Forwarding(o.device.clone(), o.mac, o.is_flood().then_some(o.to)),
             Self::Child(o) => Key::Child(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::Route(o) => Key::Route(o.sandbox.device, o.sandbox.inode, o.route.destination, o.route.metric),
             Self::SandboxSetting(o) => Key::SandboxSetting(o.sandbox.device, o.sandbox.inode, o.key.clone()),
@@ -732,7 +736,7 @@ impl fmt::Display for Object {
                 Way::HostEnd { device, from } => {
                     write!(f, "route of the host to {} by `{device}` from {from}", o.destination.addr())
                 }
-                Way::Tunnel { device, via, mtu } => {
+                Way::Tunnel { device, via, mtu } | Way::Lan { device, via, mtu } => {
                     write!(f, "route of the host to {} via {via} on `{device}`", o.destination)?;
                     mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
                 }

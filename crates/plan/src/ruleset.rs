@@ -142,6 +142,12 @@ pub enum Part {
     UdpDestination(u16),
     /// `tcp dport`.
     TcpDestination(u16),
+    /// It opens a TCP connection, or answers what does: `tcp flags syn`.
+    OpensTcp,
+    /// Have either end of the TCP connection send no larger segments than fit both ways from here: `tcp option maxseg size set rt
+    /// mtu`. The kernel makes what is said smaller only (`nft_exthdr_tcp_set_eval()`), and looks at the way back as well
+    /// (`get_tcpmss()`, net/netfilter/nft_rt.c).
+    ClampMss,
     /// The packet's priority is this.
     Priority(u32),
     /// Make this the packet's priority.
@@ -199,6 +205,7 @@ pub struct Rule {
 /// Of ICMP (RFC 792).
 const REDIRECT4: u8 = 5;
 const LISTENER_QUERY: u8 = 130;
+const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
@@ -234,6 +241,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::Unmark => at("filter", "forward", 2, 2, "filter + 2"),
         Chain::Answer => at("filter", "output", 3, -300, "raw"),
         Chain::Guard => at("filter", "prerouting", 0, -300, "dstnat"),
+        Chain::Hush => at("filter", "postrouting", 4, 300, "srcnat"),
         Chain::FenceEarly => at("filter", "prerouting", 0, -300, "raw"),
         Chain::FenceNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
         Chain::FenceNatOut => at("nat", "output", 3, -100, "-100"),
@@ -261,7 +269,7 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
 /// The table that `chain` is in.
 pub const fn table(chain: Chain) -> Table {
     match chain {
-        Chain::Guard => Table::Bridge,
+        Chain::Guard | Chain::Hush => Table::Bridge,
         Chain::FenceEarly
         | Chain::FenceNatIn
         | Chain::FenceNatOut
@@ -327,6 +335,25 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 Verdict(vec![Source(family), Destination(family)], Set::Between(family)),
             ],
         )
+    };
+    // The same by a LAN: whoever else is on it can take either host's place there.
+    let to = |family| In(true, vec![OifName, Destination(family)], Set::Direct(family));
+    let near = |family| In(true, vec![IifName, Source(family)], Set::Behind(family));
+    let judge = |family| Verdict(vec![Source(family), Destination(family)], Set::Between(family));
+    let to_lan =
+        |family| rule("inside a network, to another host of the LAN", &[to(family), near(family), judge(family)]);
+    let from_lan = |family| {
+        let from = In(true, vec![IifName, Source(family)], Set::Direct(family));
+        let here = In(true, vec![OifName, Destination(family)], Set::Behind(family));
+        rule("inside a network, from another host of the LAN", &[from, here, judge(family)])
+    };
+    let kept = |family| {
+        let parts = [to(family), near(family), Do(Data::Return)];
+        rule("inside a network, to another host of the LAN: the source is kept", &parts)
+    };
+    let elsewhere = |family| {
+        let parts = [OifGroup(false, Group::Bridges), to(family)];
+        drop("a container sends to another network's at another host of the LAN", &parts)
     };
     let excess = |load: Load, family| {
         drop(
@@ -435,6 +462,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 &[OifGroup(true, Group::Bridges), FromLoopback4, Masquerade],
             ),
             rule("into a network: the client's address is kept", &[OifGroup(true, Group::Bridges), Do(Data::Return)]),
+            kept(V4),
+            kept(V6),
             rule("to the world from a chosen address", &[Snat(V4, vec![IifName], Set::Snat(V4))]),
             rule("to the world from a chosen address", &[Snat(V6, vec![IifName], Set::Snat(V6))]),
             rule("to the world from the host's address", &[In(true, by_in(), Set::Masquerade), Masquerade]),
@@ -444,11 +473,17 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "neither from nor to a network",
                 &[IifGroup(false, Group::Bridges), OifGroup(false, Group::Bridges), Do(Data::Goto(Chain::Transit))],
             ),
+            // ICMP that says so need not arrive.
+            rule("segments fit the smaller MTU of the ways there and back", &[Part::OpensTcp, Part::ClampMss]),
             rule("", &[Part::Established, Do(Data::Accept)]),
             drop("no connection it could belong to", &[Part::InvalidState]),
             rule("inside a network", &[Verdict(within(), Set::Within)]),
             between(V4),
             between(V6),
+            to_lan(V4),
+            to_lan(V6),
+            from_lan(V4),
+            from_lan(V6),
             rule("trusted host interfaces", &[In(true, within(), Set::Trusted), allow()]),
             rule("out of a network", &[IifGroup(true, Group::Bridges), Verdict(by_in(), Set::Leave)]),
             drop("out of a network unknown to the store", &[IifGroup(true, Group::Bridges)]),
@@ -465,6 +500,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "a container sends to where another host's tunnels end",
                 &[OifGroup(false, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
             ),
+            elsewhere(V4),
+            elsewhere(V6),
             rule("to the world", &[OifGroup(false, Group::Bridges), allow()]),
             rule(
                 "from a network that is not isolated to one that is not strict",
@@ -618,6 +655,25 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 rule("from another host's containers", &parts)
             })
             .to_vec(),
+        Chain::Hush => {
+            let quiet = || In(true, vec![OifName], Set::Quiet);
+            let asks = |kind| {
+                let parts = [Ether(EtherType::Ipv6), Icmp6Type(kind), quiet(), Do(Data::Drop)];
+                rule("who has an address at another host is known", &parts)
+            };
+            let listens = "nobody asks who listens";
+            let arp = [Ether(EtherType::Arp), quiet(), Do(Data::Drop)];
+            let igmp = [Ether(EtherType::Ipv4), L4Proto(IGMP), quiet(), Do(Data::Drop)];
+            let report = [Ether(EtherType::Ipv6), Icmp6Type(LISTENER_REPORT), quiet(), Do(Data::Drop)];
+            vec![
+                rule("who has an address at another host is known", &arp),
+                asks(NEIGHBOUR_SOLICITATION),
+                asks(NEIGHBOUR_ADVERTISEMENT),
+                asks(ROUTER_SOLICITATION),
+                rule(listens, &report),
+                rule(listens, &igmp),
+            ]
+        }
         Chain::Guard => vec![
             rule("not from a container", &[IifGroup(false, Group::Ports), Do(Data::Accept)]),
             rule("guard off", &[In(true, vec![IifName], Set::Unguarded), Do(Data::Accept)]),

@@ -164,6 +164,8 @@ pub enum Set {
     /// Traffic inside a network without a bridge: (subnet, subnet) → verdict. Its host ends are too many to be keys in
     /// pairs, as bridges are.
     Between(Family),
+    /// Containers of other hosts that are reached by a LAN, without a tunnel: (its interface, block).
+    Direct(Family),
     /// What may leave a network: (family, bridge) → verdict.
     Leave,
     /// What may enter a network: (family, bridge) → verdict.
@@ -202,6 +204,8 @@ pub enum Set {
     Source(Family),
     /// Guard: bridge ports without guard: (port).
     Unguarded,
+    /// Guard: ports by which nobody is asked for addresses, since all are known: (port).
+    Quiet,
     /// Plugins: published on one host address: (protocol, host address, host port) → (address, port).
     PluginPort(Family),
     /// Plugins: published on every local address: (protocol, host port) → (address, port).
@@ -254,7 +258,7 @@ impl Set {
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 49] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -276,6 +280,8 @@ impl Set {
         Self::Behind(Family::V6),
         Self::Between(Family::V4),
         Self::Between(Family::V6),
+        Self::Direct(Family::V4),
+        Self::Direct(Family::V6),
         Self::Leave,
         Self::Enter,
         Self::ToHost,
@@ -301,6 +307,7 @@ impl Set {
         Self::Source(Family::V4),
         Self::Source(Family::V6),
         Self::Unguarded,
+        Self::Quiet,
     ];
 
     /// Its name in the table.
@@ -328,6 +335,8 @@ impl Set {
             Self::Behind(V6) => "behind6",
             Self::Between(V4) => "between4",
             Self::Between(V6) => "between6",
+            Self::Direct(V4) => "direct4",
+            Self::Direct(V6) => "direct6",
             Self::Leave => "leave",
             Self::Enter => "enter",
             Self::ToHost => "to_host",
@@ -353,6 +362,7 @@ impl Set {
             Self::Source(V4) => "source4",
             Self::Source(V6) => "source6",
             Self::Unguarded => "unguarded",
+            Self::Quiet => "quiet",
             Self::PluginPort(V4) => "cni_port4",
             Self::PluginPort(V6) => "cni_port6",
             Self::PluginAnyPort(V4) => "cni_any_port4",
@@ -389,7 +399,7 @@ impl Set {
     /// The table it is in.
     pub const fn table(self) -> Table {
         match self {
-            Self::Source(_) | Self::Unguarded => Table::Bridge,
+            Self::Source(_) | Self::Unguarded | Self::Quiet => Table::Bridge,
             Self::PluginPort(_)
             | Self::PluginAnyPort(_)
             | Self::PluginHairpin(_)
@@ -413,9 +423,10 @@ impl Set {
             Self::Leave | Self::Enter | Self::ToHost | Self::Masquerade | Self::Closed | Self::Checked => {
                 vec![NfProto, IfName]
             }
-            Self::Snat(_) | Self::Unguarded | Self::IsolateFalse | Self::NotStrict => vec![IfName],
+            Self::Snat(_) | Self::Unguarded | Self::Quiet | Self::IsolateFalse | Self::NotStrict => vec![IfName],
             Self::Gateway(f) | Self::Behind(f) | Self::Near(f) => vec![IfName, Address(f)],
             Self::Between(f) => vec![Prefix(f), Prefix(f)],
+            Self::Direct(f) => vec![IfName, Prefix(f)],
             Self::Gateways(f)
             | Self::Redirected(f)
             | Self::Excess(f)
@@ -466,6 +477,7 @@ impl Set {
                 | Self::AnyRange(_)
                 | Self::OpenRange(_)
                 | Self::Between(_)
+                | Self::Direct(_)
                 | Self::PluginHairpin(_)
                 | Self::PluginLocal(_)
                 | Self::Far(_)

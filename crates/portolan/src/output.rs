@@ -147,6 +147,9 @@ pub(crate) struct NetworkDetails {
     mtu: u32,
     /// What is dropped at the ports of its bridge: forged `addresses` (of IP and ARP as well), forged `macs` alone, or nothing.
     guard: Option<&'static str>,
+    /// By which LANs an overlay network goes without tunnels.
+    #[serde(rename = "LAN", skip_serializing_if = "Vec::is_empty")]
+    lan: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -189,7 +192,9 @@ impl NetworkDetails {
     /// `firewall` is who carries out the rules.
     pub(crate) fn new(info: &NetworkInfo, firewall: &Firewall) -> Self {
         let network = &info.network;
-        let is_bridge = network.driver == Driver::Bridge;
+        let is_bridge = network.driver == Driver::Bridge || network.is_l2();
+        let direct = network.overlay.as_ref().map(|overlay| &overlay.direct);
+        let lans = direct.into_iter().flat_map(|direct| direct.v4.iter().chain(&direct.v6));
         Self {
             name: network.name.to_string(),
             id: network.id.to_string(),
@@ -242,6 +247,7 @@ impl NetworkDetails {
                 Guard::Off => Some("off"),
                 Guard::Elsewhere => None,
             },
+            lan: lans.map(|lan| format!("{} by {}", lan.net, lan.interface)).collect(),
         }
     }
 }

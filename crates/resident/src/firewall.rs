@@ -19,7 +19,7 @@ pub fn reload(engine: &Engine) -> Result<Repaired> {
         let mut bridges = Vec::new();
         for network in engine.networks()?.into_iter().filter(|network| network.is_ruled()) {
             // Without a bridge, its host ends are what has to be let pass.
-            if network.driver.is_routed() {
+            if network.is_routed() {
                 let endpoints = engine.network(&network.id.to_string())?.endpoints;
                 bridges.extend(endpoints.into_iter().map(|(endpoint, _)| endpoint.host_end.to_string()));
             }

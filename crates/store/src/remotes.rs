@@ -72,6 +72,10 @@ impl Remotes for SqliteTx<'_> {
         self.bodies(sql::REMOTE_ENDPOINTS, [])
     }
 
+    fn remote_endpoints_of(&self, network: Id) -> Result<Vec<RemoteEndpoint>, StoreError> {
+        self.bodies(sql::REMOTE_ENDPOINTS_OF, [network.as_bytes()])
+    }
+
     fn put_remote_endpoint(&self, endpoint: &RemoteEndpoint) -> Result<(), StoreError> {
         self.touch(Touched::Remote(endpoint.id));
         let row = params![endpoint.id.as_bytes(), endpoint.network.as_bytes(), self.render(endpoint)?];

@@ -140,6 +140,7 @@ statements! {
     Point DELETE_REMOTE_BLOCKS = "DELETE FROM remote_block WHERE network = ?1";
     Point REMOTE_ENDPOINT = "SELECT body FROM remote_endpoint WHERE id = ?1";
     List REMOTE_ENDPOINTS = "SELECT body FROM remote_endpoint";
+    Point REMOTE_ENDPOINTS_OF = "SELECT body FROM remote_endpoint WHERE network = ?1";
     Point REMOTE_ENDPOINT_IDS = "SELECT id FROM remote_endpoint WHERE network = ?1";
     Point PUT_REMOTE_ENDPOINT = "INSERT INTO remote_endpoint (id, network, body) VALUES (?1, ?2, ?3)
         ON CONFLICT (id) DO UPDATE SET network = ?2, body = ?3";

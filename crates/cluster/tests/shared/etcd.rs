@@ -167,6 +167,7 @@ pub(crate) fn host(number: u64) -> HostRecord {
     HostRecord {
         name: format!("host-{number}").parse().unwrap(),
         underlay: PerFamily { v4: Some(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number as u32).into()), v6: None },
+        lan: PerFamily::default(),
         mac: Mac::local([number as u8; 6]),
         mtu: Mtu::ETHERNET,
         seal: None,

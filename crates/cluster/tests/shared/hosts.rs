@@ -59,6 +59,7 @@ fn who_leaves_leaves_nothing() {
         name: format!("c{number}"),
         aliases: vec![],
         addresses: vec![],
+        mac: None,
         unwell: false,
     };
     let wanted: BTreeMap<_, _> = (0..250).map(|number| ((net, id(4, number)), record(number))).collect();
@@ -275,8 +276,14 @@ fn hosts_follow_what_they_are_on() {
     assert_eq!(abandoned(&late, b, &none), []);
 
     // An endpoint keeps it as well, also one of which nobody knows whether it was written.
-    let record =
-        EndpointRecord { container: id(3, 1), name: "c".to_owned(), aliases: vec![], addresses: vec![], unwell: false };
+    let record = EndpointRecord {
+        container: id(3, 1),
+        name: "c".to_owned(),
+        aliases: vec![],
+        addresses: vec![],
+        mac: None,
+        unwell: false,
+    };
     let wanted = BTreeMap::from([((net, id(4, 1)), record)]);
     assert!(etcd.write(&Write::release(net, &Withheld { written: etcd.list().written(net, block), ..given })));
     let over = abandoned(&etcd.list(), b, &none);

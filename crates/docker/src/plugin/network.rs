@@ -215,7 +215,7 @@ fn by(destination: IpNet, next_hop: IpAddr) -> StaticRoute {
 
 /// What leads containers without a bridge to their own subnets.
 fn behind_gateways(endpoint: &Endpoint, network: &Network) -> Vec<StaticRoute> {
-    if !network.driver.is_routed() {
+    if !network.is_routed() {
         return Vec::new();
     }
     let addresses = endpoint.addresses.iter().map(|one| one.address);

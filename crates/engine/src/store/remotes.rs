@@ -36,6 +36,8 @@ pub trait Remotes {
     fn remote_endpoint(&self, id: Id) -> Result<Option<RemoteEndpoint>, StoreError>;
     /// All of them (a list).
     fn remote_endpoints(&self) -> Result<Vec<RemoteEndpoint>, StoreError>;
+    /// Those on a network (a list).
+    fn remote_endpoints_of(&self, network: Id) -> Result<Vec<RemoteEndpoint>, StoreError>;
     /// Adds or replaces one.
     fn put_remote_endpoint(&self, endpoint: &RemoteEndpoint) -> Result<(), StoreError>;
     /// Removes one.

@@ -254,6 +254,7 @@ impl Remotes for BrokenTx<'_> {
         fn delete_remote_block(network: Id, block: IpNet) -> ();
         fn remote_endpoint(id: Id) -> Option<RemoteEndpoint>;
         fn remote_endpoints() -> Vec<RemoteEndpoint>;
+        fn remote_endpoints_of(network: Id) -> Vec<RemoteEndpoint>;
         fn put_remote_endpoint(endpoint: &RemoteEndpoint) -> ();
         fn delete_remote_endpoint(id: Id) -> ();
     }

@@ -257,7 +257,13 @@ fn overlay(number: u8) -> OverlayNetwork {
         options: BTreeMap::new(),
         labels: BTreeMap::new(),
         created: 0,
-        overlay: Overlay { vni: Vni::new(70_000).unwrap(), end, sealed: false, measured: false },
+        overlay: Overlay {
+            vni: Vni::new(70_000).unwrap(),
+            end,
+            sealed: false,
+            measured: false,
+            direct: Default::default(),
+        },
         blocks: [block(number), block(number / 8)].into_iter().collect(),
         withheld: BTreeSet::new(),
     }
@@ -271,6 +277,7 @@ fn remote(number: u8) -> RemoteChanges {
         host,
         name: format!("host{}", number % 3).parse().unwrap(),
         underlay: PerFamily { v4: Some([192, 0, 2, 10 + number % 7].into()), v6: None },
+        lan: PerFamily::default(),
         sealed: None,
         sealed_by_ipv6: false,
         mac: Mac::from_bytes([2, 0, 0, 0, 1, number % 3]),
@@ -290,6 +297,7 @@ fn remote(number: u8) -> RemoteChanges {
         name: format!("far{}", number % 4),
         aliases: Vec::new(),
         addresses: vec![[10, 66, 0, number].into()],
+        mac: None,
         unwell: false,
     };
     changes.endpoints.insert(endpoint.id, (!number.is_multiple_of(3)).then_some(endpoint));

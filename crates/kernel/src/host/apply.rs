@@ -14,7 +14,7 @@ mod shapers;
 mod shortcuts;
 mod tunnels;
 
-pub(super) use routes::host_route;
+pub(super) use routes::{BY_LAN, host_route};
 pub(super) use sandbox::{routed, static_route};
 pub(super) use shapers::bucket;
 

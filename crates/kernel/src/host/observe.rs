@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use portolan_engine::{KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, LinkAttributes, Mac, Mtu, Rate, Sandbox};
 use portolan_plan::{
-    Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Groups, HostEnd, Interface, Neighbour, Object,
-    Objects, Port, Ruleset, SandboxSetting, Set, Setting, Shaper, Table, Vlan, ruleset,
+    Bridge, Chain, ChildKind, DefaultRoute, Direction, Firewall, Forwarding, Groups, HostEnd, Interface, Neighbour,
+    Object, Objects, Port, Ruleset, SandboxSetting, Set, Setting, Shaper, Table, Vlan, ruleset,
 };
 
 use super::apply::open_sandbox;
@@ -192,7 +192,7 @@ fn links(
         }
     }
     shapers(socket, root, &all, desired, found)?;
-    found.extend(host_routes(&routes, &devices, desired).map(Object::HostRoute));
+    found.extend(host_routes(&routes, &devices, &names, desired).map(Object::HostRoute));
     devices.extend(bridges.iter().map(|(index, name)| (*index, name.clone())));
     if devices.is_empty() {
         return Ok(indexes);
@@ -215,6 +215,18 @@ fn links(
         let listed = neigh::fdb_dump(socket, *index).map_err(|error| refusal("list forwarding entries", &error))?;
         entries.extend(listed.into_iter().filter(neigh::FdbEntry::is_static).map(|entry| (entry.port, entry.mac)));
     }
+    let is_bridged = |entry: &Forwarding| {
+        let index = indexes.get(entry.device.as_str());
+        index.is_some_and(|index| entries.contains(&(*index, entry.mac.octets())))
+    };
+    let bridged: Vec<Forwarding> = found
+        .iter()
+        .filter_map(|(_, object)| match object {
+            Object::Forwarding(entry) if is_bridged(entry) => Some(Forwarding { bridged: true, ..entry.clone() }),
+            _ => None,
+        })
+        .collect();
+    found.extend(bridged.into_iter().map(Object::Forwarding));
     let without: Vec<Port> = found
         .iter()
         .filter_map(|(_, object)| match object {

@@ -49,6 +49,8 @@ pub enum Event {
         index: u32,
         /// The neighbour's address; none for a forwarding entry.
         address: Option<IpAddr>,
+        /// The MAC.
+        mac: Option<[u8; 6]>,
     },
     /// What limited an interface, or led its packets aside, is gone.
     LimitGone {
@@ -199,6 +201,7 @@ fn routing_event(kind: u16, payload: &[u8]) -> Option<Event> {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const NDA_DST: u16 = 1;
+    const NDA_LLADDR: u16 = 2;
     let number = |at: usize| Some(u32::from_ne_bytes(*payload.get(at..)?.first_chunk()?));
     let attribute = |header: usize, wanted: u16| {
         IterableChunks::new(payload.get(header..)?)
@@ -228,7 +231,8 @@ fn routing_event(kind: u16, payload: &[u8]) -> Option<Event> {
             // struct ndmsg: family and padding, interface, …
             let is_forwarding = i32::from(*payload.first()?) == libc::AF_BRIDGE;
             let address = if is_forwarding { None } else { attribute(12, NDA_DST).and_then(address) };
-            Some(Event::NeighbourGone { index: number(4)?, address })
+            let mac = attribute(12, NDA_LLADDR).and_then(|value| value.first_chunk().copied());
+            Some(Event::NeighbourGone { index: number(4)?, address, mac })
         }
         // struct tcmsg: family and padding, interface, …
         libc::RTM_DELQDISC | libc::RTM_DELTFILTER => Some(Event::LimitGone { index: number(4)? }),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_bindings::rt_neigh::{Ndmsg, NeighbourAttrs, OpGetneighDump, PushNeighbourAttrs};
 
 use super::{AF_BRIDGE, Family, Mac};
-use crate::netlink::{Batch, CREATE, NetlinkError, REPLACE, Socket};
+use crate::netlink::{APPEND, Batch, CREATE, NetlinkError, REPLACE, Socket};
 
 /// `NUD_NOARP`: valid without resolution; in a bridge, a static entry.
 pub const NUD_NOARP: u16 = 0x40;
@@ -153,7 +153,9 @@ pub struct TunnelEntry {
 /// Appends that frames for a MAC leave the VXLAN interface `vxlan` for a host, in place of wherever they went: what bridge(8)
 /// calls `replace … self permanent`.
 pub fn tunnel_replace(batch: &mut Batch, vxlan: u32, entry: &TunnelEntry) -> usize {
-    batch.message(libc::RTM_NEWNEIGH, CREATE | REPLACE, |buf| {
+    // Of what goes to many each is one of several, and none is replaced (`vxlan_fdb_update_existing()`).
+    let how = if entry.mac == [0; 6] { APPEND } else { REPLACE };
+    batch.message(libc::RTM_NEWNEIGH, CREATE | how, |buf| {
         push_header(buf, AF_BRIDGE, vxlan, NUD_PERMANENT, NTF_SELF);
         push_tunnel(buf, entry);
     })

@@ -4,17 +4,26 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Container, Endpoint, Family, Id, IfName, Mtu, Network, OF_CNI, Peer, Protocol, seal_bytes};
+use portolan_model::{
+    Backend, Container, Endpoint, Family, Id, IfName, Mac, Mtu, Network, NetworkOptions, OF_CNI, Overlay, Peer,
+    Protocol, RemoteEndpoint, seal_bytes,
+};
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
-    Chain, Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Shortcut, ShortcutPart, Vxlan, Way,
+    Chain, Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Shortcut, ShortcutPart, TunnelPort, Vxlan,
+    Way,
 };
 use crate::set::Set;
 
 /// The name of a network's end of its tunnels: `vx-` and twelve digits of its id.
 pub fn vxlan_name(network: Id) -> IfName {
     format!("vx-{}", network.short()).parse().expect("fifteen letters and digits")
+}
+
+/// The name of a network's bridge, where it is one broadcast domain: `br-` and twelve digits of its id.
+pub fn l2_bridge_name(network: Id) -> IfName {
+    format!("br-{}", network.short()).parse().expect("fifteen letters and digits")
 }
 
 /// The name of the encrypted link between hosts: `ps` and thirteen hexadecimal digits out of the root's name.
@@ -40,21 +49,28 @@ pub fn end_objects(peer: &Peer) -> Objects {
 
 /// The end of the tunnels, and what may come out of it: what another host's containers sent to ours.
 pub(super) fn network_objects(root: &str, network: &Network, owner: &str, objects: &mut Objects) {
-    let Some(overlay) = network.overlay else { return };
+    let Some(overlay) = &network.overlay else { return };
+    let name = vxlan_name(network.id);
+    let port = network.is_l2().then(|| TunnelPort { bridge: network.bridge.clone(), isolated: !network.options.icc });
     let device = || Field::IfName(network.bridge.clone());
     let is_v6 = |address: IpAddr| Family::of(address) == Family::V6;
     let is_measured = is_measured(network);
     objects.insert(Object::Vxlan(Vxlan {
-        name: network.bridge.clone(),
+        name: name.clone(),
         vni: overlay.vni,
         local: overlay.end.address,
         by: overlay.sealed.then(|| seal_name(root)),
         port: overlay.end.port,
         mac: overlay.end.mac,
-        mtu: network.mtu,
+        mtu: network.mtu.min(overlay.end.inner_mtu(overlay.end.mtu, network.has(Family::V6))),
         alias: alias_of_network(root, network.id),
-        ipv6: network.has(Family::V6) || is_v6(overlay.end.address) || is_measured,
+        ipv6: port.is_none() && (network.has(Family::V6) || is_v6(overlay.end.address) || is_measured),
+        on: port.clone(),
     }));
+    if port.is_some() {
+        objects.insert(member(Set::Quiet, vec![Field::IfName(name)], owner));
+        return;
+    }
     if has_shortcuts(network) {
         let part = ShortcutPart::Table { alias: alias_of_network(root, network.id) };
         objects.insert(shortcut(network, part, owner.to_owned()));
@@ -94,14 +110,17 @@ fn shortcut(network: &Network, part: ShortcutPart, owner: String) -> Object {
     Object::Shortcut(Shortcut { device: network.bridge.clone(), part, owner })
 }
 
-/// Whether the host's end of a network's tunnels answers those of other hosts. IPv6 does not live below its minimum.
+/// Whether the host's end of a network's tunnels answers those of other hosts. IPv6 does not live below its minimum, and what is a
+/// port of a bridge answers nobody.
 pub fn is_measured(network: &Network) -> bool {
-    network.overlay.is_some_and(|overlay| overlay.measured) && network.mtu >= Mtu::IPV6_MIN
+    network.overlay.as_ref().is_some_and(|overlay| overlay.measured) && !network.is_l2() && network.mtu >= Mtu::IPV6_MIN
 }
 
-/// Whether rules let everything pass between containers of a network, so that packets between hosts can do without.
+/// Whether rules let everything pass between containers of a network, so that packets between hosts can do without. They lead into
+/// tunnels.
 fn has_shortcuts(network: &Network) -> bool {
-    network.overlay.is_some() && network.options.icc && network.options.shortcut != Some(false)
+    let NetworkOptions { icc, shortcut, backend, l2, .. } = network.options;
+    network.overlay.is_some() && icc && !l2 && shortcut != Some(false) && backend == Backend::Vxlan
 }
 
 /// Whether a container's packets can: both ways or none, for connection tracking that sees one half of a conversation takes it
@@ -124,6 +143,71 @@ fn without(block: IpNet, addresses: &[IpAddr]) -> Vec<IpNet> {
     halves.flat_map(|half| without(half, addresses)).collect()
 }
 
+/// Where another host takes packets of a network, if it can.
+fn end_of(overlay: &Overlay, peer: &Peer) -> Option<IpAddr> {
+    match overlay.sealed {
+        true => peer.sealed.map(IpAddr::V6),
+        false => *peer.underlay.of(Family::of(overlay.end.address)),
+    }
+}
+
+/// Frames for `mac` go to another host's end of the tunnels.
+fn to_end(root: &str, network: &Network, mac: Mac, to: IpAddr) -> Object {
+    let is_sealed = network.overlay.as_ref().is_some_and(|overlay| overlay.sealed);
+    let by = is_sealed.then(|| seal_name(root));
+    let entry = Forwarding { device: vxlan_name(network.id), mac, to, by, bridged: false };
+    Object::Forwarding(Forwarding { bridged: network.is_l2() && !entry.is_flood(), ..entry })
+}
+
+/// What leads to a container of another host on a network that is one broadcast domain, answers for it, and lets in what comes from
+/// it. Nothing on other networks: there its address is in a block, and that leads to its host.
+pub fn remote_objects(root: &str, network: &Network, peer: &Peer, endpoint: &RemoteEndpoint) -> Objects {
+    let mut objects = Objects::new();
+    let Some(overlay) = network.overlay.as_ref().filter(|_| network.is_l2()) else { return objects };
+    let (Some(mac), Some(to)) = (endpoint.mac, end_of(overlay, peer)) else { return objects };
+    let owner = format!("host {} on {}", peer.name, network.name);
+    objects.insert(to_end(root, network, mac, to));
+    let link_local = network.has(Family::V6).then(|| IpAddr::V6(mac.link_local()));
+    for address in endpoint.addresses.iter().copied().chain(link_local) {
+        if super::bridge_answers(network, address) {
+            objects.insert(Object::Neighbour(Neighbour { device: network.bridge.clone(), address, mac }));
+        }
+        let key = vec![Field::IfName(vxlan_name(network.id)), Field::Ether(mac), Field::Address(address)];
+        objects.insert(member(Set::Source(Family::of(address)), key, &owner));
+    }
+    objects
+}
+
+/// The address of another host on the LAN that this one is on as well, and this one's interface there, if packets of `family` go by
+/// that. Both have to think so: a host takes them by the way that it sends by.
+fn on_lan<'a>(overlay: &'a Overlay, peer: &Peer, family: Family) -> Option<(IpAddr, &'a IfName)> {
+    let lan = overlay.direct.of(family).as_ref()?;
+    let (theirs, to) = ((*peer.lan.of(family))?, (*peer.underlay.of(family))?);
+    (lan.net == theirs && lan.net.contains(&to)).then_some((to, &lan.interface))
+}
+
+/// Whether packets of `family` go to another host without a tunnel.
+pub fn goes_direct(overlay: &Overlay, peer: &Peer, family: Family) -> bool {
+    on_lan(overlay, peer, family).is_some()
+}
+
+/// What leads to `block` of another host on the same LAN, and lets packets pass there and from there.
+fn direct_objects(
+    network: &Network,
+    peer: &Peer,
+    block: IpNet,
+    (via, lan): (IpAddr, &IfName),
+    fits: Mtu,
+    objects: &mut Objects,
+) {
+    let mtu = Some(fits).filter(|fits| *fits < network.mtu);
+    let way = Way::Lan { device: lan.clone(), via, mtu };
+    objects.insert(Object::HostRoute(HostRoute { destination: block, way }));
+    let key = vec![Field::IfName(lan.clone()), Field::Prefix(block)];
+    let owner = format!("host {} on {}", peer.name, network.name);
+    objects.insert(member(Set::Direct(Family::of(block.addr())), key, &owner));
+}
+
 /// What leads to another host that gives out `blocks` of an overlay network. Nothing where it has no address of the family
 /// that this host's end of the tunnels has, or is not on the encrypted link that the network goes by.
 ///
@@ -131,18 +215,24 @@ fn without(block: IpNet, addresses: &[IpAddr]) -> Vec<IpNet> {
 /// that serves, under the link-local address that is made of its MAC.
 pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]) -> Objects {
     let mut objects = Objects::new();
-    let Some(overlay) = network.overlay else { return objects };
+    let Some(overlay) = &network.overlay else { return objects };
     let outer = Family::of(overlay.end.address);
-    let (to, takes) = match overlay.sealed {
+    let to = end_of(overlay, peer);
+    if network.is_l2() {
+        // Who gives out addresses has containers, which what is broadcast is for as well.
+        if let Some(to) = to.filter(|_| !blocks.is_empty()) {
+            objects.insert(to_end(root, network, Mac::from_bytes([0; 6]), to));
+        }
+        return objects;
+    }
+    let takes = match overlay.sealed {
         true => {
             let by = if peer.sealed_by_ipv6 { Family::V6 } else { Family::V4 };
-            (peer.sealed.map(IpAddr::V6), peer.mtu.bytes().saturating_sub(seal_bytes(by)))
+            peer.mtu.bytes().saturating_sub(seal_bytes(by))
         }
-        false => (*peer.underlay.of(outer), peer.mtu.bytes()),
+        false => peer.mtu.bytes(),
     };
-    let Some(to) = to else { return objects };
     let takes = Mtu::new(takes).unwrap_or(Mtu::LEAST);
-    let by = overlay.sealed.then(|| seal_name(root));
     let device = || network.bridge.clone();
     if is_measured(network) && !blocks.is_empty() {
         // It asks, and is asked, under this address.
@@ -151,6 +241,11 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
     }
     for block in blocks {
         let inner = Family::of(block.addr());
+        if let Some(place) = on_lan(overlay, peer, inner) {
+            direct_objects(network, peer, *block, place, overlay.end.mtu.min(takes), &mut objects);
+            continue;
+        }
+        let Some(to) = to else { continue };
         // IPv6 takes no global address for a neighbour where routes lead to it elsewhere (ip6_route_check_nh_onlink()).
         let own = match (inner == outer, inner) {
             (true, _) => Some(to),
@@ -160,7 +255,7 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
         let via = own.unwrap_or_else(|| IpAddr::V6(peer.mac.link_local()));
         let fits = overlay.end.inner_mtu(overlay.end.mtu.min(takes), inner == Family::V6);
         let mtu = Some(fits).filter(|fits: &Mtu| *fits < network.mtu);
-        objects.insert(Object::Forwarding(Forwarding { device: device(), mac: peer.mac, to, by: by.clone() }));
+        objects.insert(to_end(root, network, peer.mac, to));
         objects.insert(Object::Neighbour(Neighbour { device: device(), address: via, mac: peer.mac }));
         objects.insert(Object::HostRoute(HostRoute {
             destination: *block,
@@ -195,6 +290,7 @@ mod tests {
             host: Id::from_bytes([9; 32]),
             name: "b".parse().unwrap(),
             underlay: PerFamily { v4: address(v4), v6: address(v6) },
+            lan: PerFamily::default(),
             sealed: None,
             sealed_by_ipv6: false,
             mac: "02:00:00:00:00:0b".parse().unwrap(),
@@ -313,6 +409,89 @@ mod tests {
         network.mtu = Mtu::new(1450).unwrap();
         network.overlay.as_mut().unwrap().measured = false;
         assert_eq!(paths(&network), (false, false, false), "the host has none");
+    }
+
+    #[test]
+    fn a_host_on_the_same_lan_is_reached_without_a_tunnel() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
+        network.options.backend = Backend::Direct;
+        network.mtu = Mtu::ETHERNET;
+        let lan =
+            |net: &str| Some(portolan_model::Lan { interface: "eth0".parse().unwrap(), net: net.parse().unwrap() });
+        network.overlay.as_mut().unwrap().direct = PerFamily { v4: lan("192.0.2.0/24"), v6: lan("fd00::/64") };
+        let with = |v4: Option<&str>, v6: Option<&str>, mtu| {
+            let net = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+            let mut other = peer(Some("192.0.2.2"), Some("fd00::2"), mtu);
+            other.lan = PerFamily { v4: net(v4), v6: net(v6) };
+            said(&peer_objects("/r", &network, &other, &blocks()))
+        };
+        assert_eq!(
+            with(Some("192.0.2.0/24"), Some("fd00::/64"), 1400),
+            [
+                "element of `direct4`: \"eth0\" . 10.1.0.64/26 (host b on n)",
+                "element of `direct6`: \"eth0\" . fd01::1:0/112 (host b on n)",
+                "route of the host to 10.1.0.64/26 via 192.0.2.2 on `eth0` mtu 1400",
+                "route of the host to fd01::1:0/112 via fd00::2 on `eth0` mtu 1400",
+            ]
+        );
+        // It thinks so in one family alone: the other one takes the tunnel, where less fits.
+        let routes = with(Some("192.0.2.0/24"), None, 1500).split_off(3);
+        assert_eq!(routes[0], "route of the host to 10.1.0.64/26 via 192.0.2.2 on `eth0`");
+        assert!(routes[1].ends_with("on `vx-000100000000` mtu 1450"), "{routes:?}");
+        // Its LAN is another one, or as wide as this host's is not.
+        for net in ["198.51.100.0/24", "192.0.2.0/25"] {
+            assert!(with(Some(net), None, 1500).iter().all(|said| !said.contains("eth0")), "{net}");
+        }
+    }
+
+    #[test]
+    fn one_broadcast_domain_is_a_bridge_with_the_tunnels_as_a_port() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "192.0.2.1");
+        network.options.l2 = true;
+        network.bridge = l2_bridge_name(network.id);
+        let of_network = said(&network_objects("/r", &network));
+        for wanted in [
+            "element of `within`: \"br-000100000000\" . \"br-000100000000\" : goto allow (network n)",
+            "element of `quiet`: \"vx-000100000000\" (network n)",
+            "vxlan `vx-000100000000` vni 4097 at 192.0.2.1 port 4789 mac 02:00:00:00:00:0a mtu 1450 on bridge `br-000100000000`",
+        ] {
+            assert!(of_network.iter().any(|said| said == wanted), "{wanted}: {of_network:#?}");
+        }
+        let of_bridge = |said: &&String| said.starts_with("bridge `br-000100000000` mtu 1450");
+        assert!(of_network.iter().any(|said| of_bridge(&said)), "{of_network:#?}");
+        assert!(!of_network.iter().any(|said| said.starts_with("shortcut") || said.contains("unreachable")));
+        // A host is where what is for all goes, and each of its containers an entry of its own.
+        let other = peer(Some("192.0.2.2"), None, 1500);
+        let many = "forwarding of 00:00:00:00:00:00 on `vx-000100000000` to 192.0.2.2";
+        assert_eq!(said(&peer_objects("/r", &network, &other, &blocks())), [many]);
+        assert!(peer_objects("/r", &network, &other, &[]).is_empty(), "it has no containers there");
+        let endpoint = RemoteEndpoint {
+            unwell: false,
+            id: Id::from_bytes([8; 32]),
+            network: network.id,
+            host: other.host,
+            container: Id::from_bytes([7; 32]),
+            name: "far".to_owned(),
+            aliases: Vec::new(),
+            addresses: vec!["10.1.0.65".parse().unwrap()],
+            mac: Some("02:00:00:00:00:65".parse().unwrap()),
+        };
+        let objects = remote_objects("/r", &network, &other, &endpoint);
+        assert_eq!(
+            said(&objects),
+            [
+                "element of `source4`: \"vx-000100000000\" . 02:00:00:00:00:65 . 10.1.0.65 (host b on n)",
+                "element of `source6`: \"vx-000100000000\" . 02:00:00:00:00:65 . fe80::ff:fe00:65 (host b on n)",
+                "forwarding of 02:00:00:00:00:65 on `vx-000100000000` to 192.0.2.2",
+                "neighbour 10.1.0.65 is 02:00:00:00:00:65 on `br-000100000000`",
+                "neighbour fe80::ff:fe00:65 is 02:00:00:00:00:65 on `br-000100000000`",
+            ]
+        );
+        // Its host says no MAC, or the network is routed.
+        let silent = RemoteEndpoint { mac: None, ..endpoint.clone() };
+        assert!(remote_objects("/r", &network, &other, &silent).is_empty());
+        network.options.l2 = false;
+        assert!(remote_objects("/r", &network, &other, &endpoint).is_empty());
     }
 
     #[test]

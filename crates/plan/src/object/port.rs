@@ -43,6 +43,9 @@ pub struct BridgePort {
     pub isolated: bool,
     /// Whether frames from any other MAC are dropped.
     pub locked: bool,
+    /// Whether it asks by itself: the bridge answers for those behind tunnels, but not what is asked at a port that it keeps
+    /// questions from (`BR_NEIGH_SUPPRESS`, `br_do_proxy_suppress_arp()`).
+    pub asks: bool,
     /// Whether our rules see it: not on somebody else's bridge, which may be there without any rule of ours.
     pub ruled: bool,
     /// The VLAN it is in, untagged, where the bridge keeps VLANs apart.
@@ -100,6 +103,15 @@ pub enum Way {
         /// What fits through, if that is less than elsewhere.
         mtu: Option<Mtu>,
     },
+    /// To another host, by a LAN that both are on.
+    Lan {
+        /// The interface that is on it.
+        device: IfName,
+        /// The other host.
+        via: IpAddr,
+        /// What fits through, if that is less than elsewhere.
+        mtu: Option<Mtu>,
+    },
     /// Nowhere: no container has it, and the host's other routes must not lead there.
     Unreachable,
 }
@@ -108,7 +120,7 @@ impl Way {
     /// The interface that it leads out of.
     pub const fn device(&self) -> Option<&IfName> {
         match self {
-            Self::HostEnd { device, .. } | Self::Tunnel { device, .. } => Some(device),
+            Self::HostEnd { device, .. } | Self::Tunnel { device, .. } | Self::Lan { device, .. } => Some(device),
             Self::Unreachable => None,
         }
     }

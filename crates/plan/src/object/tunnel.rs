@@ -26,6 +26,18 @@ pub struct Vxlan {
     pub alias: String,
     /// Whether IPv6 is to live on it at all.
     pub ipv6: bool,
+    /// What it is on a bridge; none where the host routes by it.
+    pub on: Option<TunnelPort>,
+}
+
+/// An end of tunnels as a port of a bridge: what is broadcast goes by it, what is for an unknown MAC does not, and the bridge answers
+/// for those behind it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelPort {
+    /// The bridge.
+    pub bridge: IfName,
+    /// Whether the bridge keeps it from containers (ICC off).
+    pub isolated: bool,
 }
 
 impl Vxlan {
@@ -48,7 +60,8 @@ impl fmt::Display for Vxlan {
         let Self { name, vni, local, by, port, mac, mtu, .. } = self;
         write!(f, "vxlan `{name}` vni {vni} at {local}")?;
         by.as_ref().map_or(Ok(()), |by| write!(f, " on `{by}`"))?;
-        write!(f, " port {port} mac {mac} mtu {mtu}")
+        write!(f, " port {port} mac {mac} mtu {mtu}")?;
+        self.on.as_ref().map_or(Ok(()), |on| write!(f, " on bridge `{}`", on.bridge))
     }
 }
 
@@ -57,12 +70,21 @@ impl fmt::Display for Vxlan {
 pub struct Forwarding {
     /// The VXLAN interface.
     pub device: IfName,
-    /// The other end.
+    /// The other end, or on a bridge a container there; all zero for what goes to many.
     pub mac: Mac,
     /// The other host.
     pub to: IpAddr,
     /// The interface by which it is there; none for wherever routes lead.
     pub by: Option<IfName>,
+    /// The bridge that the interface is a port of sends frames for it there as well.
+    pub bridged: bool,
+}
+
+impl Forwarding {
+    /// Whether it is where frames for many go, one of several such.
+    pub fn is_flood(&self) -> bool {
+        self.mac.octets() == [0; 6]
+    }
 }
 
 impl fmt::Display for Forwarding {

@@ -75,7 +75,13 @@ pub(crate) fn overlay(name: &str, number: u16, subnets: &[&str], address: &str) 
         driver: Driver::Overlay,
         bridge: format!("vx-{}", network.id.short()).parse().unwrap(),
         subnets: network.subnets.iter().cloned().map(|subnet| Subnet { shared: true, ..subnet }).collect(),
-        overlay: Some(Overlay { vni: Vni::new(4097).unwrap(), end, sealed: false, measured: true }),
+        overlay: Some(Overlay {
+            vni: Vni::new(4097).unwrap(),
+            end,
+            sealed: false,
+            measured: true,
+            direct: Default::default(),
+        }),
         mtu: end.inner_mtu(end.mtu, false),
         ..network
     }

@@ -102,6 +102,11 @@ Options of overlay: those of ptp, and
   encrypted                    what hosts send each other of it is encrypted (WireGuard)
   shortcut=false               packets between hosts meet the host's rules and connection tracking;
                                true: not even those of containers attached by CNI do
+  mode=l2                      containers of all hosts are in one broadcast domain: bridges, with tunnels
+                               between them, for what needs broadcast or multicast (else mode=routed)
+  backend=direct               hosts on the same LAN send each other its packets as they are, with
+                               the LAN's whole MTU; all others by VXLAN. Who else is on the LAN can
+                               read and forge them, so not together with encrypted
 
 Options of ptp: those of the bridge, but for bridge, inhibit_ipv4, guard, mode, vlan and vrf, and no mode isolated
 

@@ -39,7 +39,7 @@ pub(crate) fn called() -> Option<i32> {
     }
     // The kernel tells who changed rules by this name (`NFTA_GEN_PROC_NAME`).
     let _ = std::fs::write("/proc/self/comm", portolan_resident::repair::OURS);
-    crate::cli::start_log(tracing::Level::WARN);
+    crate::log::start(tracing::Level::WARN);
     let (verb, netns) = (words.next().unwrap_or_default(), words.next().map(PathBuf::from));
     Some(match answer(&verb, netns.as_deref()) {
         Ok(text) => i32::from(output::print(&text).is_err()),

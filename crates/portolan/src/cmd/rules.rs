@@ -47,6 +47,9 @@ impl Args {
             Form::Words => {
                 let mut sentences = explain::words(&rules.elements);
                 sentences.extend(explain::shortcuts(&rules.shortcuts));
+                if rules.firewall.driver == FirewallDriver::Nftables && !sentences.is_empty() {
+                    sentences.extend(explain::segments());
+                }
                 // Of one owner, those of the long way come first.
                 sentences.sort_by_key(|sentence| explain::kind_of_owner(&sentence.owner));
                 name_owners(&mut sentences, &engine.containers()?);

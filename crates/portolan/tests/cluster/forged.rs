@@ -10,11 +10,11 @@ use serde_json::Value;
 use crate::overlay::{has, joined};
 use crate::world::{LONG, Node, World};
 
-const VXLAN: u16 = 4789;
-const MARK: &[u8] = b"forged";
+pub(crate) const VXLAN: u16 = 4789;
+pub(crate) const MARK: &[u8] = b"forged";
 
 /// What the end of the only network's tunnels is: its number and its MAC.
-fn end(node: &Node) -> (u32, [u8; 6]) {
+pub(crate) fn end(node: &Node) -> (u32, [u8; 6]) {
     let link = node.links("vx-").pop().unwrap();
     let output = node.host.command("ip").unwrap().args(["-d", "-j", "link", "show", &link]).output().unwrap();
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -25,11 +25,17 @@ fn end(node: &Node) -> (u32, [u8; 6]) {
 }
 
 /// A frame in a VXLAN header (RFC 7348 §5) with a datagram to port 7777.
-fn packet((vni, mac): (u32, [u8; 6]), from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+fn packet(end: (u32, [u8; 6]), from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    frame(end, ([2, 0, 0, 0, 0, 99], from), to)
+}
+
+/// The same from a MAC.
+pub(crate) fn frame((vni, mac): (u32, [u8; 6]), (by, from): ([u8; 6], Ipv4Addr), to: Ipv4Addr) -> Vec<u8> {
     let mut bytes = vec![0x08, 0, 0, 0];
     bytes.extend((vni << 8).to_be_bytes());
     bytes.extend(mac);
-    bytes.extend([2, 0, 0, 0, 0, 99, 8, 0]);
+    bytes.extend(by);
+    bytes.extend([8, 0]);
     let length = 20 + 8 + MARK.len() as u16;
     let mut header = vec![0x45, 0];
     header.extend(length.to_be_bytes());

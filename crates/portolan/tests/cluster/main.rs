@@ -1,12 +1,15 @@
 //! Several hosts by way of a real etcd.
 
 mod blocks;
+mod capture;
 mod cni;
+mod direct;
 mod drain;
 mod failures;
 mod forged;
 mod health;
 mod joining;
+mod l2;
 mod lossless;
 mod many;
 mod nat;
@@ -16,6 +19,7 @@ mod promote;
 mod rotation;
 mod sealed;
 mod secret;
+mod segments;
 mod shortcuts;
 mod underlay;
 mod world;

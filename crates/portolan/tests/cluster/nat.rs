@@ -9,8 +9,9 @@ use portolan_lab::probe::ping;
 use portolan_lab::{Host, Lab, eventually};
 use serde_json::Value;
 
+use crate::capture::Capture;
 use crate::overlay::{Pod, has};
-use crate::sealed::{Capture, MARK, times, workers};
+use crate::sealed::{MARK, times, workers};
 use crate::world::{LONG, Node};
 
 /// A router with masquerade, which gives every conversation another port: no two see a host behind it at the same place.
@@ -231,7 +232,7 @@ fn two_behind_different_nats_reach_each_other_by_a_third() {
     }
 
     // Whoever passes it on cannot read it, and passes on nothing of strangers'.
-    let mut captures = [relay, g, h].map(|node| Capture::start(&world.lab, node));
+    let mut captures = [relay, g, h].map(|node| Capture::start(&world.lab, &node.host, "eth0"));
     say(&one, &other);
     let stranger = world.stranger.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     let sent = 50;
@@ -246,7 +247,7 @@ fn two_behind_different_nats_reach_each_other_by_a_third() {
     let passed = || relay.status()["passed"][0].clone();
     let is_counted = || passed()["bytes"].as_u64() > Some(40 * MARK.len() as u64);
     assert!(eventually(LONG, is_counted) && passed()["between"] == serde_json::json!(["g", "h"]), "{}", passed());
-    let seen = captures.each_mut().map(Capture::bytes);
+    let seen = captures.each_mut().map(Capture::stop);
     assert!(seen.iter().all(|bytes| times(bytes, MARK) == 0 && bytes.len() > 5_000), "it is to be read");
     assert_eq!(seen.each_ref().map(|bytes| times(bytes, STRANGE)), [sent, 0, 0], "it arrives, and goes nowhere");
 

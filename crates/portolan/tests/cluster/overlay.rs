@@ -421,38 +421,45 @@ fn a_host_that_will_not_come_back_is_removed() {
 
 impl Node {
     /// Has its interface take packets of so many bytes.
-    fn set_mtu(&self, mtu: u32) {
+    pub(crate) fn set_mtu(&self, mtu: u32) {
         let words = ["link", "set", "eth0", "mtu", &mtu.to_string()];
         assert!(self.host.command("ip").unwrap().args(words).status().unwrap().success());
     }
 }
 
-/// Sends a megabyte by TCP.
+/// Sends a megabyte by TCP to `to`, which is reached at `at`.
 #[track_caller]
-fn transfer(from: &Pod, to: &Pod, address: IpAddr) {
-    let mut server = to.place.command("iperf3").unwrap();
+pub(crate) fn transfer(from: &Host, to: &Host, at: SocketAddr) {
+    transfer_by(from, to, at, &[]);
+}
+
+/// The same with words of iperf3(1).
+#[track_caller]
+pub(crate) fn transfer_by(from: &Host, to: &Host, at: SocketAddr, words: &[&str]) {
+    let mut server = to.command("iperf3").unwrap();
     let mut server = server.args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn().unwrap();
     let is_open = || tcp_listens(to, 5201);
-    assert!(eventually(LONG, is_open), "{}", to.name);
-    let mut client = from.place.command("timeout").unwrap();
-    let address = address.to_string();
-    let output = client.args(["10", "iperf3", "-c", &address, "-n", "1M"]).output().unwrap();
+    assert!(eventually(LONG, is_open), "{}", to.name());
+    let mut client = from.command("timeout").unwrap();
+    let (address, port) = (at.ip().to_string(), at.port().to_string());
+    client.args(["10", "iperf3", "-c", &address, "-p", &port, "-n", "1M"]).args(words);
+    let output = client.output().unwrap();
     if !output.status.success() {
         let _ = server.kill();
     }
     let _ = server.wait();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} to {} at {address}: {said}", from.name, to.name);
+    assert!(output.status.success(), "{} to {} at {at} {words:?}: {said}", from.name(), to.name());
 }
 
 /// Whether anybody listens; found out without a connection.
-fn tcp_listens(pod: &Pod, port: u16) -> bool {
-    let output = pod.place.command("ss").unwrap().args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
+fn tcp_listens(place: &Host, port: u16) -> bool {
+    let output = place.command("ss").unwrap().args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
     !output.stdout.is_empty()
 }
 
 /// Whether an echo request of so many bytes passes whole.
-fn passes(from: &Pod, to: IpAddr, size: u32) -> bool {
+pub(crate) fn passes(from: &Pod, to: IpAddr, size: u32) -> bool {
     let header = if to.is_ipv4() { 28 } else { 48 };
     let words = ["-c", "1", "-W", "0.3", "-M", "do", "-s", &(size - header).to_string(), &to.to_string()];
     from.place.command("ping").unwrap().args(words).output().unwrap().status.success()
@@ -481,7 +488,7 @@ fn no_mtu_is_a_black_hole() {
             assert!(eventually(LONG, || ping(&near, far.addresses[0], SHORT).is_open()));
             for (from, to) in [(&near, &far), (&far, &near)] {
                 for address in &to.addresses {
-                    transfer(from, to, *address);
+                    transfer(&from.place, &to.place, SocketAddr::new(*address, 5201));
                     // Below what IPv6 needs, the outer packets are fragments.
                     let fits = one.min(other) - 50;
                     let fits = if address.is_ipv6() { fits.max(1280) } else { fits };

@@ -1,69 +1,30 @@
 //! Encrypted networks: what hosts send each other of them is not to be read, whatever happens.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
+use portolan_lab::eventually;
 use portolan_lab::probe::ping;
-use portolan_lab::{Lab, eventually};
 use serde_json::Value;
 
+use crate::capture::Capture;
 use crate::overlay::{Pod, has, joined, reach};
 use crate::world::{LONG, Node, World};
 
 /// What the containers say to each other.
 pub(crate) const MARK: &[u8] = b"this is for your eyes only, whoever you are";
 
-/// All that passes a host's interface on the LAN.
-pub(crate) struct Capture {
-    file: PathBuf,
-    dump: Child,
-}
-
-impl Capture {
-    pub(crate) fn start(lab: &Lab, node: &Node) -> Self {
-        let file = lab.dir().join(format!("{}.pcap", node.host.name()));
-        let mut dump = node.host.command("tcpdump").unwrap();
-        dump.args(["-i", "eth0", "--immediate-mode", "-U", "-Z", "root", "-B", "16384", "-w"]).arg(&file);
-        let mut dump = dump.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        // It says so as soon as it listens.
-        let mut said = String::new();
-        BufReader::new(dump.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
-        assert!(said.contains("listening on eth0"), "tcpdump of `{}`: {said}", node.host.name());
-        Self { file, dump }
-    }
-
-    /// How often the mark was seen, in how many bytes.
-    fn seen(&mut self) -> (usize, usize) {
-        let bytes = self.bytes();
-        (times(&bytes, MARK), bytes.len())
-    }
-
-    /// All that was captured.
-    pub(crate) fn bytes(&mut self) -> Vec<u8> {
-        let daemon = PidFd::open(self.dump.id().try_into().unwrap()).unwrap();
-        daemon.signal(signals::TERM).unwrap();
-        self.dump.wait().unwrap();
-        fs::read(&self.file).unwrap()
-    }
+/// How often the mark is in what was captured, and how many bytes that is.
+fn seen(bytes: &[u8]) -> (usize, usize) {
+    (times(bytes, MARK), bytes.len())
 }
 
 /// How often something is in it.
 pub(crate) fn times(bytes: &[u8], what: &[u8]) -> usize {
     bytes.windows(what.len()).filter(|window| *window == what).count()
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        let _ = self.dump.kill();
-        let _ = self.dump.wait();
-    }
 }
 
 /// Says the mark to all addresses of another container until told to stop.
@@ -90,7 +51,8 @@ fn whisper(from: &Pod, to: &Pod, over: &AtomicBool, heard: &AtomicU64) {
 
 /// Has three containers whisper while `meanwhile` goes on; how often they heard the mark, and how often it was on the LAN.
 fn overhear(world: &World, network: &str, pods: &[Pod], meanwhile: impl FnOnce(&AtomicU64)) -> (u64, usize) {
-    let mut captures: Vec<Capture> = world.nodes.iter().map(|node| Capture::start(&world.lab, node)).collect();
+    let captures = world.nodes.iter().map(|node| Capture::start(&world.lab, &node.host, "eth0"));
+    let mut captures: Vec<Capture> = captures.collect();
     let (over, heard) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for (number, from) in pods.iter().enumerate() {
@@ -102,7 +64,7 @@ fn overhear(world: &World, network: &str, pods: &[Pod], meanwhile: impl FnOnce(&
         over.store(true, Ordering::Relaxed);
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    let seen: Vec<(usize, usize)> = captures.iter_mut().map(Capture::seen).collect();
+    let seen: Vec<(usize, usize)> = captures.iter_mut().map(|capture| seen(&capture.stop())).collect();
     eprintln!("{network}: heard {} times; on the LAN, times and bytes: {seen:?}", heard.load(Ordering::Relaxed));
     assert!(seen.iter().all(|(_, bytes)| *bytes > 50_000), "too little was captured: {seen:?}");
     (heard.into_inner(), seen.iter().map(|(times, _)| times).sum())

@@ -14,7 +14,7 @@ use crate::world::{LONG, Node, World};
 
 const SHORT: Duration = Duration::from_secs(2);
 
-fn said(node: &Node, words: &[&str]) -> String {
+pub(crate) fn said(node: &Node, words: &[&str]) -> String {
     let output = node.host.command(words[0]).unwrap().args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -35,7 +35,7 @@ fn remembers(node: &Node, pod: &Pod) -> bool {
 }
 
 /// Whether a datagram from `from`, under `source` if that is given, is heard by `to`.
-fn is_heard(from: &Pod, source: Option<IpAddr>, to: &Pod) -> bool {
+pub(crate) fn is_heard(from: &Pod, source: Option<IpAddr>, to: &Pod) -> bool {
     let ear = to.place.enter(|| UdpSocket::bind("0.0.0.0:9090")).unwrap();
     ear.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mouth = from.place.enter(|| UdpSocket::bind((source.unwrap_or([0, 0, 0, 0].into()), 0))).unwrap();

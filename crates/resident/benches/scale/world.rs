@@ -61,6 +61,7 @@ impl World {
             record: HostRecord {
                 name: format!("node-{number:04}").parse().unwrap(),
                 underlay: PerFamily { v4: Some(Ipv4Addr::from_bits(0xc0a8_0000 + number as u32).into()), v6: None },
+                lan: PerFamily::default(),
                 mac: Mac::local([2, 0, 0, 0, (number >> 8) as u8, number as u8]),
                 mtu: Mtu::ETHERNET,
                 seal: None,
@@ -139,6 +140,7 @@ impl World {
             name: format!("shop-backend-{number}"),
             aliases: vec![id(3, number).short(), "backend".to_owned()],
             addresses: vec![address],
+            mac: None,
             unwell: false,
         };
         (id(4, number), record)

@@ -110,6 +110,8 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         let record = HostRecord {
             name: joining.name.clone(),
             underlay: joining.underlay,
+            // Followed from the first moment on.
+            lan: PerFamily::default(),
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
             answers: answers(engine, seal.as_ref()),

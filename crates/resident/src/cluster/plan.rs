@@ -9,9 +9,10 @@ use portolan_cluster::{
 };
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
 use portolan_model::{
-    Driver, Family, Id, Mtu, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd, Withheld,
+    Backend, Driver, Family, Id, Lan, Mtu, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd,
+    Withheld,
 };
-use portolan_plan::ContainerView;
+use portolan_plan::{ContainerView, goes_direct};
 
 use super::Endpoints;
 use crate::feed;
@@ -106,6 +107,8 @@ impl Here<'_> {
                 Change::Check(_) | Change::Checked(..) | Change::Way(..) => {}
                 Change::Host(host) if *host == self.host => {}
                 Change::Host(host) => {
+                    networks
+                        .extend(view.networks().iter().filter(|(_, record)| is_l2(&record.options)).map(|(id, _)| *id));
                     let peer = view.hosts().get(host).map(|record| self.peer(*host, record));
                     plan.remote.peers.insert(*host, peer);
                 }
@@ -195,10 +198,12 @@ impl Here<'_> {
     /// is behind NAT: somebody else may be at the address that it has there.
     fn peer(&self, host: Id, record: &HostRecord) -> Peer {
         let is_there = !record.is_behind_nat() && !self.record.is_behind_nat();
+        let net = |lan: &Option<Lan>| lan.as_ref().map(|lan| lan.net).filter(|_| is_there);
         Peer {
             host,
             name: record.name.clone(),
             underlay: if is_there { record.underlay } else { PerFamily::default() },
+            lan: PerFamily { v4: net(&record.lan.v4), v6: net(&record.lan.v6) },
             sealed: record.seal.as_ref().map(|seal| seal.address),
             sealed_by_ipv6: self.record.sealed_family(record) == Family::V6,
             mac: record.mac,
@@ -219,6 +224,11 @@ impl Here<'_> {
                 let to = PathTo { host: *host, sealed: own.sealed };
                 if !paths.contains_key(&to) && is_on(id, *host) {
                     let there = Here { host: *host, record: other }.end(view, record);
+                    let peer = self.peer(*host, other);
+                    let mut families = Family::ALL.into_iter().filter(|family| record.prefixes.of(*family).is_some());
+                    if families.all(|family| goes_direct(&own, &peer, family)) {
+                        continue;
+                    }
                     paths.extend(
                         self.path(record, &own, other, &there).map(|path| (to, Tunnel { network: id, ..path })),
                     );
@@ -261,16 +271,31 @@ impl Here<'_> {
     fn end(&self, view: &View, record: &ClusterNetwork) -> Overlay {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = *self.record;
         let nowhere = || IpAddr::from([0; 4]);
-        let sealed = is_encrypted(&record.options);
+        let options = NetworkOptions::from_pairs(Driver::Overlay, &record.options).unwrap_or_default();
+        let sealed = options.encrypted;
+        let hosts = || view.hosts().values();
+        // Frames are not told that they are too large for another host.
+        let (mtu, sealed_mtu) = match options.l2 {
+            true => (
+                hosts().map(|host| host.mtu).chain([mtu]).min().unwrap_or(mtu),
+                hosts().map(|host| self.record.sealed_mtu_to(host)).min().unwrap_or_else(|| self.record.sealed_mtu()),
+            ),
+            false => (mtu, self.record.sealed_mtu()),
+        };
+        let direct = match options.backend {
+            Backend::Direct => self.record.lan.clone(),
+            Backend::Vxlan => PerFamily::default(),
+        };
         let (address, mtu) = match (sealed, seal) {
             (false, _) => (underlay.v4.or(underlay.v6).unwrap_or_else(nowhere), mtu),
-            (true, Some(seal)) => (seal.address.into(), self.record.sealed_mtu()),
+            (true, Some(seal)) => (seal.address.into(), sealed_mtu),
             // Bound to a link that is not there: it carries nothing.
             (true, None) => (IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), mtu),
         };
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
-        let measured = self.record.answers;
-        Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured }
+        // What is a port of a bridge answers nobody.
+        let measured = self.record.answers && !options.l2;
+        Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured, direct }
     }
 
     /// A network as it is on this host.
@@ -301,6 +326,7 @@ pub fn endpoints_of(view: &ContainerView) -> Endpoints {
             name: view.container.called().to_owned(),
             aliases: feed::names_of(&view.container, endpoint),
             addresses: endpoint.addresses.iter().map(|one| one.address.addr()).collect(),
+            mac: network.is_l2().then_some(endpoint.mac),
             unwell: !view.container.is_well(),
         };
         ((network.id, endpoint.id), record)
@@ -313,6 +339,11 @@ pub(super) fn is_encrypted(options: &BTreeMap<String, String>) -> bool {
     NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.encrypted)
 }
 
+/// Whether options of a network ask for one broadcast domain.
+fn is_l2(options: &BTreeMap<String, String>) -> bool {
+    NetworkOptions::from_pairs(Driver::Overlay, options).is_ok_and(|options| options.l2)
+}
+
 fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEndpoint {
     RemoteEndpoint {
         id,
@@ -322,6 +353,7 @@ fn endpoint(network: Id, host: Id, id: Id, record: &EndpointRecord) -> RemoteEnd
         name: record.name.clone(),
         aliases: record.aliases.clone(),
         addresses: record.addresses.clone(),
+        mac: record.mac,
         unwell: record.unwell,
     }
 }
@@ -361,6 +393,7 @@ mod tests {
 
     fn host(number: u8, mtu: u32) -> HostRecord {
         HostRecord {
+            lan: PerFamily::default(),
             name: format!("host-{number}").parse().unwrap(),
             underlay: PerFamily { v4: Some(IpAddr::from([192, 0, 2, number])), v6: None },
             mac: Mac::from_bytes([2, 0, 0, 0, 0, number]),
@@ -400,6 +433,7 @@ mod tests {
         view.apply(&layout, Part::All, 1, &records.chain(networks).collect::<Vec<Event>>());
         for network in [101, 102] {
             let record = EndpointRecord {
+                mac: None,
                 container: id(50),
                 name: String::new(),
                 aliases: Vec::new(),

@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portolan_cluster::{HostRecord, Reach};
 use portolan_model::{Id, Mtu, Name};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct HostRow {
     pub name: Name,
     /// Where it takes packets.
     pub addresses: Vec<IpAddr>,
+    /// The subnets of the LANs that those are on.
+    #[serde(default)]
+    pub lan: Vec<IpNet>,
     /// The MTU of its way to the others.
     pub mtu: Mtu,
     /// Its version.
@@ -109,6 +113,7 @@ impl Standing {
             id: *id,
             name: record.name.clone(),
             addresses: record.addresses().collect(),
+            lan: [&record.lan.v4, &record.lan.v6].into_iter().flatten().map(|lan| lan.net).collect(),
             mtu: record.mtu,
             version: record.version.clone(),
             state: state(*id).to_owned(),

@@ -3,19 +3,22 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use portolan_cluster::HostRecord;
 use portolan_kernel::netlink::{ROUTE, Socket};
 use portolan_kernel::rtnl::addr::{self, Address};
 use portolan_kernel::rtnl::{self, link, route};
-use portolan_model::{Family, Mtu, PerFamily};
+use portolan_model::{Family, Lan, Mtu, PerFamily};
 
 use super::CannotJoin;
 
 /// An address of an interface of this host that others can reach, as far as that can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnAddress {
     /// The address.
     pub address: IpAddr,
+    /// The LAN that it is on: the interface, and the subnet.
+    pub lan: Lan,
     /// What the interface takes.
     pub mtu: Mtu,
     /// Whether the default route of its family, or of the other one, leads out of the interface.
@@ -41,8 +44,11 @@ pub fn own_addresses() -> Result<Vec<OwnAddress>> {
             IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
             IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
         };
+        let net = IpNet::new(found.addr, found.prefix_len).ok()?.trunc();
+        let lan = Lan { interface: link.name.parse().ok()?, net };
         (!is_local).then_some(OwnAddress {
             address: found.addr,
+            lan,
             mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
             is_on_default_route: out.contains(&found.ifindex),
         })
@@ -107,6 +113,11 @@ pub fn follow(before: &HostRecord, is_given: bool, there: &[OwnAddress]) -> (Hos
         }
     }
     after.mtu = mtu_of(after.underlay, there).unwrap_or(before.mtu);
+    for address in after.underlay.v4.into_iter().chain(after.underlay.v6) {
+        if let Some(found) = there.iter().find(|found| found.address == address) {
+            *after.lan.of_mut(Family::of(address)) = Some(found.lan.clone());
+        }
+    }
     (after, missing)
 }
 
@@ -117,22 +128,27 @@ mod tests {
     use super::*;
 
     fn own(address: &str, mtu: u32, is_on_default_route: bool) -> OwnAddress {
-        OwnAddress { address: address.parse().unwrap(), mtu: Mtu::new(mtu).unwrap(), is_on_default_route }
+        let address: IpAddr = address.parse().unwrap();
+        let net = IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap().trunc();
+        let lan = Lan { interface: "eth0".parse().unwrap(), net };
+        OwnAddress { address, lan, mtu: Mtu::new(mtu).unwrap(), is_on_default_route }
     }
 
     fn record(there: &[OwnAddress]) -> HostRecord {
         let (underlay, mtu) = underlay(&[], there).unwrap();
         let mac = Mac::from_bytes([2; 6]);
-        HostRecord {
+        let record = HostRecord {
             name: "a".parse().unwrap(),
             underlay,
+            lan: PerFamily::default(),
             mac,
             mtu,
             seal: None,
             reach: portolan_cluster::Reach::Open,
             answers: false,
             version: String::new(),
-        }
+        };
+        follow(&record, false, there).0
     }
 
     #[test]

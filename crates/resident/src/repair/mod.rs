@@ -4,8 +4,9 @@
 //! lock that every verb holds: what a verb changes is what the rows say by then, so there is nothing to do. It also holds
 //! the fence ([`portolan_plan::ruleset`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use portolan_kernel::memory;
 use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, Socket};
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
-use portolan_model::{FirewallDriver, Mtu, Network};
+use portolan_model::{FirewallDriver, Id, Mac, Mtu, Network};
 use portolan_plan::{Firewall, Groups};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -35,6 +36,9 @@ const ENDPOINT: &str = "portolan:";
 
 /// The kind of host ends; those in the group of the bridges are on none.
 const VETH: &str = "veth";
+
+/// The kind of ends of tunnels.
+const VXLAN: &str = "vxlan";
 
 /// The interface that IPv6 says routes lead to which lead nowhere.
 const LOOPBACK: u32 = 1;
@@ -284,6 +288,29 @@ impl Work {
     }
 }
 
+/// Who is at other hosts, of networks that are one broadcast domain: entries of those who left are gone for good. Looked up once
+/// for what happens at once.
+#[derive(Default)]
+struct Places(BTreeMap<Id, Option<Guests>>);
+
+/// MACs and addresses.
+type Guests = (BTreeSet<Mac>, BTreeSet<IpAddr>);
+
+impl Places {
+    /// Nothing where it cannot be read, which the repair tells that follows.
+    fn of(&mut self, engine: &Engine, network: Id) -> Option<&Guests> {
+        self.0.entry(network).or_insert_with(|| engine.remote_places(network).ok()).as_ref()
+    }
+
+    fn has_mac(&mut self, engine: &Engine, network: Id, mac: Mac) -> bool {
+        self.of(engine, network).is_none_or(|(macs, _)| macs.contains(&mac))
+    }
+
+    fn has_address(&mut self, engine: &Engine, network: Id, address: IpAddr) -> bool {
+        self.of(engine, network).is_none_or(|(_, addresses)| addresses.contains(&address))
+    }
+}
+
 fn is_busy(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<portolan_engine::Error>();
     matches!(cause, Some(portolan_engine::Error::Store(portolan_engine::StoreError::Busy { .. })))
@@ -377,6 +404,7 @@ impl Thread {
     fn sort(&self, events: &[Event], firewall: &Firewall) -> Work {
         let groups = Groups::of(&firewall.name);
         let mut work = Work::default();
+        let mut places = Places::default();
         for event in events {
             match event {
                 Event::Rules { tables, by: (pid, name) } => {
@@ -386,6 +414,17 @@ impl Thread {
                     }
                     if !is_of_us(name) && tables.iter().any(|table| is_of_shortcuts(firewall.driver, table)) {
                         work.links(format!("`{name}`, process {pid}, changed what takes packets past rules"));
+                    }
+                }
+                // The end of tunnels that is on a bridge.
+                Event::LinkGone(link) if link.group == groups.ports && link.kind.as_deref() == Some(VXLAN) => {
+                    if self.network_on(link).is_some() {
+                        work.links(format!("interface `{}` is gone", link.name));
+                    }
+                }
+                Event::Link(link) if link.group == groups.ports && link.kind.as_deref() == Some(VXLAN) => {
+                    if self.is_down(link) && self.network_on(link).is_some() {
+                        work.links(format!("interface `{}` is down", link.name));
                     }
                 }
                 Event::LinkGone(link) if link.group == groups.ports => {
@@ -410,7 +449,13 @@ impl Thread {
                         work.links(format!("{what} `{}` is down", link.name));
                     }
                 }
-                Event::Link(_) | Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
+                Event::Link(link) => {
+                    work.mtu = true;
+                    if link.up && self.engine.goes_by_lan(&link.name).unwrap_or(true) {
+                        work.links(format!("interface `{}` changed", link.name));
+                    }
+                }
+                Event::DefaultRoute | Event::RouteGone { is_default: true, .. } => work.mtu = true,
                 Event::LinkGone(link) if link.kind.as_deref() == Some("ifb") => {
                     if let Some(host_end) = self.limited_through(link) {
                         work.links(format!("the limit of `{host_end}` is gone"));
@@ -444,18 +489,30 @@ impl Thread {
                         && self.engine.has_routed_networks().unwrap_or(true)
                     {
                         work.links("a route to nowhere is gone".to_owned());
+                    } else if let Some(destination) = destination
+                        && self.engine.is_way_by_lan(*destination).unwrap_or(true)
+                    {
+                        work.links(format!("the route to {destination} by a LAN is gone"));
                     }
                 }
-                Event::NeighbourGone { index, address: Some(address) } => {
-                    if let Some(network) = self.network_at(*index)
-                        && (network.overlay.is_some() || self.engine.is_leased(network.id, *address).unwrap_or(true))
-                    {
+                Event::NeighbourGone { index, address: Some(address), .. } => {
+                    let is_wanted = |network: &Network| match network.overlay {
+                        Some(_) if network.is_routed() => true,
+                        Some(_) if places.has_address(&self.engine, network.id, *address) => true,
+                        _ => self.engine.is_leased(network.id, *address).unwrap_or(true),
+                    };
+                    if let Some(network) = self.network_at(*index).filter(is_wanted) {
                         work.links(format!("neighbour {address} on network `{}` is gone", network.name));
                     }
                 }
-                Event::NeighbourGone { address: None, index } => {
+                Event::NeighbourGone { address: None, index, mac } => {
+                    let is_wanted = |network: Network| match mac.filter(|mac| *mac != [0; 6]) {
+                        Some(mac) if network.is_l2() => places.has_mac(&self.engine, network.id, Mac::from_bytes(mac)),
+                        _ => true,
+                    };
                     if let Some(link) = self.engine.kernel().interface(*index)
-                        && (self.engine.is_host_end(&link.name).unwrap_or(true) || self.network_on(&link).is_some())
+                        && (self.engine.is_host_end(&link.name).unwrap_or(true)
+                            || self.network_on(&link).is_some_and(is_wanted))
                     {
                         work.links(format!("a forwarding entry of `{}` is gone", link.name));
                     }

@@ -205,6 +205,7 @@ pub fn peer(number: u32) -> Peer {
         host: id(7, number),
         name: parse(&format!("host-{number}")),
         underlay: PerFamily { v4: Some(parse("192.0.2.7")), v6: None },
+        lan: PerFamily::default(),
         sealed: None,
         sealed_by_ipv6: false,
         mac: mac(number),
@@ -221,6 +222,7 @@ pub fn remote_endpoint(number: u32, network: Id, host: Id) -> RemoteEndpoint {
         name: format!("far-{number}"),
         aliases: vec!["db".to_owned()],
         addresses: vec![parse("10.0.0.65")],
+        mac: None,
         unwell: false,
     }
 }

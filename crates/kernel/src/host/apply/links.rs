@@ -35,6 +35,8 @@ pub(super) struct Router<'a> {
     pub(super) addresses: BTreeSet<IpNet>,
     /// Whether it was there before, and may have other addresses.
     pub(super) is_there: bool,
+    /// What rules know it by.
+    pub(super) group: u32,
     /// What it is to be a part of; 0 for nothing.
     pub(super) master: Option<u32>,
     pub(super) vlan: Option<u16>,
@@ -113,10 +115,10 @@ impl Context<'_> {
                     if !self.is_ours(socket, &vxlan.name, Some(self.groups.bridges), &vxlan.alias) => {}
                 Step::Delete(Object::Vxlan(vxlan)) => doomed.push(vxlan.name.as_str()),
                 Step::Create(Object::Forwarding(entry)) | Step::Change(_, Object::Forwarding(entry)) => {
-                    self.forward(socket, &doing, entry, neigh::tunnel_replace, &mut last);
+                    self.forward(socket, &doing, entry, true, &mut last);
                 }
                 Step::Delete(Object::Forwarding(entry)) => {
-                    self.forward(socket, &doing, entry, neigh::tunnel_delete, &mut last);
+                    self.forward(socket, &doing, entry, false, &mut last);
                 }
                 Step::Create(Object::HostRoute(route)) | Step::Change(_, Object::HostRoute(route)) => {
                     self.make_host_route(socket, step, route, &mut last);
@@ -262,6 +264,7 @@ impl Context<'_> {
             route_localnet: bridge.route_localnet,
             addresses: bridge.addresses.clone(),
             is_there: existing.is_some(),
+            group: self.groups.bridges,
             master: vrf,
             vlan: bridge.vlan,
         };
@@ -306,7 +309,7 @@ impl Context<'_> {
                 up: Some(true),
                 mtu: Some(router.mtu.bytes()),
                 alias: Some(router.alias),
-                group: Some(self.groups.bridges),
+                group: Some(router.group),
                 mac: router.sets_mac.then_some(router.mac.octets()),
                 // Its link-local address is given below: the kernel's own comes only once a port or the other end is up,
                 // and without one the kernel solicits no neighbour for what it forwards.

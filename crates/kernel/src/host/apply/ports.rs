@@ -160,6 +160,7 @@ impl Context<'_> {
             route_localnet: routed.route_localnet,
             addresses: routed.gateways.iter().map(|gateway| (*gateway).into()).collect(),
             is_there: existing.is_some(),
+            group: self.groups.bridges,
             // Whoever took it for a bridge of his gives it back.
             master: existing.map(|_| 0),
             vlan: None,
@@ -179,7 +180,7 @@ fn port_change<'a>(port: &'a Port, on_bridge: &BridgePort) -> LinkChange<'a> {
         brport: Some(BrPort {
             isolated: Some(on_bridge.isolated),
             // The bridge knows its endpoints: it answers for them, and floods nothing that it knows.
-            neigh_suppress: Some(true),
+            neigh_suppress: Some(!on_bridge.asks),
             learning: Some(!on_bridge.locked),
             locked: Some(on_bridge.locked),
             unicast_flood: Some(!on_bridge.locked),

@@ -9,6 +9,9 @@ use crate::rtnl::route::{self, Route, RouteKind};
 /// The priority of routes that lead nowhere: whoever has a route of his own to such a subnet goes before ("PORT").
 const LAST: u32 = portolan_plan::ALLOWED;
 
+/// Who made routes by interfaces that are not ours (`rtm_protocol`, rtnetlink(7)): a number that nobody else has ("P").
+pub(in crate::host) const BY_LAN: u8 = 0x50;
+
 /// The route; `index` is that of its interface.
 pub(in crate::host) fn host_route(wanted: &HostRoute, index: Option<u32>) -> Route {
     let net = wanted.destination;
@@ -19,6 +22,11 @@ pub(in crate::host) fn host_route(wanted: &HostRoute, index: Option<u32>) -> Rou
         Way::Tunnel { via, mtu, .. } => {
             let mtu = mtu.map(|mtu| mtu.bytes());
             Route { oif: index, gateway: Some(*via), onlink: true, mtu, ..route }
+        }
+        // Whether the other host is on the link is decided where its address is known, and not by what the interface has just now.
+        Way::Lan { via, mtu, .. } => {
+            let mtu = mtu.map(|mtu| mtu.bytes());
+            Route { oif: index, gateway: Some(*via), onlink: true, mtu, protocol: BY_LAN, ..route }
         }
         Way::Unreachable => Route { kind: RouteKind::Unreachable, metric: Some(LAST), ..route },
     }

@@ -17,20 +17,31 @@ use crate::sysctl;
 pub(super) fn host_routes<'a>(
     routes: &'a [route::Route],
     devices: &'a BTreeMap<u32, IfName>,
+    names: &'a BTreeMap<u32, &str>,
     desired: &'a Objects,
 ) -> impl Iterator<Item = HostRoute> + 'a {
+    let subnets: Vec<IpNet> = desired
+        .iter()
+        .filter_map(|(_, object)| match object {
+            Object::HostRoute(HostRoute { destination, way: Way::Unreachable }) => Some(*destination),
+            _ => None,
+        })
+        .collect();
+    let protocols = [route::PROTOCOL_STATIC, apply::BY_LAN];
     routes
         .iter()
-        .filter(|route| route.table == route::TABLE_MAIN && route.protocol == route::PROTOCOL_STATIC)
-        .filter_map(|found| {
+        .filter(move |route| route.table == route::TABLE_MAIN && protocols.contains(&route.protocol))
+        .filter_map(move |found| {
             let destination = IpNet::new(found.dst, found.prefix_len).ok()?;
+            let by = found.oif.and_then(|index| names.get(&index)?.parse::<IfName>().ok());
             let device = found.oif.and_then(|index| devices.get(&index));
             let wanted = match desired.find(&portolan_plan::Key::HostRoute(destination)) {
                 Some(Object::HostRoute(wanted)) => {
                     let should = apply::host_route(wanted, found.oif);
-                    let is_it = (found.kind, found.gateway) == (should.kind, should.gateway)
+                    let is_it = (found.kind, found.gateway, found.protocol)
+                        == (should.kind, should.gateway, should.protocol)
                         && should.metric.is_none_or(|metric| found.metric == Some(metric))
-                        && wanted.way.device().is_none_or(|name| Some(name) == device)
+                        && wanted.way.device().is_none_or(|name| Some(name) == by.as_ref())
                         && found.mtu == should.mtu
                         && (should.prefsrc.is_none() || found.prefsrc == should.prefsrc);
                     is_it.then(|| wanted.clone())
@@ -38,6 +49,12 @@ pub(super) fn host_routes<'a>(
                 _ => None,
             };
             let stray = || {
+                // By an interface that is not ours, into a subnet that is.
+                if let (apply::BY_LAN, Some(device), Some(via)) = (found.protocol, &by, found.gateway) {
+                    let is_ours = subnets.iter().any(|net| net.contains(&destination));
+                    let way = Way::Lan { device: device.clone(), via, mtu: None };
+                    return is_ours.then_some(HostRoute { destination, way });
+                }
                 let device = device?.clone();
                 let way = match found.gateway {
                     Some(via) => Way::Tunnel { device, via, mtu: None },
@@ -78,13 +95,14 @@ pub(super) fn port(
     let ruled = link.group == groups.ports;
     let is_wanted_unruled = |port: &Port| matches!(&port.place, HostEnd::Bridge(on_bridge) if !on_bridge.ruled);
     let in_group = ruled || wanted.is_some_and(is_wanted_unruled);
-    let usable = link.up && in_group && state.neigh_suppress == Some(true);
+    let usable = link.up && in_group;
     let unknown = || "unknown".parse().expect("a valid interface name");
     Port {
         place: HostEnd::Bridge(BridgePort {
             bridge: link.master.and_then(|index| names.get(&index)?.parse().ok()).unwrap_or_else(unknown),
             isolated: state.isolated.unwrap_or(false),
             locked: state.locked.unwrap_or(false) && state.learning == Some(false),
+            asks: state.neigh_suppress != Some(true),
             ruled: ruled || wanted.is_none(),
             vlan: wanted.and_then(|port| match &port.place {
                 HostEnd::Bridge(on_bridge) => on_bridge.vlan,
@@ -93,7 +111,7 @@ pub(super) fn port(
         }),
         mac: wanted.map_or(Mac::from_bytes([0; 6]), |port| port.mac),
         mtu: Mtu::new(link.mtu).unwrap_or(Mtu::ETHERNET),
-        alias: if usable { alias.to_owned() } else { format!("{alias} (down, in another group or flooding)") },
+        alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
         sandbox: wanted.map_or_else(
             || Sandbox { device: 0, inode: 0, path: PathBuf::from("unknown"), process: None },
             |port| port.sandbox.clone(),

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use portolan_engine::KernelError;
 use portolan_model::{IfName, Mac, Mtu, Vni};
-use portolan_plan::{Forwarding, Groups, Object, Objects, Vxlan};
+use portolan_plan::{Forwarding, Groups, Object, Objects, TunnelPort, Vxlan};
 
 use super::{addresses_of, speaks_ipv6};
 use crate::host::refusal;
@@ -28,7 +28,13 @@ pub(super) fn observe(
     let Some(addresses) = addresses_of(socket, link)? else { return Ok(()) };
     let named = |index: Option<u32>| names.get(&index?)?.parse::<IfName>().ok();
     let disabled = sysctl::read(&["net", "ipv6", "conf", &link.name, "disable_ipv6"]).is_ok_and(|value| value == "1");
-    let usable = link.up && link.group == groups.bridges && !state.learning;
+    let on = link.master.and_then(|index| names.get(&index)?.parse().ok()).and_then(|bridge| {
+        let port = link.brport?;
+        let flags = (port.neigh_suppress?, port.learning?, port.unicast_flood?, port.mcast_flood?, port.bcast_flood?);
+        (flags == (true, false, false, true, true)).then_some(TunnelPort { bridge, isolated: port.isolated? })
+    });
+    let group = if on.is_some() { groups.ports } else { groups.bridges };
+    let usable = link.up && link.group == group && !state.learning;
     found.insert(Object::Vxlan(Vxlan {
         vni: Vni::new(state.vni).or_else(|_| Vni::new(1)).expect("1 is one"),
         local: state.local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
@@ -40,11 +46,18 @@ pub(super) fn observe(
         alias: if usable { alias.to_owned() } else { format!("{alias} (down, learning or in another group)") },
         ipv6: !disabled && speaks_ipv6(link, &addresses),
         name: name.clone(),
+        on,
     }));
     let entries = neigh::tunnel_dump(socket, link.index);
     for entry in entries.map_err(|error| refusal("list forwarding entries", &error))? {
         let (mac, to) = (Mac::from_bytes(entry.mac), entry.to);
-        found.insert(Object::Forwarding(Forwarding { device: name.clone(), mac, to, by: named(entry.by) }));
+        found.insert(Object::Forwarding(Forwarding {
+            device: name.clone(),
+            mac,
+            to,
+            by: named(entry.by),
+            bridged: false,
+        }));
     }
     Ok(())
 }

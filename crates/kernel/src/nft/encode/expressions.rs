@@ -122,17 +122,17 @@ impl Expressions<'_> {
         self.compare(false, &[0; 4]);
     }
 
-    fn mask<const N: usize>(&mut self, bits: &[u8; N]) {
+    fn mask(&mut self, bits: &[u8]) {
         self.expression("bitwise", |buf| {
             PushExprBitwiseAttrs::new(buf)
                 .push_sreg(REGISTER)
                 .push_dreg(REGISTER)
-                .push_len(N as u32)
+                .push_len(bits.len() as u32)
                 .nested_mask()
                 .push_value(bits)
                 .end_nested()
                 .nested_xor()
-                .push_value(&[0; N]);
+                .push_value(&[0; 4][..bits.len()]);
         });
     }
 
@@ -276,6 +276,33 @@ impl Expressions<'_> {
         });
     }
 
+    /// The attributes by hand: the codec knows neither `rt` nor how to write options.
+    fn clamp_mss(&mut self) {
+        let attributes = |buf: &mut Vec<u8>, all: &[(u16, u32)]| {
+            for (kind, value) in all {
+                push_header(buf, *kind, 4);
+                buf.extend(value.to_be_bytes());
+            }
+        };
+        self.expression("rt", |buf| attributes(buf, &[(NFTA_RT_DREG, REGISTER), (NFTA_RT_KEY, NFT_RT_TCPMSS)]));
+        self.expression("byteorder", |buf| {
+            let to_network = [
+                (NFTA_BYTEORDER_SREG, REGISTER),
+                (NFTA_BYTEORDER_DREG, REGISTER),
+                (NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON),
+                (NFTA_BYTEORDER_LEN, 2),
+                (NFTA_BYTEORDER_SIZE, 2),
+            ];
+            attributes(buf, &to_network);
+        });
+        self.expression("exthdr", |buf| {
+            attributes(buf, &[(NFTA_EXTHDR_SREG, REGISTER)]);
+            push_header(buf, NFTA_EXTHDR_TYPE, 1);
+            buf.extend([TCPOPT_MAXSEG, 0, 0, 0]);
+            attributes(buf, &[(NFTA_EXTHDR_OFFSET, 2), (NFTA_EXTHDR_LEN, 2), (NFTA_EXTHDR_OP, NFT_EXTHDR_OP_TCPOPT)]);
+        });
+    }
+
     fn part(&mut self, part: &Part) {
         match part {
             Part::IifGroup(equal, group) => {
@@ -358,6 +385,13 @@ impl Expressions<'_> {
             Part::TcpSource(port) => self.port(libc::IPPROTO_TCP, 0, *port),
             Part::UdpDestination(port) => self.port(libc::IPPROTO_UDP, 2, *port),
             Part::TcpDestination(port) => self.port(libc::IPPROTO_TCP, 2, *port),
+            Part::OpensTcp => {
+                self.meta_is(libc::NFT_META_L4PROTO, true, &[libc::IPPROTO_TCP as u8]);
+                self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1, REGISTER);
+                self.mask(&[TCP_SYN]);
+                self.compare(false, &[0]);
+            }
+            Part::ClampMss => self.clamp_mss(),
             Part::Priority(number) => self.meta_is(libc::NFT_META_PRIORITY, true, &number.to_ne_bytes()),
             Part::SetPriority(number) => {
                 self.expression("immediate", |buf| {
@@ -427,6 +461,26 @@ const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_SREG: u16 = 2;
 const NFTA_LOOKUP_DREG: u16 = 3;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
+/// `enum nft_rt_attributes`, `nft_rt_keys`, `nft_byteorder_attributes`, `nft_byteorder_ops`, `nft_exthdr_attributes`,
+/// `nft_exthdr_op`, nf_tables.h.
+const NFTA_RT_DREG: u16 = 1;
+const NFTA_RT_KEY: u16 = 2;
+const NFT_RT_TCPMSS: u32 = 3;
+const NFTA_BYTEORDER_SREG: u16 = 1;
+const NFTA_BYTEORDER_DREG: u16 = 2;
+const NFTA_BYTEORDER_OP: u16 = 3;
+const NFTA_BYTEORDER_LEN: u16 = 4;
+const NFTA_BYTEORDER_SIZE: u16 = 5;
+const NFT_BYTEORDER_HTON: u32 = 1;
+const NFTA_EXTHDR_TYPE: u16 = 2;
+const NFTA_EXTHDR_OFFSET: u16 = 3;
+const NFTA_EXTHDR_LEN: u16 = 4;
+const NFTA_EXTHDR_OP: u16 = 6;
+const NFTA_EXTHDR_SREG: u16 = 7;
+const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
+/// include/net/tcp.h.
+const TCPOPT_MAXSEG: u8 = 2;
+const TCP_SYN: u8 = 2;
 /// The loopback device of every namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
 const LOOPBACK_INDEX: u32 = 1;
 /// `NF_CT_STATE_*_BIT`, include/uapi/linux/netfilter/nf_conntrack_common.h.
