@@ -11,7 +11,7 @@ use portolan_etcd::Client;
 use portolan_model::{Id, Mac, Mtu, Name, PerFamily};
 use portolan_wireguard::{PrivateKey, Secret};
 
-use super::{Membership, VERSION, edge, keys, runtime, seal};
+use super::{Membership, VERSION, edge, follow, keys, own_addresses, runtime, seal};
 use crate::daemon::Engine;
 
 /// So much of an id tells which host is meant.
@@ -110,7 +110,6 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
         let record = HostRecord {
             name: joining.name.clone(),
             underlay: joining.underlay,
-            // Followed from the first moment on.
             lan: PerFamily::default(),
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
@@ -119,6 +118,8 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             reach: joining.reach,
             version: VERSION.to_owned(),
         };
+        // The LANs, which need not be made known a moment later then.
+        let (record, _) = follow(&record, joining.is_given, &own_addresses()?);
         refuse_double(&view, &record)?;
         let membership = Membership {
             cluster,
