@@ -234,7 +234,8 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
     };
     let takes = Mtu::new(takes).unwrap_or(Mtu::LEAST);
     let device = || network.bridge.clone();
-    if is_measured(network) && !blocks.is_empty() {
+    let is_by_tunnel = |block: &IpNet| on_lan(overlay, peer, Family::of(block.addr())).is_none();
+    if is_measured(network) && to.is_some() && blocks.iter().any(is_by_tunnel) {
         // It asks, and is asked, under this address.
         let address = IpAddr::V6(peer.mac.link_local());
         objects.insert(Object::Neighbour(Neighbour { device: device(), address, mac: peer.mac }));
