@@ -132,7 +132,7 @@ impl Expressions<'_> {
                 .push_value(bits)
                 .end_nested()
                 .nested_xor()
-                .push_value(&[0; 4][..bits.len()]);
+                .push_value(&[0; 16][..bits.len()]);
         });
     }
 
