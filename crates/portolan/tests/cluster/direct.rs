@@ -106,7 +106,8 @@ fn hosts_of_one_lan_do_without_tunnels() {
     drop(server);
     captures.iter_mut().for_each(|capture| drop(capture.stop()));
     let [at_b, at_c] = &captures;
-    assert_eq!(at_b.packets(&b.host, "udp port 4789"), Vec::<String>::new(), "a tunnel on the LAN");
+    let tunnels = at_b.packets(&b.host, "udp port 4789 and host 10.0.1.1");
+    assert_eq!(tunnels, Vec::<String>::new(), "a tunnel on the LAN");
     let between = format!("host {} and host {}", near.addresses[0], far.addresses[0]);
     assert!(at_b.packets(&b.host, &between).len() > 100, "they pass as they are");
     assert!(at_c.packets(&c.host, "udp port 4789").len() > 100, "a tunnel to whom is elsewhere");

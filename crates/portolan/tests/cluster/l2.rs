@@ -215,7 +215,7 @@ fn a_broadcast_domain_has_one_mtu_and_may_be_encrypted_or_keep_containers_apart(
         let output = pod.place.command("cat").unwrap().arg("/sys/class/net/eth0/mtu").output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    assert_eq!((mtu(&near).as_str(), mtu(&sealed).as_str()), ("1450", "1350"));
+    assert_eq!((mtu(&near).as_str(), mtu(&sealed).as_str()), ("1450", "1370"));
     b.set_mtu(1430);
     for pod in [&near, &far] {
         assert!(eventually(LONG, || mtu(pod) == "1380"), "{}: {}", pod.name, mtu(pod));

@@ -290,8 +290,14 @@ fn goes_on_without_etcd(name: &str, create: &str) {
     a.warns("no member of etcd is reached");
     // It knows what it knew, and gives out of what it has.
     assert_eq!(ways(a), whole);
-    // Who carries encrypted packets is looked after each second.
+    // Also where its interface is not what it was when it ended.
+    a.ok("daemon stop");
+    a.set_mtu(1490);
+    a.ok("daemon start");
+    a.warns("no member of etcd is reached");
+    // Who carries encrypted packets is looked after each second, and so is whether addresses are there.
     std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(ways(a), whole);
     assert_eq!(link(), links, "the link is the one that was there");
     if !links.is_empty() {
         let carrier = worker(a);

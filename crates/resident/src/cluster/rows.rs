@@ -130,13 +130,18 @@ impl Rows {
                 Ok(networks) => changes.extend(networks.into_iter().map(Change::Network)),
                 Err(error) => tracing::warn!("cluster: {error:#}"),
             }
-            if is_quiet && changes.is_empty() && !self.is_behind {
+            // Of one that has not seen etcd since it began, nothing is known, and rows stay as they are.
+            let has_seen = lock(&self.shared).view.cluster().is_some();
+            if is_quiet && changes.is_empty() && !(self.is_behind && has_seen) {
                 continue;
             }
             changes.extend(self.failed());
-            // Of changes that could not be written nobody tells again.
-            let done = self.take_in(&site, &changes, everything || self.is_behind);
-            self.is_behind = done.is_err();
+            let mut done = Ok(());
+            if has_seen {
+                // Of changes that could not be written nobody tells again.
+                done = self.take_in(&site, &changes, everything || self.is_behind);
+                self.is_behind = done.is_err();
+            }
             if let Err(error) = &done {
                 let text = format!("{error:#}");
                 if lock(&self.shared).problems.insert(None, text.clone()).as_ref() != Some(&text) {
