@@ -7,8 +7,8 @@ use portolan_lab::eventually;
 use portolan_lab::probe::ping;
 use serde_json::Value;
 
-use crate::overlay::{has, joined};
-use crate::world::{LONG, Node, World};
+use crate::overlay::two_hosts;
+use crate::world::{LONG, Node};
 
 pub(crate) const VXLAN: u16 = 4789;
 pub(crate) const MARK: &[u8] = b"forged";
@@ -56,13 +56,8 @@ pub(crate) fn frame((vni, mac): (u32, [u8; 6]), (by, from): ([u8; 6], Ipv4Addr),
 
 #[test]
 fn containers_cannot_send_into_tunnels() {
-    let Some(world) = World::of("overlay-forged", &["a", "b"]) else { return };
-    let etcd = world.etcd(1);
-    joined(&world, &etcd);
+    let Some((world, _etcd, near, far)) = two_hosts("overlay-forged", "network create -d overlay web") else { return };
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
-    a.ok("network create -d overlay web");
-    has(b, "web");
-    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
     assert!(eventually(LONG, || ping(&near, far.addresses[0], Duration::from_secs(1)).is_open()));
     // Somebody on another network, with a way out.
     a.ok("network create other");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
 
-use crate::overlay::{Pod, has, joined};
-use crate::world::{LONG, Node, World};
+use crate::overlay::{Pod, two_hosts};
+use crate::world::{LONG, Node};
 
 /// So many packets are sent at once at most.
 const BURST: u32 = 500;
@@ -50,13 +50,8 @@ fn no_encrypted_packet_is_lost_while_daemons_die_and_change() {
 }
 
 fn flow(name: &str, create: &str, gap: Duration) {
-    let Some(world) = World::of(name, &["a", "b"]) else { return };
-    let etcd = world.etcd(1);
-    joined(&world, &etcd);
+    let Some((world, _etcd, near, far)) = two_hosts(name, create) else { return };
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
-    a.ok(create);
-    has(b, "web");
-    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
     assert!(eventually(LONG, || ping(&near, far.addresses[0], Duration::from_secs(1)).is_open()));
     stream(&near, &far, gap, || {
         for number in 0..BLOWS {

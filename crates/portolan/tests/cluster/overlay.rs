@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portolan_kernel::netns::NetnsFd;
 use portolan_kernel::signals;
+use portolan_lab::etcd::Etcd;
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
 use portolan_lab::{Host, InNetns, eventually};
@@ -118,7 +119,19 @@ pub(crate) fn ways(node: &Node) -> [Vec<String>; 4] {
     ]
 }
 
-pub(crate) fn joined(world: &World, etcd: &portolan_lab::etcd::Etcd) {
+/// Two hosts of a cluster, with a container of each on the network `web`, which `create` makes.
+pub(crate) fn two_hosts(name: &str, create: &str) -> Option<(World, Etcd, Pod, Pod)> {
+    let world = World::of(name, &["a", "b"])?;
+    let etcd = world.etcd(1);
+    joined(&world, &etcd);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    a.ok(create);
+    has(b, "web");
+    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
+    Some((world, etcd, near, far))
+}
+
+pub(crate) fn joined(world: &World, etcd: &Etcd) {
     for (number, node) in world.nodes.iter().enumerate() {
         node.join(if number == 0 { "init" } else { "join" }, etcd);
     }

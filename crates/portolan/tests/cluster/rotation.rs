@@ -7,7 +7,7 @@ use portolan_lab::eventually;
 use portolan_lab::probe::ping;
 
 use crate::lossless::stream;
-use crate::overlay::{Pod, has, joined};
+use crate::overlay::{Pod, has, two_hosts};
 use crate::world::{LONG, Node, World};
 
 impl Node {
@@ -29,13 +29,11 @@ fn reaches(from: &Pod, to: &Pod) -> bool {
 
 #[test]
 fn no_packet_is_lost_while_keys_change() {
-    let Some(world) = World::of("rotate-lossless", &["a", "b"]) else { return };
-    let etcd = world.etcd(1);
-    joined(&world, &etcd);
+    let Some((world, _etcd, near, far)) = two_hosts("rotate-lossless", "network create -d overlay --opt encrypted web")
+    else {
+        return;
+    };
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
-    a.ok("network create -d overlay --opt encrypted web");
-    has(b, "web");
-    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
     assert!(reaches(&near, &far) && reaches(&far, &near));
     let gap = Duration::from_millis(1);
     let mut keys = BTreeSet::from([a.key().unwrap()]);

@@ -9,7 +9,7 @@ use portolan_lab::eventually;
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
 
-use crate::overlay::{Pod, has, joined, reach};
+use crate::overlay::{Pod, has, joined, reach, two_hosts};
 use crate::world::{LONG, Node, World};
 
 const SHORT: Duration = Duration::from_secs(2);
@@ -118,13 +118,8 @@ fn packets_take_them_only_where_they_are_meant_to() {
 
 #[test]
 fn connections_outlast_their_coming_and_going() {
-    let Some(world) = World::of("overlay-switch", &["a", "b"]) else { return };
-    let etcd = world.etcd(1);
-    joined(&world, &etcd);
+    let Some((world, _etcd, near, far)) = two_hosts("overlay-switch", "network create -d overlay web") else { return };
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
-    a.ok("network create -d overlay web");
-    has(b, "web");
-    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
     if tables(a).is_empty() {
         eprintln!("SKIP: this kernel cannot pass packets on at ingress (CONFIG_NFT_FWD_NETDEV, Linux 6.4)");
         return;
