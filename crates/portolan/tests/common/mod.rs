@@ -243,11 +243,12 @@ impl World {
         snapshot::settled(&self.h, LONG).unwrap()
     }
 
-    /// Panics with the differences if host `h` is not what it was before `what`.
+    /// Panics with the differences if host `h` does not become what it was before `what`: the daemon takes its fence down a moment
+    /// after the verb by which none is needed any more.
     #[track_caller]
     pub(crate) fn assert_untouched(&self, untouched: &Snapshot, what: &str) {
-        let changes = snapshot::diff(untouched, &snapshot(&self.h).unwrap());
-        assert!(changes.is_empty(), "{what} changed the host: {changes:#?}");
+        let changes = || snapshot::diff(untouched, &snapshot(&self.h).unwrap());
+        assert!(eventually(LONG, || changes().is_empty()), "{what} changed the host: {:#?}", changes());
     }
 
     /// A second LAN of host `h` (eth1 10.0.2.1/24, fd00:2::1/64) with a neighbour `m` (eth0 10.0.2.2/24,
