@@ -251,7 +251,10 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::PluginNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
         Chain::PluginNatOut => at("nat", "output", 3, -100, "-100"),
         Chain::PluginNatSource => at("nat", "postrouting", 4, 100, "srcnat"),
-        Chain::ShortcutOut | Chain::ShortcutIn => at("filter", "ingress", 0, 0, "filter"),
+        Chain::ShortcutOut => at("filter", "ingress", 0, 0, "filter"),
+        // What comes out of a tunnel is not looked at by the other one first, which is at that device only because it is never
+        // without one.
+        Chain::ShortcutIn => at("filter", "ingress", 0, -1, "filter - 1"),
         Chain::Allow
         | Chain::Publish
         | Chain::Transit

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p portolan --bench overlay` runs everything; with `-- tcp` or `-- latency` one part:
 //!
-//! - `tcp`: one stream of TCP for some seconds, in turns, a median of rounds.
+//! - `tcp`: one stream of TCP (cubic) for some seconds, in turns, a median of rounds.
 //! - `latency`: one byte there and back over one connection, many times.
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
@@ -97,6 +97,10 @@ fn report(what: &str, sides: &[Side], run: fn(&Side) -> Result<Duration>) -> Res
     Ok(())
 }
 
+/// Linux's own choice. The machine may have chosen BBR, which sends by timers, as fast as it believes that the path is: that says
+/// more of what it believed than of the path.
+const CONGESTION_CONTROL: &str = "cubic";
+
 /// One stream of TCP: how long a gigabit takes.
 fn tcp(side: &Side) -> Result<Duration> {
     let mut server = side.far.command("iperf3")?;
@@ -107,7 +111,8 @@ fn tcp(side: &Side) -> Result<Duration> {
     };
     ensure!(eventually(LONG, || listens().is_some()), "iperf3 does not listen");
     let to = side.to.to_string();
-    let output = side.near.command("iperf3")?.args(["-J", "-t", SECONDS, "-O", "0.5", "-c", &to]).output()?;
+    let mut client = side.near.command("iperf3")?;
+    let output = client.args(["-J", "-t", SECONDS, "-O", "0.5", "-C", CONGESTION_CONTROL, "-c", &to]).output()?;
     server.wait()?;
     let said: Value = serde_json::from_slice(&output.stdout)?;
     let bits = said["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 says nothing")?;
