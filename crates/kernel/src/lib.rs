@@ -29,6 +29,7 @@ pub mod process;
 pub mod ptrace;
 pub mod rtnl;
 pub mod session;
+pub mod sieve;
 pub mod signals;
 pub mod socket;
 pub mod sysctl;

@@ -681,3 +681,54 @@ fn one_container_that_floods_does_not_starve_another() {
     assert!(stats.questions + stats.shed > asked as u64, "the flood came in: {stats:?}");
     assert!(lost * 20 < asked, "{lost} of {asked} lost");
 }
+
+/// The server and who asks have one processor together with a flood that is before them whenever it has something to send: what
+/// fits into the socket's buffer is there long before the server has its turn.
+#[test]
+fn a_flood_is_held_back_before_a_server_that_has_little_time() {
+    let Some(scene) = Scene::new("dns slow", 2) else { return };
+    let stop = AtomicBool::new(false);
+    let begins = std::sync::Barrier::new(2);
+    let (lost, stats) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            on_one_processor();
+            let socket = scene.containers[1].enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            begins.wait();
+            while !stop.load(Ordering::Relaxed) {
+                let _ = socket.send_to(&question(9, "c1"), (GATEWAY, 53));
+            }
+        });
+        let others = scope.spawn(|| {
+            on_one_processor();
+            rustix::process::nice(15).unwrap();
+            let server = scene.server();
+            let socket = scene.containers[0].enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let is_answered = |number: u16| {
+                let _ = socket.send_to(&question(number, "c0"), (GATEWAY, 53));
+                let mut answer = [0; 512];
+                let mut answers =
+                    std::iter::repeat_with(|| socket.recv(&mut answer).map(|_| answer[..2] == number.to_be_bytes()));
+                answers.find(|answer| !matches!(answer, Ok(false))).is_some_and(|answer| answer.is_ok())
+            };
+            begins.wait();
+            // Until it is known who floods, anybody's may be lost.
+            assert!((0..10).any(is_answered), "none of the first is answered");
+            let lost = (10..60).filter(|number| !is_answered(*number)).count();
+            stop.store(true, Ordering::Relaxed);
+            (lost, server.stats().unwrap())
+        });
+        let outcome = others.join();
+        stop.store(true, Ordering::Relaxed);
+        outcome.unwrap()
+    });
+    println!("{lost} of 50 lost: {stats:?}");
+    assert_eq!(lost, 0, "{stats:?}");
+}
+
+/// Has this thread, and those that it starts, on the first processor alone.
+fn on_one_processor() {
+    let mut first = rustix::thread::CpuSet::new();
+    first.set(0);
+    rustix::thread::sched_setaffinity(None, &first).unwrap();
+}

@@ -6,7 +6,9 @@
 //! timed while nothing is pending, so an idle server sleeps.
 
 mod connection;
+mod flood;
 mod hand_over;
+mod listener;
 mod server;
 mod upstream;
 
@@ -128,7 +130,8 @@ pub struct Stats {
     pub malformed: u64,
     /// Answers that a full or closed socket did not take.
     pub unsent: u64,
-    /// Dropped unread, because one address sent more than its share while the socket was crowded.
+    /// Dropped unread, because one address sent more than its share while the socket was crowded; what the kernel is told not
+    /// to let in is not counted.
     pub shed: u64,
     /// Clients' connections now.
     pub connections: usize,

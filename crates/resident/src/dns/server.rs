@@ -18,6 +18,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::connection::{Connection, Fate, MAX_QUESTION};
 use super::hand_over::{ConnectionData, HandOver, Pending, ends_of, listens_on};
+use super::listener::{Deferred, Listener};
 use super::upstream::Upstream;
 use super::{Change, Command, Config, ListenerEvent, Place, Stats};
 
@@ -34,8 +35,6 @@ const MAX_EVENTS: usize = 256;
 /// Batches read from one socket in a turn, as a rule and under a flood.
 const BATCHES: usize = 4;
 const FLOOD_BATCHES: usize = 32;
-/// Bytes waiting, overhead included, that make a flood: some hundred questions.
-const FLOOD: u32 = 384 << 10;
 /// Questions of one address answered in a turn under a flood.
 const MAX_SHARE: u32 = 2 * BATCH as u32;
 /// Questions beyond their address's share that wait for a turn without anybody else's; more are shed.
@@ -69,21 +68,6 @@ fn token_of(data: EventData) -> (Kind, u64) {
 enum Client {
     Udp { listener: u64, to: SocketAddr },
     Tcp { connection: u64 },
-}
-
-#[derive(Debug)]
-struct Listener {
-    fd: OwnedFd,
-    place: Place,
-    polled: bool,
-}
-
-/// A question beyond its address's share.
-#[derive(Debug)]
-struct Deferred {
-    listener: u64,
-    from: SocketAddr,
-    bytes: Box<[u8]>,
 }
 
 /// What a question needs that has come in.
@@ -121,6 +105,8 @@ pub(super) struct Server {
     inbox: Inbox,
     /// Questions of each address in this turn.
     shares: BTreeMap<IpAddr, u32>,
+    /// Listeners that hold somebody back.
+    flooded: BTreeSet<u64>,
     deferred: VecDeque<Deferred>,
     outbox: Outbox,
     scratch: Vec<u8>,
@@ -171,6 +157,7 @@ impl Server {
             next: 0,
             inbox: Inbox::new(MAX_QUESTION / 2),
             shares: BTreeMap::new(),
+            flooded: BTreeSet::new(),
             deferred: VecDeque::new(),
             outbox: Outbox::new(),
             scratch: vec![0; wire::MAX_TCP],
@@ -206,7 +193,7 @@ impl Server {
         rustix::io::ioctl_fionbio(&fd, true)?;
         let number = self.number();
         self.places.insert(place, number);
-        self.listeners.insert(number, Listener { fd, place, polled: false });
+        self.listeners.insert(number, Listener::inherited(fd, place));
         Ok(())
     }
 
@@ -246,7 +233,8 @@ impl Server {
 
     fn deadline(&self) -> Option<Instant> {
         let connection = self.timers.first().map(|&(at, _)| at);
-        [connection, self.core.forwarder.deadline()].into_iter().flatten().min()
+        let flooded = self.flooded.iter().filter_map(|number| self.listeners.get(number)?.deadline()).min();
+        [connection, flooded, self.core.forwarder.deadline()].into_iter().flatten().min()
     }
 
     /// Carries out what was asked for; `false` when it was to stop.
@@ -344,7 +332,7 @@ impl Server {
                         hook(ListenerEvent::Opened { fd: fd.as_fd(), address, transport });
                     }
                     self.places.insert(place, number);
-                    self.listeners.insert(number, Listener { fd, place, polled: false });
+                    self.listeners.insert(number, Listener::new(fd, place));
                 }
                 Err(error) => {
                     self.failures.insert(place, error);
@@ -482,13 +470,13 @@ impl Server {
     ///
     /// If more waits than a crowd of honest clients asks for, somebody floods us. Reading is much cheaper than
     /// answering: then much is read, and of one address only so much answered at once, so that the questions of
-    /// others do not find the socket's buffer full; the rest has a turn of its own.
+    /// others do not find the socket's buffer full; the rest has a turn of its own. Who asks the most is held back by the kernel.
     fn read_datagrams(&mut self, number: u64, now: Instant) {
-        let Some(listener) = self.listeners.get(&number) else { return };
-        let is_flood = udp::backlog(listener.fd.as_fd()) > FLOOD;
+        let Some(listener) = self.listeners.get_mut(&number) else { return };
+        let is_flood = listener.is_flooded();
         self.shares.clear();
         for _ in 0..if is_flood { FLOOD_BATCHES } else { BATCHES } {
-            let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { return };
+            let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { break };
             for index in 0..count {
                 let Some((bytes, from)) = self.inbox.message(index) else {
                     self.core.questions += 1;
@@ -513,8 +501,12 @@ impl Server {
             }
             self.core.unsent += self.outbox.send(listener.fd.as_fd()) as u64;
             if count < BATCH {
-                return;
+                break;
             }
+        }
+        if is_flood {
+            listener.flooded(&self.shares, MAX_SHARE, now);
+            self.flooded.insert(number);
         }
     }
 
@@ -658,6 +650,11 @@ impl Server {
                 }
             }
         }
+        self.flooded.retain(|number| {
+            let Some(listener) = self.listeners.get_mut(number) else { return false };
+            listener.relax(now);
+            listener.deadline().is_some()
+        });
         if self.core.forwarder.deadline().is_some_and(|at| at <= now) {
             self.core.forwarder.step(Event::Timeout, now, &mut self.core.actions);
             self.act(now);
