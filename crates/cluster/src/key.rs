@@ -205,7 +205,9 @@ const PARTS: usize = 5;
 
 /// An id as it is written.
 fn id(text: &str) -> Option<Id> {
-    if text.bytes().any(|byte| byte.is_ascii_uppercase()) { None } else { text.parse().ok() }
+    // All of them are looked at, which takes no branch for each.
+    let has_capitals = text.bytes().fold(false, |has, byte| has | byte.is_ascii_uppercase());
+    if has_capitals { None } else { text.parse().ok() }
 }
 
 /// A block as it is written.

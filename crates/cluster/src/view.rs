@@ -511,7 +511,12 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn json<T: DeserializeOwned>(&mut self) -> Option<T> {
-        match serde_json::from_slice(self.value?) {
+        // As text at once: strings in it are not looked through one by one then.
+        let read = match std::str::from_utf8(self.value?) {
+            Ok(text) => serde_json::from_str(text).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match read {
             Ok(record) => Some(record),
             Err(error) => {
                 let key = String::from_utf8_lossy(self.key).into_owned();

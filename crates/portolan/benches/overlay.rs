@@ -2,12 +2,15 @@
 //!
 //! `cargo bench -p portolan --bench overlay` runs everything; with `-- tcp` or `-- latency` one part:
 //!
-//! - `tcp`: one stream of TCP (cubic) for some seconds, in turns, a median of rounds.
-//! - `latency`: one byte there and back over one connection, many times.
+//! - `tcp`: one stream of TCP (cubic), a fifth of a second.
+//! - `latency`: one byte there and back over one connection, a thousand times.
+//!
+//! All take turns, many times; what is compared are pairs of neighbouring turns, of which the median is said.
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
 //! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
-//! Flannel's backend of that name; `docker` is Docker's own overlay, of a swarm of two. An encrypted network of ours is beside a `bare` tunnel of the same WireGuard.
+//! Flannel's backend of that name; `docker` is Docker's own overlay, of a swarm of two. An encrypted network of ours is
+//! beside a `bare` tunnel of the same WireGuard, and beside a VXLAN by hand `inside` of such a tunnel.
 
 mod figures;
 #[path = "../tests/machine/mod.rs"]
@@ -23,18 +26,24 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use figures::{median, quarters, ratio};
+use figures::{bounds, median, quarters, ratio};
 use portolan_lab::etcd::Etcd;
 use portolan_lab::probe::ping;
 use portolan_lab::{Host, Lab, Lan, eventually};
 use portolan_wireguard::worker::{self, Options};
 use portolan_wireguard::{Config, Device as _, Peer, PrivateKey, changes};
+use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt::set_tcp_congestion};
 use serde_json::Value;
 use world::World;
 
-const ROUNDS: usize = 9;
-const SECONDS: &str = "2";
-const TRIPS: usize = 20_000;
+/// Many short turns: the machine's speed drifts, and what is measured in a pair is measured side by side.
+const ROUNDS: usize = 101;
+/// How long a stream is left alone at first, and how long it is measured.
+const WARM_UP: Duration = Duration::from_millis(50);
+const TIME: Duration = Duration::from_millis(200);
+/// What is sent or received by one call.
+const BLOCK: usize = 128 << 10;
+const TRIPS: usize = 1_000;
 const LONG: Duration = Duration::from_secs(20);
 
 /// Two containers on two hosts.
@@ -60,7 +69,7 @@ fn main() -> Result<()> {
     let [open, sealed] = ours(&lab, &mut lan, &etcd, &mut hosts)?;
     let docker = World::docker_or_skip("bench-overlay-docker", &["a", "b"]).context("the benchmark needs Docker")?;
     let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?, dockers(&docker)?];
-    let sealed = [sealed, by_hand(&lab, &mut lan, Way::WireGuard)?];
+    let sealed = [sealed, by_hand(&lab, &mut lan, Way::WireGuard)?, by_hand(&lab, &mut lan, Way::Inside)?];
     for side in open.iter().chain(&sealed) {
         let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
         ensure!(eventually(LONG, is_reached), "{}: the other container is not reached", side.title);
@@ -78,21 +87,28 @@ fn main() -> Result<()> {
 
 fn report(what: &str, sides: &[Side], run: fn(&Side) -> Result<Duration>) -> Result<()> {
     let mut figures: Vec<Vec<Duration>> = vec![Vec::new(); sides.len()];
-    for round in 0..ROUNDS {
-        for turn in 0..sides.len() {
-            let at = (turn + round) % sides.len();
+    // In another order each time, so that none always has the same one before it.
+    let (mut order, mut random): (Vec<usize>, u64) = ((0..sides.len()).collect(), 1);
+    for _ in 0..ROUNDS {
+        for left in (1..order.len()).rev() {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            order.swap(left, (random >> 33) as usize % (left + 1));
+        }
+        for &at in &order {
             figures[at].push(run(&sides[at]).with_context(|| sides[at].title)?);
         }
     }
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
-    println!("{what}: median of {ROUNDS} rounds in turns (middle half)");
+    println!("{what}: median of {ROUNDS} rounds in turns (middle half); of pairs the median (95 %)");
     for (side, figures) in sides.iter().zip(&figures) {
         let (low, high) = quarters(figures);
         let median = micros(median(figures));
         println!("  {:<10} {median:>9.1} µs ({:.1} to {:.1})", side.title, micros(low), micros(high));
     }
     for (side, theirs) in sides.iter().zip(&figures).skip(1) {
-        println!("  {:>6.1} % as fast as {}", 100.0 * ratio(theirs, &figures[0]), side.title);
+        let (low, high) = bounds(theirs, &figures[0]);
+        let percent = 100.0 * ratio(theirs, &figures[0]);
+        println!("  {percent:>6.1} % ({:.1} to {:.1}) as fast as {}", 100.0 * low, 100.0 * high, side.title);
     }
     Ok(())
 }
@@ -101,22 +117,35 @@ fn report(what: &str, sides: &[Side], run: fn(&Side) -> Result<Duration>) -> Res
 /// more of what it believed than of the path.
 const CONGESTION_CONTROL: &str = "cubic";
 
-/// One stream of TCP: how long a gigabit takes.
+/// One stream of TCP: how long a gigabit takes, when it is under way.
 fn tcp(side: &Side) -> Result<Duration> {
-    let mut server = side.far.command("iperf3")?;
-    let mut server = server.args(["-s", "-1"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let listens = || {
-        let output = side.far.command("ss").ok()?.args(["-Hltn", "sport = :5201"]).output().ok()?;
-        (!output.stdout.is_empty()).then_some(())
-    };
-    ensure!(eventually(LONG, || listens().is_some()), "iperf3 does not listen");
-    let to = side.to.to_string();
-    let mut client = side.near.command("iperf3")?;
-    let output = client.args(["-J", "-t", SECONDS, "-O", "0.5", "-C", CONGESTION_CONTROL, "-c", &to]).output()?;
-    server.wait()?;
-    let said: Value = serde_json::from_slice(&output.stdout)?;
-    let bits = said["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 says nothing")?;
-    Ok(Duration::from_secs_f64(1e9 / bits))
+    let listener = side.far.enter(|| TcpListener::bind("0.0.0.0:7777"))?;
+    let sender = side.near.enter(|| {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        set_tcp_congestion(&socket, CONGESTION_CONTROL)?;
+        connect(&socket, &SocketAddr::new(side.to, 7777))?;
+        anyhow::Ok(TcpStream::from(socket))
+    })?;
+    let (mut receiver, _) = listener.accept()?;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut sender, bytes) = (sender, vec![7; BLOCK]);
+            // Until the other end is closed.
+            while sender.write_all(&bytes).is_ok() {}
+        });
+        let mut bytes = vec![0; BLOCK];
+        let mut receive = |time: Duration| -> Result<Duration> {
+            let (began, mut count) = (Instant::now(), 0);
+            while began.elapsed() < time {
+                count += receiver.read(&mut bytes)?;
+            }
+            Ok(began.elapsed().mul_f64(1e9 / 8.0 / count as f64))
+        };
+        receive(WARM_UP)?;
+        let took = receive(TIME);
+        drop(receiver);
+        took
+    })
 }
 
 /// One byte there and back.
@@ -246,6 +275,8 @@ enum Way {
     Lan,
     /// By the process that carries our own encrypted networks, with nothing but IP in it.
     WireGuard,
+    /// A VXLAN by hand in such a tunnel.
+    Inside,
 }
 
 /// A device of that process, which ends with it.
@@ -263,12 +294,16 @@ fn delete(host: &Host, link: &str) {
     }
 }
 
+/// What our own link takes over IPv4, where a plain tunnel leaves room for IPv6.
+const INSIDE_OF: u32 = 1440;
+
 /// The same by hand.
 fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
     let (title, net, mtu) = match way {
         Way::Vxlan => ("raw", 2, 1450),
         Way::Lan => ("host-gw", 3, 1500),
         Way::WireGuard => ("bare", 4, 1420),
+        Way::Inside => ("inside", 5, INSIDE_OF - 70),
     };
     let (mut hosts, mut pods, mut devices) = (Vec::new(), Vec::new(), Vec::new());
     let keys = [PrivateKey::random(), PrivateKey::random()];
@@ -302,24 +337,32 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
         ip(&pod, "link set eth0 up")?;
         ip(&pod, &format!("route add 10.{net}.{number}.1/32 dev eth0 scope link"))?;
         ip(&pod, &format!("route add default via 10.{net}.{number}.1"))?;
+        // Ends that are addresses of the link have these words say which.
+        let vxlan = |(own_end, their_end): (&str, &str), words: &str| -> Result<()> {
+            let mac = |number: usize| format!("02:00:00:00:00:0{number}");
+            let own_mac = mac(number);
+            ip(
+                &host,
+                &format!(
+                    "link add vx address {own_mac} mtu {mtu} type vxlan id 77 local {own_end}{words} dstport 4789 nolearning ttl 64"
+                ),
+            )?;
+            ip(&host, "link set vx up")?;
+            ip(&host, &format!("neigh add {other} lladdr {} dev vx nud permanent", mac(1 - number)))?;
+            let words = ["fdb", "add", &mac(1 - number), "dev", "vx", "dst", their_end, "self", "permanent"];
+            ensure!(host.command("bridge")?.args(words).status()?.success(), "bridge fdb");
+            ip(&host, &format!("route add {theirs} via {other} dev vx onlink"))
+        };
         match way {
-            Way::Vxlan => {
-                let mac = |number: usize| format!("02:00:00:00:00:0{number}");
-                ip(
-                    &host,
-                    &format!(
-                        "link add vx address {} mtu {mtu} type vxlan id 77 local {own} dstport 4789 nolearning ttl 64",
-                        mac(number)
-                    ),
-                )?;
-                ip(&host, "link set vx up")?;
-                ip(&host, &format!("neigh add {other} lladdr {} dev vx nud permanent", mac(1 - number)))?;
-                let words = ["fdb", "add", &mac(1 - number), "dev", "vx", "dst", &other, "self", "permanent"];
-                ensure!(host.command("bridge")?.args(words).status()?.success(), "bridge fdb");
-                ip(&host, &format!("route add {theirs} via {other} dev vx onlink"))?;
-            }
+            Way::Vxlan => vxlan((&own, &other), "")?,
             Way::Lan => ip(&host, &format!("route add {theirs} via {other}"))?,
-            Way::WireGuard => {
+            Way::WireGuard | Way::Inside => {
+                let end = |number: usize| format!("fe80:{}::1", 7 + number);
+                let ends = (end(number), end(1 - number));
+                let (mtu, allowed) = match way {
+                    Way::Inside => (INSIDE_OF, format!("fe80:{}::/48", 8 - number)),
+                    _ => (mtu, theirs.clone()),
+                };
                 // Names of interfaces are unique where their processes say so to each other.
                 let options = Options {
                     name: "wg".to_owned(),
@@ -330,14 +373,19 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
                 let mut control = worker::start(host.adopt(worker_program())?, &options)?;
                 devices.push(Device(host.again()?));
                 let endpoint = Some(SocketAddr::new(other.parse()?, 51820));
-                let peer = Peer { endpoint, allowed: [theirs.parse()?].into(), ..Peer::default() };
+                let peer = Peer { endpoint, allowed: [allowed.parse()?].into(), ..Peer::default() };
                 let config = Config {
                     private_key: Some(keys[number].clone()),
                     listen_port: 51820,
                     peers: [(keys[1 - number].public(), peer)].into(),
                 };
                 control.set(&changes(&Config::default(), &config))?;
-                ip(&host, &format!("route add {theirs} dev wg"))?;
+                if way == Way::Inside {
+                    ip(&host, &format!("address add {}/10 dev wg scope link nodad", ends.0))?;
+                    vxlan((&ends.0, &ends.1), " dev wg udp6zerocsumtx udp6zerocsumrx")?;
+                } else {
+                    ip(&host, &format!("route add {theirs} dev wg"))?;
+                }
             }
         }
         pods.push((pod, inside.parse::<IpAddr>()?));
