@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use portolan_model::Id;
+use serde::{Deserialize, Serialize};
 
 /// How often something is sent along a path, unless there are many.
 const PERIOD: Duration = Duration::from_millis(1500);
@@ -94,7 +95,8 @@ pub struct Shot {
 }
 
 /// What is known of a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Passage {
     /// Nothing yet.
     #[default]
@@ -109,6 +111,20 @@ pub enum Passage {
     Blocked,
     /// Nothing does, and the host does not answer otherwise either.
     Silent,
+}
+
+impl Passage {
+    /// As people and metrics are told, and as it is in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Passes => "passes",
+            Self::Narrow => "narrow",
+            Self::Corrupt => "corrupt",
+            Self::Blocked => "blocked",
+            Self::Silent => "silent",
+        }
+    }
 }
 
 /// A path in numbers.

@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod fake;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use portolan_engine::{
     AttachRequest, Cluster, ClusterError, EndpointRequest, Engine, NetworkRequest, OverlayNetwork, Wanting,
 };
-use portolan_model::{Driver, Id, Mac, Mtu, Overlay, PerFamily, TunnelEnd, Vni};
+use portolan_model::{Driver, Id, PerFamily};
 use portolan_store::SqliteStore;
 
 /// What was asked of the cluster: the network, and what was taken along.
@@ -104,30 +104,8 @@ impl World {
     /// The network as the daemon sees it in etcd.
     fn seen(&self) -> OverlayNetwork {
         let (id, blocks) = self.asked.lock().unwrap().clone().unwrap();
-        let end = TunnelEnd {
-            address: "192.0.2.1".parse().unwrap(),
-            port: 4789,
-            mac: Mac::from_bytes([2, 0, 0, 0, 0, 1]),
-            mtu: Mtu::new(1500).unwrap(),
-        };
-        OverlayNetwork {
-            id,
-            name: "web".parse().unwrap(),
-            prefixes: PerFamily { v4: Some("10.99.0.0/24".parse().unwrap()), v6: Some("fd99::/64".parse().unwrap()) },
-            internal: false,
-            options: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            created: 0,
-            overlay: Overlay {
-                vni: Vni::new(70_000).unwrap(),
-                end,
-                sealed: false,
-                measured: false,
-                direct: Default::default(),
-            },
-            blocks,
-            withheld: BTreeSet::new(),
-        }
+        let prefixes = PerFamily { v4: Some("10.99.0.0/24".parse().unwrap()), v6: Some("fd99::/64".parse().unwrap()) };
+        fake::overlay::overlay((id, "web"), prefixes, blocks, ("192.0.2.1".parse().unwrap(), 1500))
     }
 
     /// Rows and kernel agree, and containers have the addresses that they had.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use portolan_cluster::Passage;
 use portolan_dns::Tally;
 use portolan_kernel::conntrack::{self, Filter};
 use portolan_kernel::netlink::{NETFILTER, NetlinkError, ROUTE, Socket};
@@ -11,7 +12,7 @@ use portolan_kernel::rtnl::link::{self, Counters};
 use portolan_model::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HostRow, LinkRow, Passing, PathRow, WayRow};
+use crate::cluster::{HostRow, LinkRow, PathRow, WayRow};
 use crate::feed::Feed;
 use crate::{dns, proxy, repair};
 
@@ -236,9 +237,9 @@ fn paths(text: &mut Text, hosts: &[HostRow]) {
     let each: [(&str, &str, Value); 4] = [
         ("reached", "Whether packets come back from a host by the tunnels between containers", |path| {
             match path.state {
-                Passing::Unknown => None,
-                Passing::Passes | Passing::Narrow | Passing::Corrupt => Some(1.0),
-                Passing::Blocked | Passing::Silent => Some(0.0),
+                Passage::Unknown => None,
+                Passage::Passes | Passage::Narrow | Passage::Corrupt => Some(1.0),
+                Passage::Blocked | Passage::Silent => Some(0.0),
             }
         }),
         ("rtt_seconds", "Time that a small packet takes to a host and back, smoothed", |path| path.rtt),

@@ -21,6 +21,7 @@ pub(crate) const FOREIGN_PORT: u16 = 8009;
 const HOST: u64 = u64::MAX >> 1;
 
 pub(crate) mod broken;
+pub(crate) mod overlay;
 
 use broken::{Ack, Site};
 

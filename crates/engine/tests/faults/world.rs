@@ -1,7 +1,6 @@
 //! One simulated host, and its verbs.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,9 +8,7 @@ use portolan_engine::{
     AddressRequest, AttachRequest, Call, EndpointRequest, Engine, Error, NetworkRequest, OverlayNetwork, PoolNet,
     PoolRequest, RangeRequest, RemoteChanges, Repaired, Store as _, Tx as _,
 };
-use portolan_model::{
-    ContainerKind, Family, Id, Mac, Mtu, Overlay, Peer, PerFamily, PublishSpec, RemoteEndpoint, TunnelEnd, Vni,
-};
+use portolan_model::{ContainerKind, Family, Id, Mac, Mtu, Peer, PerFamily, PublishSpec, RemoteEndpoint};
 use portolan_plan::Object;
 use portolan_store::SqliteStore;
 
@@ -243,30 +240,9 @@ fn overlay(number: u8) -> OverlayNetwork {
     let block = |n: u8| format!("10.66.0.{}/27", n % 8 * 32).parse().unwrap();
     let address = if number.is_multiple_of(5) { "192.0.2.2" } else { "192.0.2.1" };
     let mtu = if number.is_multiple_of(2) { 1500 } else { 1400 };
-    let end = TunnelEnd {
-        address: address.parse().unwrap(),
-        port: 4789,
-        mac: Mac::from_bytes([2, 0, 0, 0, 0, 1]),
-        mtu: Mtu::new(mtu).unwrap(),
-    };
-    OverlayNetwork {
-        id: id("over", 0),
-        name: "over".parse().unwrap(),
-        prefixes: PerFamily { v4: Some("10.66.0.0/24".parse().unwrap()), v6: None },
-        internal: false,
-        options: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        created: 0,
-        overlay: Overlay {
-            vni: Vni::new(70_000).unwrap(),
-            end,
-            sealed: false,
-            measured: false,
-            direct: Default::default(),
-        },
-        blocks: [block(number), block(number / 8)].into_iter().collect(),
-        withheld: BTreeSet::new(),
-    }
+    let prefixes = PerFamily { v4: Some("10.66.0.0/24".parse().unwrap()), v6: None };
+    let blocks = [block(number), block(number / 8)].into_iter().collect();
+    fake::overlay::overlay((id("over", 0), "over"), prefixes, blocks, (address.parse().unwrap(), mtu))
 }
 
 /// Another host comes, goes, moves, or has or has not a block; and who is there.

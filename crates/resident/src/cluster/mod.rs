@@ -52,7 +52,7 @@ pub use edge::transaction;
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use lane::WORKER;
 pub use meter::LinkRow;
-pub use paths::{Passing, PathRow};
+pub use paths::PathRow;
 pub use site::Site;
 pub use standing::{HostRow, KeyStanding, PassedRow, Standing};
 pub use underlay::{OwnAddress, follow, own_addresses, underlay};

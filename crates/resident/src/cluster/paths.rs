@@ -14,7 +14,7 @@ pub struct PathRow {
     pub encrypted: bool,
     /// What gets through: `unknown`, `passes`, `narrow` (small packets only), `corrupt` (what the interface sums up does not), `blocked`
     /// (nothing, though the host answers outside of tunnels) or `silent` (nothing at all).
-    pub state: Passing,
+    pub state: Passage,
     /// How many seconds a small packet takes there and back, smoothed.
     pub rtt: Option<f64>,
     /// Which part of the small packets of the last minute did not come back, of 1.
@@ -25,58 +25,13 @@ pub struct PathRow {
     pub size: u32,
 }
 
-/// What gets through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Passing {
-    /// Nothing is known yet.
-    Unknown,
-    /// Everything.
-    Passes,
-    /// Small packets.
-    Narrow,
-    /// What the kernel sums up.
-    Corrupt,
-    /// Nothing, though the host answers.
-    Blocked,
-    /// Nothing.
-    Silent,
-}
-
-impl Passing {
-    /// As people and metrics are told.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Passes => "passes",
-            Self::Narrow => "narrow",
-            Self::Corrupt => "corrupt",
-            Self::Blocked => "blocked",
-            Self::Silent => "silent",
-        }
-    }
-}
-
-impl From<Passage> for Passing {
-    fn from(passage: Passage) -> Self {
-        match passage {
-            Passage::Unknown => Self::Unknown,
-            Passage::Passes => Self::Passes,
-            Passage::Narrow => Self::Narrow,
-            Passage::Corrupt => Self::Corrupt,
-            Passage::Blocked => Self::Blocked,
-            Passage::Silent => Self::Silent,
-        }
-    }
-}
-
 /// Those to a host.
 pub(super) fn rows(host: Id, paths: &BTreeMap<PathTo, Figures>) -> Vec<PathRow> {
     let row = |sealed: bool| {
         let figures = paths.get(&PathTo { host, sealed })?;
         Some(PathRow {
             encrypted: sealed,
-            state: figures.passage.into(),
+            state: figures.passage,
             rtt: figures.rtt.map(|rtt| rtt.as_secs_f64()),
             loss: figures.loss,
             full_size: figures.full_size,
@@ -88,10 +43,10 @@ pub(super) fn rows(host: Id, paths: &BTreeMap<PathTo, Figures>) -> Vec<PathRow> 
 
 /// What is wrong with them, a sentence for all hosts of which the same is. Of hosts that do not run nothing is.
 pub(super) fn warnings(view: &View, me: Id, paths: &BTreeMap<PathTo, Figures>) -> Vec<String> {
-    let mut hosts: BTreeMap<(Passing, bool), Vec<(&HostRecord, &Figures)>> = BTreeMap::new();
+    let mut hosts: BTreeMap<(Passage, bool), Vec<(&HostRecord, &Figures)>> = BTreeMap::new();
     for (to, figures) in paths {
-        let passing = Passing::from(figures.passage);
-        let is_well = matches!(passing, Passing::Unknown | Passing::Passes);
+        let passing = figures.passage;
+        let is_well = matches!(passing, Passage::Unknown | Passage::Passes);
         if let Some(record) = view.hosts().get(&to.host)
             && !is_well
             && view.run_of(to.host).is_some()
@@ -105,7 +60,7 @@ pub(super) fn warnings(view: &View, me: Id, paths: &BTreeMap<PathTo, Figures>) -
 }
 
 fn sentence(
-    passing: Passing,
+    passing: Passage,
     sealed: bool,
     port: u16,
     own: Option<&HostRecord>,
@@ -129,24 +84,24 @@ fn sentence(
         None => port.to_string(),
     };
     match passing {
-        Passing::Blocked => {
+        Passage::Blocked => {
             let what = if sealed { "WireGuard's" } else { "the tunnels'" };
             format!(
                 "UDP {ports}, {what} port, does not pass between this host and {who}, which answers otherwise: open it, both paths, in the firewalls there, here and in between"
             )
         }
-        Passing::Silent => format!(
+        Passage::Silent => format!(
             "nothing comes back from {who}, neither by UDP {ports} nor otherwise, though etcd says that it runs: look whether the network between is up, and whether firewalls let UDP {ports} pass"
         ),
-        Passing::Narrow => {
+        Passage::Narrow => {
             let outer = own.map_or(first.mtu, |own| own.mtu.min(first.mtu)).bytes();
             format!(
                 "{by} of {size} bytes do not get through to {who}, and small ones do: something on the path takes less than {outer} bytes, which interfaces of both hosts say; give those the smaller MTU, and hosts follow"
             )
         }
-        Passing::Corrupt => format!(
+        Passage::Corrupt => format!(
             "{by} to {who} do not arrive when this host's interface is to fill in their checksum: `ethtool -K INTERFACE tx off`, or the interface's driver or firmware, may cure that"
         ),
-        Passing::Unknown | Passing::Passes => unreachable!("nothing is wrong"),
+        Passage::Unknown | Passage::Passes => unreachable!("nothing is wrong"),
     }
 }
