@@ -125,18 +125,18 @@ fn try_open(transport: Transport, address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// How many bytes wait to be read from a socket, each datagram with its overhead of some hundred (`SO_MEMINFO`,
-/// net/core/sock.c); 0 where the kernel does not say (before Linux 4.12).
-pub fn backlog(fd: BorrowedFd<'_>) -> u32 {
-    // `SK_MEMINFO_RMEM_ALLOC` is the first of `SK_MEMINFO_VARS` numbers (linux/sock_diag.h); a shorter buffer gets
-    // the first ones.
-    let mut waiting = 0u32;
-    let mut len = size_of::<u32>() as libc::socklen_t;
-    // SAFETY: the pointer is to a live u32 and the length says so.
+/// How many bytes wait to be read from a socket, each datagram with its overhead of some hundred, and how many may (`SO_MEMINFO`,
+/// net/core/sock.c); none where the kernel does not say (before Linux 4.12).
+pub fn backlog(fd: BorrowedFd<'_>) -> (u32, u32) {
+    // `SK_MEMINFO_RMEM_ALLOC` and `SK_MEMINFO_RCVBUF` are the first of `SK_MEMINFO_VARS` numbers (linux/sock_diag.h); a shorter
+    // buffer gets the first ones.
+    let mut found = [0u32; 2];
+    let mut len = size_of_val(&found) as libc::socklen_t;
+    // SAFETY: the pointer is to live numbers and the length says how many.
     let ret = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_MEMINFO, (&raw mut waiting).cast(), &raw mut len)
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_MEMINFO, found.as_mut_ptr().cast(), &raw mut len)
     };
-    sys::cvt(ret).map_or(0, |_| waiting)
+    sys::cvt(ret).map_or((0, 0), |_| (found[0], found[1]))
 }
 
 fn holder_of(transport: Transport, address: SocketAddr) -> Option<Holder> {
@@ -452,7 +452,7 @@ mod tests {
                 client.send(&[number; 5]).unwrap();
             }
             client.send(&[9; 17]).unwrap();
-            assert!(backlog(ours.as_fd()) > 16 * BATCH as u32);
+            assert!(backlog(ours.as_fd()).0 > 16 * BATCH as u32);
             let mut inbox = Inbox::new(16);
             let mut outbox = Outbox::new();
             assert_eq!(inbox.receive(ours.as_fd()).unwrap(), BATCH);

@@ -12,8 +12,9 @@ use portolan_kernel::sieve::MAX_SHIFT;
 
 /// What is in the buffer from before is no reason to let in less: it is read by then.
 const RAISED_EACH: Duration = Duration::from_millis(10);
-/// After so long without a flood, and then each time again, twice as much is let in.
-const LOWERED_EACH: Duration = Duration::from_millis(100);
+/// After so long without a crowd, and then each time again, twice as much is let in: what comes of that is known by then, also to a
+/// server that has little time.
+const LOWERED_EACH: Duration = Duration::from_millis(500);
 /// A quarter of before.
 const STEP: u8 = 2;
 

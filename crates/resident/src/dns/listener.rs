@@ -34,12 +34,14 @@ impl Listener {
         listener
     }
 
-    /// Whether more waits than a crowd of honest clients asks for.
-    pub(super) fn is_flooded(&self) -> bool {
-        udp::backlog(self.fd.as_fd()) > FLOOD
+    /// Whether more waits than a crowd of honest clients asks for, and whether others soon find no room.
+    pub(super) fn is_flooded(&self) -> (bool, bool) {
+        let (waiting, room) = udp::backlog(self.fd.as_fd());
+        (waiting > FLOOD, waiting > room / 4)
     }
 
-    /// A flood was read, of which so many questions were of each, and of whom more than `share` may be held back.
+    /// There was hardly room; of what was read then so many questions were of each, and of whom there were more than `share` may be held
+    /// back.
     pub(super) fn flooded(&mut self, of_each: &BTreeMap<IpAddr, u32>, share: u32, now: Instant) {
         let before = self.held.shifts().count();
         if self.held.crowded(of_each, share, now) {

@@ -473,7 +473,7 @@ impl Server {
     /// others do not find the socket's buffer full; the rest has a turn of its own. Who asks the most is held back by the kernel.
     fn read_datagrams(&mut self, number: u64, now: Instant) {
         let Some(listener) = self.listeners.get_mut(&number) else { return };
-        let is_flood = listener.is_flooded();
+        let (is_flood, is_crowded) = listener.is_flooded();
         self.shares.clear();
         for _ in 0..if is_flood { FLOOD_BATCHES } else { BATCHES } {
             let Ok(count) = self.inbox.receive(listener.fd.as_fd()) else { break };
@@ -504,7 +504,7 @@ impl Server {
                 break;
             }
         }
-        if is_flood {
+        if is_flood && is_crowded {
             listener.flooded(&self.shares, MAX_SHARE, now);
             self.flooded.insert(number);
         }
