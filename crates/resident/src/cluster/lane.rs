@@ -84,7 +84,8 @@ impl Lane {
     }
 
     /// Has it be there, with this MTU, as `wanted` says, under `address` if it is to have one; whether it was not there. Hosts of which it
-    /// is not known where they are, are where they were last `seen`.
+    /// is not known where they are, are where they were last `seen`. If it was not there, `prepare` comes before it is told of anybody:
+    /// from then on they may send.
     ///
     /// # Errors
     /// When this host cannot have one, or it cannot be set.
@@ -94,13 +95,16 @@ impl Lane {
         address: Option<Ipv6Addr>,
         mut wanted: Config,
         seen: &BTreeMap<PublicKey, SocketAddr>,
+        prepare: impl FnOnce() -> Result<()>,
     ) -> Result<bool> {
         wanted.private_key.get_or_insert_with(|| self.idle.clone());
         let is_there = self.is_there(mtu);
         if !is_there {
             self.told = None;
             self.answered.clear();
-            self.device = Some(self.make(mtu).context("make the encrypted link between hosts")?);
+            let device = self.make(mtu).context("make the encrypted link between hosts")?;
+            prepare()?;
+            self.device = Some(device);
         }
         let Some(device) = &mut self.device else { bail!("the encrypted link is not there") };
         if self.told.as_ref() != Some(&wanted) {

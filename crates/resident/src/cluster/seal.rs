@@ -108,8 +108,8 @@ impl Seal {
         self.greet_again(membership, own, hosts, ways);
         self.meet_again(membership, own, hosts, ways);
         self.begin_anew(membership, hosts, ways);
-        let is_new =
-            self.lanes[0].ensure(mtu, Some(own.address), config(membership, own, 0, hosts, ways)?, &self.seen)?;
+        let wanted = config(membership, own, 0, hosts, ways)?;
+        let is_new = self.lanes[0].ensure(mtu, Some(own.address), wanted, &self.seen, || Ok(()))?;
         let has_second = own.on(1).is_some();
         let mut socket = Socket::open(ROUTE)?;
         // A device that sends already would lose what is on its way (`qdisc_graft()`, net/sched/sch_api.c).
@@ -118,8 +118,11 @@ impl Seal {
             self.can_lead = send(&mut socket, |batch| tc::create_clsact(batch, first), NetlinkError::is_exists).is_ok();
         }
         if has_second {
-            self.lanes[1].ensure(mtu, None, config(membership, own, 1, hosts, ways)?, &self.seen)?;
-            self.join_lanes(&mut socket).context("join the two devices of the encrypted link")?;
+            let wanted = config(membership, own, 1, hosts, ways)?;
+            let names = [self.lanes[0].name.clone(), self.lanes[1].name.clone()];
+            let mut join = || join_lanes(&mut socket, &names).context("join the two devices of the encrypted link");
+            self.lanes[1].ensure(mtu, None, wanted, &self.seen, &mut join)?;
+            join()?;
         }
         self.listen(membership, hosts);
         self.note();
@@ -139,20 +142,7 @@ impl Seal {
     }
 
     fn index(&self, socket: &mut Socket, on: usize) -> Result<u32> {
-        let name = &self.lanes[on].name;
-        let Some(found) = link::lookup(socket, name.as_str())? else { bail!("`{name}` is gone") };
-        Ok(found.index)
-    }
-
-    /// Has what comes in by lane 1 come in at the device of lane 0.
-    fn join_lanes(&self, socket: &mut Socket) -> Result<()> {
-        let (first, second) = (self.index(socket, 0)?, self.index(socket, 1)?);
-        if tc::taken_at(socket, second)? == Some(first) {
-            return Ok(());
-        }
-        send(socket, |batch| tc::create_clsact(batch, second), NetlinkError::is_exists)?;
-        send(socket, |batch| tc::lead_on(batch, second), is_none)?;
-        send(socket, |batch| tc::take_at(batch, second, first), |_| false)
+        index(socket, &self.lanes[on].name)
     }
 
     /// Has what is for hosts go by the lanes in `to`. At no time is there a host to whom neither lane leads.
@@ -413,6 +403,22 @@ impl Seal {
 pub(super) fn remove(name: &IfName) -> Result<()> {
     device::remove(name)?;
     device::remove(&second(name))
+}
+
+fn index(socket: &mut Socket, name: &IfName) -> Result<u32> {
+    let Some(found) = link::lookup(socket, name.as_str())? else { bail!("`{name}` is gone") };
+    Ok(found.index)
+}
+
+/// Has what comes in by lane 1 come in at the device of lane 0.
+fn join_lanes(socket: &mut Socket, [first, second]: &[IfName; 2]) -> Result<()> {
+    let (first, second) = (index(socket, first)?, index(socket, second)?);
+    if tc::taken_at(socket, second)? == Some(first) {
+        return Ok(());
+    }
+    send(socket, |batch| tc::create_clsact(batch, second), NetlinkError::is_exists)?;
+    send(socket, |batch| tc::lead_on(batch, second), is_none)?;
+    send(socket, |batch| tc::take_at(batch, second, first), |_| false)
 }
 
 fn is_none(error: &NetlinkError) -> bool {
