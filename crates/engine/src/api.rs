@@ -1,6 +1,6 @@
 //! What faces ask of the engine, and what it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -315,4 +315,6 @@ pub struct Rules {
     pub elements: Vec<Element>,
     /// What takes packets past all of them.
     pub shortcuts: Vec<Shortcut>,
+    /// The ends of tunnels whose shortcuts are programs, and no rules.
+    pub by_program: BTreeSet<IfName>,
 }

@@ -106,6 +106,12 @@ pub trait Kernel {
     /// [`KernelError`] when they cannot be read.
     fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError>;
 
+    /// Whether shortcuts of an end of tunnels are a program at its ingress: if not, a table of nftables.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn runs_program(&self, device: &IfName) -> Result<bool, KernelError>;
+
     /// The names of nftables tables of the inet family.
     ///
     /// # Errors

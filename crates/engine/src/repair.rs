@@ -1,9 +1,9 @@
 //! Putting in order what a killed process, a reboot or another tool left: recover, reconcile, gc, verify.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_model::{Container, ContainerKind, ContainerState, Id, Network};
-use portolan_plan::{Object, Objects, Set, Step, diff, possible};
+use portolan_plan::{Object, Objects, Set, Shortcut, Step, diff, possible};
 
 use crate::api::{Repaired, Rules, RulesOf};
 use crate::engine::{Engine, meta};
@@ -411,7 +411,14 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 _ => {}
             }
         }
-        Ok(Rules { firewall: table, elements, shortcuts })
+        let mut by_program = BTreeSet::new();
+        for device in shortcuts.iter().map(|shortcut: &Shortcut| &shortcut.device).collect::<BTreeSet<_>>() {
+            let refuse = |source| Error::Kernel { doing: "look for programs".to_owned(), source };
+            if self.kernel.runs_program(device).map_err(refuse)? {
+                by_program.insert(device.clone());
+            }
+        }
+        Ok(Rules { firewall: table, elements, shortcuts, by_program })
     }
 }
 

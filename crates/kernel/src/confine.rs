@@ -19,7 +19,7 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-use crate::sys;
+use crate::{bpf, sys};
 
 /// The environment variable by which the program that a process becomes learns which filters it is under.
 pub const MARK: &str = "PORTOLAN_CONFINED";
@@ -202,6 +202,8 @@ const PROCESS: &[i64] = &[
     libc::SYS_getresuid,
     libc::SYS_getresgid,
     libc::SYS_getgroups,
+    // Of which commands: see `refusing`.
+    libc::SYS_bpf,
     libc::SYS_getpriority,
     libc::SYS_getrusage,
     libc::SYS_getcpu,
@@ -267,7 +269,6 @@ const REFUSED: &[i64] = &[
     libc::SYS_init_module,
     libc::SYS_finit_module,
     libc::SYS_delete_module,
-    libc::SYS_bpf,
     libc::SYS_userfaultfd,
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
@@ -374,6 +375,8 @@ fn refusing() -> io::Result<BpfProgram> {
     rules.insert(libc::SYS_setns, none_of(1, &[libc::CLONE_NEWNET])?);
     let makes = |flag: i32| rule(vec![condition(0, SeccompCmpOp::MaskedEq(flag as u32 as u64), flag as u32)?]);
     rules.insert(libc::SYS_clone, NAMESPACES.into_iter().map(makes).collect::<io::Result<_>>()?);
+    // None of these runs a program anywhere but at an interface or a group of processes.
+    rules.insert(libc::SYS_bpf, none_of(0, &bpf::COMMANDS)?);
     // What is typed into somebody's terminal.
     rules.insert(libc::SYS_ioctl, one_of(1, &[libc::TIOCSTI as i32, libc::TIOCLINUX as i32])?);
     compile(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))

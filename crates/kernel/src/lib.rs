@@ -7,6 +7,7 @@
 //! no other program is ever started except the one a caller asks [`process`] to run.
 
 pub mod announce;
+mod bpf;
 pub mod carrier;
 pub mod confine;
 pub mod conntrack;

@@ -33,6 +33,28 @@ pub(crate) fn interface_index(name: &str) -> Option<u32> {
     (index != 0).then_some(index)
 }
 
+/// The names and numbers of all interfaces of the calling thread's namespace (if_nameindex(3)).
+pub(crate) fn interfaces() -> io::Result<Vec<(String, u32)>> {
+    // SAFETY: no preconditions.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = Vec::new();
+    let mut next = list;
+    // SAFETY: the list ends with an entry without a number and a name, and is live until it is freed below.
+    while let libc::if_nameindex { if_index: index @ 1.., if_name: name } = unsafe { &*next } {
+        // SAFETY: names of entries are strings that end in zero.
+        let name = unsafe { CStr::from_ptr(*name) };
+        found.push((name.to_string_lossy().into_owned(), *index));
+        // SAFETY: an entry with a number is not the last one.
+        next = unsafe { next.add(1) };
+    }
+    // SAFETY: what if_nameindex(3) answered, once.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(found)
+}
+
 /// Whether the calling thread's namespace has an interface of this number, without waiting for who removes it.
 pub(crate) fn has_interface_index(index: u32) -> bool {
     let mut name = [0; libc::IF_NAMESIZE];

@@ -1,4 +1,4 @@
-//! Tables of shortcuts: what is made is read back, and is what nft(8) lists and `portolan-plan` renders.
+//! Shortcuts, as programs and as tables: what is made is read back, and a table is what nft(8) lists and `portolan-plan` renders.
 
 mod common;
 
@@ -20,7 +20,9 @@ fn part(part: ShortcutPart, owner: &str) -> Object {
 
 fn near(end: usize, addresses: &[&str]) -> Object {
     let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-    part(ShortcutPart::Near { host_end: ENDS[end].parse().unwrap(), addresses }, &format!("container c{end} on web"))
+    let queued = end == 1;
+    let near = ShortcutPart::Near { host_end: ENDS[end].parse().unwrap(), addresses, queued };
+    part(near, &format!("container c{end} on web"))
 }
 
 fn far(block: &str, via: &str) -> Object {
@@ -64,18 +66,43 @@ fn nft(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// In a namespace with the interfaces, where the kernel can have shortcuts.
-fn where_there_can_be(test: impl FnOnce(&HostKernel, &Firewall)) {
+/// By what packets are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    Programs,
+    Table,
+}
+
+impl Means {
+    fn kernel(self) -> HostKernel {
+        match self {
+            Self::Programs => HostKernel::new(),
+            Self::Table => HostKernel::new().without_programs(),
+        }
+    }
+}
+
+/// In a namespace with the interfaces, where the kernel can have shortcuts of this kind.
+fn where_there_can_be(means: Means, test: impl FnOnce(&HostKernel, &Firewall)) {
     in_netns(|| {
         interfaces(&[DEVICE, ENDS[0], ENDS[1]]);
-        let (kernel, firewall) = (HostKernel::new(), Firewall::nftables("portolan"));
+        let (kernel, firewall) = (means.kernel(), Firewall::nftables("portolan"));
         let steps = diff(&all(), &Objects::new());
         kernel.apply(&firewall, &steps).unwrap();
-        if nft(&["list", "tables"]).is_empty() {
-            eprintln!("SKIP: this kernel cannot pass packets on at ingress (CONFIG_NFT_FWD_NETDEV, Linux 6.4)");
-            return;
+        let has_program = kernel.runs_program(&DEVICE.parse().unwrap()).unwrap();
+        let has_table = !nft(&["list", "tables"]).is_empty();
+        match means {
+            Means::Programs if !has_program => {
+                eprintln!("SKIP: this kernel runs no programs at interfaces (CONFIG_BPF_SYSCALL, Linux 6.6)");
+            }
+            Means::Table if !has_table => {
+                eprintln!("SKIP: this kernel cannot pass packets on at ingress (CONFIG_NFT_FWD_NETDEV, Linux 6.4)");
+            }
+            _ => {
+                assert_ne!(has_program, has_table, "one of them");
+                test(&kernel, &firewall);
+            }
         }
-        test(&kernel, &firewall);
     });
 }
 
@@ -85,16 +112,29 @@ fn shortcuts(objects: &Objects) -> Vec<String> {
 }
 
 #[test]
-fn what_is_made_is_read_back_and_listed() {
-    where_there_can_be(|kernel, firewall| {
-        let desired = all();
-        let found = kernel.observe("/r", firewall, &desired).unwrap();
-        assert_eq!(diff(&desired, &found), [], "{:#?}", shortcuts(&found));
-        // Also by who asks for nothing, as long as it is his root's.
-        let read = shortcuts(&kernel.observe("/r", firewall, &Objects::new()).unwrap());
-        assert_eq!(read[1..], shortcuts(&desired)[1..]);
-        assert!(shortcuts(&kernel.observe("/r2", firewall, &Objects::new()).unwrap()).is_empty());
+fn what_is_made_is_read_back() {
+    for means in [Means::Programs, Means::Table] {
+        where_there_can_be(means, |kernel, firewall| {
+            let desired = all();
+            let found = kernel.observe("/r", firewall, &desired).unwrap();
+            assert_eq!(diff(&desired, &found), [], "{:#?}", shortcuts(&found));
+            // Also by who asks for nothing, as long as it is his root's.
+            let read = shortcuts(&kernel.observe("/r", firewall, &Objects::new()).unwrap());
+            let wanted = shortcuts(&desired);
+            assert_eq!(read.len(), wanted.len(), "{read:#?}");
+            for (read, wanted) in read.iter().zip(&wanted).skip(1) {
+                // A table has all go by the queue.
+                assert_eq!(read.replace(" and its queue", ""), wanted.replace(" and its queue", ""));
+            }
+            assert!(shortcuts(&kernel.observe("/r2", firewall, &Objects::new()).unwrap()).is_empty());
+        });
+    }
+}
 
+#[test]
+fn a_table_is_what_is_rendered() {
+    where_there_can_be(Means::Table, |_, _| {
+        let desired = all();
         let parts: Vec<Shortcut> = desired
             .iter()
             .filter_map(|(_, object)| match object {
@@ -124,7 +164,13 @@ fn what_is_made_is_read_back_and_listed() {
 
 #[test]
 fn parts_come_and_go_one_by_one() {
-    where_there_can_be(|kernel, firewall| {
+    for means in [Means::Programs, Means::Table] {
+        where_there_can_be(means, one_by_one);
+    }
+}
+
+fn one_by_one(kernel: &HostKernel, firewall: &Firewall) {
+    {
         let desired = all();
         let is = |wanted: &Objects| {
             let found = kernel.observe("/r", firewall, wanted).unwrap();
@@ -158,8 +204,9 @@ fn parts_come_and_go_one_by_one() {
         is(&desired);
         kernel.apply(firewall, &diff(&Objects::new(), &desired)).unwrap();
         assert_eq!(nft(&["list", "ruleset"]), "");
+        assert!(!kernel.runs_program(&DEVICE.parse().unwrap()).unwrap());
         assert_eq!(kernel.repair(firewall, &diff(&Objects::new(), &desired)), []);
-    });
+    }
 }
 
 fn table_key() -> Key {
@@ -168,7 +215,7 @@ fn table_key() -> Key {
 
 #[test]
 fn whatever_became_of_it_is_made_anew() {
-    where_there_can_be(|kernel, firewall| {
+    where_there_can_be(Means::Table, |kernel, firewall| {
         let desired = all();
         let damages: [&[&str]; 8] = [
             &["flush", "ruleset"],
@@ -189,16 +236,49 @@ fn whatever_became_of_it_is_made_anew() {
             let found = kernel.observe("/r", firewall, &desired).unwrap();
             assert_eq!(diff(&desired, &found), [], "{damage:?}");
         }
-        // Interfaces of the same names are others: what leads to those that went leads nowhere.
-        for gone in [ENDS[1], DEVICE] {
-            delete(gone);
-            interfaces(&[gone]);
-            let found = kernel.observe("/r", firewall, &desired).unwrap();
-            let steps = diff(&desired, &found);
-            assert_ne!(steps, [], "{gone}");
-            assert_eq!(kernel.repair(firewall, &steps), [], "{gone}");
-            let found = kernel.observe("/r", firewall, &desired).unwrap();
-            assert_eq!(diff(&desired, &found), [], "{gone}");
-        }
+    });
+}
+
+/// What leads to interfaces that went leads nowhere.
+#[test]
+fn interfaces_of_the_same_names_are_others() {
+    for means in [Means::Programs, Means::Table] {
+        where_there_can_be(means, |kernel, firewall| {
+            for gone in [ENDS[1], DEVICE] {
+                delete(gone);
+                interfaces(&[gone]);
+                mended(kernel, firewall, gone);
+            }
+        });
+    }
+}
+
+/// Whatever is not as it should be is repaired at once.
+fn mended(kernel: &HostKernel, firewall: &Firewall, what: &str) {
+    let desired = all();
+    let found = kernel.observe("/r", firewall, &desired).unwrap();
+    let steps = diff(&desired, &found);
+    assert_ne!(steps, [], "{what}");
+    assert_eq!(kernel.repair(firewall, &steps), [], "{what}");
+    let found = kernel.observe("/r", firewall, &desired).unwrap();
+    assert_eq!(diff(&desired, &found), [], "{what}");
+}
+
+/// After an update from a version that knew tables only, or by somebody who is not let ask for programs.
+#[test]
+fn a_table_serves_where_there_could_be_a_program_but_not_beside_one() {
+    where_there_can_be(Means::Table, |tables, firewall| {
+        let (kernel, desired, device) = (HostKernel::new(), all(), DEVICE.parse().unwrap());
+        let is_right =
+            |kernel: &HostKernel| diff(&desired, &kernel.observe("/r", firewall, &desired).unwrap()).is_empty();
+        assert!(is_right(&kernel));
+        nft(&["delete", "table", "netdev", DEVICE]);
+        mended(&kernel, firewall, "no table");
+        assert_eq!((kernel.runs_program(&device).unwrap(), nft(&["list", "tables"]).as_str()), (true, ""));
+        // Who does not see the program takes it for missing.
+        mended(tables, firewall, "no table that is seen");
+        assert!(!is_right(&kernel), "both");
+        mended(&kernel, firewall, "both");
+        assert!(is_right(&kernel) && nft(&["list", "tables"]).is_empty());
     });
 }

@@ -30,7 +30,7 @@ use portolan_model::Family;
 use crate::object::{ALLOWED, Chain, Data, Group};
 use crate::set::{Set, Table};
 
-pub use text::{render, render_element, render_fence, render_plugins, render_shortcuts};
+pub use text::{render, render_element, render_fence, render_plugins, render_program, render_shortcuts};
 
 /// Where a base chain hooks into the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

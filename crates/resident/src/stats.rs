@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use portolan_cluster::Passage;
 use portolan_dns::Tally;
 use portolan_kernel::conntrack::{self, Filter};
+use portolan_kernel::host::{Taken, took_shortcuts};
 use portolan_kernel::netlink::{NETFILTER, NetlinkError, ROUTE, Socket};
 use portolan_kernel::rtnl::link::{self, Counters};
 use portolan_model::Id;
@@ -62,12 +63,21 @@ pub fn endpoints(feed: &Feed, dns: &dns::Stats) -> Result<Vec<EndpointStats>, Ne
         }
     }
     let questions: BTreeMap<Id, Tally> = dns.by_endpoint.iter().map(|seen| (seen.id, seen.tally)).collect();
+    let mut taken: BTreeMap<Id, BTreeMap<IpAddr, Taken>> = BTreeMap::new();
+    for (id, network) in feed.networks().iter().filter(|(_, network)| network.overlay.is_some()) {
+        taken.insert(*id, took_shortcuts(&network.bridge)?.into_iter().collect());
+    }
     let mut all = Vec::new();
     for container in feed.containers().values() {
         for endpoint in &container.endpoints {
             // What the host's end receives, the container has sent.
-            let Counters { rx_packets, tx_packets, rx_bytes, tx_bytes, rx_dropped, tx_dropped } =
+            let Counters { rx_packets, mut tx_packets, rx_bytes, mut tx_bytes, rx_dropped, tx_dropped } =
                 counters.get(endpoint.host_end.as_str()).copied().unwrap_or_default();
+            // What came by a shortcut, that end never saw.
+            let by_shortcut = taken.get(&endpoint.network);
+            for Taken { packets, bytes } in endpoint.addresses.iter().filter_map(|address| by_shortcut?.get(address)) {
+                (tx_packets, tx_bytes) = (tx_packets + packets, tx_bytes + bytes);
+            }
             all.push(EndpointStats {
                 container: container.name.clone(),
                 network: feed.networks().get(&endpoint.network).map_or_else(String::new, |n| n.name.to_string()),

@@ -434,6 +434,10 @@ impl Kernel for FakeKernel {
         Ok(found)
     }
 
+    fn runs_program(&self, _: &IfName) -> Result<bool, KernelError> {
+        Ok(false)
+    }
+
     fn tables(&self) -> Result<Vec<String>, KernelError> {
         self.ask("list tables")?;
         let state = self.0.borrow();

@@ -7,6 +7,7 @@ mod firewalld;
 mod iptables;
 mod observe;
 mod removal;
+
 mod shortcuts;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -21,6 +22,8 @@ use portolan_plan::{Firewall, Objects, Step};
 use crate::netlink::{self, NetlinkError, Socket};
 use crate::sysctl::SysctlError;
 
+pub use shortcuts::{EndOfTunnels, Taken, programs, remove_program, took_shortcuts};
+
 /// The namespace of the calling thread, seen as the host. Holds one routing and one netfilter socket, opened when
 /// first needed.
 #[derive(Debug, Default)]
@@ -30,8 +33,9 @@ pub struct HostKernel {
     // Neither changes while the process lives, and reading either takes as long as a netlink message.
     boot: OnceCell<String>,
     process: OnceCell<ProcessId>,
-    /// Whether it can have shortcuts, once somebody asked.
-    shortcuts: OnceCell<bool>,
+    /// Whether shortcuts can be programs, and whether they can be tables, once somebody asked.
+    programs: Cell<Option<bool>>,
+    tables: OnceCell<bool>,
     leaves_waits: Cell<bool>,
     /// Whether closing the netfilter socket would have to wait for what it removed.
     lingers: Cell<bool>,
@@ -187,6 +191,10 @@ impl Kernel for HostKernel {
 
     fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError> {
         observe::rules(self, firewall, desired)
+    }
+
+    fn runs_program(&self, device: &IfName) -> Result<bool, KernelError> {
+        shortcuts::runs_program(device)
     }
 
     fn tables(&self) -> Result<Vec<String>, KernelError> {

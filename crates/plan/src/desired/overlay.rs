@@ -101,7 +101,8 @@ pub(super) fn endpoint_objects(
     objects.insert(element(Set::Within, key, elements::within(network), owner));
     if takes_shortcuts(network, container, endpoint) {
         let addresses = endpoint.addresses.iter().map(|one| one.address.addr()).collect();
-        let part = ShortcutPart::Near { host_end: endpoint.host_end.clone(), addresses };
+        let queued = endpoint.bandwidth.into.is_some();
+        let part = ShortcutPart::Near { host_end: endpoint.host_end.clone(), addresses, queued };
         objects.insert(shortcut(network, part, owner.to_owned()));
     }
 }

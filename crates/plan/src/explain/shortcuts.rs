@@ -8,7 +8,7 @@ pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<S
     let sentence = |Shortcut { device, part, owner }: &Shortcut| {
         let text = match part {
             ShortcutPart::Table { .. } => return None,
-            ShortcutPart::Near { host_end, addresses } => {
+            ShortcutPart::Near { host_end, addresses, .. } => {
                 let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
                 format!(
                     "packets between {addresses}, by {host_end}, and containers of other hosts, by {device}, go past routing, \

@@ -39,6 +39,8 @@ pub enum ShortcutPart {
         host_end: IfName,
         /// What it sends from, and takes.
         addresses: BTreeSet<IpAddr>,
+        /// Whether what it takes waits in the queue of its host end, where a limit holds it up.
+        queued: bool,
     },
     /// Addresses that another host gives out.
     Far {
@@ -76,8 +78,9 @@ impl fmt::Display for Shortcut {
         let device = &self.device;
         match &self.part {
             ShortcutPart::Table { .. } => write!(f, "shortcuts of `{device}`")?,
-            ShortcutPart::Near { host_end, addresses } => {
+            ShortcutPart::Near { host_end, addresses, queued } => {
                 write!(f, "shortcut of `{device}` to {} by `{host_end}`", join(addresses, ", "))?;
+                f.write_str(if *queued { " and its queue" } else { "" })?;
             }
             ShortcutPart::Far { block, via } => write!(f, "shortcut of `{device}` to {block} via {via}")?,
         }

@@ -177,6 +177,15 @@ pub fn render_plugins<'a>(elements: impl IntoIterator<Item = &'a Element>) -> St
     text
 }
 
+/// Shortcuts that are a program, which nft(8) has no words for, as comments.
+pub fn render_program<'a>(parts: impl IntoIterator<Item = &'a Shortcut>) -> String {
+    let is_part = |shortcut: &&Shortcut| !matches!(shortcut.part, ShortcutPart::Table { .. });
+    let lines = parts.into_iter().filter(is_part).map(|part| format!("#   {part}\n"));
+    let mut text = String::from("# by a program, before all rules:\n");
+    text.extend(lines);
+    text
+}
+
 /// The shortcuts of `device` as nft(8) reads them, from the parts of its table.
 pub fn render_shortcuts<'a>(device: &IfName, parts: impl IntoIterator<Item = &'a Shortcut>) -> String {
     let mut lines: BTreeMap<Set, Vec<String>> = BTreeMap::new();
@@ -185,7 +194,7 @@ pub fn render_shortcuts<'a>(device: &IfName, parts: impl IntoIterator<Item = &'a
     for Shortcut { part, owner, .. } in parts {
         match part {
             ShortcutPart::Table { .. } => {}
-            ShortcutPart::Near { host_end, addresses } => {
+            ShortcutPart::Near { host_end, addresses, .. } => {
                 ends.insert(host_end);
                 for address in addresses {
                     let family = Family::of(*address);

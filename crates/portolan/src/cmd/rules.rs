@@ -64,8 +64,10 @@ impl Args {
             }
             Form::Nft => {
                 let tables = by_device(&rules.shortcuts);
-                let shortcuts =
-                    tables.iter().map(|(device, parts)| ruleset::render_shortcuts(device, parts.iter().copied()));
+                let shortcuts = tables.iter().map(|(device, parts)| match rules.by_program.contains(*device) {
+                    true => ruleset::render_program(parts.iter().copied()),
+                    false => ruleset::render_shortcuts(device, parts.iter().copied()),
+                });
                 ruleset::render(&rules.firewall.name, &rules.elements) + &shortcuts.collect::<String>()
             }
             Form::Iptables if rules.firewall.driver == FirewallDriver::Iptables => {

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use portolan_kernel::host::{self, EndOfTunnels};
 use portolan_lab::eventually;
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
@@ -20,10 +21,25 @@ pub(crate) fn said(node: &Node, words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The tables of shortcuts of a host.
-fn tables(node: &Node) -> Vec<String> {
-    let names = said(node, &["nft", "list", "tables", "netdev"]);
-    names.lines().map(|line| line.trim_start_matches("table netdev ").to_owned()).collect()
+/// The ends of tunnels of a host that have shortcuts.
+fn ends(node: &Node) -> Vec<EndOfTunnels> {
+    let ends = node.host.enter(host::programs).unwrap();
+    ends.into_iter().filter(|end| end.is_whole.is_some()).collect()
+}
+
+/// Somebody else takes the shortcuts of a host away.
+fn take_away(node: &Node) {
+    let end = ends(node).remove(0);
+    node.host.enter(|| host::remove_program(end.index)).unwrap();
+}
+
+/// Whether a host can have any.
+fn has_none(node: &Node) -> bool {
+    let is_without = ends(node).is_empty();
+    if is_without {
+        eprintln!("SKIP: this kernel runs no programs at interfaces (CONFIG_BPF_SYSCALL, Linux 6.6)");
+    }
+    is_without
 }
 
 /// Whether the host remembers a connection from one of the pod's addresses.
@@ -61,8 +77,7 @@ fn packets_take_them_only_where_they_are_meant_to() {
         (world.pod(a, network, &near), world.pod(b, network, &far))
     };
     let ((near, far), (long_near, long_far), (apart_near, apart_far)) = (pair("web"), pair("long"), pair("apart"));
-    if tables(a).is_empty() {
-        eprintln!("SKIP: this kernel cannot pass packets on at ingress (CONFIG_NFT_FWD_NETDEV, Linux 6.4)");
+    if has_none(a) {
         return;
     }
     for (near, far) in [(&near, &far), (&long_near, &long_far)] {
@@ -77,7 +92,7 @@ fn packets_take_them_only_where_they_are_meant_to() {
     for node in [a, b] {
         assert!(!remembers(node, &near) && !remembers(node, &far), "{}: it was not past tracking", node.host.name());
         assert!(remembers(node, &long_near), "{}: the control", node.host.name());
-        assert_eq!(tables(node).len(), 1, "{:?}", tables(node));
+        assert_eq!(ends(node).len(), 1, "{:?}", ends(node));
         node.ok("verify");
         node.is_well();
     }
@@ -106,13 +121,13 @@ fn packets_take_them_only_where_they_are_meant_to() {
     assert!(rules.contains("host b on web"), "{rules}");
     assert!(!a.ok("rules long").contains("past routing"), "there are none");
     let nft = a.ok("rules --as nft web");
-    assert!(nft.contains("table netdev vx-") && nft.contains("fwd ip to"), "{nft}");
+    assert!(nft.contains("# by a program, before all rules:") && nft.contains("host b on web"), "{nft}");
 
     // Nothing is left of them.
     for pod in [&near, &other, &long_near, &apart_near] {
         a.ok(&format!("detach {}", pod.name));
     }
-    assert!(eventually(LONG, || tables(a).is_empty()), "{:?}", tables(a));
+    assert!(eventually(LONG, || ends(a).is_empty()), "{:?}", ends(a));
     a.ok("verify");
 }
 
@@ -120,8 +135,7 @@ fn packets_take_them_only_where_they_are_meant_to() {
 fn connections_outlast_their_coming_and_going() {
     let Some((world, _etcd, near, far)) = two_hosts("overlay-switch", "network create -d overlay web") else { return };
     let [a, b] = &world.nodes[..] else { panic!("two hosts") };
-    if tables(a).is_empty() {
-        eprintln!("SKIP: this kernel cannot pass packets on at ingress (CONFIG_NFT_FWD_NETDEV, Linux 6.4)");
+    if has_none(a) {
         return;
     }
     assert!(eventually(LONG, || ping(&near, far.addresses[0], SHORT).is_open()));
@@ -140,11 +154,10 @@ fn connections_outlast_their_coming_and_going() {
     };
     talk();
     for node in [a, b, a] {
-        let table = tables(node).remove(0);
-        said(node, &["nft", "delete", "table", "netdev", &table]);
+        take_away(node);
         let began = Instant::now();
         // It goes the long way meanwhile, and nobody waits.
-        while tables(node).is_empty() {
+        while ends(node).is_empty() {
             talk();
             assert!(began.elapsed() < Duration::from_secs(5), "it does not come back");
             std::thread::sleep(Duration::from_millis(1));
@@ -157,12 +170,63 @@ fn connections_outlast_their_coming_and_going() {
     for node in [a, b] {
         let daemon = node.daemon();
         daemon.signal(portolan_kernel::signals::STOP).unwrap();
-        said(node, &["nft", "delete", "table", "netdev", &tables(node)[0]]);
+        take_away(node);
         for _ in 0..100 {
             talk();
         }
         daemon.signal(portolan_kernel::signals::CONTINUE).unwrap();
-        assert!(eventually(LONG, || !tables(node).is_empty()));
+        assert!(eventually(LONG, || !ends(node).is_empty()));
         talk();
+    }
+}
+
+/// What a shortcut takes past a host end is counted, and what a limit holds up waits in the host end's queue.
+#[test]
+fn host_ends_know_what_they_did_not_see_and_hold_up_what_they_are_to() {
+    let Some((world, _etcd, near, far)) = two_hosts("overlay-counted", "network create -d overlay web") else { return };
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    if has_none(a) {
+        return;
+    }
+    assert!(eventually(LONG, || ping(&near, far.addresses[0], SHORT).is_open()));
+    let received = || {
+        let stats: serde_json::Value = serde_json::from_str(&b.ok("--json stats --no-stream far")).unwrap();
+        let row = &stats[0];
+        (row["rx_packets"].as_u64().unwrap(), row["rx_bytes"].as_u64().unwrap())
+    };
+    let send = |count: u64| {
+        let ear = far.place.enter(|| UdpSocket::bind("0.0.0.0:9091")).unwrap();
+        ear.set_read_timeout(Some(LONG)).unwrap();
+        let mouth = near.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        for _ in 0..count {
+            mouth.send_to(&[7; 1000], (far.addresses[0], 9091)).unwrap();
+            assert_eq!(ear.recv(&mut [0; 2000]).unwrap(), 1000);
+        }
+    };
+    let queued = || {
+        let said = said(b, &["tc", "-s", "-j", "qdisc", "show"]);
+        let all: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let of_limits = all.as_array().unwrap().iter().filter(|qdisc| qdisc["kind"] == "tbf");
+        of_limits.map(|qdisc| qdisc["packets"].as_u64().unwrap()).sum::<u64>()
+    };
+    let before = received();
+    send(50);
+    let after = received();
+    assert!(after.0 - before.0 >= 50 && after.1 - before.1 >= 50 * 1042, "{before:?} {after:?}");
+    assert!(after.0 - before.0 < 100, "once: {before:?} {after:?}");
+    b.ok("update far --bandwidth-in 100mbit");
+    b.ok("verify");
+    send(50);
+    let held = received();
+    assert!(held.0 - after.0 >= 50 && held.0 - after.0 < 100, "{after:?} {held:?}");
+    assert!(queued() >= 50, "{}", queued());
+    b.ok("update far --bandwidth-in 0");
+    b.ok("verify");
+    send(50);
+    let free = received();
+    assert!(free.0 - held.0 >= 50 && queued() == 0, "{held:?} {free:?}");
+    assert!(b.ok("rules far").contains("go past routing"), "{}", b.ok("rules far"));
+    for node in [a, b] {
+        node.is_well();
     }
 }

@@ -4,6 +4,8 @@
 //! lock that every verb holds: what a verb changes is what the rows say by then, so there is nothing to do. It also holds
 //! the fence ([`portolan_plan::ruleset`]).
 
+mod programs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -155,6 +157,7 @@ impl Repairer {
                     fenced: None,
                     path_mtu,
                     left: Work::default(),
+                    programs: programs::Watch::default(),
                     wake: waits,
                     queue,
                     stats: counts,
@@ -257,6 +260,7 @@ struct Thread {
     path_mtu: Option<Mtu>,
     /// What could not be done, because somebody does not let go of the lock.
     left: Work,
+    programs: programs::Watch,
     wake: Arc<OwnedFd>,
     queue: mpsc::Receiver<Command>,
     stats: Arc<Stats>,
@@ -332,8 +336,9 @@ impl Thread {
         let [rules, routing] = self.monitor.fds();
         let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut entries = [entry(self.wake.as_fd()), entry(rules), entry(routing)];
-        let again = (self.left != Work::default()).then_some(&AGAIN);
-        match poll(&mut entries, again) {
+        let look = self.programs.due().and_then(|due| Timespec::try_from(due).ok());
+        let again = if self.left == Work::default() { look } else { Some(AGAIN) };
+        match poll(&mut entries, again.as_ref()) {
             Err(Errno::INTR) => return Ok(true),
             other => other?,
         };
@@ -367,6 +372,10 @@ impl Thread {
         let was_told = self.left != Work::default();
         let mut work = std::mem::take(&mut self.left);
         work.add(self.sort(&events, &firewall));
+        let lost = self.programs.look().context("look for programs")?;
+        for end in &lost {
+            work.links(format!("no program passes packets on by `{end}`"));
+        }
         if work == Work::default() {
             return Ok(true);
         }
@@ -375,7 +384,12 @@ impl Thread {
                 self.left = work;
                 if was_told { Ok(true) } else { Err(error.context("tried again until it can be done")) }
             }
-            done => done.map(|()| true),
+            done => {
+                if !lost.is_empty() {
+                    self.programs.settle().context("look for programs")?;
+                }
+                done.map(|()| true)
+            }
         }
     }
 

@@ -1,22 +1,23 @@
-//! Shortcuts as elements of their tables, and back.
+//! Shortcuts as elements of their tables of nftables, and back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portolan_engine::KernelError;
 use portolan_model::{Family, IfName};
-use portolan_plan::{Chain, Data, Element, Field, Object, Objects, Set, Shortcut, ShortcutPart, Table, ruleset};
+use portolan_plan::{Chain, Data, Element, Field, Set, Shortcut, ShortcutPart, Table, ruleset};
 
-use super::{HostKernel, refusal};
+use super::super::{HostKernel, refusal};
+use super::Seen;
 use crate::netlink::{Batch, NetlinkError, Socket};
 use crate::nft::{decode, encode};
 
 /// The elements of a part, with the indexes of the end of the tunnels and of the host end.
-pub(super) fn elements(shortcut: &Shortcut, device: u32, end: u32) -> Vec<Element> {
+pub(in super::super) fn elements(shortcut: &Shortcut, device: u32, end: u32) -> Vec<Element> {
     let element = |set, key, data| Element { set, key, data, owner: shortcut.owner.clone() };
     match &shortcut.part {
         ShortcutPart::Table { .. } => Vec::new(),
-        ShortcutPart::Near { host_end, addresses } => addresses
+        ShortcutPart::Near { host_end, addresses, .. } => addresses
             .iter()
             .flat_map(|address| {
                 let (family, here) = (Family::of(*address), Field::Address(*address));
@@ -49,7 +50,12 @@ struct Content {
 
 /// The parts that `content` is made of, owners included; none where it is not as we leave it: whatever there is of such a table
 /// is made anew.
-fn parts(content: &Content, device: &IfName, indexes: &BTreeMap<String, u32>) -> Option<Vec<Shortcut>> {
+fn parts(
+    content: &Content,
+    device: &IfName,
+    indexes: &BTreeMap<String, u32>,
+    wanted: &[&Shortcut],
+) -> Option<Vec<Shortcut>> {
     let own = indexes.get(device.as_str()).copied();
     let mut near: BTreeMap<IfName, (BTreeSet<IpAddr>, String)> = BTreeMap::new();
     let mut parts = Vec::new();
@@ -68,7 +74,10 @@ fn parts(content: &Content, device: &IfName, indexes: &BTreeMap<String, u32>) ->
         }
     }
     parts.extend(near.into_iter().map(|(host_end, (addresses, owner))| {
-        let part = ShortcutPart::Near { host_end, addresses };
+        // All go by the queue.
+        let is_queued = |part: &ShortcutPart| matches!(part, ShortcutPart::Near { queued: true, host_end: end, .. } if *end == host_end);
+        let queued = wanted.iter().any(|wanted| is_queued(&wanted.part));
+        let part = ShortcutPart::Near { host_end, addresses, queued };
         Shortcut { device: device.clone(), part, owner }
     }));
     // That these and no others make up all there is says that both halves of each agree, and that the interfaces are those.
@@ -107,44 +116,23 @@ fn read(socket: &mut Socket, device: &IfName, alias: Option<String>) -> Result<C
     Ok(Content { alias, is_whole, hooked, elements })
 }
 
-/// Reads all tables of shortcuts of this root, and those that `desired` speaks of.
+/// Reads all such tables. One that is there serves, also where there could be a program; beside one it is too much.
 pub(super) fn observe(
     kernel: &HostKernel,
-    root: &str,
-    desired: &Objects,
     indexes: &BTreeMap<String, u32>,
-    found: &mut Objects,
+    seen: &mut Seen<'_>,
 ) -> Result<(), KernelError> {
-    let wanted = || {
-        desired.iter().filter_map(|(_, object)| match object {
-            Object::Shortcut(shortcut) => Some(shortcut),
-            _ => None,
-        })
-    };
-    let of_root = format!("portolan:{root}:network:");
     kernel.with_netfilter(|socket| {
         let refuse = |error: NetlinkError| refusal("read shortcuts", &error);
-        let mut missing: BTreeSet<&IfName> = wanted().map(|shortcut| &shortcut.device).collect();
         for (name, alias) in decode::tables(socket, Table::Shortcuts).map_err(refuse)? {
             let Ok(device) = name.parse::<IfName>() else { continue };
-            let is_ours = alias.as_ref().is_some_and(|alias| alias.starts_with(&of_root));
-            if !missing.remove(&device) && !is_ours {
+            if !seen.is_ours(&device, alias.as_deref()) {
                 continue;
             }
             let content = read(socket, &device, alias).map_err(refuse)?;
-            let parts = if content.is_whole { parts(&content, &device, indexes) } else { None };
-            // It carries no owner of its own.
-            let is_table = |part: &ShortcutPart| matches!(part, ShortcutPart::Table { .. });
-            let table = wanted().find(|shortcut| shortcut.device == device && is_table(&shortcut.part));
-            let owner = table.map(|table| table.owner.clone()).unwrap_or_default();
-            let alias = content.alias.unwrap_or_default();
-            let alias = if parts.is_some() { alias } else { format!("{alias} (damaged)") };
-            found.insert(Object::Shortcut(Shortcut { device, part: ShortcutPart::Table { alias }, owner }));
-            found.extend(parts.into_iter().flatten().map(Object::Shortcut));
-        }
-        // Where there can be none, none is missing.
-        if !missing.is_empty() && !kernel.has_shortcuts(socket).map_err(refuse)? {
-            found.extend(wanted().cloned().map(Object::Shortcut));
+            let is_whole = content.is_whole && !seen.by_program.contains(&device);
+            let parts = if is_whole { parts(&content, &device, indexes, seen.wanted) } else { None };
+            seen.add(device, &content.alias.unwrap_or_default(), parts);
         }
         Ok(())
     })
@@ -153,8 +141,8 @@ pub(super) fn observe(
 impl HostKernel {
     /// Whether this kernel can pass packets on at the ingress of interfaces that come later: nftables' family `netdev` with its
     /// statement `fwd`, from Linux 6.4 on. Tried once, by a table that is removed in the transaction which makes it.
-    pub(super) fn has_shortcuts(&self, socket: &mut Socket) -> Result<bool, NetlinkError> {
-        if let Some(known) = self.shortcuts.get() {
+    pub(in super::super) fn takes_tables(&self, socket: &mut Socket) -> Result<bool, NetlinkError> {
+        if let Some(known) = self.tables.get() {
             return Ok(*known);
         }
         let mut batch = Batch::new();
@@ -169,6 +157,11 @@ impl HostKernel {
             }
             Err(error) => return Err(error),
         };
-        Ok(*self.shortcuts.get_or_init(|| can))
+        Ok(*self.tables.get_or_init(|| can))
+    }
+
+    /// The same for who has no socket at hand.
+    pub(super) fn has_tables(&self) -> Result<bool, KernelError> {
+        self.with_netfilter(|socket| self.takes_tables(socket).map_err(|error| refusal("try shortcuts", &error)))
     }
 }
