@@ -87,9 +87,12 @@ fn bases(network: &Network, shape: impl Fn(&Subnet) -> Subnet) -> Vec<Subnet> {
 ///
 /// 1. Rules of what is to be. That a packet came from where its source is routed is not asked until that is settled; of whom an
 ///    address is, still is.
-/// 2. Containers send to their gateway what they sent to each other, and it leads there by the bridge.
-/// 3. The host routes to each container by its own host end, which is still a port, and sends out there as well.
-/// 4. Host ends leave the bridge, with the gateway's MAC.
+/// 2. The host routes to each container by its own host end, which is still a port, and sends out there as well. From here on the
+///    kernel does not ask where a packet came from either.
+/// 3. Containers send to their gateway what they sent to each other, and it leads there by the bridge. Were it to lead back by the
+///    bridge, the host would tell them to send to each other as before (ICMP redirect), and Linux heeds that where
+///    `net.ipv4.conf.all.accept_redirects` says so, whatever the interface's own setting is (`IN_DEV_RX_REDIRECTS`).
+/// 4. Host ends leave the bridge.
 /// 5. The rest of the rules, and last what the bridge was.
 fn in_order(mut steps: Vec<Step>, tunnels: &IfName) -> Vec<Step> {
     let is_check = |object: &Object| matches!(object, Object::Element(element) if element.set == Set::Checked);
@@ -98,6 +101,8 @@ fn in_order(mut steps: Vec<Step>, tunnels: &IfName) -> Vec<Step> {
         (Step::Delete(_), _) => 6,
         (_, object) if is_check(object) => 5,
         (_, Object::Setting(_) | Object::Ruleset(_) | Object::Element(_)) => 1,
+        (_, Object::HostRoute(HostRoute { way: Way::HostEnd { .. }, .. })) => 2,
+        (_, Object::Neighbour(neighbour)) if neighbour.device != *tunnels => 2,
         (
             _,
             Object::Interface(_)
@@ -105,9 +110,7 @@ fn in_order(mut steps: Vec<Step>, tunnels: &IfName) -> Vec<Step> {
             | Object::Route(_)
             | Object::SandboxSetting(_)
             | Object::Child(_),
-        ) => 2,
-        (_, Object::HostRoute(HostRoute { way: Way::HostEnd { .. }, .. })) => 3,
-        (_, Object::Neighbour(neighbour)) if neighbour.device != *tunnels => 3,
+        ) => 3,
         (_, Object::Shortcut(_)) => 5,
         _ => 4,
     });
@@ -243,5 +246,42 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             tx.commit(Durability::Disk)?;
             Ok(self.kernel.repair(&table, &steps))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_model::Sandbox;
+    use portolan_plan::{DefaultRoute, Neighbour};
+
+    use super::*;
+
+    #[test]
+    fn the_host_leads_by_host_ends_before_containers_send_to_it() {
+        let [bridge, host_end, tunnels] = ["br0", "pv1", "vx0"].map(|name| name.parse::<IfName>().unwrap());
+        let address = IpAddr::from([10, 0, 0, 2]);
+        let mac = portolan_model::Mac::from_bytes([2, 0, 0, 0, 0, 1]);
+        let neighbour = |device: &IfName| Object::Neighbour(Neighbour { device: device.clone(), address, mac });
+        let route = |device: &IfName| {
+            let way = Way::HostEnd { device: device.clone(), from: [10, 0, 0, 1].into() };
+            Object::HostRoute(HostRoute { destination: address.into(), way })
+        };
+        let sandbox = Sandbox { device: 4, inode: 1, path: "/run/netns/1".into(), process: None };
+        let inside = Object::DefaultRoute(DefaultRoute {
+            sandbox,
+            gateway: [10, 0, 0, 1].into(),
+            interface: "eth0".parse().unwrap(),
+            metric: None,
+        });
+        let wanted = [
+            Step::Create(neighbour(&host_end)),
+            Step::Create(route(&host_end)),
+            Step::Create(inside),
+            Step::Create(neighbour(&tunnels)),
+            Step::Delete(neighbour(&bridge)),
+        ];
+        let mut steps = wanted.to_vec();
+        steps.rotate_left(2);
+        assert_eq!(in_order(steps, &tunnels), wanted);
     }
 }

@@ -1,6 +1,6 @@
 //! Steps into messages, in as few batches as their order allows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_engine::{About, KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, Sandbox};
@@ -73,6 +73,7 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
         steps,
         peers: BTreeMap::new(),
         indexes: BTreeMap::new(),
+        readdressed: BTreeSet::new(),
         failures: Vec::new(),
     };
     if let Err(error) = super::firewalld::tell(firewall, steps) {
@@ -119,6 +120,8 @@ struct Context<'a> {
     peers: BTreeMap<IfName, u32>,
     /// Indexes of host interfaces.
     indexes: BTreeMap<IfName, u32>,
+    /// Host ends that have got the MAC that the host routes by.
+    readdressed: BTreeSet<IfName>,
     failures: Vec<KernelError>,
 }
 

@@ -87,6 +87,7 @@ impl Context<'_> {
                 _ => None,
             })
             .collect();
+        self.make_ready_to_leave(socket, steps);
         let mut last = Labelled::default();
         let mut doomed: Vec<&str> = Vec::new();
         for step in steps {
@@ -191,7 +192,7 @@ impl Context<'_> {
         }
     }
 
-    fn is_bridge_going(&self, name: Option<&IfName>) -> bool {
+    pub(super) fn is_bridge_going(&self, name: Option<&IfName>) -> bool {
         self.steps.iter().any(|step| matches!(step, Step::Delete(Object::Bridge(bridge)) if Some(&bridge.name) == name))
     }
 

@@ -1,5 +1,6 @@
 //! Host ends of veth pairs: ports of bridges, and interfaces that the host routes by.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
 use portolan_model::IfName;
@@ -135,6 +136,51 @@ impl Context<'_> {
         });
     }
 
+    /// Gives the host end of a pair the MAC that the host routes by. The kernel forgets its neighbours then (neigh_changeaddr).
+    fn readdress(&mut self, socket: &mut Socket, doing: &str, port: &Port, routed: &Routed, labelled: &mut Labelled) {
+        let Some(index) = self.index(socket, &port.host_end) else { return };
+        labelled.add(doing, |batch| {
+            link::set(batch, index, &LinkChange { mac: Some(routed.mac.octets()), ..LinkChange::default() });
+        });
+        self.readdressed.insert(port.host_end.clone());
+    }
+
+    /// Makes ready what routes of `steps` lead by before it leaves a bridge that is going. The host asks nobody who has an address
+    /// there: the answer to a port is the bridge's, and the kernel would ask again after a second. And what comes in by the bridge,
+    /// requests for the gateway's MAC among it, is not refused for being routed back another way.
+    pub(super) fn make_ready_to_leave(&mut self, socket: &mut Socket, steps: &[Step]) {
+        let led_by: BTreeSet<&IfName> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Create(Object::HostRoute(route)) | Step::Change(_, Object::HostRoute(route)) => {
+                    route.way.device()
+                }
+                _ => None,
+            })
+            .collect();
+        let mut labelled = Labelled::default();
+        for step in self.steps {
+            if let Step::Change(Object::Port(from), Object::Port(to)) = step
+                && let (HostEnd::Bridge(on), HostEnd::Routed(routed)) = (&from.place, &to.place)
+                && led_by.contains(&to.host_end)
+                && self.is_bridge_going(Some(&on.bridge))
+                && let Some(bridge) = self.index(socket, &on.bridge)
+            {
+                let doing = step.to_string();
+                labelled.add(&doing, |batch| {
+                    let loose = [(Ipv4Conf::RpFilter, 2)];
+                    link::set(batch, bridge, &LinkChange { ipv4_conf: &loose, ..LinkChange::default() });
+                });
+                self.readdress(socket, &doing, to, routed, &mut labelled);
+                // What else there is to it is set, and its failures are told, as it leaves.
+                if routed.ipv6 {
+                    let _ = sysctl::write_in(&["net", "ipv6", "conf", to.host_end.as_str()], &[("disable_ipv6", "0")]);
+                }
+            }
+        }
+        self.send(socket, &labelled);
+    }
+
     /// Brings the host end of a pair that is on no bridge to what it should be, whatever it is.
     fn configure_routed(
         &mut self,
@@ -149,11 +195,18 @@ impl Context<'_> {
             Some(HostEnd::Routed(is)) => is.mac == routed.mac,
             Some(HostEnd::Bridge(_)) => false,
         };
+        let doing = format!("configure veth `{}`", port.host_end);
+        if !is_as_made && !self.readdressed.contains(&port.host_end) {
+            // Before all else: with it go the neighbours, which are in `last`.
+            let mut first = Labelled::default();
+            self.readdress(socket, &doing, port, routed, &mut first);
+            self.send(socket, &first);
+        }
         let router = Router {
-            doing: format!("configure veth `{}`", port.host_end),
+            doing,
             name: &port.host_end,
             mac: routed.mac,
-            sets_mac: !is_as_made,
+            sets_mac: false,
             mtu: port.mtu,
             alias: &port.alias,
             ipv6: routed.ipv6,

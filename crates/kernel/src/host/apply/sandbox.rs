@@ -314,9 +314,10 @@ impl Context<'_> {
                 tx_queue_len: wanted.tx_queue_len,
                 ..LinkChange::default()
             };
-            if before.is_some() {
+            if let Some(before) = before {
                 change.mtu = Some(interface.mtu.bytes());
-                change.mac = interface.mac.map(|mac| mac.octets());
+                // To set it, even to what it is, makes the kernel forget whom the container speaks to (neigh_changeaddr).
+                change.mac = interface.mac.filter(|_| before.mac != interface.mac).map(|mac| mac.octets());
             }
             link::set(batch, index, &change);
         });
