@@ -113,6 +113,8 @@ pub(crate) fn carried(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOn
                     Err(_) => {}
                 }
             }
+            // Those after the last that came are lost as well.
+            seen.resize(seen.len().max(tally.sent.load(Ordering::Relaxed) as usize), false);
             for (number, _) in seen.iter().enumerate().filter(|(_, has_come)| !**has_come) {
                 match lost_here.last_mut() {
                     Some((_, last)) if *last + 1 == number => *last = number,
@@ -130,7 +132,9 @@ pub(crate) fn carried(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOn
     let (sent, came) = (tally.sent.into_inner(), tally.came.into_inner());
     let rate = sent as f64 / began.elapsed().as_secs_f64();
     let twice = tally.twice.into_inner();
-    eprintln!("{} to {}: {sent} packets sent, {rate:.0} a second, {came} came, {twice} twice", near.name, far.name);
     let late = Duration::from_micros(tally.late.into_inner());
-    (sent, came, format!("lost {lost:?}; the sender was late by {late:?}"))
+    let how = format!("lost {lost:?}; the sender was late by {late:?}");
+    let count = format!("{sent} packets sent, {rate:.0} a second, {came} came, {twice} twice");
+    eprintln!("{} to {}: {count}; {how}", near.name, far.name);
+    (sent, came, how)
 }

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use portolan_lab::eventually;
 use portolan_lab::probe::{ping, tcp_probe};
 use portolan_lab::server::TcpServer;
+use portolan_lab::{Host, eventually};
 use serde_json::Value;
 
 use crate::failures::talk;
@@ -127,6 +127,26 @@ fn a_bridge_becomes_a_network_of_the_cluster_with_who_is_on_it() {
     a.is_well();
 }
 
+/// How long it takes the kernel at most, of several times, to let an interface leave a bridge that is nobody's.
+fn slowest_leave(host: &Host) -> Duration {
+    let ip = |words: &str| {
+        let status = host.command("ip").unwrap().args(words.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {words}: {status}");
+    };
+    ip("link add br0 type bridge");
+    ip("link add near type veth peer name far");
+    for name in ["br0", "near", "far"] {
+        ip(&format!("link set {name} up"));
+    }
+    let leave = |_| {
+        ip("link set near master br0");
+        let began = Instant::now();
+        ip("link set near nomaster");
+        began.elapsed()
+    };
+    (0..8).map(leave).max().unwrap()
+}
+
 #[test]
 fn hardly_a_packet_is_lost_on_the_way() {
     let Some(world) = World::of("promote-lossless", &["a", "b"]) else { return };
@@ -137,9 +157,19 @@ fn hardly_a_packet_is_lost_on_the_way() {
     let (one, two) = (world.pod(a, "web", "one"), world.pod(a, "web", "two"));
     reach(&one, &two);
     let gap = Duration::from_micros(450);
-    let (sent, came, how) = carried(&one, &two, gap, || drop(a.ok("network promote web")));
-    // While a host end leaves the bridge, neither that nor the host takes what comes in by it (del_nbp(), net/bridge/br_if.c).
-    assert!(sent > 300 && sent - came <= 20, "{sent} sent, {came} came: {how}");
+    let bare = world.lab.host("bare").unwrap();
+    let mut slowest = Duration::ZERO;
+    let (sent, came, how) = carried(&one, &two, gap, || {
+        slowest = slowest_leave(&bare);
+        a.ok("network promote web");
+    });
+    // While a host end leaves the bridge, neither that nor the host takes what comes in by it: from when the port is disabled the
+    // kernel waits for a grace period of RCU before it takes the bridge's hand off it (nbp_vlan_flush() in del_nbp(),
+    // net/bridge/br_if.c). What is lost beyond that lost its way: it would be lost for a second, or for good.
+    let few = 5 + 3 * (slowest.as_micros() / gap.as_micros()) as u64;
+    let most = format!("{few} may be lost, as to leave a bridge takes {slowest:?}");
+    eprintln!("{most}");
+    assert!(sent > 300 && sent - came <= few, "{sent} sent, {came} came, {most}: {how}");
     reach(&one, &two);
 }
 
