@@ -201,8 +201,15 @@ impl Scene {
 
     /// The process id of the plugin's daemon.
     pub(crate) fn daemon(&self) -> Result<String> {
-        let status: Value = serde_json::from_str(&self.portolan(&["daemon", "status", "--json"])?)?;
-        Ok(status["pid"].to_string())
+        // One that was killed is not at once followed by another.
+        let mut pid = None;
+        let is_there = || {
+            let said = self.portolan(&["daemon", "status", "--json"]).unwrap_or_default();
+            pid = serde_json::from_str(&said).ok().and_then(|status: Value| status["pid"].as_u64());
+            pid.is_some()
+        };
+        ensure!(eventually(LONG, is_there), "no daemon of the plugin runs");
+        Ok(pid.context("it runs")?.to_string())
     }
 
     /// Runs `docker`.
@@ -259,6 +266,22 @@ impl Scene {
             Driver::Portolan | Driver::Managed => &["-d", self.driver.name(), "-o", &option],
         };
         self.docker(&[&["network", "create"], which, args, &[name]].concat())?;
+        Ok(())
+    }
+
+    /// Fails unless no interface is left of which `is_it` holds, among those that `ip link show` lists with `which`. The kernel takes
+    /// down namespaces, with what is in them and its other end, on its own time.
+    pub(crate) fn gone(&self, which: &[&str], is_it: impl Fn(&str) -> bool) -> Result<()> {
+        let list = || self.machine.run("ip", &[&["-o", "link", "show"], which].concat());
+        let mut left = Vec::new();
+        let are_gone = || {
+            left = match list() {
+                Ok(links) => links.lines().filter(|line| is_it(line)).map(str::to_owned).collect(),
+                Err(error) => vec![error.to_string()],
+            };
+            left.is_empty()
+        };
+        ensure!(eventually(LONG, are_gone), "left are {left:?}");
         Ok(())
     }
 

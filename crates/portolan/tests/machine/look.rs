@@ -11,7 +11,9 @@ use portolan_lab::server::{TcpServer, UdpServer};
 use portolan_lab::{InNetns, eventually};
 
 /// How long to wait for what must come.
-pub(crate) const LONG: Duration = Duration::from_secs(10);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+/// How long to wait for an answer before it is asked for anew: who is slow is there as well.
+const SLOW: Duration = Duration::from_secs(3);
 /// How long to wait for what must not come.
 pub(crate) const SHORT: Duration = Duration::from_millis(400);
 
@@ -31,7 +33,7 @@ pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
 pub(crate) fn says(from: &impl InNetns, to: SocketAddr, name: &str) -> Result<()> {
     let mut last = String::new();
     let is_there = || {
-        last = http_get(from, to, "/", SHORT)
+        last = http_get(from, to, "/", SLOW)
             .map_or_else(|error| format!("{error:#}"), |reply| reply.body.trim().to_owned());
         last == name
     };

@@ -28,10 +28,7 @@ fn on_lan(scene: &Scene, driver: &str, more: &[&str]) -> Result<()> {
 /// Fails if the host still has interfaces that containers were to have.
 fn nothing_left(scene: &Scene) -> Result<()> {
     scene.clear_containers()?;
-    let links = scene.machine.run("ip", &["-o", "link", "show"])?;
-    let is_left = |line: &&str| line.contains("macvlan") || line.contains(": pd") || line.contains(": pv");
-    let left: Vec<&str> = links.lines().filter(is_left).collect();
-    ensure!(left.is_empty(), "left are {left:?}");
+    scene.gone(&[], |line| line.contains("macvlan") || line.contains(": pd") || line.contains(": pv"))?;
     if scene.driver == Driver::Portolan {
         let left = scene.portolan(&["ps", "-q"])?;
         ensure!(left.is_empty(), "left are {left}");

@@ -53,10 +53,12 @@ fn at_once(scene: &Scene) -> Result<()> {
         let (name, port) = (format!("c{n}"), format!("{}:80", 8100 + n));
         let variable = format!("NAME={name}");
         let args = ["run", "-d", "--name", &name, "-e", &variable, "--network", "web", "-p", &port, IMAGE];
-        started.push(scene.machine.command("docker", &args).stdout(Stdio::null()).spawn()?);
+        let mut command = scene.machine.command("docker", &args);
+        started.push((name, command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?));
     }
-    for mut child in started {
-        ensure!(child.wait()?.success(), "one of them does not start");
+    for (name, child) in started {
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "`{name}` does not start: {}", String::from_utf8_lossy(&output.stderr));
     }
     for n in 0..20 {
         says(&scene.neighbour, at(HOST, 8100 + n), &format!("c{n}"))?;
@@ -96,10 +98,7 @@ fn create_while(scene: &Scene, delays: &[u64], harm: impl Fn(&Scene) -> Result<(
         says(&scene.neighbour, at(HOST, 8080), "site")?;
         scene.docker(&["rm", "-f", "site"])?;
     }
-    let links = scene.machine.run("ip", &["-o", "link", "show", "type", "veth"])?;
-    let left: Vec<&str> = links.lines().filter(|line| !line.contains(" eth0")).collect();
-    ensure!(left.is_empty(), "left are {left:?}");
-    Ok(())
+    scene.gone(&["type", "veth"], |line| !line.contains(" eth0"))
 }
 
 fn both_killed(scene: &Scene) -> Result<()> {
@@ -149,8 +148,13 @@ fn untouched(scene: &Scene) -> Result<()> {
     scene.run("site", &["--network", "web", "-p", "8080:80"])?;
     says(&scene.neighbour, at(HOST, 8080), "site")?;
     scene.clear()?;
-    let after = settled(&scene.host, LONG)?;
-    let difference = diff(&scene.before, &after);
-    ensure!(difference.is_empty(), "it differs: {difference:?}");
+    // The kernel takes namespaces down on its own time.
+    let mut difference = Vec::new();
+    let is_as_before = || {
+        difference =
+            settled(&scene.host, LONG).map_or_else(|error| vec![error.to_string()], |now| diff(&scene.before, &now));
+        difference.is_empty()
+    };
+    ensure!(eventually(LONG, is_as_before), "it differs: {difference:?}");
     Ok(())
 }

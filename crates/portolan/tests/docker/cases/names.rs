@@ -69,11 +69,12 @@ fn services(scene: &Scene) -> Result<()> {
     leads(scene, "project_db_1", "web", &[&one, &two], "project_default")?;
     leads(scene, "project_db_1", "project_web_1", &[&one], "project_default")?;
     leads(scene, "project_db_1", "project_web_2.project_default", &[&two], "project_default")?;
-    says_in(scene, "project_db_1", "project_web_2", "project_web_2")
+    says_in(scene, "project_db_1", "project_web_2", &two.ip("project_default"), "project_web_2")
 }
 
-/// Fails unless the HTTP server by this name says that it is `who`.
-fn says_in(scene: &Scene, from: &str, name: &str, who: &str) -> Result<()> {
+/// Fails unless the HTTP server by this name, which is at `ip`, says that it is `who`. It has a moment to start; its name has none.
+fn says_in(scene: &Scene, from: &str, name: &str, ip: &str, who: &str) -> Result<()> {
+    says(&scene.look(from)?, at(ip, 80), who)?;
     let said = scene.docker(&["exec", from, "wget", "-qO-", &format!("http://{name}/")])?;
     ensure!(said == who, "`{said}` answers to `{name}`");
     Ok(())
@@ -91,7 +92,7 @@ fn joined(scene: &Scene) -> Result<()> {
     for name in ["site", "www", "site.two"] {
         leads(scene, "asks", name, &[&both], "two")?;
     }
-    says_in(scene, "asks", "www", "site")?;
+    says_in(scene, "asks", "www", &both.ip("two"), "site")?;
     scene.docker(&["network", "connect", "one", "asks"])?;
     leads(scene, "asks", "site.one", &[&site], "one")
 }
@@ -114,7 +115,7 @@ fn life(scene: &Scene) -> Result<()> {
     for name in ["other", "again"] {
         leads(scene, "asks", name, &[&scene.look("other")?], "web")?;
     }
-    says_in(scene, "asks", "again", "site")?;
+    says_in(scene, "asks", "again", &scene.look("other")?.ip("web"), "site")?;
     scene.docker(&["rm", "-f", "other"])?;
     unknown(scene, "asks", "other")
 }

@@ -82,8 +82,10 @@ fn static_addresses(scene: &Scene) -> Result<()> {
 
 fn aliases(scene: &Scene) -> Result<()> {
     scene.network("web", &[])?;
-    scene.run("site", &["--network", "web", "--network-alias", "www"])?;
-    scene.run("asks", &["--network", "web", "--link", "site:home"])?;
+    let site = scene.run("site", &["--network", "web", "--network-alias", "www"])?;
+    let asks = scene.run("asks", &["--network", "web", "--link", "site:home"])?;
+    // It has a moment to start; its names have none.
+    says(&asks, at(&site.ip("web"), 80), "site")?;
     for name in ["site", "www", "home", "site.web"] {
         let said = scene.docker(&["exec", "asks", "wget", "-qO-", &format!("http://{name}/")])?;
         ensure!(said == "site", "`{said}` answers to `{name}`");
