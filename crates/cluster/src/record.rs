@@ -79,9 +79,16 @@ impl SealRecord {
 
     /// The addresses from which a host takes packets of this one, and to which it sends them.
     pub fn allowed(&self) -> Ipv6Net {
-        let own = Ipv6Net::new(self.address, Self::OWN).expect("a length of an IPv6 prefix").trunc();
-        // One that was drawn by a host of an earlier version.
-        if own.network() == Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0) { self.address.into() } else { own }
+        if self.has_prefix() { self.own() } else { self.address.into() }
+    }
+
+    fn own(&self) -> Ipv6Net {
+        Ipv6Net::new(self.address, Self::OWN).expect("a length of an IPv6 prefix").trunc()
+    }
+
+    /// Whether it has more than one address there. Not one that was drawn by a host of an earlier version.
+    pub fn has_prefix(&self) -> bool {
+        self.own().network() != Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)
     }
 }
 
@@ -116,6 +123,9 @@ pub struct HostRecord {
     /// Whether others come to it by themselves.
     #[serde(default, skip_serializing_if = "Reach::is_open")]
     pub reach: Reach,
+    /// Whether it takes packets of IPv4 on the encrypted link translated, in its prefix there, without a tunnel.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub translates: bool,
     /// Whether its ends of tunnels answer who measures the path to them.
     #[serde(default, skip_serializing_if = "is_no")]
     pub answers: bool,

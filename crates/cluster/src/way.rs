@@ -203,6 +203,7 @@ mod tests {
             seal: Some(seal),
             reach,
             answers: false,
+            translates: false,
             version: String::new(),
         }
     }

@@ -106,6 +106,12 @@ pub trait Kernel {
     /// [`KernelError`] when they cannot be read.
     fn observe_rules(&self, firewall: &Firewall, desired: &Objects) -> Result<Objects, KernelError>;
 
+    /// Whether programs can pass packets on at the ingress of interfaces.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    fn runs_programs(&self) -> Result<bool, KernelError>;
+
     /// Whether shortcuts of an end of tunnels are a program at its ingress: if not, a table of nftables.
     ///
     /// # Errors

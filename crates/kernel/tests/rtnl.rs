@@ -426,7 +426,8 @@ fn detours_are_read_as_they_were_written() {
         assert_eq!(tc::detours(&mut socket, one).unwrap(), []);
         assert_eq!(tc::taken_at(&mut socket, other).unwrap(), None);
         let detours = [
-            Detour { priority: 7, to: Some("fe80::1234:5678:9abc:def0".parse().unwrap()), by: other },
+            Detour { priority: 7, to: Some("fe80::1234:5678:9abc:def0/128".parse().unwrap()), by: other },
+            Detour { priority: 8, to: Some("fe92:1234:5678::/48".parse().unwrap()), by: other },
             Detour { priority: 9, to: None, by: other },
         ];
         let mut batch = Batch::new();

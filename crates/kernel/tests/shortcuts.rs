@@ -26,7 +26,7 @@ fn near(end: usize, addresses: &[&str]) -> Object {
 }
 
 fn far(block: &str, via: &str) -> Object {
-    part(ShortcutPart::Far { block: block.parse().unwrap(), via: via.parse().unwrap() }, "host b on web")
+    part(ShortcutPart::Far { block: block.parse().unwrap(), via: via.parse().unwrap(), by: None }, "host b on web")
 }
 
 fn all() -> Objects {

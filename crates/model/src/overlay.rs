@@ -107,6 +107,9 @@ pub struct Overlay {
     /// Whether this host's ends of tunnels can answer those of others, by IPv6: so hosts measure their paths to each other.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub measured: bool,
+    /// Whether this host takes packets of IPv4 by the encrypted link translated, without a tunnel.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub translates: bool,
     /// By which LANs it goes without tunnels to hosts that are on them as well; none where it always goes by tunnels.
     #[serde(default, skip_serializing_if = "PerFamily::is_none")]
     pub direct: PerFamily<Option<Lan>>,
@@ -130,6 +133,9 @@ pub struct Peer {
     /// Whether what is encrypted goes to it by IPv6, because the two hosts do not both have IPv4.
     #[serde(default, skip_serializing_if = "crate::network::is_no")]
     pub sealed_by_ipv6: bool,
+    /// Whether it takes packets of IPv4 by that link translated, without a tunnel.
+    #[serde(default, skip_serializing_if = "crate::network::is_no")]
+    pub translates: bool,
     /// The MAC of its ends of tunnels.
     pub mac: Mac,
     /// The MTU of its way to the others.

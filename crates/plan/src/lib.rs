@@ -28,8 +28,9 @@ pub use diff::{Step, diff, in_order_of, inverse, possible};
 pub use firewall::{Firewall, Guard};
 pub use object::{
     ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Forwarding,
-    Group, Groups, HostEnd, HostRoute, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers,
-    Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, TunnelPort, Vlan, Vxlan, Way,
+    Group, Groups, HostEnd, HostRoute, Interface, Key, Link, Neighbour, Object, Objects, Port, Route, Routed, Routers,
+    Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, Translated, TunnelPort, Vlan, Vxlan,
+    Way,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

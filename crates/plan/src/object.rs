@@ -21,7 +21,7 @@ mod tunnel;
 
 pub use objects::Objects;
 pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed, Way};
-pub use shortcut::{Shortcut, ShortcutKey, ShortcutPart};
+pub use shortcut::{Link, Shortcut, ShortcutKey, ShortcutPart, Translated};
 pub use tunnel::{Forwarding, TunnelPort, Vxlan};
 
 /// Which of our interfaces a rule speaks of.

@@ -173,6 +173,7 @@ pub(crate) fn host(number: u64) -> HostRecord {
         seal: None,
         reach: portolan_cluster::Reach::Open,
         answers: false,
+        translates: false,
         version: "0".to_owned(),
     }
 }

@@ -434,6 +434,10 @@ impl Kernel for FakeKernel {
         Ok(found)
     }
 
+    fn runs_programs(&self) -> Result<bool, KernelError> {
+        Ok(false)
+    }
+
     fn runs_program(&self, _: &IfName) -> Result<bool, KernelError> {
         Ok(false)
     }

@@ -28,6 +28,7 @@ pub(crate) fn overlay(
             end,
             sealed: false,
             measured: false,
+            translates: false,
             direct: Default::default(),
         },
         blocks,

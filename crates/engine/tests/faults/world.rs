@@ -256,6 +256,7 @@ fn remote(number: u8) -> RemoteChanges {
         lan: PerFamily::default(),
         sealed: None,
         sealed_by_ipv6: false,
+        translates: false,
         mac: Mac::from_bytes([2, 0, 0, 0, 1, number % 3]),
         mtu: Mtu::new(1300 + u32::from(number % 2) * 200).unwrap(),
     };

@@ -36,7 +36,10 @@ pub(crate) enum When {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Helper {
     MapLookup = 1,
+    Redirect = 23,
+    ChangeProtocol = 31,
     ChecksumUpdate = 40,
+    ChangeHead = 43,
     RedirectNeigh = 152,
     RedirectPeer = 155,
 }
@@ -80,6 +83,31 @@ impl Asm {
     /// `to += from`.
     pub(crate) fn sum(&mut self, to: Reg, from: Reg) {
         self.push(0x0f, to, from, 0, 0);
+    }
+
+    /// `to &= number`.
+    pub(crate) fn and(&mut self, to: Reg, number: i32) {
+        self.push(0x57, to, R0, 0, number);
+    }
+
+    /// `to |= number`.
+    pub(crate) fn or(&mut self, to: Reg, number: i32) {
+        self.push(0x47, to, R0, 0, number);
+    }
+
+    /// `to ^= number`.
+    pub(crate) fn xor(&mut self, to: Reg, number: i32) {
+        self.push(0xa7, to, R0, 0, number);
+    }
+
+    /// `to <<= bits`.
+    pub(crate) fn shift_left(&mut self, to: Reg, bits: i32) {
+        self.push(0x67, to, R0, 0, bits);
+    }
+
+    /// The lower `bits` (16 or 32) of `to` from the machine's order into that of the network, or back.
+    pub(crate) fn big_endian(&mut self, to: Reg, bits: i32) {
+        self.push(0xdc, to, R0, 0, bits);
     }
 
     /// `to >>= bits`.
@@ -132,6 +160,12 @@ impl Asm {
     /// Here is that place.
     pub(crate) fn place(&mut self, label: Label) {
         self.labels[label.0] = Some(self.code.len());
+    }
+
+    /// Goes on there.
+    pub(crate) fn jump(&mut self, there: Label) {
+        self.jumps.push((self.code.len(), there));
+        self.push(0x05, R0, R0, 0, 0);
     }
 
     /// Goes on there if `left` is so beside a number.

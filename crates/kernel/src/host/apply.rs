@@ -96,8 +96,12 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
                 FirewallDriver::Firewalld => context.failures.extend(super::firewalld::apply(firewall, now).err()),
             },
             Place::Host => context.host(now),
-            Place::Shortcuts if firewall.driver != FirewallDriver::Nftables => {}
-            Place::Shortcuts => context.shortcuts(now),
+            Place::Shortcuts => {
+                if firewall.driver == FirewallDriver::Nftables {
+                    context.shortcuts(now);
+                }
+                context.links(now);
+            }
             Place::Sandbox => context.sandboxes(now),
         }
         if mode == Mode::Strict && !context.failures.is_empty() {

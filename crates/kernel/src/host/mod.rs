@@ -193,6 +193,10 @@ impl Kernel for HostKernel {
         observe::rules(self, firewall, desired)
     }
 
+    fn runs_programs(&self) -> Result<bool, KernelError> {
+        self.has_programs()
+    }
+
     fn runs_program(&self, device: &IfName) -> Result<bool, KernelError> {
         shortcuts::runs_program(device)
     }

@@ -5,6 +5,8 @@
 
 use std::net::Ipv6Addr;
 
+use ipnet::Ipv6Net;
+
 use netlink_bindings::utils::{IterableChunks, finalize_nested_header, push_header, push_nested_header};
 
 use super::push_string;
@@ -150,16 +152,20 @@ pub fn lead_aside(batch: &mut Batch, index: u32, to: u32) -> usize {
 }
 
 /// A filter that leads packets to this destination, or all, to an interface.
-fn push_redirect(buf: &mut Vec<u8>, destination: Option<Ipv6Addr>, how: i32, to: u32) {
+fn push_redirect(buf: &mut Vec<u8>, destination: Option<Ipv6Net>, how: i32, to: u32) {
     push_string(buf, TCA_KIND, "u32");
     let options = push_nested_header(buf, TCA_OPTIONS);
     // struct tc_u32_sel and its keys (mask, value, offset, offset mask); one that is empty fits everything.
     let keys: Vec<[u32; 3]> = match destination {
         None => vec![[0; 3]],
-        Some(address) => {
-            let words = address.octets();
-            let words = words.chunks_exact(4).map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")));
-            words.zip((IPV6_DESTINATION..).step_by(4)).map(|(word, at)| [u32::MAX, word, at]).collect()
+        Some(prefix) => {
+            let words = |address: Ipv6Addr| {
+                let octets = address.octets();
+                [0, 4, 8, 12].map(|at| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]))
+            };
+            let places = (IPV6_DESTINATION..).step_by(4);
+            let keys = words(prefix.netmask()).into_iter().zip(words(prefix.network())).zip(places);
+            keys.map(|((mask, word), at)| [mask, word, at]).filter(|[mask, ..]| *mask != 0).collect()
         }
     };
     push_header(buf, TCA_U32_SEL, 16 + 16 * keys.len() as u16);
@@ -212,8 +218,8 @@ pub fn take_at(batch: &mut Batch, index: u32, at: u32) -> usize {
 pub struct Detour {
     /// Which filter it is: those of lower numbers are asked first. Not 0.
     pub priority: u16,
-    /// IPv6 packets to this address, or all.
-    pub to: Option<Ipv6Addr>,
+    /// IPv6 packets to these addresses, or all.
+    pub to: Option<Ipv6Net>,
     /// The interface.
     pub by: u32,
 }
@@ -259,12 +265,14 @@ pub(crate) fn parse_detour(payload: &[u8]) -> Option<Detour> {
     let select = attribute(options, TCA_U32_SEL)?;
     let to = match select.get(2)? {
         1 if number(select, 16)? == 0 => None,
-        4 => {
-            let mut octets = [0; 16];
-            for (at, word) in octets.chunks_exact_mut(4).enumerate() {
-                word.copy_from_slice(select.get(16 + 16 * at + 4..)?.first_chunk::<4>()?);
+        keys @ 1..=4 => {
+            let (mut mask, mut address) = ([0; 16], [0; 16]);
+            for at in 0..usize::from(*keys) {
+                let key = select.get(16 + 16 * at..)?;
+                mask[4 * at..4 * at + 4].copy_from_slice(key.first_chunk::<4>()?);
+                address[4 * at..4 * at + 4].copy_from_slice(key.get(4..)?.first_chunk::<4>()?);
             }
-            Some(Ipv6Addr::from(octets))
+            Some(Ipv6Net::with_netmask(address.into(), mask.into()).ok()?)
         }
         _ => return None,
     };

@@ -1,7 +1,7 @@
 //! Networks over several hosts: each host routes to its own containers as without a bridge, and to the blocks of addresses of
 //! the others by tunnels.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use portolan_model::{
@@ -11,8 +11,8 @@ use portolan_model::{
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
-    Chain, Data, Field, Forwarding, HostRoute, Neighbour, Object, Objects, Shortcut, ShortcutPart, TunnelPort, Vxlan,
-    Way,
+    Chain, Data, Field, Forwarding, HostRoute, Link, Neighbour, Object, Objects, Shortcut, ShortcutPart, Translated,
+    TunnelPort, Vxlan, Way,
 };
 use crate::set::Set;
 
@@ -75,6 +75,10 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         let part = ShortcutPart::Table { alias: alias_of_network(root, network.id) };
         objects.insert(shortcut(network, part, owner.to_owned()));
     }
+    if let Some(own) = translates(network) {
+        let part = Link { link: seal_name(root), own, mac: overlay.end.mac, vni: overlay.vni };
+        objects.insert(shortcut(network, ShortcutPart::Link(part), owner.to_owned()));
+    }
     for family in Family::ALL {
         let key = || vec![Field::NfProto(family), device()];
         objects.insert(element(Set::Leave, key(), Data::Drop, owner));
@@ -122,6 +126,15 @@ pub fn is_measured(network: &Network) -> bool {
 fn has_shortcuts(network: &Network) -> bool {
     let NetworkOptions { icc, shortcut, backend, l2, .. } = network.options;
     network.overlay.is_some() && icc && !l2 && shortcut != Some(false) && backend == Backend::Vxlan
+}
+
+/// This host on the encrypted link, if packets of a network come by that without tunnels.
+fn translates(network: &Network) -> Option<Ipv6Addr> {
+    let overlay = network.overlay.as_ref().filter(|overlay| overlay.sealed && overlay.translates)?;
+    match overlay.end.address {
+        IpAddr::V6(own) if has_shortcuts(network) && network.has(Family::V4) => Some(own),
+        _ => None,
+    }
 }
 
 /// Whether a container's packets can: both ways or none, for connection tracking that sees one half of a conversation takes it
@@ -270,8 +283,12 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
             objects.insert(Object::Neighbour(Neighbour { device: device(), address: via, mac: peer.mac }));
             let owner = format!("host {} on {}", peer.name, network.name);
             // Every host has the gateway's address, whoever gives out those beside it.
+            let both = translates(network).zip(peer.sealed.filter(|_| peer.translates && inner == Family::V4));
+            let fits = network.mtu.bytes() + Translated::MORE <= overlay.end.mtu.min(takes).bytes();
+            let by =
+                both.filter(|_| fits).map(|(own, to)| Translated { link: seal_name(root), own, to, vni: overlay.vni });
             for block in without(*block, &network.gateways()) {
-                objects.insert(shortcut(network, ShortcutPart::Far { block, via }, owner.clone()));
+                objects.insert(shortcut(network, ShortcutPart::Far { block, via, by: by.clone() }, owner.clone()));
             }
         }
     }
@@ -295,6 +312,7 @@ mod tests {
             lan: PerFamily::default(),
             sealed: None,
             sealed_by_ipv6: false,
+            translates: false,
             mac: "02:00:00:00:00:0b".parse().unwrap(),
             mtu: Mtu::new(mtu).unwrap(),
         }
@@ -547,8 +565,47 @@ mod tests {
             let peer = peer(Some("192.0.2.2"), None, 1500);
             assert_eq!(has(peer_objects("/r", &network, &peer, &blocks()), "shortcut of"), far, "{case}");
             let view = ContainerView { container, endpoints: vec![(endpoint, network)], publications: Vec::new() };
-            let by = "shortcut of `vx-000100000000` to 10.1.0.65, fd01::65 by `pv00110001` (container c1 on n)";
-            assert_eq!(has(container_objects("/r", &view), by), near, "{case}");
+            let queue = if view.endpoints[0].0.bandwidth.into.is_some() { " and its queue" } else { "" };
+            let by = format!(
+                "shortcut of `vx-000100000000` to 10.1.0.65, fd01::65 by `pv00110001`{queue} (container c1 on n)"
+            );
+            assert_eq!(has(container_objects("/r", &view), &by), near, "{case}");
+        }
+    }
+
+    #[test]
+    fn an_encrypted_packet_is_translated_where_both_hosts_can() {
+        let mut network = overlay("n", 1, &["10.1.0.0/16", "fd01::/64"], "fe92:1:2:3::1");
+        let own = network.overlay.as_mut().unwrap();
+        (own.sealed, own.translates, own.end.mtu) = (true, true, Mtu::new(1440).unwrap());
+        network.mtu = Mtu::new(1370).unwrap();
+        let sealed = Some("fe93:4:5:6::1".parse().unwrap());
+        let other = Peer { sealed, translates: true, ..peer(Some("192.0.2.2"), Some("fd00::2"), 1500) };
+        let link = seal_name("/r");
+        let comes = format!(
+            "shortcut into `vx-000100000000` of what comes by `{link}` translated for fe92:1:2:3::1, vni 4097 (network n)"
+        );
+        let goes = format!("translated by `{link}` to fe93:4:5:6::1 (host b on n)");
+        let says = |network: &Network, peer: &Peer| {
+            let said = (said(&network_objects("/r", network)), said(&peer_objects("/r", network, peer, &blocks())));
+            let all = said.1.iter().filter(|said| said.starts_with("shortcut of")).count();
+            (said.0.contains(&comes), said.1.iter().filter(|said| said.ends_with(&goes)).count(), all)
+        };
+        // IPv4 alone, as far as it takes shortcuts at all.
+        assert_eq!(says(&network, &other), (true, 1, 2));
+        assert_eq!(says(&network, &Peer { translates: false, ..other.clone() }), (true, 0, 2), "an older one");
+        type Alter = fn(&mut Network);
+        let alters: [(&str, Alter, usize); 4] = [
+            ("this host cannot", |network| network.overlay.as_mut().unwrap().translates = false, 2),
+            ("it is not encrypted", |network| network.overlay.as_mut().unwrap().sealed = false, 0),
+            ("containers are apart", |network| network.options.icc = false, 0),
+            ("switched off", |network| network.options.shortcut = Some(false), 0),
+        ];
+        for (case, alter, all) in alters {
+            let mut network = network.clone();
+            alter(&mut network);
+            let (comes, goes, there) = says(&network, &other);
+            assert!(!comes && goes == 0 && (there == all || case == "it is not encrypted"), "{case}: {there}");
         }
     }
 

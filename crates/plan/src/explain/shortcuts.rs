@@ -15,11 +15,19 @@ pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<S
                      connection tracking and all rules"
                 )
             }
-            ShortcutPart::Far { block, via } => {
+            ShortcutPart::Far { block, via, by: None } => {
                 format!(
                     "packets for containers in {block} go to {via} by {device}, and theirs come from there, past all rules"
                 )
             }
+            ShortcutPart::Far { block, by: Some(by), .. } => format!(
+                "packets for containers in {block} go to {} by {}, translated instead of in a tunnel, past all rules",
+                by.to, by.link
+            ),
+            ShortcutPart::Link(link) => format!(
+                "what comes by {} translated, for vni {} and this host ({}), goes on as if it had come out of {device}",
+                link.link, link.vni, link.own
+            ),
         };
         Some(Sentence { owner: owner.clone(), text })
     };

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_model::IfName;
+use portolan_model::{IfName, Mac, Vni};
 
 use super::join;
 
@@ -48,7 +48,44 @@ pub enum ShortcutPart {
         block: IpNet,
         /// That host as a neighbour at the tunnels, of the block's family.
         via: IpAddr,
+        /// How packets get there without a tunnel, if they do.
+        by: Option<Translated>,
     },
+    /// What other hosts send without a tunnel, which comes in by the end of tunnels as if it had come by one. A program does that,
+    /// whoever carries out the rules.
+    Link(Link),
+}
+
+/// Packets of IPv4 as packets of IPv6 on the encrypted link: each host has a prefix of 48 bits there, in which addresses of its
+/// containers are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Translated {
+    /// The link's interface.
+    pub link: IfName,
+    /// This host there.
+    pub own: Ipv6Addr,
+    /// The other host there.
+    pub to: Ipv6Addr,
+    /// The network's number.
+    pub vni: Vni,
+}
+
+impl Translated {
+    /// By how many bytes a packet becomes longer: IPv6 has a longer header (RFC 8200 §3, RFC 791 §3.1).
+    pub const MORE: u32 = 20;
+}
+
+/// Where they come in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Link {
+    /// The link's interface.
+    pub link: IfName,
+    /// This host there: where tunnels end, which this is not about.
+    pub own: Ipv6Addr,
+    /// The MAC of the end of tunnels.
+    pub mac: Mac,
+    /// The network's number.
+    pub vni: Vni,
 }
 
 /// What makes it the same part.
@@ -60,6 +97,8 @@ pub enum ShortcutKey {
     Near(IfName),
     /// By block.
     Far(IpNet),
+    /// The only one.
+    Link,
 }
 
 impl ShortcutPart {
@@ -69,6 +108,7 @@ impl ShortcutPart {
             Self::Table { .. } => ShortcutKey::Table,
             Self::Near { host_end, .. } => ShortcutKey::Near(host_end.clone()),
             Self::Far { block, .. } => ShortcutKey::Far(*block),
+            Self::Link(_) => ShortcutKey::Link,
         }
     }
 }
@@ -82,7 +122,13 @@ impl fmt::Display for Shortcut {
                 write!(f, "shortcut of `{device}` to {} by `{host_end}`", join(addresses, ", "))?;
                 f.write_str(if *queued { " and its queue" } else { "" })?;
             }
-            ShortcutPart::Far { block, via } => write!(f, "shortcut of `{device}` to {block} via {via}")?,
+            ShortcutPart::Far { block, via, by } => {
+                write!(f, "shortcut of `{device}` to {block} via {via}")?;
+                by.as_ref().map_or(Ok(()), |by| write!(f, ", translated by `{}` to {}", by.link, by.to))?;
+            }
+            ShortcutPart::Link(Link { link, own, vni, .. }) => {
+                write!(f, "shortcut into `{device}` of what comes by `{link}` translated for {own}, vni {vni}")?;
+            }
         }
         write!(f, " ({})", self.owner)
     }

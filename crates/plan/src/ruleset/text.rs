@@ -193,7 +193,7 @@ pub fn render_shortcuts<'a>(device: &IfName, parts: impl IntoIterator<Item = &'a
     let mut ends = BTreeSet::from([device]);
     for Shortcut { part, owner, .. } in parts {
         match part {
-            ShortcutPart::Table { .. } => {}
+            ShortcutPart::Table { .. } | ShortcutPart::Link(_) => {}
             ShortcutPart::Near { host_end, addresses, .. } => {
                 ends.insert(host_end);
                 for address in addresses {
@@ -204,7 +204,7 @@ pub fn render_shortcuts<'a>(device: &IfName, parts: impl IntoIterator<Item = &'a
                     lines.entry(Set::Here(family)).or_default().push(here);
                 }
             }
-            ShortcutPart::Far { block, via } => {
+            ShortcutPart::Far { block, via, .. } => {
                 let (family, block) = (Family::of(block.addr()), Field::Prefix(*block));
                 let far = format!("{block} comment \"{owner}\" : {via}");
                 lines.entry(Set::Far(family)).or_default().push(far);

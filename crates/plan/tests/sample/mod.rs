@@ -80,6 +80,7 @@ pub(crate) fn overlay(name: &str, number: u16, subnets: &[&str], address: &str) 
             end,
             sealed: false,
             measured: true,
+            translates: false,
             direct: Default::default(),
         }),
         mtu: end.inner_mtu(end.mtu, false),

@@ -21,5 +21,6 @@ mod sealed;
 mod secret;
 mod segments;
 mod shortcuts;
+mod translated;
 mod underlay;
 mod world;

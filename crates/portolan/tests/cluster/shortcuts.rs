@@ -22,7 +22,7 @@ pub(crate) fn said(node: &Node, words: &[&str]) -> String {
 }
 
 /// The ends of tunnels of a host that have shortcuts.
-fn ends(node: &Node) -> Vec<EndOfTunnels> {
+pub(crate) fn ends(node: &Node) -> Vec<EndOfTunnels> {
     let ends = node.host.enter(host::programs).unwrap();
     ends.into_iter().filter(|end| end.is_whole.is_some()).collect()
 }
@@ -34,7 +34,7 @@ fn take_away(node: &Node) {
 }
 
 /// Whether a host can have any.
-fn has_none(node: &Node) -> bool {
+pub(crate) fn has_none(node: &Node) -> bool {
     let is_without = ends(node).is_empty();
     if is_without {
         eprintln!("SKIP: this kernel runs no programs at interfaces (CONFIG_BPF_SYSCALL, Linux 6.6)");

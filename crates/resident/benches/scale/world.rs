@@ -67,6 +67,7 @@ impl World {
                 seal: None,
                 reach: portolan_cluster::Reach::Open,
                 answers: false,
+                translates: false,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             endpoints: Endpoints::new(),

@@ -114,6 +114,7 @@ pub fn join(engine: &Engine, joining: &Joining) -> Result<Id> {
             mac: Mac::local(mac[..6].try_into().expect("six of 32 bytes")),
             mtu: joining.mtu,
             answers: answers(engine, seal.as_ref()),
+            translates: translates(engine, seal.as_ref()),
             seal,
             reach: joining.reach,
             version: VERSION.to_owned(),
@@ -168,6 +169,11 @@ fn draw_seal(engine: &Engine, port: u16, round: u64, secret: Option<String>) -> 
 /// Whether this host's ends of tunnels can answer others: where IPv6 is switched off for what interfaces come, it is left so.
 pub(super) fn answers(engine: &Engine, seal: Option<&SealRecord>) -> bool {
     seal.is_some() && engine.kernel().setting("net/ipv6/conf/default/disable_ipv6").is_some_and(|value| value == "0")
+}
+
+/// Whether this host can take packets on the encrypted link without a tunnel: by a program, and in a prefix of its own.
+pub(super) fn translates(engine: &Engine, seal: Option<&SealRecord>) -> bool {
+    seal.is_some_and(SealRecord::has_prefix) && engine.kernel().runs_programs().unwrap_or_default()
 }
 
 pub(super) fn remember(engine: &Engine, membership: &Membership) -> Result<()> {

@@ -379,7 +379,8 @@ impl Cluster {
         let this_run = Id::from_bytes(engine.kernel().random()).to_string();
         // An earlier version has said nothing of that.
         let answers = join::answers(engine, membership.record.seal.as_ref());
-        let record = HostRecord { version: VERSION.to_owned(), answers, ..membership.record };
+        let translates = join::translates(engine, membership.record.seal.as_ref());
+        let record = HostRecord { version: VERSION.to_owned(), answers, translates, ..membership.record };
         let membership = Membership { run: this_run, last_runs, record, ..membership };
         join::remember(engine, &membership)?;
         let (handle, conversation, worker) = part(membership, engine.remote()?.revision, engine.seal_name(), run)?;

@@ -206,6 +206,7 @@ impl Here<'_> {
             lan: PerFamily { v4: net(&record.lan.v4), v6: net(&record.lan.v6) },
             sealed: record.seal.as_ref().map(|seal| seal.address),
             sealed_by_ipv6: self.record.sealed_family(record) == Family::V6,
+            translates: record.translates && record.seal.as_ref().is_some_and(|seal| seal.has_prefix()),
             mac: record.mac,
             mtu: record.mtu,
         }
@@ -295,7 +296,8 @@ impl Here<'_> {
         let port = view.cluster().map_or(VXLAN_PORT, |cluster| cluster.port);
         // What is a port of a bridge answers nobody.
         let measured = self.record.answers && !options.l2;
-        Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured, direct }
+        let translates = sealed && self.record.translates;
+        Overlay { vni: record.vni, end: TunnelEnd { address, port, mac, mtu }, sealed, measured, translates, direct }
     }
 
     /// A network as it is on this host.
@@ -400,6 +402,7 @@ mod tests {
             mtu: Mtu::new(mtu).unwrap(),
             reach: portolan_cluster::Reach::Open,
             answers: true,
+            translates: false,
             seal: None,
             version: String::new(),
         }

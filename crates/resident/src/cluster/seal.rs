@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use portolan_cluster::{HostRecord, Other, SealRecord, View, Way, begins, lane, lane_to};
 use portolan_kernel::netlink::{Batch, NetlinkError, ROUTE, Socket};
 use portolan_kernel::rtnl::link;
@@ -154,17 +154,17 @@ impl Seal {
         to: &BTreeMap<Id, Option<usize>>,
     ) -> Result<()> {
         let (first, by) = (self.index(socket, 0)?, self.index(socket, 1)?);
-        let address = |id: &Id| hosts.get(id)?.seal.as_ref().map(|seal| seal.address);
+        let prefix = |id: &Id| hosts.get(id)?.seal.as_ref().map(SealRecord::allowed);
         // One for all once there is no other way.
-        let wanted: BTreeSet<Option<Ipv6Addr>> = match own.on(0).is_none() {
+        let wanted: BTreeSet<Option<Ipv6Net>> = match own.on(0).is_none() {
             true => [None].into(),
             false => {
-                to.iter().filter(|(_, lane)| **lane == Some(1)).filter_map(|(id, _)| address(id).map(Some)).collect()
+                to.iter().filter(|(_, lane)| **lane == Some(1)).filter_map(|(id, _)| prefix(id).map(Some)).collect()
             }
         };
         let there = tc::detours(socket, first)?;
         let is_right = |detour: &&Detour| detour.by == by && wanted.contains(&detour.to);
-        let right: BTreeMap<Option<Ipv6Addr>, u16> =
+        let right: BTreeMap<Option<Ipv6Net>, u16> =
             there.iter().filter(is_right).map(|detour| (detour.to, detour.priority)).collect();
         let mut used: BTreeSet<u16> = there.iter().map(|detour| detour.priority).collect();
         for to in wanted.iter().filter(|to| !right.contains_key(to)) {

@@ -146,6 +146,7 @@ mod tests {
             seal: None,
             reach: portolan_cluster::Reach::Open,
             answers: false,
+            translates: false,
             version: String::new(),
         };
         follow(&record, false, there).0

@@ -208,6 +208,7 @@ pub fn peer(number: u32) -> Peer {
         lan: PerFamily::default(),
         sealed: None,
         sealed_by_ipv6: false,
+        translates: false,
         mac: mac(number),
         mtu: Mtu::ETHERNET,
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use portolan_kernel::netlink::{ROUTE, Socket};
@@ -120,9 +121,21 @@ impl TunReader {
             packet.buf_mut().extend_from_slice(second);
             packet
         };
+        let mtu = usize::from(*self.mtu.borrow());
         // What is no IP is not for us.
-        offload::divide(header, bytes, place, |packet| self.packets.extend(packet.try_into_ip()));
+        offload::divide(header, bytes, place, |mut packet| {
+            pad(packet.buf_mut(), mtu);
+            self.packets.extend(packet.try_into_ip());
+        });
         Ok(())
+    }
+}
+
+/// Makes a packet as long as it is encrypted (whitepaper §5.4.6), which the library would do where another processor has it.
+fn pad(packet: &mut BytesMut, mtu: usize) {
+    let length = packet.len().next_multiple_of(16);
+    if length <= mtu {
+        packet.resize(length, 0);
     }
 }
 

@@ -1,8 +1,10 @@
 //! Shortcuts in the kernel: as a program at interfaces, or where there can be none as a table of nftables.
 
+pub(super) mod links;
 mod program;
 pub(super) mod programs;
 pub(super) mod table;
+mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,6 +21,8 @@ pub use programs::Taken;
 
 /// What the interfaces that have shortcuts begin with.
 const END_OF_TUNNELS: &str = "vx-";
+/// What the encrypted link begins with.
+const LINK: &str = "ps";
 
 /// What the kernel said of a program or a map.
 pub(super) fn refused(doing: &str, error: &io::Error) -> KernelError {
@@ -28,6 +32,29 @@ pub(super) fn refused(doing: &str, error: &io::Error) -> KernelError {
         libc::E2BIG | libc::ENOSPC => failure(doing, error.to_string(), libc::EXFULL),
         _ => refusal(doing, &error),
     }
+}
+
+/// Reads where what comes translated comes in: by a program, whoever carries out the rules.
+pub(super) fn observe_links(
+    kernel: &HostKernel,
+    root: &str,
+    desired: &Objects,
+    indexes: &BTreeMap<String, u32>,
+    found: &mut Objects,
+) -> Result<(), KernelError> {
+    let names = indexes.iter().map(|(name, index)| (*index, name.as_str())).collect();
+    let read = links::read(&portolan_plan::seal_name(root), &names);
+    found.extend(read.map_err(|error| refused("read the encrypted link", &error))?.into_iter().map(Object::Shortcut));
+    let is_missing = |object: &Object| {
+        let is_link = matches!(object, Object::Shortcut(Shortcut { part: ShortcutPart::Link(_), .. }));
+        is_link && found.find(&object.key()).is_none()
+    };
+    let missing: Vec<Object> = desired.iter().map(|(_, object)| object).filter(|it| is_missing(it)).cloned().collect();
+    // Where there can be none, none is missing.
+    if !missing.is_empty() && !kernel.has_programs()? {
+        found.extend(missing);
+    }
+    Ok(())
 }
 
 /// Reads all shortcuts of this root, and those that `desired` speaks of.
@@ -41,6 +68,7 @@ pub(super) fn observe(
     let wanted: Vec<&Shortcut> = desired
         .iter()
         .filter_map(|(_, object)| match object {
+            Object::Shortcut(Shortcut { part: ShortcutPart::Link(_), .. }) => None,
             Object::Shortcut(shortcut) => Some(shortcut),
             _ => None,
         })
@@ -58,7 +86,7 @@ pub(super) fn observe(
             let refuse = |error: io::Error| refused("read shortcuts", &error);
             let Some(running) = programs::at(*index).map_err(refuse)? else { continue };
             if seen.is_ours(&device, Some(running.alias())) {
-                let parts = running.parts(&device, indexes).map_err(refuse)?;
+                let parts = running.parts(&device, indexes, &wanted).map_err(refuse)?;
                 seen.by_program.insert(device.clone());
                 seen.add(device, running.alias(), parts);
             }
@@ -82,36 +110,43 @@ pub fn took_shortcuts(device: &IfName) -> Result<Vec<(IpAddr, Taken)>, NetlinkEr
     Ok(programs::at(index)?.map(|running| running.taken()).transpose()?.unwrap_or_default())
 }
 
-/// An end of tunnels.
+/// An end of tunnels, or the encrypted link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndOfTunnels {
     /// Its name.
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Whether its program is at all host ends that it knows; nothing without one.
+    /// Whether its program is wherever it should be; nothing without one.
     pub is_whole: Option<bool>,
 }
 
-/// The ends of tunnels of the calling thread's namespace.
+/// The ends of tunnels of the calling thread's namespace, and its encrypted link.
 ///
 /// # Errors
 /// What the kernel said.
 pub fn programs() -> Result<Vec<EndOfTunnels>, NetlinkError> {
     let mut ends = Vec::new();
-    for (name, index) in sys::interfaces()?.into_iter().filter(|(name, _)| name.starts_with(END_OF_TUNNELS)) {
-        let is_whole = programs::at(index)?.map(|running| running.is_whole()).transpose()?;
+    for (name, index) in sys::interfaces()? {
+        let is_whole = match name.as_str() {
+            name if name.starts_with(END_OF_TUNNELS) => {
+                programs::at(index)?.map(|running| running.is_whole()).transpose()?
+            }
+            name if name.starts_with(LINK) => links::is_at(index)?.then_some(true),
+            _ => continue,
+        };
         ends.push(EndOfTunnels { name, index, is_whole });
     }
     Ok(ends)
 }
 
-/// Takes the program of an end of tunnels away, as somebody else might.
+/// Takes the program of an end of tunnels, or of the encrypted link, away, as somebody else might.
 ///
 /// # Errors
 /// What the kernel said.
 #[doc(hidden)]
 pub fn remove_program(index: u32) -> Result<(), NetlinkError> {
+    links::take_away(index)?;
     Ok(programs::at(index)?.map_or(Ok(()), |running| running.unmake(index))?)
 }
 
@@ -146,7 +181,9 @@ impl Seen<'_> {
         let owner = table.map(|table| table.owner.clone()).unwrap_or_default();
         // Nor what was read of it by the other means.
         if parts.is_none() {
-            self.found.retain(|object| !matches!(object, Object::Shortcut(shortcut) if shortcut.device == device));
+            let is_of_it =
+                |shortcut: &Shortcut| shortcut.device == device && !matches!(shortcut.part, ShortcutPart::Link(_));
+            self.found.retain(|object| !matches!(object, Object::Shortcut(shortcut) if is_of_it(shortcut)));
         }
         let alias = if parts.is_some() { alias.to_owned() } else { format!("{alias} (damaged)") };
         self.found.insert(Object::Shortcut(Shortcut { device, part: ShortcutPart::Table { alias }, owner }));

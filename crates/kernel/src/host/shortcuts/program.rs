@@ -5,23 +5,25 @@
 
 use portolan_model::Family;
 
+use super::translate;
+
 use crate::bpf::asm::{Asm, Helper, Label, R0, R1, R2, R3, R4, R6, R7, R8, R9, Reg, STACK, Size, When};
 
 /// Offsets in what a program is given (`struct __sk_buff`, linux/bpf.h).
-mod packet {
-    pub(super) const LENGTH: i16 = 0;
-    pub(super) const KIND: i16 = 4;
-    pub(super) const PROTOCOL: i16 = 16;
-    pub(super) const HAS_VLAN: i16 = 20;
-    pub(super) const INTERFACE: i16 = 40;
-    pub(super) const START: i16 = 76;
-    pub(super) const END: i16 = 80;
+pub(super) mod packet {
+    pub(in super::super) const LENGTH: i16 = 0;
+    pub(in super::super) const KIND: i16 = 4;
+    pub(in super::super) const PROTOCOL: i16 = 16;
+    pub(in super::super) const HAS_VLAN: i16 = 20;
+    pub(in super::super) const INTERFACE: i16 = 40;
+    pub(in super::super) const START: i16 = 76;
+    pub(in super::super) const END: i16 = 80;
 }
 
 /// Sent to this host (`PACKET_HOST`, linux/if_packet.h).
 const TO_US: i32 = 0;
 /// Whatever comes next at the interface, or the stack (`TCX_NEXT`).
-const NEXT: i32 = -1;
+pub(super) const NEXT: i32 = -1;
 
 /// Offsets in the value of `here`: what a container is behind.
 pub(super) mod here {
@@ -33,8 +35,17 @@ pub(super) mod here {
     pub(in super::super) const OWNER: usize = 24;
 }
 
-/// Bytes of a `struct bpf_redir_neigh`: a family, and an address of at most 16 bytes. The value of `far` begins with one.
-pub(super) const NEIGHBOUR: usize = 20;
+/// Offsets in the value of `far`: where the containers of a block are.
+pub(super) mod far {
+    /// A `struct bpf_redir_neigh`: a family, and an address of at most 16 bytes.
+    pub(in super::super) const NEIGHBOUR: usize = 20;
+    /// The index of the link by which packets go translated; 0 if they do not.
+    pub(in super::super) const LINK: usize = 20;
+    /// What translated addresses there begin with, and what those of containers here do.
+    pub(in super::super) const TO: usize = 24;
+    pub(in super::super) const FROM: usize = 36;
+    pub(in super::super) const OWNER: usize = 48;
+}
 
 /// Where things are in an Ethernet frame with a packet of a family (RFC 791 §3.1, RFC 8200 §3).
 struct Frame {
@@ -50,7 +61,7 @@ struct Frame {
     family: i32,
 }
 
-const ETHERNET: i16 = 14;
+pub(super) const ETHERNET: i16 = 14;
 
 fn frame(family: Family) -> Frame {
     match family {
@@ -77,15 +88,15 @@ fn frame(family: Family) -> Frame {
 
 /// Places on the stack: a key of `here` (an address, IPv4 as `::ffff:0:0/96`), one of `far` (a number of bits, and an address), and
 /// a neighbour.
-const HERE: i16 = -16;
-const FAR: i16 = -40;
+pub(super) const HERE: i16 = -16;
+pub(super) const FAR: i16 = -40;
 const TO: i16 = -64;
 
 /// Registers that outlast calls: what the program is given, the start of the packet, its end, and what was found of its container.
-const GIVEN: Reg = R6;
-const START: Reg = R7;
-const END: Reg = R8;
-const FOUND: Reg = R9;
+pub(super) const GIVEN: Reg = R6;
+pub(super) const START: Reg = R7;
+pub(super) const END: Reg = R8;
+pub(super) const FOUND: Reg = R9;
 
 /// The maps that a program asks, by descriptor.
 #[derive(Debug, Clone, Copy)]
@@ -176,13 +187,24 @@ fn into_container(asm: &mut Asm, family: Family, maps: Maps, pass: Label) {
 
 /// What comes out of a container: from its own address, for one that another host gives out.
 fn out_of_container(asm: &mut Asm, family: Family, maps: Maps, device: u32, pass: Label) {
-    let Frame { source, destination, .. } = frame(family);
+    let Frame { source, destination, length, .. } = frame(family);
     find_here(asm, family, source, maps, pass);
     asm.load(Size::Word, R1, GIVEN, packet::INTERFACE);
     asm.load(Size::Word, R2, FOUND, here::INTERFACE as i16);
     asm.jump_if_reg(R1, When::NotEqual, R2, pass);
     find_far(asm, family, destination, maps, pass);
     asm.copy(FOUND, R0);
+    let by_tunnel = asm.label();
+    if family == Family::V4 {
+        translate::out(asm, by_tunnel);
+        // It was left as it is, wherever that may be now.
+        asm.load(Size::Word, START, GIVEN, packet::START);
+        asm.load(Size::Word, END, GIVEN, packet::END);
+        asm.copy(R1, START);
+        asm.add(R1, i32::from(length));
+        asm.jump_if_reg(R1, When::Greater, END, pass);
+    }
+    asm.place(by_tunnel);
     one_hop_less(asm, family);
     asm.set(R1, device.cast_signed());
     asm.copy(R2, FOUND);
@@ -191,7 +213,7 @@ fn out_of_container(asm: &mut Asm, family: Family, maps: Maps, device: u32, pass
 
 /// Ends with the packet going to the neighbour that register 2 leads to, at the interface in register 1.
 fn to_neighbour(asm: &mut Asm) {
-    asm.set(R3, NEIGHBOUR as i32);
+    asm.set(R3, far::NEIGHBOUR as i32);
     asm.set(R4, 0);
     asm.call(Helper::RedirectNeigh);
     asm.exit();

@@ -7,10 +7,11 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_model::IfName;
-use portolan_plan::{Shortcut, ShortcutPart};
+use portolan_model::{IfName, Vni};
+use portolan_plan::{Shortcut, ShortcutPart, Translated};
 
-use super::program::{self, Maps, NEIGHBOUR, here};
+use super::program::{self, Maps, far, here};
+use super::translate;
 use crate::bpf::{self, Fd, Map, MapKind};
 use crate::sys;
 
@@ -21,11 +22,9 @@ const MAX_HERE: u32 = 1 << 14;
 /// Blocks of other hosts.
 const MAX_FAR: u32 = 1 << 16;
 /// Bytes of who something is there for, with a zero at its end; the longest names of a container and a network fit.
-const TEXT: usize = 160;
+pub(super) const TEXT: usize = 160;
 const HERE: usize = here::OWNER + TEXT;
-/// Values are read by eight bytes.
-const FAR: usize = NEIGHBOUR + 4 + TEXT;
-const FAR_OWNER: usize = NEIGHBOUR + 4;
+const FAR: usize = far::OWNER + TEXT;
 /// The only key of `whose`.
 const ONLY: [u8; 4] = [0; 4];
 
@@ -63,18 +62,27 @@ pub struct Taken {
 const OURS: &str = "portolan_";
 
 fn name() -> String {
-    let text = program::program(0, Maps { here: 0, far: 0, whose: 0 });
+    name_of(&program::program(0, Maps { here: 0, far: 0, whose: 0 }))
+}
+
+/// Whether a program is called as one of ours.
+pub(super) fn is_name_of_ours(name: &str) -> bool {
+    name.starts_with(OURS)
+}
+
+/// What a program is called that has this text.
+pub(super) fn name_of(text: &[u64]) -> String {
     // FNV-1a.
     let add = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     let hash = text.iter().flat_map(|word| word.to_le_bytes()).fold(0x811c_9dc5, add);
     format!("{OURS}{:06x}", hash >> 8)
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     CStr::from_bytes_until_nul(bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn put_text(to: &mut [u8], text: &str) {
+pub(super) fn put_text(to: &mut [u8], text: &str) {
     let length = text.len().min(TEXT - 1);
     to[..length].copy_from_slice(&text.as_bytes()[..length]);
 }
@@ -113,22 +121,41 @@ fn block(key: &[u8]) -> Option<IpNet> {
     IpNet::new(address, u8::try_from(bits).ok()?).ok()
 }
 
-fn far_value(via: IpAddr, owner: &str) -> [u8; FAR] {
+/// Without its link a packet goes by none.
+fn far_value(via: IpAddr, by: Option<&Translated>, owner: &str) -> [u8; FAR] {
     let mut value = [0; FAR];
     let family = if via.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     value[..4].copy_from_slice(&family.to_ne_bytes());
     match via {
         IpAddr::V4(via) => value[4..8].copy_from_slice(&via.octets()),
-        IpAddr::V6(via) => value[4..NEIGHBOUR].copy_from_slice(&via.octets()),
+        IpAddr::V6(via) => value[4..far::NEIGHBOUR].copy_from_slice(&via.octets()),
     }
-    put_text(&mut value[FAR_OWNER..], owner);
+    if let Some(by) = by {
+        let link = sys::interface_index(by.link.as_str()).unwrap_or(u32::MAX);
+        value[far::LINK..far::TO].copy_from_slice(&link.to_ne_bytes());
+        value[far::TO..far::FROM].copy_from_slice(&translate::start(by.to, by.vni));
+        value[far::FROM..far::OWNER].copy_from_slice(&translate::start(by.own, by.vni));
+    }
+    put_text(&mut value[far::OWNER..], owner);
     value
+}
+
+/// How packets go by the link, if they do. Of addresses the prefix alone is known.
+fn by(value: &[u8], names: &BTreeMap<u32, &str>) -> Option<Translated> {
+    let link = names.get(&number(value, far::LINK))?.parse().ok()?;
+    let prefix = |at: usize| {
+        let mut octets = [0; 16];
+        octets[..6].copy_from_slice(value.get(at..at + 6)?);
+        Some(Ipv6Addr::from(octets))
+    };
+    let vni = u32::from_be_bytes(value.get(far::TO + 8..far::FROM)?.try_into().ok()?);
+    Some(Translated { link, own: prefix(far::FROM)?, to: prefix(far::TO)?, vni: Vni::new(vni).ok()? })
 }
 
 fn via(value: &[u8]) -> Option<IpAddr> {
     match i32::from_ne_bytes(value.get(..4)?.try_into().ok()?) {
         libc::AF_INET => Some(IpAddr::from(<[u8; 4]>::try_from(value.get(4..8)?).ok()?)),
-        libc::AF_INET6 => Some(IpAddr::from(<[u8; 16]>::try_from(value.get(4..NEIGHBOUR)?).ok()?)),
+        libc::AF_INET6 => Some(IpAddr::from(<[u8; 16]>::try_from(value.get(4..far::NEIGHBOUR)?).ok()?)),
         _ => None,
     }
 }
@@ -150,10 +177,9 @@ impl Near {
 
 /// The programs of ours at an interface; none where the kernel has none or does not say.
 fn ours(interface: u32) -> io::Result<Vec<Running>> {
-    let is_ours = |name: &str| name.starts_with(OURS);
     let current = name();
     let mut ours = Vec::new();
-    for bpf::Program { name, id, maps, fd } in bpf::at_ingress(interface, is_ours)? {
+    for bpf::Program { name, id, maps, fd } in bpf::at_ingress(interface, is_name_of_ours)? {
         let mut maps: BTreeMap<String, Map> = maps.into_iter().collect();
         let (Some(here), Some(far), Some(whose)) = (maps.remove("here"), maps.remove("far"), maps.remove("whose"))
         else {
@@ -258,7 +284,7 @@ impl Running {
     /// Removes a part, which may be gone already, but for what it is to have in common with `after`.
     pub(in super::super) fn remove(&self, part: &Shortcut, after: Option<&Shortcut>) -> io::Result<()> {
         match (&part.part, after.map(|after| &after.part)) {
-            (ShortcutPart::Table { .. }, _) | (ShortcutPart::Far { .. }, Some(_)) => Ok(()),
+            (ShortcutPart::Table { .. } | ShortcutPart::Link(_), _) | (ShortcutPart::Far { .. }, Some(_)) => Ok(()),
             (ShortcutPart::Far { block, .. }, None) => remove(&self.far, &block_key(*block)),
             (ShortcutPart::Near { host_end, addresses, .. }, after) => {
                 let stays = |address: &&IpAddr| match after {
@@ -276,8 +302,10 @@ impl Running {
     /// What was counted `before` goes on from there.
     fn fill(&self, part: &Shortcut, end: u32, before: &Self) -> io::Result<()> {
         match &part.part {
-            ShortcutPart::Table { .. } => Ok(()),
-            ShortcutPart::Far { block, via } => self.far.put(&block_key(*block), &far_value(*via, &part.owner)),
+            ShortcutPart::Table { .. } | ShortcutPart::Link(_) => Ok(()),
+            ShortcutPart::Far { block, via, by } => {
+                self.far.put(&block_key(*block), &far_value(*via, by.as_ref(), &part.owner))
+            }
             ShortcutPart::Near { addresses, queued, .. } => {
                 let mut value = Near { interface: end, queued: *queued, owner: part.owner.clone() }.value();
                 let counted = here::PACKETS..here::OWNER;
@@ -350,6 +378,7 @@ impl Running {
         &self,
         device: &IfName,
         indexes: &BTreeMap<String, u32>,
+        wanted: &[&Shortcut],
     ) -> io::Result<Option<Vec<Shortcut>>> {
         if !self.is_current {
             return Ok(None);
@@ -371,16 +400,32 @@ impl Running {
                 parts.push(Shortcut { device: device.clone(), part, owner });
             }
         }
+        let wanted: BTreeMap<IpNet, &Shortcut> = wanted
+            .iter()
+            .filter(|wanted| wanted.device == *device)
+            .filter_map(|wanted| match &wanted.part {
+                ShortcutPart::Far { block, .. } => Some((*block, *wanted)),
+                _ => None,
+            })
+            .collect();
         for (key, value) in self.far.all()? {
             let (Some(block), Some(via)) = (block(&key), via(&value)) else { return Ok(None) };
-            let owner = text(&value[FAR_OWNER..]);
-            parts.push(Shortcut { device: device.clone(), part: ShortcutPart::Far { block, via }, owner });
+            let is_same = |wanted: &&Shortcut| match &wanted.part {
+                ShortcutPart::Far { via, by, .. } => far_value(*via, by.as_ref(), &wanted.owner)[..] == value[..],
+                _ => false,
+            };
+            if let Some(wanted) = wanted.get(&block).copied().filter(is_same) {
+                parts.push(wanted.clone());
+                continue;
+            }
+            let (by, owner) = (by(&value, &names), text(&value[far::OWNER..]));
+            parts.push(Shortcut { device: device.clone(), part: ShortcutPart::Far { block, via, by }, owner });
         }
         Ok(Some(parts))
     }
 }
 
-fn remove(map: &Map, key: &[u8]) -> io::Result<()> {
+pub(super) fn remove(map: &Map, key: &[u8]) -> io::Result<()> {
     match map.remove(key) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         done => done,

@@ -16,7 +16,7 @@ use crate::nft::{decode, encode};
 pub(in super::super) fn elements(shortcut: &Shortcut, device: u32, end: u32) -> Vec<Element> {
     let element = |set, key, data| Element { set, key, data, owner: shortcut.owner.clone() };
     match &shortcut.part {
-        ShortcutPart::Table { .. } => Vec::new(),
+        ShortcutPart::Table { .. } | ShortcutPart::Link(_) => Vec::new(),
         ShortcutPart::Near { host_end, addresses, .. } => addresses
             .iter()
             .flat_map(|address| {
@@ -28,7 +28,8 @@ pub(in super::super) fn elements(shortcut: &Shortcut, device: u32, end: u32) -> 
                 ]
             })
             .collect(),
-        ShortcutPart::Far { block, via } => {
+        // It knows no way but the tunnel.
+        ShortcutPart::Far { block, via, .. } => {
             let (family, key) = (Family::of(block.addr()), vec![Field::Prefix(*block)]);
             vec![
                 element(Set::Far(family), key.clone(), Data::Address(*via)),
@@ -67,7 +68,7 @@ fn parts(
             }
             (Set::Far(_), [Field::Prefix(block)], Data::Address(via)) => parts.push(Shortcut {
                 device: device.clone(),
-                part: ShortcutPart::Far { block: *block, via },
+                part: ShortcutPart::Far { block: *block, via, by: None },
                 owner: element.owner.clone(),
             }),
             _ => {}
@@ -86,7 +87,7 @@ fn parts(
         let end = match &part.part {
             ShortcutPart::Near { host_end, .. } if !content.hooked.contains(host_end.as_str()) => return None,
             ShortcutPart::Near { host_end, .. } => *indexes.get(host_end.as_str())?,
-            ShortcutPart::Table { .. } | ShortcutPart::Far { .. } => 0,
+            ShortcutPart::Table { .. } | ShortcutPart::Far { .. } | ShortcutPart::Link(_) => 0,
         };
         all.extend(elements(part, own?, end));
     }

@@ -107,7 +107,9 @@ impl Joiner {
         let inner = layers.inner;
         let is_plain = match inner.protocol {
             TCP => packet[inner.transport + 13] & !PSH == ACK,
-            _ => self.with_udp,
+            // What is translated is made IPv4 again by the kernel, which does not do that to several datagrams at once
+            // (`bpf_skb_proto_6_to_4`, net/core/filter.c).
+            _ => self.with_udp && (layers.outer.is_some() || !is_link_local(inner, packet)),
         };
         inner.is_whole(packet) && is_plain && packet.len() > inner.payload && layers.has_checksums(packet)
     }
@@ -120,6 +122,11 @@ impl Joiner {
         }
         self.used = 0;
     }
+}
+
+/// Whether it is from an address of the link alone (RFC 4291 §2.5.6).
+fn is_link_local(layout: Layout, packet: &[u8]) -> bool {
+    !layout.is_v4 && take(packet, layout.network + 8) & 0xffc0 == 0xfe80
 }
 
 fn has_push(layout: Layout, packet: &[u8]) -> bool {
