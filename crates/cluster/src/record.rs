@@ -70,6 +70,8 @@ impl SealRecord {
     /// How long the prefix is that a host has there for itself. Whom a packet is for is looked up bit by bit by whoever carries
     /// it where the kernel does not, so it is as short as 2^38 of them are enough for.
     const OWN: u8 = 48;
+    /// How many bits of it tell most hosts of a cluster from all others: 14 of them are random.
+    const TOLD: u8 = 24;
 
     /// The address that is made of a random number. Other than those that are made of MACs (RFC 4291 §2.5.6), which are alike in
     /// their first half, it is told from others by its first bits.
@@ -83,7 +85,26 @@ impl SealRecord {
     }
 
     fn own(&self) -> Ipv6Net {
-        Ipv6Net::new(self.address, Self::OWN).expect("a length of an IPv6 prefix").trunc()
+        self.prefix(Self::OWN)
+    }
+
+    fn prefix(&self, length: u8) -> Ipv6Net {
+        Ipv6Net::new(self.address, length).expect("a length of an IPv6 prefix").trunc()
+    }
+
+    /// What each of these hosts is told from the others by, in their order: as few bits as do, for that is what whoever carries
+    /// packets looks through for each. Nobody else is in what a host has so beside its own prefix.
+    pub fn told_by<'a>(all: impl IntoIterator<Item = &'a Self>) -> Vec<Ipv6Net> {
+        let all: Vec<&Self> = all.into_iter().collect();
+        let mut sharing: BTreeMap<Ipv6Net, usize> = BTreeMap::new();
+        for seal in &all {
+            *sharing.entry(seal.prefix(Self::TOLD)).or_default() += 1;
+        }
+        let one = |seal: &&Self| {
+            let short = seal.prefix(Self::TOLD);
+            if sharing[&short] == 1 { short } else { seal.allowed() }
+        };
+        all.iter().map(one).collect()
     }
 
     /// Whether it has more than one address there. Not one that was drawn by a host of an earlier version.
@@ -297,5 +318,17 @@ mod tests {
         }
         let drawn_before = "fe80::42:acff:fe11:2".parse().unwrap();
         assert_eq!(seal(drawn_before).allowed(), Ipv6Net::from(drawn_before));
+        // Two that begin alike, one that does not, and two of before.
+        let alike = ["fe92:1234:5678::1", "fe92:12ff::1", "fea0:1::1", "fe80::42:acff:fe11:2", "fe80::1"];
+        let seals = alike.map(|address| seal(address.parse().unwrap()));
+        let told: Vec<String> = SealRecord::told_by(&seals).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            ["fe92:1234:5678::/48", "fe92:12ff::/48", "fea0::/24", "fe80::42:acff:fe11:2/128", "fe80::1/128"]
+        );
+        for (at, net) in SealRecord::told_by(&seals).iter().enumerate() {
+            let inside: Vec<usize> = (0..seals.len()).filter(|other| net.contains(&seals[*other].address)).collect();
+            assert_eq!(inside, [at], "{net}");
+        }
     }
 }

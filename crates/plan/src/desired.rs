@@ -158,6 +158,7 @@ pub fn network_objects(root: &str, network: &Network) -> Objects {
         alias: alias_of_network(root, network.id),
         ipv6: on_bridge.iter().any(|net| matches!(net, IpNet::V6(_))),
         route_localnet: !network.internal && network.has(Family::V4),
+        strict: true,
         vlan: network.options.vlan,
         vrf: network.options.vrf.clone(),
     }));

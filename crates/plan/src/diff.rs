@@ -204,6 +204,7 @@ mod tests {
                 alias,
                 ipv6: false,
                 route_localnet: false,
+                strict: true,
                 vlan: None,
                 vrf: None,
             }),

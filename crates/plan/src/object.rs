@@ -347,6 +347,8 @@ pub struct Bridge {
     pub ipv6: bool,
     /// Whether packets from 127.0.0.0/8 may be routed out of it, for ports published on 127.0.0.1.
     pub route_localnet: bool,
+    /// Whether what comes in by it has to be routed back by it (`rp_filter`).
+    pub strict: bool,
     /// The VLAN that its ports and the host are in, if it keeps VLANs apart.
     pub vlan: Option<u16>,
     /// The VRF it belongs to.

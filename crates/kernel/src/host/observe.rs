@@ -272,6 +272,8 @@ fn bridge(
         alias: if usable { alias.to_owned() } else { format!("{alias} (down or in another group)") },
         ipv6: !disabled && speaks_ipv6(link, addresses),
         route_localnet: link.ipv4_conf(Ipv4Conf::RouteLocalnet) == Some(1),
+        // A promotion that failed leaves it loose.
+        strict: link.ipv4_conf(Ipv4Conf::RpFilter) == Some(1),
         vlan: None,
         vrf: None,
     }

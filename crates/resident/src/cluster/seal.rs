@@ -465,6 +465,7 @@ fn config(
     let public = private.public();
     // Keys are agreed on before anything is sent.
     let is_next = own.next.as_ref().is_some_and(|next| next.round == key.round && own.moved < next.round);
+    let told_by = told_by(membership, own, hosts);
     let mut peers = BTreeMap::new();
     for (id, record, seal) in others(membership, hosts) {
         let Some(theirs) = seal.on(on) else { continue };
@@ -472,7 +473,7 @@ fn config(
             tracing::warn!(host = %record.name, "its public key is none");
             continue;
         };
-        let allowed = BTreeSet::from([IpNet::V6(seal.allowed())]);
+        let allowed = BTreeSet::from([IpNet::V6(told_by[&id])]);
         // A third one is told by both where they are, and greets nobody; and NAT lets in what comes from where something went.
         let is_both = matches!(ways.get(&id), Some(Way::Relay(..) | Way::Meet(_)));
         let is_ours_to_greet = !is_next || begins((&membership.record, &key.key), (record, &theirs.key));
@@ -492,6 +493,13 @@ fn config(
         peers.insert(peer, Peer { preshared, endpoint, allowed, keepalive });
     }
     Ok(Config { private_key: Some(private), listen_port: key.port, peers })
+}
+
+/// What tells each other host's packets. This host's own are nobody else's.
+fn told_by(membership: &Membership, own: &SealRecord, hosts: &BTreeMap<Id, HostRecord>) -> BTreeMap<Id, Ipv6Net> {
+    let others: Vec<(Id, &SealRecord)> = others(membership, hosts).map(|(id, _, seal)| (id, seal)).collect();
+    let all = std::iter::once(own).chain(others.iter().map(|(_, seal)| *seal));
+    others.iter().map(|(id, _)| *id).zip(SealRecord::told_by(all).into_iter().skip(1)).collect()
 }
 
 fn is_relayed(ways: &BTreeMap<Id, Way>, host: Id) -> bool {

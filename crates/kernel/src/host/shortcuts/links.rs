@@ -14,7 +14,7 @@ use crate::bpf::{self, Fd, Map, MapKind};
 use crate::sys;
 
 /// Networks on one host.
-const MAX: u32 = 1 << 16;
+const MAX: u32 = 1 << 14;
 /// A number of a network, as it is in packets.
 const KEY: usize = 4;
 /// Offsets in a value: the index of an end of tunnels first, then for us alone what made the program, and who it is there for.
@@ -70,7 +70,8 @@ pub(in super::super) fn add(link: &Link, end: u32, owner: &str) -> io::Result<()
     let map = Map::create("ends", MapKind::Hash, KEY, VALUE, MAX)?;
     // Of a host that is somewhere else on the link now.
     for (_, _, before) in &there {
-        for (key, value) in before.all()? {
+        // One of another version has others; they are made known anew by whoever finds them missing.
+        for (key, value) in before.all()?.into_iter().filter(|(key, value)| (key.len(), value.len()) == (KEY, VALUE)) {
             map.put(&key, &value)?;
         }
     }

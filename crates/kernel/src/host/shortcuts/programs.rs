@@ -311,8 +311,8 @@ impl Running {
                 let counted = here::PACKETS..here::OWNER;
                 for address in addresses {
                     let known = before.here.get(&key(*address))?.filter(|known| Near::read(known).interface == end);
-                    match known {
-                        Some(known) => value[counted.clone()].copy_from_slice(&known[counted.clone()]),
+                    match known.as_ref().and_then(|known| known.get(counted.clone())) {
+                        Some(known) => value[counted.clone()].copy_from_slice(known),
                         None => value[counted.clone()].fill(0),
                     }
                     self.here.put(&key(*address), &value)?;
