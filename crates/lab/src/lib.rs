@@ -16,8 +16,10 @@ pub mod server;
 pub mod snapshot;
 pub mod trace;
 
+mod program;
 mod topology;
 mod wait;
 
+pub use program::write_program;
 pub use topology::{Host, InNetns, Lab, Lan};
 pub use wait::eventually;

@@ -345,7 +345,7 @@ fn iptables_like_nftables(backend: Backend, name: &str) {
         }
     }
     assert!(!world.portolan(&["verify"]).status.success(), "it is seen that everything is flushed");
-    assert_eq!(outcome(&tcp_probe(&world.n, at(host_ip(Family::V4), 8080), SHORT)), "refused", "nothing translates");
+    assert_eq!(outcome(&tcp_probe(&world.n, at(host_ip(Family::V4), 8080), LONG)), "refused", "nothing translates");
     for line in &FOREIGN[1..] {
         program(world, "iptables", line);
     }

@@ -54,7 +54,7 @@ pub(crate) fn assert_closed(from: &impl InNetns, to: SocketAddr) {
 /// It is refused at once.
 #[track_caller]
 pub(crate) fn assert_refused(from: &impl InNetns, to: SocketAddr) {
-    assert_eq!(tcp_probe(from, to, SHORT), Probe::Refused, "{to}");
+    assert_eq!(tcp_probe(from, to, LONG), Probe::Refused, "{to}");
 }
 
 /// The host's address on the LAN.

@@ -1,7 +1,6 @@
 //! External drivers: shell scripts that note what they are told.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use portolan_kernel::netlink::Batch;
@@ -29,8 +28,7 @@ impl Plugins {
         let path = self.directory.join(name);
         let log = self.directory.join("log");
         let script = format!("#!/bin/sh\necho \"{name} $1 $2\" >>{}\n{script}\n", log.display());
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        portolan_lab::write_program(&path, script).unwrap();
     }
 
     /// The calls so far, without the namespaces.

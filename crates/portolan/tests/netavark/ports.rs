@@ -214,7 +214,7 @@ fn a_port_that_conmon_holds() {
         return;
     };
     let conmon = podman.world.lab.dir().join("bin/conmon");
-    std::fs::copy(ncat, &conmon).unwrap();
+    portolan_lab::write_program(&conmon, std::fs::read(ncat).unwrap()).unwrap();
     let hold = |program: &std::path::Path, port: &str| {
         let mut command = Command::new(program);
         command.args(["-4", "-l", "-k", port]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -124,7 +124,7 @@ fn static_routes() {
         }
         let probe = |n: u8| {
             let to = choose(family, format!("10.89.{n}.1"), format!("fd89:{n}::1")).parse().unwrap();
-            tcp_probe(&pod, at(to, 80), SHORT)
+            tcp_probe(&pod, at(to, 80), LONG)
         };
         assert_eq!(probe(2), Probe::Unreachable(22), "blackhole: EINVAL");
         assert_eq!(probe(3), Probe::Unreachable(113), "unreachable: EHOSTUNREACH");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -150,8 +150,8 @@ pub(crate) fn case() -> Option<Vec<Row>> {
     fs::create_dir(&bin).unwrap();
     symlink(env!("CARGO_BIN_EXE_portolan"), bin.join("portolan")).unwrap();
     // What a plugin type with `..` would start.
-    fs::write(&elsewhere, format!("#!/bin/sh\ntouch '{}/started-x'\n", world.lab.dir().display())).unwrap();
-    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = format!("#!/bin/sh\ntouch '{}/started-x'\n", world.lab.dir().display());
+    portolan_lab::write_program(&elsewhere, script).unwrap();
     assert!(Command::new(bin.join("../evil")).status().unwrap().success(), "a runtime that joins the two starts it");
     fs::remove_file(world.lab.dir().join("started-x")).unwrap();
     let scene = Scene { world, plugin, bin };
