@@ -520,9 +520,10 @@ impl Thread {
                     }
                 }
                 Event::NeighbourGone { address: None, index, mac } => {
+                    // A bridge loses its first MAC's when it gets the one it is to have.
                     let is_wanted = |network: Network| match mac.filter(|mac| *mac != [0; 6]) {
                         Some(mac) if network.is_l2() => places.has_mac(&self.engine, network.id, Mac::from_bytes(mac)),
-                        _ => true,
+                        _ => network.overlay.is_some(),
                     };
                     if let Some(link) = self.engine.kernel().interface(*index)
                         && (self.engine.is_host_end(&link.name).unwrap_or(true)
