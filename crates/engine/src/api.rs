@@ -10,7 +10,7 @@ use portolan_model::{
     HostEntry, HostName, Id, IfName, Ipam, Link, Mac, Name, Network, NetworkMode, ProcessId, Publication, PublishSpec,
     RemoteEndpoint, StaticRoute, Tuning,
 };
-use portolan_plan::{ContainerView, Element, Firewall, Shortcut, Step};
+use portolan_plan::{ContainerView, Element, Firewall, Inlet, Shortcut, Step};
 
 /// A network to be made.
 #[derive(Debug, Clone)]
@@ -315,6 +315,8 @@ pub struct Rules {
     pub elements: Vec<Element>,
     /// What takes packets past all of them.
     pub shortcuts: Vec<Shortcut>,
+    /// Where what other hosts send without a tunnel comes in.
+    pub inlets: Vec<Inlet>,
     /// The ends of tunnels whose shortcuts are programs, and no rules.
     pub by_program: BTreeSet<IfName>,
 }

@@ -111,7 +111,7 @@ fn in_order(mut steps: Vec<Step>, tunnels: &IfName) -> Vec<Step> {
             | Object::SandboxSetting(_)
             | Object::Child(_),
         ) => 3,
-        (_, Object::Shortcut(_)) => 5,
+        (_, Object::Shortcut(_) | Object::Inlet(_)) => 5,
         _ => 4,
     });
     steps

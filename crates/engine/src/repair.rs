@@ -402,12 +402,13 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             .map_err(|source| Error::Kernel { doing: "read the ruleset".to_owned(), source })?;
         let is_asked_for =
             |comment: &str| owners.as_deref().is_none_or(|owners| owners.iter().any(|owner| is_owner(comment, owner)));
-        let (mut elements, mut shortcuts) = (Vec::new(), Vec::new());
+        let (mut elements, mut shortcuts, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
         for object in observed {
             match object {
                 Object::Element(element) if element.set == Set::Closed && owners.is_some() => {}
                 Object::Element(element) if is_asked_for(&element.owner) => elements.push(element),
                 Object::Shortcut(shortcut) if is_asked_for(&shortcut.owner) => shortcuts.push(shortcut),
+                Object::Inlet(inlet) if is_asked_for(&inlet.owner) => inlets.push(inlet),
                 _ => {}
             }
         }
@@ -418,7 +419,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
                 by_program.insert(device.clone());
             }
         }
-        Ok(Rules { firewall: table, elements, shortcuts, by_program })
+        Ok(Rules { firewall: table, elements, shortcuts, inlets, by_program })
     }
 }
 

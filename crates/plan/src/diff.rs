@@ -68,7 +68,7 @@ pub fn diff(desired: &Objects, observed: &Objects) -> Vec<Step> {
     };
     let is_element = |step: &Step| match step.object() {
         Object::Element(element) => element.set != Set::Closed,
-        Object::Shortcut(_) => true,
+        Object::Shortcut(_) | Object::Inlet(_) => true,
         _ => false,
     };
     let (mut steps, rest): (Vec<Step>, Vec<Step>) = observed.iter().rev().filter_map(gone).partition(is_element);
@@ -301,6 +301,7 @@ mod tests {
             Object::Forwarding(_) => "forwarding",
             Object::HostRoute(_) => "host route",
             Object::Shortcut(_) => "shortcut",
+            Object::Inlet(_) => "inlet",
             Object::Neighbour(_) => "neighbour",
             Object::Interface(_) => "interface",
             Object::DefaultRoute(_) => "default route",

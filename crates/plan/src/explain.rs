@@ -19,7 +19,7 @@ use crate::set::Set;
 use constant::EVERY_NETWORK;
 
 pub use constant::{constant_rules, segments};
-pub use shortcuts::shortcuts;
+pub use shortcuts::{inlets, shortcuts};
 
 /// One thing that the ruleset does, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

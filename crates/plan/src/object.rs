@@ -21,7 +21,7 @@ mod tunnel;
 
 pub use objects::Objects;
 pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed, Way};
-pub use shortcut::{Link, Shortcut, ShortcutKey, ShortcutPart, Translated};
+pub use shortcut::{Inlet, Shortcut, ShortcutKey, ShortcutPart, Translated};
 pub use tunnel::{Forwarding, TunnelPort, Vxlan};
 
 /// Which of our interfaces a rule speaks of.
@@ -553,6 +553,8 @@ pub enum Object {
     HostRoute(HostRoute),
     /// What takes packets between hosts past routing and rules.
     Shortcut(Shortcut),
+    /// Where what comes without a tunnel comes in.
+    Inlet(Inlet),
     /// An interface in a sandbox.
     Interface(Interface),
     /// A default route in a sandbox.
@@ -591,6 +593,8 @@ pub enum Key {
     HostRoute(IpNet),
     /// By the end of the tunnels, and the part. After both interfaces and the neighbours that it leads to.
     Shortcut(IfName, ShortcutKey),
+    /// By the end of the tunnels. After all that leads on from there.
+    Inlet(IfName),
     /// By namespace and name.
     Child(u64, u64, IfName),
     /// By namespace and name.
@@ -622,6 +626,7 @@ impl Object {
             Self::Neighbour(o) => Key::Neighbour(o.device.clone(), o.address),
             Self::HostRoute(o) => Key::HostRoute(o.destination),
             Self::Shortcut(o) => Key::Shortcut(o.device.clone(), o.part.key()),
+            Self::Inlet(o) => Key::Inlet(o.device.clone()),
             Self::Interface(o) => Key::Interface(o.sandbox.device, o.sandbox.inode, o.name.clone()),
             Self::DefaultRoute(o) => {
                 Key::DefaultRoute(o.sandbox.device, o.sandbox.inode, Family::of(o.gateway), o.metric)
@@ -649,6 +654,7 @@ impl Object {
             Self::Forwarding(o) => Some(&o.device),
             Self::HostRoute(o) => o.way.device(),
             Self::Shortcut(o) => Some(&o.device),
+            Self::Inlet(o) => Some(&o.device),
             Self::Shaper(o) => Some(&o.host_end),
             _ => None,
         }
@@ -734,6 +740,7 @@ impl fmt::Display for Object {
             Self::Vxlan(o) => o.fmt(f),
             Self::Forwarding(o) => o.fmt(f),
             Self::Shortcut(o) => o.fmt(f),
+            Self::Inlet(o) => o.fmt(f),
             Self::HostRoute(o) => match &o.way {
                 Way::HostEnd { device, from } => {
                     write!(f, "route of the host to {} by `{device}` from {from}", o.destination.addr())

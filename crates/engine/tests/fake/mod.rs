@@ -17,6 +17,9 @@ use portolan_store::SqliteStore;
 /// A port of the host that a process of somebody else's listens on.
 pub(crate) const FOREIGN_PORT: u16 = 8009;
 
+/// The host's own interface.
+const LAN: &str = "eth0";
+
 /// The host's own namespace.
 const HOST: u64 = u64::MAX >> 1;
 
@@ -223,7 +226,8 @@ impl State {
     fn has_ground(&self, object: &Object) -> bool {
         let bridge = |name: &IfName| self.objects.find(&Key::Bridge(name.clone())).is_some();
         let there = |key: Key| self.objects.find(&key).is_some();
-        let device = |name: &IfName| bridge(name) || there(Key::Port(name.clone())) || there(Key::Vxlan(name.clone()));
+        let ours = |name: &IfName| bridge(name) || there(Key::Port(name.clone())) || there(Key::Vxlan(name.clone()));
+        let device = |name: &IfName| name.as_str() == LAN || ours(name);
         object.sandbox().is_none_or(|sandbox| self.is_alive(sandbox))
             && match object {
                 Object::Element(_) => self.objects.iter().any(|(_, object)| matches!(object, Object::Ruleset(_))),
@@ -246,6 +250,7 @@ impl State {
                             }
                         }
                 }
+                Object::Inlet(inlet) => device(&inlet.device),
                 Object::Interface(interface) => self.objects.iter().any(|(_, object)| match object {
                     Object::Port(port) => port.sandbox == interface.sandbox && port.sandbox_end == interface.name,
                     Object::Child(child) => child.sandbox == interface.sandbox && child.name == interface.name,

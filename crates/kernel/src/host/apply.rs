@@ -6,6 +6,7 @@ use portolan_engine::{About, KernelError, Kind};
 use portolan_model::{FirewallDriver, IfName, Sandbox};
 use portolan_plan::{Element, Firewall, Groups, HostEnd, Object, Port, Step, Table};
 
+mod inlets;
 mod links;
 mod ports;
 mod routes;
@@ -39,6 +40,7 @@ enum Place {
     Rules,
     Host,
     Shortcuts,
+    Inlets,
     Sandbox,
 }
 
@@ -49,6 +51,7 @@ fn place(step: &Step) -> Place {
         Object::Setting(_) => Place::Sysctl,
         Object::Ruleset(_) | Object::Element(_) => Place::Rules,
         Object::Shortcut(_) => Place::Shortcuts,
+        Object::Inlet(_) => Place::Inlets,
         Object::Bridge(_)
         | Object::Port(_)
         | Object::Shaper(_)
@@ -100,8 +103,8 @@ pub(super) fn run(kernel: &HostKernel, firewall: &Firewall, steps: &[Step], mode
                 if firewall.driver == FirewallDriver::Nftables {
                     context.shortcuts(now);
                 }
-                context.links(now);
             }
+            Place::Inlets => context.inlets(now),
             Place::Sandbox => context.sandboxes(now),
         }
         if mode == Mode::Strict && !context.failures.is_empty() {

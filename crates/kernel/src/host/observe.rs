@@ -47,7 +47,7 @@ pub(super) fn observe(
     }
     found.extend(rules(kernel, firewall, desired)?);
     let indexes = kernel.with_route(|socket| links(socket, root, Groups::of(&firewall.name), desired, &mut found))?;
-    shortcuts::observe_links(kernel, root, desired, &indexes, &mut found)?;
+    shortcuts::observe_inlets(kernel, root, desired, &indexes, &mut found)?;
     if firewall.driver == FirewallDriver::Nftables {
         shortcuts::observe(kernel, root, desired, &indexes, &mut found)?;
     }

@@ -11,7 +11,7 @@ use portolan_model::{
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
-    Chain, Data, Field, Forwarding, HostRoute, Link, Neighbour, Object, Objects, Shortcut, ShortcutPart, Translated,
+    Chain, Data, Field, Forwarding, HostRoute, Inlet, Neighbour, Object, Objects, Shortcut, ShortcutPart, Translated,
     TunnelPort, Vxlan, Way,
 };
 use crate::set::Set;
@@ -76,8 +76,15 @@ pub(super) fn network_objects(root: &str, network: &Network, owner: &str, object
         objects.insert(shortcut(network, part, owner.to_owned()));
     }
     if let Some(own) = translates(network) {
-        let part = Link { link: seal_name(root), own, mac: overlay.end.mac, vni: overlay.vni };
-        objects.insert(shortcut(network, ShortcutPart::Link(part), owner.to_owned()));
+        let (device, owner) = (network.bridge.clone(), owner.to_owned());
+        objects.insert(Object::Inlet(Inlet {
+            device,
+            link: seal_name(root),
+            own,
+            mac: overlay.end.mac,
+            vni: overlay.vni,
+            owner,
+        }));
     }
     for family in Family::ALL {
         let key = || vec![Field::NfProto(family), device()];
@@ -400,7 +407,10 @@ mod tests {
         let peer = Peer { sealed, sealed_by_ipv6: true, ..peer(None, Some("fd00::2"), 1500) };
         let routes: Vec<String> = said(&peer_objects("/r", &network, &peer, &blocks()));
         let routes: Vec<&String> = routes.iter().filter(|said| said.starts_with("route")).collect();
-        assert!(routes.len() == 2 && routes.iter().all(|route| route.ends_with(" mtu 1350")), "{routes:?}");
+        assert!(
+            routes.len() == 2 && routes.iter().all(|route| route.ends_with(" mtu 1338")),
+            "a multiple of 16: {routes:?}"
+        );
     }
 
     #[test]
@@ -583,7 +593,7 @@ mod tests {
         let other = Peer { sealed, translates: true, ..peer(Some("192.0.2.2"), Some("fd00::2"), 1500) };
         let link = seal_name("/r");
         let comes = format!(
-            "shortcut into `vx-000100000000` of what comes by `{link}` translated for fe92:1:2:3::1, vni 4097 (network n)"
+            "inlet of `vx-000100000000` for what comes by `{link}` translated for fe92:1:2:3::1, vni 4097 (network n)"
         );
         let goes = format!("translated by `{link}` to fe93:4:5:6::1 (host b on n)");
         let says = |network: &Network, peer: &Peer| {

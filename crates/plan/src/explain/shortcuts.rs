@@ -1,7 +1,7 @@
 //! Shortcuts for people.
 
 use super::{Sentence, kind_of_owner};
-use crate::object::{Shortcut, ShortcutPart};
+use crate::object::{Inlet, Shortcut, ShortcutPart};
 
 /// What `shortcuts` do, in sentences.
 pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<Sentence> {
@@ -24,14 +24,21 @@ pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<S
                 "packets for containers in {block} go to {} by {}, translated instead of in a tunnel, past all rules",
                 by.to, by.link
             ),
-            ShortcutPart::Link(link) => format!(
-                "what comes by {} translated, for vni {} and this host ({}), goes on as if it had come out of {device}",
-                link.link, link.vni, link.own
-            ),
         };
         Some(Sentence { owner: owner.clone(), text })
     };
     let mut sentences: Vec<Sentence> = shortcuts.into_iter().filter_map(sentence).collect();
     sentences.sort_by_cached_key(|sentence| (kind_of_owner(&sentence.owner), sentence.clone()));
     sentences
+}
+
+/// What `inlets` do, in sentences.
+pub fn inlets<'a>(inlets: impl IntoIterator<Item = &'a Inlet>) -> Vec<Sentence> {
+    let sentence = |Inlet { device, link, own, vni, owner, .. }: &Inlet| Sentence {
+        owner: owner.clone(),
+        text: format!(
+            "what comes by {link} translated, for vni {vni} and this host ({own}), goes on as if it had come out of {device}"
+        ),
+    };
+    inlets.into_iter().map(sentence).collect()
 }

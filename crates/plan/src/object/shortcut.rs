@@ -51,9 +51,6 @@ pub enum ShortcutPart {
         /// How packets get there without a tunnel, if they do.
         by: Option<Translated>,
     },
-    /// What other hosts send without a tunnel, which comes in by the end of tunnels as if it had come by one. A program does that,
-    /// whoever carries out the rules.
-    Link(Link),
 }
 
 /// Packets of IPv4 as packets of IPv6 on the encrypted link: each host has a prefix of 48 bits there, in which addresses of its
@@ -75,9 +72,12 @@ impl Translated {
     pub const MORE: u32 = 20;
 }
 
-/// Where they come in.
+/// Where they come in: what other hosts send to a network so goes on as if it had come out of its tunnels. A program does that,
+/// whoever carries out the rules, and whether or not this host has shortcuts itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Link {
+pub struct Inlet {
+    /// The end of the tunnels.
+    pub device: IfName,
     /// The link's interface.
     pub link: IfName,
     /// This host there: where tunnels end, which this is not about.
@@ -86,6 +86,15 @@ pub struct Link {
     pub mac: Mac,
     /// The network's number.
     pub vni: Vni,
+    /// Who it is there for, e.g. `network web`.
+    pub owner: String,
+}
+
+impl fmt::Display for Inlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, link, own, vni, owner, .. } = self;
+        write!(f, "inlet of `{device}` for what comes by `{link}` translated for {own}, vni {vni} ({owner})")
+    }
 }
 
 /// What makes it the same part.
@@ -97,8 +106,6 @@ pub enum ShortcutKey {
     Near(IfName),
     /// By block.
     Far(IpNet),
-    /// The only one.
-    Link,
 }
 
 impl ShortcutPart {
@@ -108,7 +115,6 @@ impl ShortcutPart {
             Self::Table { .. } => ShortcutKey::Table,
             Self::Near { host_end, .. } => ShortcutKey::Near(host_end.clone()),
             Self::Far { block, .. } => ShortcutKey::Far(*block),
-            Self::Link(_) => ShortcutKey::Link,
         }
     }
 }
@@ -125,9 +131,6 @@ impl fmt::Display for Shortcut {
             ShortcutPart::Far { block, via, by } => {
                 write!(f, "shortcut of `{device}` to {block} via {via}")?;
                 by.as_ref().map_or(Ok(()), |by| write!(f, ", translated by `{}` to {}", by.link, by.to))?;
-            }
-            ShortcutPart::Link(Link { link, own, vni, .. }) => {
-                write!(f, "shortcut into `{device}` of what comes by `{link}` translated for {own}, vni {vni}")?;
             }
         }
         write!(f, " ({})", self.owner)

@@ -177,10 +177,9 @@ pub fn render_plugins<'a>(elements: impl IntoIterator<Item = &'a Element>) -> St
     text
 }
 
-/// Shortcuts that are a program, which nft(8) has no words for, as comments.
-pub fn render_program<'a>(parts: impl IntoIterator<Item = &'a Shortcut>) -> String {
-    let is_part = |shortcut: &&Shortcut| !matches!(shortcut.part, ShortcutPart::Table { .. });
-    let lines = parts.into_iter().filter(is_part).map(|part| format!("#   {part}\n"));
+/// What a program does, which nft(8) has no words for, as comments.
+pub fn render_program(parts: impl IntoIterator<Item = impl fmt::Display>) -> String {
+    let lines = parts.into_iter().map(|part| format!("#   {part}\n"));
     let mut text = String::from("# by a program, before all rules:\n");
     text.extend(lines);
     text
@@ -193,7 +192,7 @@ pub fn render_shortcuts<'a>(device: &IfName, parts: impl IntoIterator<Item = &'a
     let mut ends = BTreeSet::from([device]);
     for Shortcut { part, owner, .. } in parts {
         match part {
-            ShortcutPart::Table { .. } | ShortcutPart::Link(_) => {}
+            ShortcutPart::Table { .. } => {}
             ShortcutPart::Near { host_end, addresses, .. } => {
                 ends.insert(host_end);
                 for address in addresses {

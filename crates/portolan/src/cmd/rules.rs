@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use portolan_engine::{ContainerInfo, RulesOf};
 use portolan_model::{Family, FirewallDriver, IfName};
-use portolan_plan::{Shortcut, explain, iptables, ruleset};
+use portolan_plan::{Shortcut, ShortcutPart, explain, iptables, ruleset};
 
 use crate::context::Context;
 use crate::output::{self, RuleSentence, RuleText};
@@ -47,6 +47,7 @@ impl Args {
             Form::Words => {
                 let mut sentences = explain::words(&rules.elements);
                 sentences.extend(explain::shortcuts(&rules.shortcuts));
+                sentences.extend(explain::inlets(&rules.inlets));
                 if rules.firewall.driver == FirewallDriver::Nftables && !sentences.is_empty() {
                     sentences.extend(explain::segments());
                 }
@@ -64,11 +65,17 @@ impl Args {
             }
             Form::Nft => {
                 let tables = by_device(&rules.shortcuts);
+                let is_part = |shortcut: &&&Shortcut| !matches!(shortcut.part, ShortcutPart::Table { .. });
                 let shortcuts = tables.iter().map(|(device, parts)| match rules.by_program.contains(*device) {
-                    true => ruleset::render_program(parts.iter().copied()),
+                    true => ruleset::render_program(parts.iter().filter(is_part)),
                     false => ruleset::render_shortcuts(device, parts.iter().copied()),
                 });
-                ruleset::render(&rules.firewall.name, &rules.elements) + &shortcuts.collect::<String>()
+                let mut text = ruleset::render(&rules.firewall.name, &rules.elements);
+                text.extend(shortcuts);
+                if !rules.inlets.is_empty() {
+                    text += &ruleset::render_program(&rules.inlets);
+                }
+                text
             }
             Form::Iptables if rules.firewall.driver == FirewallDriver::Iptables => {
                 Family::ALL.map(|family| iptables::render(&rules.firewall, family, &rules.elements)).concat()

@@ -9,7 +9,7 @@ use portolan_lab::eventually;
 use portolan_lab::probe::ping;
 
 use crate::capture::Capture;
-use crate::overlay::{Pod, reach, two_hosts};
+use crate::overlay::{Pod, has, joined, reach, two_hosts};
 use crate::shortcuts::{ends, has_none};
 use crate::world::{LONG, Node, World};
 
@@ -140,6 +140,41 @@ fn what_can_be_translated_takes_no_tunnel() {
         node.is_well();
     }
     comes_back(&near, &far, b);
+}
+
+/// Whoever carries out no rules has no shortcuts, and is sent what is translated as everybody: it has to come in.
+#[test]
+fn a_host_without_rules_takes_it_too() {
+    let Some(world) = World::of("overlay-ruleless", &["a", "b"]) else { return };
+    let etcd = world.etcd(1);
+    let [a, b] = &world.nodes[..] else { panic!("two hosts") };
+    // With the first network it is decided, and warned of.
+    assert!(b.run(&["--firewall-driver", "none", "network", "create", "first"]).status.success());
+    joined(&world, &etcd);
+    a.ok(ENCRYPTED);
+    has(b, "web");
+    let (near, far) = (world.pod(a, "web", "near"), world.pod(b, "web", "far"));
+    if has_none(a) {
+        return;
+    }
+    assert!(eventually(LONG, || ping(&near, v4(&far), SHORT).is_open()));
+    b.ok("verify");
+    // Who looks at everything leaves it there.
+    b.kill_daemon();
+    b.is_well();
+    b.ok("reconcile");
+    b.ok("verify");
+    let [direct, tunnel] = leaving(
+        &world,
+        a,
+        || {
+            stream(&near, &far, 1 << 20);
+            reach(&far, &near);
+        },
+        ["ip6 and not udp port 4789 and greater 600", TUNNEL],
+    );
+    assert!(direct.len() > 10, "{} and {tunnel:#?}", direct.len());
+    assert!(b.ok("rules web").contains("goes on as if it had come out"), "{}", b.ok("rules web"));
 }
 
 /// Without the program of the link what comes translated is lost, as it is without the link, and not for long.

@@ -5,10 +5,10 @@ use std::io;
 
 use portolan_engine::KernelError;
 use portolan_model::IfName;
-use portolan_plan::{Element, Link, Object, Shortcut, ShortcutPart, Step, Table};
+use portolan_plan::{Element, Object, Shortcut, ShortcutPart, Step, Table};
 
 use super::super::shortcuts::programs::{self, Running};
-use super::super::shortcuts::{self, links, table};
+use super::super::shortcuts::{self, table};
 use super::super::{HostKernel, refusal};
 use super::{Context, Mode};
 use crate::netlink::{Batch, NetlinkError, Socket};
@@ -66,34 +66,10 @@ impl Context<'_> {
         }
     }
 
-    /// What comes by the encrypted link translated. Last, so that what it leads to is there.
-    pub(super) fn links(&mut self, steps: &[Step]) {
-        for step in steps {
-            let (before, after) = step.sides();
-            let outcome = match (link_of(before), link_of(after)) {
-                (_, Some((device, link, owner))) => (link, put_link(device, link, owner)),
-                (Some((_, link, _)), None) => (link, links::remove(link)),
-                (None, None) => continue,
-            };
-            if let (link, Err(error)) = outcome {
-                let doing = format!("have what comes by `{}` translated come in", link.link);
-                // Whoever is not let have programs leaves it to who is: others send so to hosts alone that said they can.
-                let is_forgiven = self.mode == Mode::Lenient && error.raw_os_error() == Some(libc::ENODEV)
-                    || programs::is_refused(&error);
-                if !is_forgiven {
-                    self.failures.push(shortcuts::refused(&doing, &error));
-                }
-            }
-        }
-    }
-
     fn planned<'a>(&mut self, socket: &mut Socket, steps: &'a [Step]) -> BTreeMap<IfName, Changes<'a>> {
         let mut networks: BTreeMap<IfName, Changes<'a>> = BTreeMap::new();
         for step in steps {
-            let is_link =
-                |object: &&Object| matches!(object, Object::Shortcut(Shortcut { part: ShortcutPart::Link(_), .. }));
             let (before, after) = step.sides();
-            let (before, after) = (before.filter(|object| !is_link(object)), after.filter(|object| !is_link(object)));
             if let Some(Object::Shortcut(shortcut)) = before {
                 let changes = networks.entry(shortcut.device.clone()).or_default();
                 match shortcut.part {
@@ -117,23 +93,10 @@ impl Context<'_> {
     fn interfaces_of(&mut self, socket: &mut Socket, shortcut: &Shortcut) -> Option<(u32, u32)> {
         let end = match &shortcut.part {
             ShortcutPart::Near { host_end, .. } => self.index(socket, host_end)?,
-            ShortcutPart::Table { .. } | ShortcutPart::Far { .. } | ShortcutPart::Link(_) => 0,
+            ShortcutPart::Table { .. } | ShortcutPart::Far { .. } => 0,
         };
         Some((self.index(socket, &shortcut.device)?, end))
     }
-}
-
-/// Where what comes translated comes in, and who that is there for.
-fn link_of(object: Option<&Object>) -> Option<(&IfName, &Link, &str)> {
-    match object? {
-        Object::Shortcut(Shortcut { device, part: ShortcutPart::Link(link), owner }) => Some((device, link, owner)),
-        _ => None,
-    }
-}
-
-fn put_link(device: &IfName, link: &Link, owner: &str) -> io::Result<()> {
-    let nowhere = || io::Error::from_raw_os_error(libc::ENODEV);
-    links::add(link, sys::interface_index(device.as_str()).ok_or_else(nowhere)?, owner)
 }
 
 /// Changes a program and what it knows; false where there is none and is to be none.

@@ -1,6 +1,6 @@
 //! Shortcuts in the kernel: as a program at interfaces, or where there can be none as a table of nftables.
 
-pub(super) mod links;
+pub(super) mod inlets;
 mod program;
 pub(super) mod programs;
 pub(super) mod table;
@@ -35,7 +35,7 @@ pub(super) fn refused(doing: &str, error: &io::Error) -> KernelError {
 }
 
 /// Reads where what comes translated comes in: by a program, whoever carries out the rules.
-pub(super) fn observe_links(
+pub(super) fn observe_inlets(
     kernel: &HostKernel,
     root: &str,
     desired: &Objects,
@@ -43,12 +43,9 @@ pub(super) fn observe_links(
     found: &mut Objects,
 ) -> Result<(), KernelError> {
     let names = indexes.iter().map(|(name, index)| (*index, name.as_str())).collect();
-    let read = links::read(&portolan_plan::seal_name(root), &names);
-    found.extend(read.map_err(|error| refused("read the encrypted link", &error))?.into_iter().map(Object::Shortcut));
-    let is_missing = |object: &Object| {
-        let is_link = matches!(object, Object::Shortcut(Shortcut { part: ShortcutPart::Link(_), .. }));
-        is_link && found.find(&object.key()).is_none()
-    };
+    let read = inlets::read(&portolan_plan::seal_name(root), &names);
+    found.extend(read.map_err(|error| refused("read the encrypted link", &error))?.into_iter().map(Object::Inlet));
+    let is_missing = |object: &Object| matches!(object, Object::Inlet(_)) && found.find(&object.key()).is_none();
     let missing: Vec<Object> = desired.iter().map(|(_, object)| object).filter(|it| is_missing(it)).cloned().collect();
     // Where there can be none, none is missing.
     if !missing.is_empty() && !kernel.has_programs()? {
@@ -68,7 +65,6 @@ pub(super) fn observe(
     let wanted: Vec<&Shortcut> = desired
         .iter()
         .filter_map(|(_, object)| match object {
-            Object::Shortcut(Shortcut { part: ShortcutPart::Link(_), .. }) => None,
             Object::Shortcut(shortcut) => Some(shortcut),
             _ => None,
         })
@@ -132,7 +128,7 @@ pub fn programs() -> Result<Vec<EndOfTunnels>, NetlinkError> {
             name if name.starts_with(END_OF_TUNNELS) => {
                 programs::at(index)?.map(|running| running.is_whole()).transpose()?
             }
-            name if name.starts_with(LINK) => links::is_at(index)?.then_some(true),
+            name if name.starts_with(LINK) => inlets::is_at(index)?.then_some(true),
             _ => continue,
         };
         ends.push(EndOfTunnels { name, index, is_whole });
@@ -146,7 +142,7 @@ pub fn programs() -> Result<Vec<EndOfTunnels>, NetlinkError> {
 /// What the kernel said.
 #[doc(hidden)]
 pub fn remove_program(index: u32) -> Result<(), NetlinkError> {
-    links::take_away(index)?;
+    inlets::take_away(index)?;
     Ok(programs::at(index)?.map_or(Ok(()), |running| running.unmake(index))?)
 }
 
@@ -181,9 +177,7 @@ impl Seen<'_> {
         let owner = table.map(|table| table.owner.clone()).unwrap_or_default();
         // Nor what was read of it by the other means.
         if parts.is_none() {
-            let is_of_it =
-                |shortcut: &Shortcut| shortcut.device == device && !matches!(shortcut.part, ShortcutPart::Link(_));
-            self.found.retain(|object| !matches!(object, Object::Shortcut(shortcut) if is_of_it(shortcut)));
+            self.found.retain(|object| !matches!(object, Object::Shortcut(shortcut) if shortcut.device == device));
         }
         let alias = if parts.is_some() { alias.to_owned() } else { format!("{alias} (damaged)") };
         self.found.insert(Object::Shortcut(Shortcut { device, part: ShortcutPart::Table { alias }, owner }));

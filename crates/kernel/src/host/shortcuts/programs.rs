@@ -284,7 +284,7 @@ impl Running {
     /// Removes a part, which may be gone already, but for what it is to have in common with `after`.
     pub(in super::super) fn remove(&self, part: &Shortcut, after: Option<&Shortcut>) -> io::Result<()> {
         match (&part.part, after.map(|after| &after.part)) {
-            (ShortcutPart::Table { .. } | ShortcutPart::Link(_), _) | (ShortcutPart::Far { .. }, Some(_)) => Ok(()),
+            (ShortcutPart::Table { .. }, _) | (ShortcutPart::Far { .. }, Some(_)) => Ok(()),
             (ShortcutPart::Far { block, .. }, None) => remove(&self.far, &block_key(*block)),
             (ShortcutPart::Near { host_end, addresses, .. }, after) => {
                 let stays = |address: &&IpAddr| match after {
@@ -302,7 +302,7 @@ impl Running {
     /// What was counted `before` goes on from there.
     fn fill(&self, part: &Shortcut, end: u32, before: &Self) -> io::Result<()> {
         match &part.part {
-            ShortcutPart::Table { .. } | ShortcutPart::Link(_) => Ok(()),
+            ShortcutPart::Table { .. } => Ok(()),
             ShortcutPart::Far { block, via, by } => {
                 self.far.put(&block_key(*block), &far_value(*via, by.as_ref(), &part.owner))
             }

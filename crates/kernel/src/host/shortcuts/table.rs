@@ -16,7 +16,7 @@ use crate::nft::{decode, encode};
 pub(in super::super) fn elements(shortcut: &Shortcut, device: u32, end: u32) -> Vec<Element> {
     let element = |set, key, data| Element { set, key, data, owner: shortcut.owner.clone() };
     match &shortcut.part {
-        ShortcutPart::Table { .. } | ShortcutPart::Link(_) => Vec::new(),
+        ShortcutPart::Table { .. } => Vec::new(),
         ShortcutPart::Near { host_end, addresses, .. } => addresses
             .iter()
             .flat_map(|address| {
@@ -87,7 +87,7 @@ fn parts(
         let end = match &part.part {
             ShortcutPart::Near { host_end, .. } if !content.hooked.contains(host_end.as_str()) => return None,
             ShortcutPart::Near { host_end, .. } => *indexes.get(host_end.as_str())?,
-            ShortcutPart::Table { .. } | ShortcutPart::Far { .. } | ShortcutPart::Link(_) => 0,
+            ShortcutPart::Table { .. } | ShortcutPart::Far { .. } => 0,
         };
         all.extend(elements(part, own?, end));
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv6Addr;
 
 use portolan_model::{IfName, Mac, Vni};
-use portolan_plan::{Link, Shortcut, ShortcutPart};
+use portolan_plan::Inlet;
 
 use super::programs::{TEXT, put_text, text};
 use super::translate;
@@ -23,21 +23,21 @@ const MAC: usize = 20;
 const OWNER: usize = 28;
 const VALUE: usize = OWNER + TEXT;
 
-fn name(link: &Link) -> String {
-    super::programs::name_of(&translate::program(link.own, link.mac, 0))
+fn name(inlet: &Inlet) -> String {
+    super::programs::name_of(&translate::program(inlet.own, inlet.mac, 0))
 }
 
-fn value(link: &Link, end: u32, owner: &str) -> [u8; VALUE] {
+fn value(inlet: &Inlet, end: u32) -> [u8; VALUE] {
     let mut value = [0; VALUE];
     value[..OWN].copy_from_slice(&end.to_ne_bytes());
-    value[OWN..MAC].copy_from_slice(&link.own.octets());
-    value[MAC..MAC + 6].copy_from_slice(&link.mac.octets());
-    put_text(&mut value[OWNER..], owner);
+    value[OWN..MAC].copy_from_slice(&inlet.own.octets());
+    value[MAC..MAC + 6].copy_from_slice(&inlet.mac.octets());
+    put_text(&mut value[OWNER..], &inlet.owner);
     value
 }
 
-fn key(link: &Link) -> [u8; KEY] {
-    link.vni.number().to_be_bytes()
+fn key(inlet: &Inlet) -> [u8; KEY] {
+    inlet.vni.number().to_be_bytes()
 }
 
 /// The programs of this kind at a link, with their names and maps.
@@ -58,14 +58,14 @@ pub(super) fn is_at(link: u32) -> io::Result<bool> {
     Ok(!at(link)?.is_empty())
 }
 
-/// Has what comes by a link for a network go into the end of tunnels of index `end`.
-pub(in super::super) fn add(link: &Link, end: u32, owner: &str) -> io::Result<()> {
-    let Some(index) = sys::interface_index(link.link.as_str()) else {
+/// Has what comes for a network go into the end of tunnels of index `end`.
+pub(in super::super) fn add(inlet: &Inlet, end: u32) -> io::Result<()> {
+    let Some(index) = sys::interface_index(inlet.link.as_str()) else {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
     };
-    let (name, there) = (name(link), at(index)?);
+    let (name, there) = (name(inlet), at(index)?);
     if let Some((_, _, map)) = there.iter().find(|(other, ..)| *other == name) {
-        return map.put(&key(link), &value(link, end, owner));
+        return map.put(&key(inlet), &value(inlet, end));
     }
     let map = Map::create("ends", MapKind::Hash, KEY, VALUE, MAX)?;
     // Of a host that is somewhere else on the link now.
@@ -75,8 +75,8 @@ pub(in super::super) fn add(link: &Link, end: u32, owner: &str) -> io::Result<()
             map.put(&key, &value)?;
         }
     }
-    map.put(&key(link), &value(link, end, owner))?;
-    let program = bpf::load(&name, &translate::program(link.own, link.mac, map.number()))?;
+    map.put(&key(inlet), &value(inlet, end))?;
+    let program = bpf::load(&name, &translate::program(inlet.own, inlet.mac, map.number()))?;
     match there.first() {
         Some((_, before, _)) => bpf::replace(index, before, &program),
         None => bpf::attach(index, &program),
@@ -89,30 +89,28 @@ pub(super) fn take_away(link: u32) -> io::Result<()> {
 }
 
 /// Has what comes for a network be dropped.
-pub(in super::super) fn remove(link: &Link) -> io::Result<()> {
-    let Some(index) = sys::interface_index(link.link.as_str()) else { return Ok(()) };
-    at(index)?.iter().try_for_each(|(_, _, map)| super::programs::remove(map, &key(link)))
+pub(in super::super) fn remove(inlet: &Inlet) -> io::Result<()> {
+    let Some(index) = sys::interface_index(inlet.link.as_str()) else { return Ok(()) };
+    at(index)?.iter().try_for_each(|(_, _, map)| super::programs::remove(map, &key(inlet)))
 }
 
 /// Where what comes by a link goes, with the names of interfaces by index; what is not as this process would have it, goes nowhere.
-pub(super) fn read(link: &IfName, names: &BTreeMap<u32, &str>) -> io::Result<Vec<Shortcut>> {
+pub(super) fn read(link: &IfName, names: &BTreeMap<u32, &str>) -> io::Result<Vec<Inlet>> {
     let mut found = Vec::new();
     let Some(index) = sys::interface_index(link.as_str()) else { return Ok(found) };
     for (name, _, map) in at(index)? {
         for (key, value) in map.all()? {
-            let Some(shortcut) = entry(link, &key, &value, names) else { continue };
-            let is_current = |part: &ShortcutPart| matches!(part, ShortcutPart::Link(link) if self::name(link) == name);
-            found.extend(Some(shortcut).filter(|shortcut| is_current(&shortcut.part)));
+            found.extend(entry(link, &key, &value, names).filter(|inlet| self::name(inlet) == name));
         }
     }
     Ok(found)
 }
 
-fn entry(link: &IfName, key: &[u8], value: &[u8], names: &BTreeMap<u32, &str>) -> Option<Shortcut> {
+fn entry(link: &IfName, key: &[u8], value: &[u8], names: &BTreeMap<u32, &str>) -> Option<Inlet> {
     let end = u32::from_ne_bytes(value.get(..OWN)?.try_into().ok()?);
     let own = Ipv6Addr::from(<[u8; 16]>::try_from(value.get(OWN..MAC)?).ok()?);
     let mac = Mac::from_bytes(value.get(MAC..MAC + 6)?.try_into().ok()?);
     let vni = Vni::new(u32::from_be_bytes(key.try_into().ok()?)).ok()?;
-    let part = ShortcutPart::Link(Link { link: link.clone(), own, mac, vni });
-    Some(Shortcut { device: names.get(&end)?.parse().ok()?, part, owner: text(value.get(OWNER..)?) })
+    let (device, owner) = (names.get(&end)?.parse().ok()?, text(value.get(OWNER..)?));
+    Some(Inlet { device, link: link.clone(), own, mac, vni, owner })
 }
