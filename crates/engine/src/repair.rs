@@ -6,7 +6,7 @@ use portolan_model::{Container, ContainerKind, ContainerState, Id, Network};
 use portolan_plan::{Object, Objects, Set, Shortcut, Step, diff, possible};
 
 use crate::api::{Repaired, Rules, RulesOf};
-use crate::engine::{Engine, meta};
+use crate::engine::{Engine, called, meta};
 use crate::error::{Error, Kind, Result};
 use crate::kernel::{Kernel, KernelError};
 use crate::store::{Durability, Store, Transition, Tx};
@@ -377,6 +377,16 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         Ok(self.compare(&tx, desired)?.into_iter().filter(is_lack).collect())
     }
 
+    /// A network, unless a container has that for a name of which the network only has the start of its id.
+    fn network_or_place(&self, tx: &S::Tx<'_>, name: &str) -> Result<Network> {
+        let is_place = || Ok::<_, Error>(tx.container_named(name)?.is_some() || !called(tx, name)?.is_empty());
+        match tx.network_named(name)? {
+            Some(network) => Ok(network),
+            None if is_place()? => Err(Error::NotFound { what: "network", name: name.to_owned() }),
+            None => self.find_network(tx, name),
+        }
+    }
+
     /// The elements that the kernel holds: all, or those of one network or container.
     ///
     /// # Errors
@@ -386,7 +396,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let tx = self.store.read()?;
         let owners: Option<Vec<String>> = match of {
             RulesOf::Everything => None,
-            RulesOf::Named(name) => Some(match self.find_network(&tx, name) {
+            RulesOf::Named(name) => Some(match self.network_or_place(&tx, name) {
                 Ok(network) => vec![format!("network {}", network.name), format!(" on {}", network.name)],
                 Err(Error::NotFound { .. }) => {
                     let places = self.find_places(&tx, name).map_err(|error| either(error, name))?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fake::FakeKernel;
-use portolan_engine::{Engine, NetworkRequest};
+use portolan_engine::{AttachRequest, EndpointRequest, Engine, NetworkRequest, RulesOf};
 use portolan_model::FirewallDriver;
 use portolan_store::SqliteStore;
 
@@ -56,4 +56,35 @@ fn the_driver_outlives_a_reboot_and_goes_with_the_last_network() {
     kernel.reboot();
     scratch.engine(&kernel, Some(FirewallDriver::None)).reconcile().unwrap();
     assert_eq!(driver(Some(FirewallDriver::None)), FirewallDriver::Nftables);
+}
+
+#[test]
+fn the_rules_of_a_container_are_not_those_of_a_network_whose_id_begins_like_its_name() {
+    let (scratch, kernel) = (Scratch::new(), FakeKernel::new(7));
+    let engine = scratch.engine(&kernel, None);
+    let mut networks = (0..).map(|number| format!("net{number}"));
+    let (network, first) = loop {
+        let name = networks.next().unwrap();
+        let network = engine.create_network(&NetworkRequest::new(name.parse().unwrap())).unwrap();
+        let first = network.id.to_string().remove(0);
+        if first.is_ascii_alphabetic() {
+            break (network, first.to_string());
+        }
+    };
+    let of = |name: &str| -> Vec<String> {
+        let rules = engine.rules(&RulesOf::Named(name.to_owned())).unwrap();
+        let mut owners: Vec<String> = rules.elements.into_iter().map(|element| element.owner).collect();
+        owners.dedup();
+        owners
+    };
+    assert!(of(&first).contains(&format!("network {}", network.name)), "{:?}", of(&first));
+    kernel.make_namespace("/ns/one".as_ref());
+    let request = AttachRequest {
+        name: Some(first.parse().unwrap()),
+        endpoints: vec![EndpointRequest::new(network.name.to_string())],
+        ..AttachRequest::namespace("/ns/one")
+    };
+    engine.attach(&request).unwrap();
+    let owners = of(&first);
+    assert!(!owners.is_empty() && owners.iter().all(|owner| owner.starts_with("container ")), "{owners:?}");
 }
