@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
-use portolan_model::{Family, Id, Lan, Mac, Mtu, Name, PerFamily, Vni, seal_bytes};
+use portolan_model::{Family, Id, Lan, Mac, Mtu, Name, PerFamily, Vni, seal_bytes, sealed_mtu};
 use serde::{Deserialize, Serialize};
 
 use crate::common;
@@ -216,8 +216,7 @@ impl HostRecord {
 
     /// What the encrypted link takes on the way to `other`.
     pub fn sealed_mtu_to(&self, other: &Self) -> Mtu {
-        let mtu = self.mtu.min(other.mtu).bytes();
-        Mtu::new(mtu.saturating_sub(seal_bytes(self.sealed_family(other)))).unwrap_or(Mtu::LEAST)
+        sealed_mtu(self.mtu.min(other.mtu), self.sealed_family(other), self.sealed_mtu())
     }
 
     /// What the encrypted link takes at most of this host's MTU: over IPv4, where it has it; to those who do not have it, it is

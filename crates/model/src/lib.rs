@@ -42,7 +42,7 @@ pub use mac::Mac;
 pub use name::{HostName, IfName, Name};
 pub use network::{Driver, Family, Ipam, Network, PerFamily, Phase, RouteAction, StaticRoute, Subinterface, Subnet};
 pub use options::{Backend, GatewayMode, IpvlanMode, Isolate, MacvlanMode, Mtu, NetworkOptions};
-pub use overlay::{Lan, Overlay, Peer, RemoteBlock, RemoteEndpoint, TunnelEnd, Vni, Withheld, seal_bytes};
+pub use overlay::{Lan, Overlay, Peer, RemoteBlock, RemoteEndpoint, TunnelEnd, Vni, Withheld, seal_bytes, sealed_mtu};
 pub use pool::Pool;
 pub use port::{ExposedPort, HostPorts, PortRange, Protocol, Publication, PublishSpec};
 pub use range::AddressRange;

@@ -85,6 +85,16 @@ pub const fn seal_bytes(outer: Family) -> u32 {
     ip + 8 + 32
 }
 
+/// How large a packet for the encrypted link may be to get to a host by packets of `outer` that are to have at most `way` bytes.
+/// What is encrypted is made a multiple of 16 bytes long before, but not longer than the link's own MTU, `link` (whitepaper §5.4.6;
+/// `calculate_skb_padding()`, drivers/net/wireguard/send.c).
+pub fn sealed_mtu(way: Mtu, outer: Family, link: Mtu) -> Mtu {
+    const PADDED: u32 = 16;
+    let left = way.bytes().saturating_sub(seal_bytes(outer));
+    let left = if left < link.bytes() { left / PADDED * PADDED } else { link.bytes() };
+    Mtu::new(left).unwrap_or(Mtu::LEAST)
+}
+
 /// The LAN that an underlay address is on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lan {
@@ -209,6 +219,16 @@ mod tests {
         assert_eq!(left("10.0.0.1", 1280, false), 1230);
         assert_eq!(left("10.0.0.1", 1280, true), 1280);
         assert_eq!(left("fd00::1", 9000, false), 8930);
+    }
+
+    #[test]
+    fn what_is_encrypted_fits_when_it_is_padded() {
+        let mtu = |bytes| Mtu::new(bytes).unwrap();
+        let to = |way, outer, link| sealed_mtu(mtu(way), outer, mtu(link)).bytes();
+        assert_eq!(to(1500, Family::V4, 1440), 1440, "the link's own");
+        assert_eq!(to(9000, Family::V4, 1370), 1370, "no more than that");
+        assert_eq!(to(1430, Family::V4, 1440), 1360);
+        assert_eq!(to(1500, Family::V6, 1440), 1408);
     }
 
     #[test]

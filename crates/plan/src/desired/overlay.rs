@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_model::{
     Backend, Container, Endpoint, Family, Id, IfName, Mac, Mtu, Network, NetworkOptions, OF_CNI, Overlay, Peer,
-    Protocol, RemoteEndpoint, seal_bytes,
+    Protocol, RemoteEndpoint, sealed_mtu,
 };
 
 use super::{alias_of_network, element, elements, fnv, member};
@@ -249,11 +249,10 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
     let takes = match overlay.sealed {
         true => {
             let by = if peer.sealed_by_ipv6 { Family::V6 } else { Family::V4 };
-            peer.mtu.bytes().saturating_sub(seal_bytes(by))
+            sealed_mtu(peer.mtu, by, overlay.end.mtu)
         }
-        false => peer.mtu.bytes(),
+        false => peer.mtu,
     };
-    let takes = Mtu::new(takes).unwrap_or(Mtu::LEAST);
     let device = || network.bridge.clone();
     let is_by_tunnel = |block: &IpNet| on_lan(overlay, peer, Family::of(block.addr())).is_none();
     if is_measured(network) && to.is_some() && blocks.iter().any(is_by_tunnel) {

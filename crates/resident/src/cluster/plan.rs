@@ -10,7 +10,7 @@ use portolan_cluster::{
 use portolan_engine::{Engine, Kernel, OverlayNetwork, Remote, RemoteChanges, Result, Store};
 use portolan_model::{
     Backend, Driver, Family, Id, Lan, Mtu, NetworkOptions, Overlay, Peer, PerFamily, RemoteEndpoint, TunnelEnd,
-    Withheld,
+    Withheld, sealed_mtu,
 };
 use portolan_plan::{ContainerView, goes_direct};
 
@@ -268,6 +268,15 @@ impl Here<'_> {
         Some(Tunnel { network: Id::from_bytes([0; 32]), end: other.mac.link_local(), outside, size })
     }
 
+    /// What the encrypted link takes between all of these hosts, which each of them finds the same.
+    fn least_sealed_mtu<'b>(&self, hosts: impl Iterator<Item = &'b HostRecord> + Clone) -> Mtu {
+        let own = self.record.sealed_mtu();
+        let most = hosts.clone().map(HostRecord::sealed_mtu).max().unwrap_or(own);
+        let family = |other: &HostRecord| self.record.sealed_family(other);
+        // As for the host whose link takes most: no other one makes packets longer than that.
+        hosts.map(|other| sealed_mtu(self.record.mtu.min(other.mtu), family(other), most)).min().unwrap_or(own)
+    }
+
     /// What a network is on this host.
     fn end(&self, view: &View, record: &ClusterNetwork) -> Overlay {
         let HostRecord { underlay, mac, mtu, ref seal, .. } = *self.record;
@@ -277,10 +286,7 @@ impl Here<'_> {
         let hosts = || view.hosts().values();
         // Frames are not told that they are too large for another host.
         let (mtu, sealed_mtu) = match options.l2 {
-            true => (
-                hosts().map(|host| host.mtu).chain([mtu]).min().unwrap_or(mtu),
-                hosts().map(|host| self.record.sealed_mtu_to(host)).min().unwrap_or_else(|| self.record.sealed_mtu()),
-            ),
+            true => (hosts().map(|host| host.mtu).chain([mtu]).min().unwrap_or(mtu), self.least_sealed_mtu(hosts())),
             false => (mtu, self.record.sealed_mtu()),
         };
         let direct = match options.backend {
