@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portolan_cluster::{Key, NewNetwork, Operation, View, Write, choose, free_around, plan_network};
+use portolan_cluster::{
+    HostRecord, Key, NewNetwork, Operation, SealRecord, View, Write, choose, free_around, plan_network,
+};
 use portolan_engine::{AttachRequest, EndpointRequest, Error, Wanting};
-use portolan_model::{Family, Id, Mtu, PerFamily};
+use portolan_model::{Family, Id, Lan, Mtu, PerFamily};
 use portolan_plan::Object;
 
 use crate::etcd::{Etcd, Random, begun, host, id};
@@ -14,6 +16,15 @@ use crate::host::{Host, namespace};
 const HOSTS: u64 = 4;
 const NETWORKS: u64 = 3;
 const CONTAINERS: u8 = 5;
+/// What is said of networks when they are made.
+const KINDS: [&[(&str, &str)]; 6] = [
+    &[],
+    &[],
+    &[("mode", "l2")],
+    &[("mode", "l2"), ("encrypted", "true")],
+    &[("backend", "direct")],
+    &[("encrypted", "true")],
+];
 
 /// How often something came to pass.
 #[derive(Debug, Default)]
@@ -34,6 +45,9 @@ impl Seen {
     pub(crate) fn check_that_all_came_to_pass(&self) {
         for what in [
             "attached",
+            "attached as one domain",
+            "attached encrypted",
+            "attached by LAN",
             "detached",
             "claimed",
             "network made",
@@ -93,11 +107,37 @@ impl World {
     }
 
     fn join(&mut self) {
-        let (number, record) = (self.next_host, host(self.next_host));
+        let number = self.next_host;
+        let record = self.record(number);
         self.next_host += 1;
         assert!(self.etcd.write(&Write::join(id(1, number), &record)));
         let random = self.random.next();
         self.hosts.push(Host::new(id(1, number), record, random));
+    }
+
+    /// On one LAN or the other, and most have an end of the encrypted link.
+    fn record(&mut self, number: u64) -> HostRecord {
+        let lan = |net: &str| Lan { interface: "eth0".parse().unwrap(), net: net.parse().unwrap() };
+        let random = u128::from_le_bytes(self.draw()[..16].try_into().unwrap());
+        let seal = SealRecord {
+            key: format!("key-{number}"),
+            port: 51820,
+            address: SealRecord::address_of(random),
+            round: 0,
+            next: None,
+            moved: 0,
+            secret: None,
+        };
+        HostRecord {
+            lan: PerFamily {
+                v4: Some(lan(if number.is_multiple_of(3) { "10.0.0.0/25" } else { "10.0.0.0/24" })),
+                v6: None,
+            },
+            seal: (!self.chance(5)).then_some(seal),
+            answers: self.chance(2),
+            translates: self.chance(2),
+            ..host(number)
+        }
     }
 
     fn chance(&mut self, of: usize) -> bool {
@@ -205,12 +245,13 @@ impl World {
 
     fn make_network(&mut self, at: usize) {
         let number = self.random.below(NETWORKS as usize);
+        let kind = KINDS[self.random.below(KINDS.len())];
         let wanted = NewNetwork {
             name: format!("net-{number}").parse().unwrap(),
             subnets: vec![format!("10.128.{number}.0/26").parse().unwrap()],
             speaks: PerFamily { v4: true, v6: self.chance(2) },
             internal: self.chance(4),
-            options: BTreeMap::new(),
+            options: kind.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             labels: BTreeMap::new(),
             avoid: Vec::new(),
         };
@@ -267,7 +308,19 @@ impl World {
         match done {
             Some(Ok(_)) => {
                 host.namespaces.insert(number);
+                let networks = host.view.networks();
+                let options: Vec<String> =
+                    networks.get(&network).into_iter().flat_map(|record| record.options.keys().cloned()).collect();
                 self.seen.count("attached");
+                for (option, what) in [
+                    ("mode", "attached as one domain"),
+                    ("encrypted", "attached encrypted"),
+                    ("backend", "attached by LAN"),
+                ] {
+                    if options.iter().any(|given| given == option) {
+                        self.seen.count(what);
+                    }
+                }
             }
             Some(Err(Error::NoBlock { network, wanting, .. })) => {
                 host.kernel.remove_namespace(&namespace(number));
@@ -359,7 +412,7 @@ impl World {
         let host = &self.hosts[at];
         let known = host.view.hosts().get(&host.id).cloned();
         let Some(known) = known else { return };
-        let after = portolan_cluster::HostRecord { mtu, ..host.record.clone() };
+        let after = HostRecord { mtu, ..host.record.clone() };
         let write = Write::change(host.id, &known, &after);
         if self.send(at, write) {
             self.hosts[at].record = after;
@@ -515,6 +568,11 @@ impl World {
 fn is_of_overlay(object: &Object) -> bool {
     matches!(
         object,
-        Object::Vxlan(_) | Object::Forwarding(_) | Object::Neighbour(_) | Object::HostRoute(_) | Object::Shortcut(_)
+        Object::Vxlan(_)
+            | Object::Forwarding(_)
+            | Object::Neighbour(_)
+            | Object::HostRoute(_)
+            | Object::Shortcut(_)
+            | Object::Inlet(_)
     )
 }
