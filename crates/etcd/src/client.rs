@@ -20,6 +20,8 @@ use crate::wire;
 
 /// So many keys come with one answer at most: for each, etcd looks at all that are left.
 const PAGE: i64 = 4000;
+/// So many prefixes are asked for at once at most: fewer than a transaction may have parts.
+const TOGETHER: usize = 64;
 /// An answer is no longer than this; etcd's own limit for a request is 1.5 MB.
 const LONGEST: usize = 64 << 20;
 /// So much may be under way of one answer, and of all on a connection: a list comes without waiting for a word from here.
@@ -141,6 +143,20 @@ pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
         }
     }
     vec![0]
+}
+
+/// Asks for what begins with `prefix` from `key` on.
+fn range(prefix: &[u8], key: Vec<u8>, limit: i64, revision: i64) -> wire::RangeRequest {
+    // What was at a revision does not change: who has it need not ask the others.
+    wire::RangeRequest { key, range_end: after(prefix), limit, revision, serializable: revision > 0 }
+}
+
+/// Adds what was answered; where more begins, if there is more.
+fn next_page(answer: wire::RangeResponse, found: &mut Vec<KeyValue>) -> Option<Vec<u8>> {
+    let is_empty = answer.kvs.is_empty();
+    found.extend(answer.kvs.into_iter().map(KeyValue::from));
+    let last = found.last().filter(|_| answer.more && !is_empty)?;
+    Some([&last.key[..], &[0]].concat())
 }
 
 /// A client. Calls are made one after the other, of the member that answered last; another is asked when it does not.
@@ -297,17 +313,60 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Compacted`] when that is thrown away already; what etcd says.
-    pub async fn range_at(&self, prefix: impl Into<Vec<u8>>, mut revision: i64) -> Result<(i64, Vec<KeyValue>), Error> {
-        let mut key = prefix.into();
-        let range_end = after(&key);
-        let mut found: Vec<KeyValue> = Vec::new();
+    pub async fn range_at(&self, prefix: impl Into<Vec<u8>>, revision: i64) -> Result<(i64, Vec<KeyValue>), Error> {
+        let prefix = prefix.into();
+        let mut found = Vec::new();
+        let revision = self.range_from(&prefix, prefix.clone(), revision, &mut found).await?;
+        Ok((revision, found))
+    }
+
+    /// The same of several prefixes, all as of one revision: of each prefix, in their order, what begins with it. Asked for
+    /// together, as far as answers do not get too long.
+    ///
+    /// # Errors
+    /// As [`Self::range_at`].
+    pub async fn ranges_at(&self, prefixes: &[Vec<u8>], mut revision: i64) -> Result<(i64, Vec<Vec<KeyValue>>), Error> {
+        let mut all = Vec::with_capacity(prefixes.len());
+        for together in prefixes.chunks(TOGETHER) {
+            let range = |prefix: &Vec<u8>| wire::Request::Range(range(prefix, prefix.clone(), PAGE, revision));
+            let operations = together.iter().map(|prefix| wire::RequestOp { request: Some(range(prefix)) });
+            let request = wire::TxnRequest { compare: Vec::new(), success: operations.collect() };
+            // Nothing is written, so it may be asked for twice.
+            let answer: wire::TxnResponse = match self.call("etcdserverpb.KV/Txn", &request).await {
+                Err(error) if error.is_of_length() => wire::TxnResponse::default(),
+                answer => answer?,
+            };
+            if let Some(header) = answer.header.filter(|_| revision == 0) {
+                revision = header.revision;
+            }
+            let mut answers = answer.responses.into_iter();
+            for prefix in together {
+                let mut found = Vec::new();
+                let rest = match answers.next().and_then(|answer| answer.range) {
+                    Some(answer) => next_page(answer, &mut found),
+                    None => Some(prefix.clone()),
+                };
+                if let Some(from) = rest {
+                    revision = self.range_from(prefix, from, revision, &mut found).await?;
+                }
+                all.push(found);
+            }
+        }
+        Ok((revision, all))
+    }
+
+    /// Adds what begins with `prefix` and is not before `key`, as of `revision`, or of the one that is answered.
+    async fn range_from(
+        &self,
+        prefix: &[u8],
+        mut key: Vec<u8>,
+        mut revision: i64,
+        found: &mut Vec<KeyValue>,
+    ) -> Result<i64, Error> {
         let mut limit = PAGE;
         loop {
-            // What was at a revision does not change: who has it need not ask the others.
-            let serializable = revision > 0;
-            let (first, end) = (key.clone(), range_end.clone());
-            let request = wire::RangeRequest { key: first, range_end: end, limit, revision, serializable };
-            let answer: wire::RangeResponse = match self.call("etcdserverpb.KV/Range", &request).await {
+            let request = range(prefix, key.clone(), limit, revision);
+            let mut answer: wire::RangeResponse = match self.call("etcdserverpb.KV/Range", &request).await {
                 Err(error) if error.is_of_length() && limit > 1 => {
                     limit = (limit / 10).max(1);
                     continue;
@@ -315,13 +374,11 @@ impl Client {
                 answer => answer?,
             };
             if revision == 0 {
-                revision = answer.header.unwrap_or_default().revision;
+                revision = answer.header.take().unwrap_or_default().revision;
             }
-            let is_empty = answer.kvs.is_empty();
-            found.extend(answer.kvs.into_iter().map(KeyValue::from));
-            match found.last() {
-                Some(last) if answer.more && !is_empty => key = [&last.key[..], &[0]].concat(),
-                _ => return Ok((revision, found)),
+            match next_page(answer, found) {
+                Some(next) => key = next,
+                None => return Ok(revision),
             }
         }
     }

@@ -69,12 +69,14 @@ pub(crate) struct DeleteRangeRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct RequestOp {
-    #[prost(oneof = "Request", tags = "2, 3")]
+    #[prost(oneof = "Request", tags = "1, 2, 3")]
     pub(crate) request: Option<Request>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
 pub(crate) enum Request {
+    #[prost(message, tag = "1")]
+    Range(RangeRequest),
     #[prost(message, tag = "2")]
     Put(PutRequest),
     #[prost(message, tag = "3")]
@@ -121,6 +123,15 @@ pub(crate) struct TxnResponse {
     pub(crate) header: Option<Header>,
     #[prost(bool, tag = "2")]
     pub(crate) succeeded: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) responses: Vec<ResponseOp>,
+}
+
+/// Of what is done in a transaction, nothing but what was found is needed.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ResponseOp {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) range: Option<RangeResponse>,
 }
 
 #[derive(Clone, PartialEq, Message)]

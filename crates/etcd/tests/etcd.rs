@@ -152,6 +152,18 @@ fn keys_transactions_leases_and_watches() {
         // What was is still to be had as it was.
         let (_, then) = client.range_at("/c/", written).await.unwrap();
         assert_eq!(then.len(), 2);
+        // And of several prefixes at once, of which one takes more than one answer, and one has nothing.
+        let prefixes = ["/a/", "/nothing/", "/c/", "/d/"].map(|prefix| prefix.as_bytes().to_vec());
+        for revision in [0, written] {
+            let (of, all) = client.ranges_at(&prefixes, revision).await.unwrap();
+            assert_eq!(all.len(), prefixes.len());
+            for (prefix, found) in prefixes.iter().zip(&all) {
+                assert_eq!(*found, client.range_at(prefix.clone(), of).await.unwrap().1, "{prefix:?} at {revision}");
+            }
+            assert_eq!((all[0].len(), all[1].len(), all[2].len()), (4500, 0, if revision == 0 { 3 } else { 2 }));
+        }
+        let many = vec![b"/d/".to_vec(); 200];
+        assert!(client.ranges_at(&many, written).await.unwrap().1.iter().all(|found| found.len() == 1));
 
         // All keys of one transaction come at once.
         client.txn(Txn { compares: vec![], then: vec![Op::delete_prefix("/a/")] }).await.unwrap();
@@ -187,6 +199,9 @@ fn what_is_too_long_for_an_answer_comes_in_several() {
         let (_, all) = client.range_all("/a/").await.unwrap();
         assert_eq!(all.len(), 70);
         assert!(all.iter().all(|found| found.value.len() == value.len()));
+        let prefixes = ["/a/0", "/a/"].map(|prefix| prefix.as_bytes().to_vec());
+        let (_, both) = client.ranges_at(&prefixes, 0).await.unwrap();
+        assert_eq!((both[0].len(), &both[1]), (10, &all));
     });
 }
 

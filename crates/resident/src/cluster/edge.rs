@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use portolan_cluster::{Condition, Event, Found, Layout, Operation, Part, View, Write, concerns};
-use portolan_etcd::{Client, Compare, Error, Op, Txn};
+use portolan_etcd::{Client, Compare, Error, KeyValue, Op, Txn};
 use portolan_model::Id;
 
 /// What is there of a part at `revision`, which is 0 for now.
@@ -15,18 +15,34 @@ pub(super) async fn list(
     revision: i64,
 ) -> Result<(i64, impl Iterator<Item = Found<Bytes>> + use<>), Error> {
     let (revision, found) = client.range_at(layout.part(part), revision).await?;
-    Ok((revision, found.into_iter().map(|found| (found.key, found.value, found.mod_revision))))
+    Ok((revision, found.into_iter().map(as_found)))
+}
+
+/// The same of several parts, of each what is there.
+async fn list_all(
+    client: &Client,
+    layout: &Layout,
+    parts: &[Part],
+    revision: i64,
+) -> Result<(i64, Vec<Vec<KeyValue>>), Error> {
+    let prefixes: Vec<Vec<u8>> = parts.iter().map(|part| layout.part(*part).into()).collect();
+    client.ranges_at(&prefixes, revision).await
+}
+
+fn as_found(found: KeyValue) -> Found<Bytes> {
+    (found.key, found.value, found.mod_revision)
 }
 
 /// What all hosts share, and all that `host` has to know besides, all of one revision: with the networks that it is `asked` for.
 pub(super) async fn look(client: &Client, layout: &Layout, host: Id, asked: &BTreeSet<Id>) -> Result<View, Error> {
-    let (revision, all) = list(client, layout, Part::All, 0).await?;
-    let (_, run) = list(client, layout, Part::Run(host), revision).await?;
-    let (_, places) = list(client, layout, Part::Places(host), revision).await?;
-    let mut view = View::of(layout, revision, all.chain(run).chain(places));
-    for network in concerns(&view, host, asked) {
-        let (_, found) = list(client, layout, Part::Network(network), revision).await?;
-        view.add(layout, network, revision, found);
+    let parts = [Part::All, Part::Run(host), Part::Places(host)];
+    let (revision, found) = list_all(client, layout, &parts, 0).await?;
+    let mut view = View::of(layout, revision, found.into_iter().flatten().map(as_found));
+    let networks = concerns(&view, host, asked);
+    let parts: Vec<Part> = networks.iter().copied().map(Part::Network).collect();
+    let (_, found) = list_all(client, layout, &parts, revision).await?;
+    for (network, found) in networks.into_iter().zip(found) {
+        view.add(layout, network, revision, found.into_iter().map(as_found));
     }
     Ok(view)
 }
