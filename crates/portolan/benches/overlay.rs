@@ -10,7 +10,8 @@
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
 //! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
 //! Flannel's backend of that name; `docker` is Docker's own overlay, of a swarm of two. An encrypted network of ours is
-//! beside a `bare` tunnel of the same WireGuard, and beside a VXLAN by hand `inside` of such a tunnel.
+//! beside a `bare` tunnel of the same WireGuard, beside one on hosts that have connections `tracked` as ours do, and beside a VXLAN
+//! by hand `inside` of such a tunnel.
 
 mod figures;
 #[path = "../tests/machine/mod.rs"]
@@ -69,7 +70,8 @@ fn main() -> Result<()> {
     let [open, sealed] = ours(&lab, &mut lan, &etcd, &mut hosts)?;
     let docker = World::docker_or_skip("bench-overlay-docker", &["a", "b"]).context("the benchmark needs Docker")?;
     let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?, dockers(&docker)?];
-    let sealed = [sealed, by_hand(&lab, &mut lan, Way::WireGuard)?, by_hand(&lab, &mut lan, Way::Inside)?];
+    let [bare, tracked, inside] = [Way::WireGuard, Way::Tracked, Way::Inside].map(|way| by_hand(&lab, &mut lan, way));
+    let sealed = [sealed, bare?, tracked?, inside?];
     for side in open.iter().chain(&sealed) {
         let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
         ensure!(eventually(LONG, is_reached), "{}: the other container is not reached", side.title);
@@ -275,6 +277,8 @@ enum Way {
     Lan,
     /// By the process that carries our own encrypted networks, with nothing but IP in it.
     WireGuard,
+    /// The same on hosts that track connections, as all do that masquerade or have a firewall with a state.
+    Tracked,
     /// A VXLAN by hand in such a tunnel.
     Inside,
 }
@@ -304,6 +308,7 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
         Way::Lan => ("host-gw", 3, 1500),
         Way::WireGuard => ("bare", 4, 1420),
         Way::Inside => ("inside", 5, INSIDE_OF - 70),
+        Way::Tracked => ("tracked", 6, 1420),
     };
     let (mut hosts, mut pods, mut devices) = (Vec::new(), Vec::new(), Vec::new());
     let keys = [PrivateKey::random(), PrivateKey::random()];
@@ -314,6 +319,11 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
         let other = format!("10.0.1.{}", net * 10 + 1 - number);
         lan.connect(&host, "eth0", &[&format!("{own}/24")])?;
         host.enable_forwarding()?;
+        if way == Way::Tracked {
+            let rules = "add table inet t; add chain inet t c { type filter hook forward priority 0; }; \
+                         add rule inet t c ct state invalid drop";
+            ensure!(host.command("nft")?.arg(rules).status()?.success(), "nft {rules}");
+        }
         let pod = lab.host(&format!("{name}-pod"))?;
         let (inside, theirs) = (format!("10.{net}.{number}.2"), format!("10.{net}.{}.0/24", 1 - number));
         let netns = pod.netns_path().display().to_string();
@@ -356,7 +366,7 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
         match way {
             Way::Vxlan => vxlan((&own, &other), "")?,
             Way::Lan => ip(&host, &format!("route add {theirs} via {other}"))?,
-            Way::WireGuard | Way::Inside => {
+            Way::WireGuard | Way::Tracked | Way::Inside => {
                 let end = |number: usize| format!("fe80:{}::1", 7 + number);
                 let ends = (end(number), end(1 - number));
                 let (mtu, allowed) = match way {
