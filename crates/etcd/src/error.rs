@@ -20,7 +20,8 @@ pub enum Error {
     /// It does not know us, or does not let us.
     #[error("etcd refuses: {0}")]
     Denied(String),
-    /// It takes no more writes until somebody makes room (`etcdctl alarm list`).
+    /// It takes no more writes until somebody makes room (`etcdctl alarm list`). The first write for which there is none may be done
+    /// all the same: etcd says so after it (`quotaApplierV3`, etcdserver/apply.go).
     #[error("etcd is out of space: {0}")]
     NoSpace(String),
     /// The revision that is asked for is thrown away: all has to be listed again.
