@@ -68,9 +68,9 @@ pub(crate) fn run_sdk(side: &impl Side) -> Result<Vec<Outcome>> {
     let created =
         side.shell(CLIENTS[0].1).args(["-c", "$CLIENT network create --subnet 10.70.0.0/24 first"]).output()?;
     anyhow::ensure!(created.status.success(), "{}", told(&created));
-    side.start("aa", "first")?;
+    side.start("ann", "first")?;
     let output = side.told_url(&python(), &script).output().context("start Python")?;
-    side.remove("aa")?;
+    side.remove("ann")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let outcomes: Vec<Outcome> = text
         .lines()

@@ -1,6 +1,6 @@
 """What the Python SDK of Docker does with networks: a line for each step, and what came of it.
 
-`sdk.py URL`: a container `aa` runs, on network `first`.
+`sdk.py URL`: a container `ann` runs, on network `first`.
 """
 
 import json
@@ -58,21 +58,21 @@ step("get().attrs['Options'], ['Labels'], ['Attachable']", lambda: [attrs()[k] f
 step("networks.get('nosuch')", lambda: client.networks.get("nosuch").name)
 
 sdk = client.networks.get("sdk")
-aa = lambda: client.containers.get("aa")
-on = lambda name: aa().attrs["NetworkSettings"]["Networks"].get(name, {})
-step("connect('aa', ipv4_address, aliases)", lambda: sdk.connect("aa", ipv4_address="10.66.0.200", aliases=["www"]))
+ann = lambda: client.containers.get("ann")
+on = lambda name: ann().attrs["NetworkSettings"]["Networks"].get(name, {})
+step("connect('ann', ipv4_address, aliases)", lambda: sdk.connect("ann", ipv4_address="10.66.0.200", aliases=["www"]))
 step("the container's IPAddress", lambda: on("sdk").get("IPAddress"))
 step("network.containers", lambda: [sdk.reload(), [c.name for c in sdk.containers]][1])
-step("connect('aa') again", lambda: sdk.connect("aa"))
+step("connect('ann') again", lambda: sdk.connect("ann"))
 step("connect('nosuch')", lambda: sdk.connect("nosuch"))
 step("remove() with a container on it", lambda: sdk.remove())
-step("disconnect('aa')", lambda: sdk.disconnect("aa"))
-step("disconnect('aa') again", lambda: sdk.disconnect("aa"))
-step("disconnect('aa', force=True) again", lambda: sdk.disconnect("aa", force=True))
-step("connect('aa', ipv4_address) that is the gateway's", lambda: sdk.connect("aa", ipv4_address="10.66.0.1"))
+step("disconnect('ann')", lambda: sdk.disconnect("ann"))
+step("disconnect('ann') again", lambda: sdk.disconnect("ann"))
+step("disconnect('ann', force=True) again", lambda: sdk.disconnect("ann", force=True))
+step("connect('ann', ipv4_address) that is the gateway's", lambda: sdk.connect("ann", ipv4_address="10.66.0.1"))
 step("containers.list()", lambda: [c.name for c in client.containers.list()])
 step("containers.list(filters={'network': 'first'})", lambda: [c.name for c in client.containers.list(filters={"network": "first"})])
-step("containers.get('aa').status", lambda: aa().status)
+step("containers.get('ann').status", lambda: ann().status)
 step("containers.get('nosuch')", lambda: client.containers.get("nosuch").name)
 step("prune(filters={'label': 'by=sdk'})", lambda: client.networks.prune(filters={"label": "by=sdk"}))
 step("get('inner').remove()", lambda: client.networks.get("inner").remove())
