@@ -75,6 +75,40 @@ pub enum Part {
     Network(Id),
 }
 
+impl Key {
+    /// The part of which a bundle has this key: whoever writes it writes [`Layout::written`] of that part as well.
+    pub const fn bundled(&self) -> Option<Part> {
+        match self {
+            Self::Cluster
+            | Self::Networks
+            | Self::Host(_)
+            | Self::Gone(_)
+            | Self::Drained(_)
+            | Self::Network(_)
+            | Self::Way(..) => Some(Part::All),
+            Self::Block(network, _) | Self::Cut(network, _) | Self::Endpoint { network, .. } => {
+                Some(Part::Network(*network))
+            }
+            // They go with leases, by which etcd removes them itself, or are no part that many look at.
+            Self::Check(_) | Self::Want(..) => None,
+            Self::HostName(_)
+            | Self::HostAddress(_)
+            | Self::NetworkName(_)
+            | Self::Vni(_)
+            | Self::Alive(_)
+            | Self::Checked(..)
+            | Self::Place(..) => None,
+        }
+    }
+}
+
+impl Part {
+    /// Whether it is kept as a bundle as well, once it has many keys.
+    pub const fn is_bundled(self) -> bool {
+        matches!(self, Self::All | Self::Network(_))
+    }
+}
+
 /// What all keys of one cluster begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -145,6 +179,24 @@ impl Layout {
             Part::Answers(check) => format!("{root}checked/{check}/"),
             Part::Network(network) => format!("{root}net/{network}/"),
         }
+    }
+
+    /// `all.written`, `net/NETWORK.written`: the key that is written with all others of a part that is bundled, so that its revision and
+    /// its count say whether anything is other than before. It is no key of the part, which all watch, but the one before them.
+    pub fn written(&self, part: Part) -> String {
+        format!("{}.written", self.part(part).trim_end_matches('/'))
+    }
+
+    /// `bundle/all/`, `bundle/net/NETWORK/`: what the keys of a part's bundle begin with, of which each has many keys of the part for
+    /// its value: a host that starts gets those instead.
+    pub fn bundle(&self, part: Part) -> String {
+        format!("{}bundle/{}", self.root, &self.part(part)[self.root.len()..])
+    }
+
+    /// What those keys of a part begin with that go with leases, and so are not in its bundle.
+    pub fn leased(&self, part: Part) -> String {
+        let kind = if part == Part::All { "check" } else { "want" };
+        format!("{}{kind}/", self.part(part))
     }
 
     /// What the keys of a network's endpoints begin with.
@@ -293,6 +345,29 @@ mod tests {
             assert_eq!(layout.parse(other.as_bytes()), None, "{other}");
         }
         assert_eq!(layout.parse(b"/portolan/v2/taken/host/\xff"), None);
+    }
+
+    #[test]
+    fn what_is_bundled() {
+        let layout = Layout::default();
+        for (key, part) in [
+            (Key::Host(id(1)), Some(Part::All)),
+            (Key::Check(id(1)), None),
+            (Key::Endpoint { network: id(2), host: id(1), endpoint: id(3) }, Some(Part::Network(id(2)))),
+            (Key::Want(id(2), id(1), Family::V4), None),
+            (Key::Place(id(1), id(2)), None),
+        ] {
+            assert_eq!(key.bundled(), part);
+            let text = layout.text(&key);
+            for of in [Part::All, Part::Network(id(2))] {
+                // All of a part but what is leased is in its bundle.
+                let is_in = text.starts_with(&layout.part(of)) && !text.starts_with(&layout.leased(of));
+                assert_eq!(is_in, part == Some(of), "{text}");
+                assert!(!layout.written(of).starts_with(&layout.part(of)) && layout.written(of) < layout.part(of));
+            }
+        }
+        assert_eq!(layout.written(Part::All), "/portolan/v2/all.written");
+        assert_eq!(layout.bundle(Part::Network(id(2))), format!("/portolan/v2/bundle/net/{}/", id(2)));
     }
 
     #[test]

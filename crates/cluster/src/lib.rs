@@ -32,8 +32,8 @@ pub use moves::{Idle, Own, free, offer, own, turn, unused};
 pub use network::{NewNetwork, Refusal, plan_network};
 pub use paths::{Figures, PATIENCE, Passage, PathTo, Paths, Probe, Shot, Tunnel};
 pub use record::{
-    Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, Reach, SealRecord,
-    VXLAN_PORT, WayRecord,
+    BUNDLES, Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, KeyRecord, Reach,
+    SealRecord, VXLAN_PORT, WayRecord,
 };
 pub use rotation::{Other, Step, lane, lane_to, step};
 pub use view::{Change, Event, Found, View, WentBack};

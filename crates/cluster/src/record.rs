@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::common;
 
 /// The format that this version reads and writes. Who finds a higher one leaves everything as it is.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
+
+/// From this one on everybody writes [`crate::Layout::written`], so that there can be bundles.
+pub const BUNDLES: u32 = 3;
 
 /// That of VXLAN (RFC 7348 §8).
 pub const VXLAN_PORT: u16 = 4789;

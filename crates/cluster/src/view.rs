@@ -8,7 +8,9 @@ use portolan_model::{Family, Id, Name};
 use serde::de::DeserializeOwned;
 
 use crate::key::{Key, Layout, Part};
-use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, WayRecord};
+use crate::record::{
+    BUNDLES, Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, WayRecord,
+};
 
 /// What happened to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,6 +294,22 @@ impl View {
         let on = self.followed.get(&network).into_iter().flat_map(|of| of.endpoints.keys());
         let hosts: BTreeSet<Id> = on.map(|(host, _)| *host).collect();
         hosts.iter().filter_map(|host| Some(&self.hosts.get(host)?.name)).collect()
+    }
+
+    /// About how many keys a bundle of a part would have, and how many hosts ask for it when they start; none of parts that have
+    /// no bundles, nor in a cluster of a format that has none.
+    pub fn bundled(&self, part: Part) -> Option<(usize, usize)> {
+        let format = self.cluster.as_ref()?.format;
+        let (keys, hosts) = match part {
+            Part::All => (self.hosts.len() + self.networks.len() + self.ways.len(), self.hosts.len()),
+            Part::Network(network) => {
+                let of = self.followed.get(&network)?;
+                // Most hosts have one block of a network.
+                (of.blocks.len() + of.cuts.len() + of.endpoints.len(), of.blocks.len())
+            }
+            Part::Alive | Part::Run(_) | Part::Places(_) | Part::Answers(_) => return None,
+        };
+        (format >= BUNDLES).then_some((keys, hosts.max(1)))
     }
 
     /// How many endpoints there are.

@@ -11,8 +11,9 @@ use crate::key::{Key, Part};
 use crate::record::{Block, Checked, ClusterNetwork, ClusterRecord, EndpointRecord, HostRecord, WayRecord};
 use crate::view::View;
 
-/// So many operations go into one transaction: etcd refuses more than 128 unless told otherwise (`--max-txn-ops`).
-const OPERATIONS: usize = 100;
+/// So many operations go into one transaction: etcd refuses more than 128 unless told otherwise (`--max-txn-ops`), and each may be of
+/// a part of its own, of which it is written that something was ([`crate::Layout::written`]).
+const OPERATIONS: usize = 60;
 
 /// What must be so for a transaction to do anything.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -42,14 +42,23 @@ pub struct KeyValue {
     pub create_revision: i64,
     /// The revision by which it was last written.
     pub mod_revision: i64,
+    /// How often it was written since it came to be.
+    pub version: i64,
     /// The lease that it goes with; 0 for none.
     pub lease: i64,
 }
 
 impl From<wire::KeyValue> for KeyValue {
     fn from(found: wire::KeyValue) -> Self {
-        let wire::KeyValue { key, create_revision, mod_revision, value, lease } = found;
-        Self { key, value, create_revision, mod_revision, lease }
+        let wire::KeyValue { key, create_revision, mod_revision, version, value, lease } = found;
+        Self { key, value, create_revision, mod_revision, version, lease }
+    }
+}
+
+impl From<KeyValue> for wire::KeyValue {
+    fn from(found: KeyValue) -> Self {
+        let KeyValue { key, value, create_revision, mod_revision, version, lease } = found;
+        Self { key, create_revision, mod_revision, version, value, lease }
     }
 }
 
@@ -112,6 +121,11 @@ impl Op {
         let range_end = after(&key);
         Self(wire::Request::Delete(wire::DeleteRangeRequest { key, range_end }))
     }
+
+    /// Removes the keys from this one on that begin with `prefix`.
+    pub(crate) fn delete_range(key: Vec<u8>, prefix: &[u8]) -> Self {
+        Self(wire::Request::Delete(wire::DeleteRangeRequest { key, range_end: after(prefix) }))
+    }
 }
 
 /// A transaction: all of `then` if all of `compares`, otherwise nothing. At most 128 of each, unless etcd was told
@@ -148,7 +162,8 @@ pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
 /// Asks for what begins with `prefix` from `key` on.
 fn range(prefix: &[u8], key: Vec<u8>, limit: i64, revision: i64) -> wire::RangeRequest {
     // What was at a revision does not change: who has it need not ask the others.
-    wire::RangeRequest { key, range_end: after(prefix), limit, revision, serializable: revision > 0 }
+    let range_end = after(prefix);
+    wire::RangeRequest { key, range_end, limit, revision, serializable: revision > 0, count_only: false }
 }
 
 /// Adds what was answered; where more begins, if there is more.
@@ -355,6 +370,26 @@ impl Client {
         Ok((revision, all))
     }
 
+    /// How many keys begin with each of these prefixes as of `revision`.
+    ///
+    /// # Errors
+    /// As [`Self::range_at`].
+    pub(crate) async fn counts_at(&self, prefixes: &[&[u8]], revision: i64) -> Result<Vec<i64>, Error> {
+        let mut counts = Vec::with_capacity(prefixes.len());
+        for together in prefixes.chunks(TOGETHER) {
+            let count = |prefix: &&[u8]| wire::RequestOp {
+                request: Some(wire::Request::Range(wire::RangeRequest {
+                    count_only: true,
+                    ..range(prefix, prefix.to_vec(), 0, revision)
+                })),
+            };
+            let request = wire::TxnRequest { compare: Vec::new(), success: together.iter().map(count).collect() };
+            let answer: wire::TxnResponse = self.call("etcdserverpb.KV/Txn", &request).await?;
+            counts.extend(answer.responses.into_iter().filter_map(|answer| Some(answer.range?.count)));
+        }
+        Ok(counts)
+    }
+
     /// Adds what begins with `prefix` and is not before `key`, as of `revision`, or of the one that is answered.
     async fn range_from(
         &self,
@@ -516,7 +551,13 @@ impl Client {
     /// # Errors
     /// [`Error::Compacted`] when that is thrown away already; what etcd says.
     pub async fn watch(&self, prefix: impl Into<Vec<u8>>, revision: i64) -> Result<Watch, Error> {
-        let create = create(prefix.into(), revision);
+        let prefix = prefix.into();
+        self.watch_from(prefix.clone(), &prefix, revision).await
+    }
+
+    /// The same of the keys from `key` to the last one that begins with `prefix`.
+    pub(crate) async fn watch_from(&self, key: Vec<u8>, prefix: &[u8], revision: i64) -> Result<Watch, Error> {
+        let create = create(key, prefix, revision);
         match self.watch_members(&create).await {
             Err(error) if error.is_of_token() && self.user.is_some() => {
                 self.authenticate().await?;

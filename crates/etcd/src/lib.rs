@@ -6,12 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod client;
 mod config;
 mod error;
 mod watch;
 mod wire;
 
+pub use bundle::Bundled;
 pub use client::{Answer, Client, Compare, KeyValue, Op, Txn};
 pub use config::{Config, Tls};
 pub use error::Error;

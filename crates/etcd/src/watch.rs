@@ -52,8 +52,9 @@ pub struct Watch {
     seconds: u64,
 }
 
-pub(crate) fn create(key: Vec<u8>, revision: i64) -> wire::WatchCreateRequest {
-    let range_end = after(&key);
+/// Of the keys from `key` to the last one that begins with `prefix`.
+pub(crate) fn create(key: Vec<u8>, prefix: &[u8], revision: i64) -> wire::WatchCreateRequest {
+    let range_end = after(prefix);
     wire::WatchCreateRequest { key, range_end, start_revision: revision, progress_notify: true }
 }
 
@@ -90,7 +91,8 @@ impl Watch {
         let number = self.next;
         self.next += 1;
         self.asked.push_back(number);
-        self.ask(wire::WatchAsk::Create(create(prefix.into(), revision)));
+        let prefix = prefix.into();
+        self.ask(wire::WatchAsk::Create(create(prefix.clone(), &prefix, revision)));
         number
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct KeyValue {
     pub(crate) create_revision: i64,
     #[prost(int64, tag = "3")]
     pub(crate) mod_revision: i64,
+    #[prost(int64, tag = "4")]
+    pub(crate) version: i64,
     #[prost(bytes = "bytes", tag = "5")]
     pub(crate) value: Bytes,
     #[prost(int64, tag = "6")]
@@ -37,6 +39,9 @@ pub(crate) struct RangeRequest {
     /// Answered by the member itself, without asking the others whether it is up to date.
     #[prost(bool, tag = "7")]
     pub(crate) serializable: bool,
+    /// How many there are is answered, and not which.
+    #[prost(bool, tag = "9")]
+    pub(crate) count_only: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -47,6 +52,8 @@ pub(crate) struct RangeResponse {
     pub(crate) kvs: Vec<KeyValue>,
     #[prost(bool, tag = "3")]
     pub(crate) more: bool,
+    #[prost(int64, tag = "4")]
+    pub(crate) count: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portolan_etcd::{Batch, Client, Compare, Config, Error, Event, Op, Tls, Txn};
+use portolan_etcd::{Batch, Bundled, Client, Compare, Config, Error, Event, Op, Tls, Txn};
 use portolan_lab::etcd::{Etcd, is_there};
 use portolan_lab::{Host, Lab};
 
@@ -508,5 +508,108 @@ fn what_is_no_endpoint_is_said() {
         let error = client.range_all("/").await.unwrap_err();
         assert!(matches!(error, Error::Unreachable(_)), "{error:?}");
         assert!(error.to_string().contains("10.0.1.2"), "{error}");
+    });
+}
+
+/// What is under a prefix, once by its keys and once by its bundle, and the revision of both.
+async fn both_ways(client: &Client, of: &Bundled) -> (Vec<portolan_etcd::KeyValue>, Vec<portolan_etcd::KeyValue>) {
+    let (revision, mut all) = client.look_at(std::slice::from_ref(of), &[], 0).await.unwrap();
+    let mut bundled = all.remove(0);
+    bundled.sort_by(|one, other| one.key.cmp(&other.key));
+    (client.range_at(of.prefix.clone(), revision).await.unwrap().1, bundled)
+}
+
+#[test]
+fn a_bundle_says_what_its_keys_say() {
+    let Some(world) = World::or_skip("etcd-bundle") else { return };
+    let etcd = world.start(1, "http", &[]);
+    world.run(async || {
+        let client = Client::connect(&config(&etcd)).await.unwrap();
+        let part = |name: &str| Bundled {
+            prefix: format!("/{name}/").into(),
+            apart: format!("/{name}/leased/").into(),
+            written: format!("/{name}.written").into(),
+            bundle: format!("/bundle/{name}/").into(),
+        };
+        let (of, small) = (part("a"), part("b"));
+        let lease = client.lease_grant(600).await.unwrap();
+        // Numbers that are the same each time (Knuth's multiplier for 64 bits).
+        let mut state = 17_u64;
+        let mut draw = |most: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % most
+        };
+        let write = async |ops: Vec<Op>| {
+            let then = ops.into_iter().chain([Op::put("/a.written", "", None)]).collect();
+            assert!(client.txn(Txn { compares: Vec::new(), then }).await.unwrap().succeeded);
+        };
+        assert!(!client.bundle(&of).await.unwrap(), "of nothing");
+        for number in 0..300 {
+            write(vec![Op::put(format!("/a/{number:03}"), vec![b'-'; 9_000], None)]).await;
+        }
+        let (mut made, mut compacted) = (0, 0);
+        for round in 0..200_u64 {
+            let key = format!("/a/{:03}", draw(400));
+            // Long enough for several values of a bundle.
+            let value = vec![b'a' + (round % 26) as u8; 9_000];
+            write(match draw(10) {
+                0..3 => vec![Op::delete(key)],
+                3 => vec![Op::delete_prefix(format!("/a/{:02}", draw(40))), Op::put(format!("/a/x{round}"), "", None)],
+                _ => vec![Op::put(key, value, None)],
+            })
+            .await;
+            if draw(5) == 0 {
+                let key = format!("/a/leased/{}", draw(4));
+                let op = if draw(2) == 0 { Op::delete(key) } else { Op::put(key, "", Some(lease)) };
+                client.txn(Txn { compares: Vec::new(), then: vec![op] }).await.unwrap();
+            }
+            if draw(4) == 0 {
+                made += u32::from(client.bundle(&of).await.unwrap());
+            }
+            if draw(40) == 0 {
+                let (revision, _) = client.range_all("/none").await.unwrap();
+                etcd.ctl(&["compaction", &revision.to_string()]).unwrap();
+                compacted += 1;
+            }
+            let (listed, bundled) = both_ways(&client, &of).await;
+            assert!(listed == bundled, "round {round}: {} and {} keys", listed.len(), bundled.len());
+        }
+        assert!(made > 1 && compacted > 1, "made {made}, compacted {compacted}");
+        client.txn(Txn { compares: Vec::new(), then: vec![Op::delete_prefix("/bundle/")] }).await.unwrap();
+        assert!(client.bundle(&of).await.unwrap());
+        // It is the bundle that is answered: a value is not seen of who writes nothing beside it.
+        let (listed, bundled) = both_ways(&client, &of).await;
+        assert!(listed == bundled);
+        let last = || listed.last().unwrap().key.clone();
+        let by_hand = async |op: Op| client.txn(Txn { compares: Vec::new(), then: vec![op] }).await.unwrap();
+        by_hand(Op::put(last(), "by hand", None)).await;
+        let (now, bundled) = both_ways(&client, &of).await;
+        assert!(now != bundled && bundled == listed);
+        // A key is that comes or goes.
+        by_hand(Op::delete(last())).await;
+        let (now, bundled) = both_ways(&client, &of).await;
+        assert!(now == bundled && bundled.len() + 1 == listed.len());
+        by_hand(Op::put("/a/y", "", None)).await;
+        by_hand(Op::put("/a/z", "", None)).await;
+        let (now, bundled) = both_ways(&client, &of).await;
+        assert!(now == bundled && bundled.len() == listed.len() + 1);
+        // Not anew for a change that is small beside it.
+        write(vec![Op::put("/a/000", "newer", None)]).await;
+        assert!(!client.bundle(&of).await.unwrap());
+        // What is damaged, or not whole, is passed over.
+        for (key, value) in [("/bundle/a/0001", Some("garbage")), ("/bundle/a/0001", None), ("/bundle/a/0000", None)] {
+            let op = value.map_or_else(|| Op::delete(key), |value| Op::put(key, value, None));
+            client.txn(Txn { compares: Vec::new(), then: vec![op] }).await.unwrap();
+            let (listed, bundled) = both_ways(&client, &of).await;
+            assert!(listed == bundled, "{key} {value:?}");
+        }
+        // Beside others, and what has none.
+        let put =
+            Txn { compares: Vec::new(), then: vec![Op::put("/b/one", "1", None), Op::put("/b.written", "", None)] };
+        client.txn(put).await.unwrap();
+        assert!(!client.bundle(&small).await.unwrap(), "of one key");
+        let (_, all) = client.look_at(&[of.clone(), small], &[b"/a.".into(), b"/b.".into()], 0).await.unwrap();
+        let (listed, _) = both_ways(&client, &of).await;
+        assert_eq!((all[0].len(), all[1].len(), all[2].len(), all[3].len()), (listed.len(), 1, 1, 1));
     });
 }

@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use portolan_cluster::{
-    ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, Layout, VXLAN_PORT, View, Write,
+    ClusterNetwork, ClusterRecord, EndpointRecord, FORMAT, HostRecord, Layout, Part, VXLAN_PORT, View, Write,
 };
 use portolan_etcd::{Client, Config};
 use portolan_model::{Id, Mac, Mtu, PerFamily, Vni};
-use portolan_resident::cluster::{Endpoints, transaction};
+use portolan_resident::cluster::{Endpoints, bundle, transaction};
 
 /// On a network that not everybody is on, so many hosts are, each with so many endpoints.
 const HOSTS_ON: usize = 10;
 const EACH: usize = 20;
 /// The length of the prefixes of blocks, as new networks have it.
 const BLOCK: u8 = 26;
+/// The endpoints of one host of so many come when there are bundles already.
+const LATER: usize = 10;
 /// So many transactions are under way when etcd is filled.
 const AT_ONCE: usize = 64;
 
@@ -163,8 +165,17 @@ impl World {
             .map(|((network, block), host)| Write::claim(self.members[*host].id, *network, *block, length, &nothing));
         send(&client, claims.collect()).await;
         let none = Endpoints::new();
-        let endpoints = self.members.iter().flat_map(|member| Write::endpoints(member.id, &none, &member.endpoints));
-        send(&client, endpoints.collect()).await;
+        let endpoints = self.members.iter().map(|member| Write::endpoints(member.id, &none, &member.endpoints));
+        // As hosts see to it that run; what comes later is not in it.
+        let last = self.members.len() / LATER;
+        let mut before: Vec<Vec<Write>> = endpoints.collect();
+        let after = before.split_off(before.len() - last);
+        send(&client, before.into_iter().flatten().collect()).await;
+        let layout = Layout::default();
+        for part in [Part::All].into_iter().chain(self.networks.keys().copied().map(Part::Network)) {
+            bundle(&client, &layout, part).await.unwrap();
+        }
+        send(&client, after.into_iter().flatten().collect()).await;
     }
 
     pub(crate) const fn cluster(&self) -> Id {

@@ -11,7 +11,7 @@ use portolan_cluster::{
     Change, Checked, Event, Figures as PathFigures, HostRecord, Key, Layout, Part, PathTo, Refusal, View, WentBack,
     Write, abandoned, concerns, free, turn,
 };
-use portolan_etcd::Client;
+use portolan_etcd::{Bundled, Client};
 use portolan_kernel::random;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
@@ -28,6 +28,8 @@ const LEASE: i64 = 15;
 const BEAT: Duration = Duration::from_secs(5);
 /// How long to wait before etcd is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// About how often somebody sees to it that a part is there as a bundle.
+const BUNDLING: Duration = Duration::from_secs(60);
 /// After how long this host looks again whether it can give somebody addresses who still wants some.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -414,7 +416,10 @@ impl Agent {
             tokio::select! {
                 () = sleep_until(until.into()) => {}
                 batch = session.watch.next() => self.see(batch?, &mut session)?,
-                _ = beat.tick() => session.client.keep_alive(session.lease).await.map(drop)?,
+                _ = beat.tick() => {
+                    session.client.keep_alive(session.lease).await?;
+                    self.bundle(&session).await;
+                }
                 Some(told) = self.hears.recv() => {
                     let mut touched = self.hear(told);
                     while let Ok(told) = self.hears.try_recv() {
@@ -424,6 +429,30 @@ impl Agent {
                         let _ = self.rows.send(rows::Job::Local(touched));
                     }
                 }
+            }
+        }
+    }
+
+    /// Sees to it that what many hosts ask for when they start is there as bundles, where that falls to this one: by chance, so that
+    /// it need not be known who runs.
+    async fn bundle(&self, session: &Session) {
+        let falls_here = |hosts: usize| {
+            let number = u64::from_le_bytes(random()[..8].try_into().expect("eight of 32 bytes"));
+            number.is_multiple_of(hosts as u64 * (BUNDLING.as_secs() / BEAT.as_secs()))
+        };
+        let parts: Vec<Part> = {
+            let view = &lock(&self.shared).view;
+            let all = [Part::All].into_iter().chain(view.followed().map(Part::Network));
+            let is_due = |part: &Part| {
+                view.bundled(*part).is_some_and(|(keys, hosts)| keys >= Bundled::LEAST && falls_here(hosts))
+            };
+            all.filter(is_due).collect()
+        };
+        for part in parts {
+            // It is for others only, and one of them does it the next time.
+            match edge::bundle(&session.client, &self.layout, part).await {
+                Ok(is_made) => tracing::debug!("cluster: bundle of {}: made: {is_made}", self.layout.part(part)),
+                Err(error) => tracing::debug!("cluster: bundle of {}: {error}", self.layout.part(part)),
             }
         }
     }

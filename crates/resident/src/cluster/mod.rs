@@ -48,7 +48,7 @@ use rows::Rows;
 use seal::Seal;
 
 pub use asked::AtDaemon;
-pub use edge::transaction;
+pub use edge::{bundle, transaction};
 pub use join::{CannotJoin, Joining, forget, join, leave, leaving, membership, remove_host};
 pub use lane::WORKER;
 pub use meter::LinkRow;
