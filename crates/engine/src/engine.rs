@@ -286,7 +286,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             closed.into_iter().map(|(v, name)| (if v == 4 { Family::V4 } else { Family::V6 }, name)).collect();
         let mut objects = base_objects(&table, &settings, &closed);
         if let Some(overlay) = tx.overlay_in_use()?.and_then(|network| network.overlay) {
-            objects.extend(tunnel_objects(overlay.end.port));
+            objects.extend(tunnel_objects(overlay.end.port, &BTreeSet::new()));
             tx.peers()?.iter().for_each(|peer| objects.extend(end_objects(peer)));
         }
         Ok(objects)

@@ -21,6 +21,7 @@ mod elements;
 mod overlay;
 mod routed;
 
+pub(crate) use overlay::SEAL_OWNER;
 pub use overlay::{
     end_objects, goes_direct, is_measured, l2_bridge_name, peer_objects, remote_objects, seal_name, tunnel_objects,
     vxlan_name,

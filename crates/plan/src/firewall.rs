@@ -61,6 +61,7 @@ impl Firewall {
                             | Set::Direct(_)
                             | Set::Excess(_)
                             | Set::Tunnels
+                            | Set::Untracked
                             | Set::Ends(_)
                     )
             }

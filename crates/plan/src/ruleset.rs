@@ -62,6 +62,8 @@ pub enum Load {
     Source(Family),
     /// `ip daddr` or `ip6 daddr`.
     Destination(Family),
+    /// `th sport`.
+    SourcePort,
     /// `th dport`.
     DestinationPort,
     /// `ether saddr`.
@@ -296,7 +298,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     use Family::{V4, V6};
     use Load::{
         ArpSenderAddress, ArpSenderMac, Destination, DestinationPort, EtherSource, IifName, NeighbourTarget, NfProto,
-        OifName, Protocol, Source,
+        OifName, Protocol, Source, SourcePort,
     };
     use Part::{
         Count, Dnat, Do, Ether, FromLoopback4, HasL4Proto, Icmp6Type, IifGroup, In, L4Proto, Masquerade, NoWayBack,
@@ -369,8 +371,10 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         rule("another host's tunnels end here", &parts)
     };
     // Each conversation inside is one of the outer packets' ports: as many would fill the table of connections.
-    let untracked = |group: Part| {
-        let parts = [group, L4Proto(UDP), In(true, vec![Protocol, DestinationPort], Set::Tunnels), Part::NoTrack];
+    // Nothing of ours is asked of them in these chains any more.
+    let untracked = |group: Part, port: Load| {
+        let parts =
+            [group, L4Proto(UDP), In(true, vec![Protocol, port], Set::Untracked), Part::NoTrack, Do(Data::Accept)];
         rule("tunnels between hosts are no connections", &parts)
     };
     let not_from_a_network = || rule("not from a network", &[IifGroup(false, Group::Bridges), Do(Data::Accept)]);
@@ -386,7 +390,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
             drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
-            untracked(IifGroup(false, Group::Bridges)),
+            untracked(IifGroup(false, Group::Bridges), DestinationPort),
             not_from_a_network(),
             drop("a container sent from a loopback address", &[FromLoopback4]),
             drop("a container sent to a loopback address", &[ToLoopback4]),
@@ -400,7 +404,9 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             name(V6, &Part::TcpDestination(DNS)),
         ],
         Chain::Answer => vec![
-            untracked(OifGroup(false, Group::Bridges)),
+            untracked(OifGroup(false, Group::Bridges), DestinationPort),
+            // Encrypted ones go from this host's port to whatever NAT makes of the other's.
+            untracked(OifGroup(false, Group::Bridges), SourcePort),
             rule("not to a network", &[OifGroup(false, Group::Bridges), Do(Data::Accept)]),
             answer(V4, &Part::UdpSource(DNS)),
             answer(V4, &Part::TcpSource(DNS)),

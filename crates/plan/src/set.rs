@@ -29,6 +29,16 @@ impl Table {
     pub fn fence_name(name: &str) -> String {
         format!("{name}_fence")
     }
+
+    /// Whether a table of the family inet is one of ours by name, of whichever root.
+    pub fn is_ours(name: &str) -> bool {
+        if name == Self::PLUGINS_NAME {
+            return true;
+        }
+        let is_hash = |text: &str| text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let rest = name.strip_suffix("_fence").unwrap_or(name).strip_prefix("portolan");
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('_').is_some_and(is_hash))
+    }
 }
 
 /// A part of a set's key or data. Each takes a multiple of four bytes in the kernel's registers.
@@ -155,6 +165,8 @@ pub enum Set {
     Proxied,
     /// Where tunnels between hosts end, here and at the others: (protocol, port).
     Tunnels,
+    /// Ports of packets between hosts that are no connections: (protocol, port).
+    Untracked,
     /// Hosts whose tunnels end here: (address).
     Ends(Family),
     /// Traffic inside a network: (bridge, bridge) → verdict.
@@ -258,7 +270,7 @@ impl Set {
     ];
 
     /// Every set of a root's tables, in the order they are created and listed.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 50] = [
         Self::Port(Family::V4),
         Self::Port(Family::V6),
         Self::AnyPort(Family::V4),
@@ -273,6 +285,7 @@ impl Set {
         Self::OpenRange(Family::V6),
         Self::Proxied,
         Self::Tunnels,
+        Self::Untracked,
         Self::Ends(Family::V4),
         Self::Ends(Family::V6),
         Self::Within,
@@ -328,6 +341,7 @@ impl Set {
             Self::OpenRange(V6) => "open_range6",
             Self::Proxied => "proxied",
             Self::Tunnels => "tunnels",
+            Self::Untracked => "untracked",
             Self::Ends(V4) => "ends4",
             Self::Ends(V6) => "ends6",
             Self::Within => "within",
@@ -416,7 +430,9 @@ impl Set {
         use FieldType::{Address, Ether, IfName, NfProto, Port, Prefix, Protocol};
         match self {
             Self::Port(f) | Self::Range(f) | Self::PluginPort(f) => vec![Protocol, Address(f), Port],
-            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) | Self::Tunnels => vec![Protocol, Port],
+            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) | Self::Tunnels | Self::Untracked => {
+                vec![Protocol, Port]
+            }
             Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
             Self::Proxied => vec![NfProto, Protocol, Port],
             Self::Within | Self::Trusted | Self::Hairpin => vec![IfName, IfName],

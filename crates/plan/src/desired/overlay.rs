@@ -1,6 +1,7 @@
 //! Networks over several hosts: each host routes to its own containers as without a bridge, and to the blocks of addresses of
 //! the others by tunnels.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -32,11 +33,19 @@ pub fn seal_name(root: &str) -> IfName {
     format!("ps{:013x}", hash >> 12).parse().expect("fifteen letters and digits")
 }
 
+/// Whose the elements are that speak of the encrypted link's packets.
+pub(crate) const SEAL_OWNER: &str = "host link";
+
 /// What the host holds as long as any such network is in use, whose tunnels end at `port`: whoever could send there would be on
-/// all of them.
-pub fn tunnel_objects(port: u16) -> Objects {
-    let key = vec![Field::Protocol(Protocol::Udp), Field::Ports(port, port)];
-    [member(Set::Tunnels, key, "host")].into_iter().collect()
+/// all of them. Neither their packets are connections nor those of the encrypted link at the ports `untracked`.
+pub fn tunnel_objects(port: u16, untracked: &BTreeSet<u16>) -> Objects {
+    let key = |port: u16| vec![Field::Protocol(Protocol::Udp), Field::Ports(port, port)];
+    let link = untracked.iter().filter(|link| **link != port);
+    let link = link.map(|link| member(Set::Untracked, key(*link), SEAL_OWNER));
+    [member(Set::Tunnels, key(port), "host"), member(Set::Untracked, key(port), "host")]
+        .into_iter()
+        .chain(link)
+        .collect()
 }
 
 /// Where another host's tunnels may come from, which the host holds as long as any such network is in use.

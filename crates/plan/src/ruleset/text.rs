@@ -19,6 +19,7 @@ impl fmt::Display for Load {
             Self::Source(Family::V6) => "ip6 saddr",
             Self::Destination(Family::V4) => "ip daddr",
             Self::Destination(Family::V6) => "ip6 daddr",
+            Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",
             Self::EtherSource => "ether saddr",
             Self::ArpSenderMac => "arp saddr ether",

@@ -190,6 +190,10 @@ impl Expressions<'_> {
                     self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 24, 16, register);
                     16
                 }
+                Load::SourcePort => {
+                    self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, register);
+                    2
+                }
                 Load::DestinationPort => {
                     self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, register);
                     2
