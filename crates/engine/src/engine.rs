@@ -34,6 +34,8 @@ pub(crate) mod meta {
     pub(crate) const CLUSTER_SEEN: &str = "cluster_seen";
     /// Parts of blocks that this host gives nothing out of, for they are offered to others.
     pub(crate) const WITHHELD: &str = "withheld";
+    /// The ports of the encrypted link, and whether its packets are tracked.
+    pub(crate) const LINK: &str = "link";
     /// There if this host takes no more containers on networks over several hosts.
     pub(crate) const DRAINED: &str = "drained";
     /// Who claims pools, and which of its calls got no answer.
@@ -286,7 +288,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             closed.into_iter().map(|(v, name)| (if v == 4 { Family::V4 } else { Family::V6 }, name)).collect();
         let mut objects = base_objects(&table, &settings, &closed);
         if let Some(overlay) = tx.overlay_in_use()?.and_then(|network| network.overlay) {
-            objects.extend(tunnel_objects(overlay.end.port, &BTreeSet::new()));
+            objects.extend(tunnel_objects(overlay.end.port, &self.untracked_ports(tx)?));
             tx.peers()?.iter().for_each(|peer| objects.extend(end_objects(peer)));
         }
         Ok(objects)
@@ -503,7 +505,7 @@ pub(crate) fn encode<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("plain values serialise")
 }
 
-fn decode<T: serde::de::DeserializeOwned + Default>(text: Option<String>) -> T {
+pub(crate) fn decode<T: serde::de::DeserializeOwned + Default>(text: Option<String>) -> T {
     text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 

@@ -124,6 +124,9 @@ pub trait Kernel {
     /// [`KernelError`], kind unsupported where the kernel has no nftables.
     fn tables(&self) -> Result<Vec<String>, KernelError>;
 
+    /// Whether the host has rules besides ours that its own packets pass. It has unless it is known not to.
+    fn has_other_firewall(&self) -> bool;
+
     /// All routes but the default ones.
     ///
     /// # Errors

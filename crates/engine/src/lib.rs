@@ -23,6 +23,7 @@ mod grow;
 mod ipam;
 mod kernel;
 mod leases;
+mod link;
 mod membership;
 mod networks;
 mod overlay;

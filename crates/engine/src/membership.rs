@@ -27,6 +27,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             tx.put_meta(meta::CLUSTER_SEEN, None)?;
             tx.put_meta(meta::CLUSTER_HOSTS, None)?;
             tx.put_meta(meta::DRAINED, None)?;
+            tx.put_meta(meta::LINK, None)?;
         }
         Ok(tx.commit(Durability::Disk)?)
     }

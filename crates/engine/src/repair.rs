@@ -215,6 +215,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
         let rows = self.recover(&guard)?;
         let tx = self.store.write(&guard)?;
         let is_rule = |object: &Object| matches!(object, Object::Ruleset(_) | Object::Element(_));
+        self.look_at_link(&tx, None)?;
         let desired = self.desired(&tx)?;
         let table = self.table(&tx)?;
         let desired: Objects = desired.into_iter().filter(|o| is_rule(o) && table.holds(o)).collect();
@@ -290,6 +291,7 @@ impl<S: Store, K: Kernel> Engine<S, K> {
             }
         }
         let tx = self.store.write(guard)?;
+        self.look_at_link(&tx, None)?;
         let steps = possible(self.differences(&tx)?, |sandbox| self.kernel.sandbox_alive(sandbox));
         tx.commit(Durability::Process)?;
         let failures = self.repair(&steps)?;

@@ -14,6 +14,7 @@ mod firewall;
 pub mod firewalld;
 pub mod iptables;
 mod object;
+pub mod others;
 mod proxy;
 pub mod ruleset;
 mod set;

@@ -38,6 +38,7 @@ struct State {
     random: u64,
     boot: u32,
     clock: u64,
+    has_firewall: bool,
     /// Calls and steps left until the process dies.
     dies_in: Option<usize>,
     /// Steps of `apply` left until one fails.
@@ -103,6 +104,11 @@ impl FakeKernel {
     /// Puts an object there behind our back, or changes the one with its key.
     pub(crate) fn put(&self, object: Object) {
         self.0.borrow_mut().objects.insert(object);
+    }
+
+    /// Somebody else has rules on this host, or has none any more.
+    pub(crate) fn set_firewall(&self, is_there: bool) {
+        self.0.borrow_mut().has_firewall = is_there;
     }
 
     /// Sets the clock.
@@ -458,6 +464,11 @@ impl Kernel for FakeKernel {
                 _ => None,
             })
             .collect())
+    }
+
+    fn has_other_firewall(&self) -> bool {
+        self.call();
+        self.0.borrow().has_firewall
     }
 
     fn routes(&self) -> Result<Vec<HostRoute>, KernelError> {

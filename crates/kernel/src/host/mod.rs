@@ -6,6 +6,7 @@ mod facts;
 mod firewalld;
 mod iptables;
 mod observe;
+mod others;
 mod removal;
 
 mod shortcuts;
@@ -36,6 +37,8 @@ pub struct HostKernel {
     /// Whether shortcuts can be programs, and whether they can be tables, once somebody asked.
     programs: Cell<Option<bool>>,
     tables: OnceCell<bool>,
+    /// Whether others' rules are on this host, and of which generation of the ruleset that is.
+    others: Cell<Option<(u32, bool)>>,
     leaves_waits: Cell<bool>,
     /// Whether closing the netfilter socket would have to wait for what it removed.
     lingers: Cell<bool>,
@@ -206,6 +209,10 @@ impl Kernel for HostKernel {
             crate::nft::decode::table_names(socket, portolan_plan::Table::Inet)
                 .map_err(|error| refusal("list nftables tables", &error))
         })
+    }
+
+    fn has_other_firewall(&self) -> bool {
+        self.has_others()
     }
 
     fn routes(&self) -> Result<Vec<portolan_engine::HostRoute>, KernelError> {

@@ -11,6 +11,7 @@ use netlink_bindings::nftables::{
 };
 use netlink_bindings::utils::{IterableChunks, find_attr};
 use portolan_model::{Family, IfName, Mac, Protocol};
+use portolan_plan::others::BaseChain;
 use portolan_plan::{Chain, Data, DataType, Element, Field, FieldType, Set, Table};
 
 use super::encode::{self, NFTA_SET_ELEM_KEY_END};
@@ -345,6 +346,34 @@ pub fn hooked(socket: &mut Socket, device: &str) -> Result<BTreeMap<String, BTre
     let request = |buf: &mut Vec<u8>| push_nfgenmsg(buf, family(Table::Shortcuts), 0);
     let chains = socket.dump_all(message(libc::NFT_MSG_GETCHAIN), 0, request, |_, payload| read(payload))?;
     Ok(chains.into_iter().collect())
+}
+
+/// The chains at hooks, of everybody's tables of the families `inet`, `ip` and `ip6`.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn base_chains(socket: &mut Socket) -> Result<Vec<BaseChain>, NetlinkError> {
+    let read = |payload: &[u8]| {
+        let family = i32::from(*payload.first()?);
+        if !matches!(family, libc::NFPROTO_INET | libc::NFPROTO_IPV4 | libc::NFPROTO_IPV6) {
+            return None;
+        }
+        let attrs = ChainAttrs::new(payload.get(NFGENMSG..)?);
+        let number = |hook: NftHookAttrs<'_>| if let NftHookAttrs::Num(number) = hook { Some(number) } else { None };
+        // Chains that are only called have none.
+        let hook = attrs.get_hook().ok()?.into_iter().flatten().find_map(number)?;
+        Some(BaseChain {
+            is_inet: family == libc::NFPROTO_INET,
+            table: attrs.get_table().ok()?.to_string_lossy().into_owned(),
+            hook,
+            drops: attrs.get_policy() != Ok(libc::NF_ACCEPT as u32),
+            // No rule leads to a chain at a hook, so that what uses it are its own rules (`nf_tables_newrule()`,
+            // net/netfilter/nf_tables_api.c).
+            has_rules: attrs.get_use() != Ok(0),
+        })
+    };
+    let request = |buf: &mut Vec<u8>| push_nfgenmsg(buf, libc::NFPROTO_UNSPEC as u8, 0);
+    socket.dump_all(message(libc::NFT_MSG_GETCHAIN), 0, request, |_, payload| read(payload))
 }
 
 /// A rule's shape: what it says it is for, and the kinds of its expressions in order.

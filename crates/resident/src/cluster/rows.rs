@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use portolan_cluster::{Change, Checked, HostRecord, Step};
+use portolan_cluster::{Change, Checked, HostRecord, SealRecord, Step};
 use portolan_kernel::rtnl::addr::Watch;
 use portolan_model::{Family, Id};
 use tokio::sync::mpsc as channel;
@@ -216,6 +216,7 @@ impl Rows {
     /// Has the encrypted link be there if any network needs it, and what stands on it if it was not.
     fn keep_sealed(&mut self, engine: &Engine) {
         let done = self.hosts_of_link(engine).and_then(|hosts| {
+            self.keep_untracked(engine, hosts.is_some())?;
             if let Some(hosts) = &hosts {
                 if self.ensure_sealed(None, hosts)? {
                     engine.reconcile()?;
@@ -238,6 +239,18 @@ impl Rows {
                 }
             }
         }
+    }
+
+    /// Has the link's packets be no connections while it is there, unless a firewall of this host's own asks for those. Nobody tells
+    /// when somebody uses iptables-legacy(8), so that this looks each time.
+    fn keep_untracked(&self, engine: &Engine, is_needed: bool) -> Result<()> {
+        let own = self.membership.record.seal.as_ref().filter(|_| is_needed);
+        let ports = own.into_iter().flat_map(SealRecord::keys).map(|key| key.port).collect();
+        let repaired = engine.set_link_ports(&ports).context("have the encrypted link's packets be tracked or not")?;
+        for failure in repaired.failures {
+            tracing::warn!(failure, "whether the encrypted link's packets are tracked is not as it should be");
+        }
+        Ok(())
     }
 
     /// Has the encrypted link be there, by the ways that lead to other hosts now, of this host as it is or as it is to be `after`

@@ -24,7 +24,7 @@ use portolan_kernel::netlink::{Batch, Event, Monitor, NETFILTER, NetlinkError, S
 use portolan_kernel::nft::encode;
 use portolan_kernel::rtnl::link::Link;
 use portolan_model::{FirewallDriver, Id, Mac, Mtu, Network};
-use portolan_plan::{Firewall, Groups};
+use portolan_plan::{Firewall, Groups, Table};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
@@ -157,6 +157,7 @@ impl Repairer {
                     fenced: None,
                     path_mtu,
                     left: Work::default(),
+                    is_new: true,
                     programs: programs::Watch::default(),
                     wake: waits,
                     queue,
@@ -260,6 +261,8 @@ struct Thread {
     path_mtu: Option<Mtu>,
     /// What could not be done, because somebody does not let go of the lock.
     left: Work,
+    /// Nothing was looked at yet that may have happened before it was heard of.
+    is_new: bool,
     programs: programs::Watch,
     wake: Arc<OwnedFd>,
     queue: mpsc::Receiver<Command>,
@@ -271,6 +274,7 @@ struct Thread {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Work {
     rules: bool,
+    firewall: bool,
     links: bool,
     mtu: bool,
     host_ends: BTreeSet<String>,
@@ -280,6 +284,7 @@ struct Work {
 impl Work {
     fn add(&mut self, other: Self) {
         self.rules |= other.rules;
+        self.firewall |= other.firewall;
         self.links |= other.links;
         self.mtu |= other.mtu;
         self.host_ends.extend(other.host_ends);
@@ -362,6 +367,8 @@ impl Thread {
                 }
                 Command::Stop => {
                     let _ = self.set_fence(false);
+                    // Nobody would hear of a firewall that needs to have them tracked.
+                    let _ = self.engine.set_link_ports(&BTreeSet::new());
                     return Ok(false);
                 }
             }
@@ -372,6 +379,10 @@ impl Thread {
         let was_told = self.left != Work::default();
         let mut work = std::mem::take(&mut self.left);
         work.add(self.sort(&events, &firewall));
+        if std::mem::take(&mut self.is_new) {
+            work.firewall = true;
+            work.because.insert("rules of the host's own may have changed before".to_owned());
+        }
         let lost = self.programs.look().context("look for programs")?;
         for end in &lost {
             work.links(format!("no program passes packets on by `{end}`"));
@@ -422,6 +433,10 @@ impl Thread {
         for event in events {
             match event {
                 Event::Rules { tables, by: (pid, name) } => {
+                    if !is_of_us(name) && !tables.iter().all(|table| Table::is_ours(table)) {
+                        work.firewall = true;
+                        work.because.insert(format!("`{name}`, process {pid}, changed rules of the host's own"));
+                    }
                     if !is_of_us(name) && tables.iter().any(|table| holds_our_rules(firewall.driver, table)) {
                         work.rules = true;
                         work.because.insert(format!("`{name}`, process {pid}, changed our rules"));
@@ -593,6 +608,8 @@ impl Thread {
         // What is open comes before what does not work.
         if work.rules {
             add(self.engine.repair_rules()?);
+        } else if work.firewall {
+            add(self.engine.look_for_firewall()?);
         }
         if !work.host_ends.is_empty() {
             add(self.engine.repair_ports(&work.host_ends.into_iter().collect::<Vec<_>>())?);
