@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use portolan_engine::Kernel as _;
+use portolan_kernel::host::HostKernel;
 use portolan_kernel::netlink::{Batch, Socket};
 use portolan_kernel::netns::{self, NetnsFd};
 use portolan_kernel::nft::encode::Insist;
@@ -44,6 +46,7 @@ fn samples() -> Vec<Element> {
         element(Set::Open(V4), vec![address("172.20.0.2"), tcp(), Field::Ports(80, 80)], Data::Member),
         element(Set::OpenRange(V6), vec![address("fd00::2"), tcp(), Field::Ports(80, 90)], Data::Member),
         element(Set::Proxied, vec![Field::NfProto(V6), tcp(), Field::Ports(8080, 8080)], Data::Member),
+        element(Set::Untracked, vec![tcp(), Field::Ports(51820, 51820)], Data::Member),
         element(Set::Within, vec![name("br-0"), name("br-0")], Data::Goto(Chain::Allow)),
         element(Set::Within, vec![name("br-1"), name("br-1")], Data::Goto(Chain::WithinClosed)),
         element(Set::Behind(V4), vec![name("pv0123456789abc"), address("172.20.0.2")], Data::Member),
@@ -214,6 +217,7 @@ fn normal(text: &str) -> Vec<String> {
         .replace("ether type ip6 ip6 ", "ip6 ")
         .replace("ether type ip6 meta", "meta")
         .replace("meta l4proto udp meta l4proto . th dport", "meta l4proto . udp dport")
+        .replace("meta l4proto udp meta l4proto . th sport", "meta l4proto . udp sport")
         .replace("@th,64,128", NEIGHBOUR_TARGET)
         .lines()
         .map(|line| line.trim().to_owned())
@@ -269,6 +273,53 @@ fn nft(args: &[&str]) -> String {
     let output = Command::new("nft").args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_firewall_of_somebody_elses_is_found() {
+    if Command::new("nft").arg("--version").output().is_err() {
+        eprintln!("SKIP: no nft(8) to make one with");
+        assert!(std::env::var_os("CI").is_none(), "CI must have nft(8)");
+        return;
+    }
+    in_new_namespace(|| {
+        let kernel = HostKernel::new();
+        assert!(!kernel.has_other_firewall(), "nothing");
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        transact(&mut socket, |batch| encode::create_ruleset(batch, "portolan"));
+        transact(&mut socket, |batch| encode::create_fence(batch, "portolan"));
+        assert!(!kernel.has_other_firewall(), "ours");
+        for family in ["inet", "ip", "ip6"] {
+            for hook in ["prerouting", "input", "forward", "output", "postrouting"] {
+                let is_firewall = hook != "forward";
+                nft(&["add", "table", family, "own"]);
+                // As many rules as do not fit into one answer, in a chain that is only called.
+                nft(&["add", "chain", family, "own", "called", "{ }"]);
+                let rules: String =
+                    (0..500).map(|n| format!("add rule {family} own called tcp dport {n} drop\n")).collect();
+                nft(&[&rules]);
+                let chain = |policy: &str| format!("{{ type filter hook {hook} priority 0; policy {policy}; }}");
+                nft(&["add", "chain", family, "own", "base", &chain("accept")]);
+                assert!(!kernel.has_other_firewall(), "{family} {hook}: an empty chain");
+                nft(&["add", "chain", family, "own", "base", &chain("drop")]);
+                assert_eq!(kernel.has_other_firewall(), is_firewall, "{family} {hook}: a policy");
+                nft(&["add", "chain", family, "own", "base", &chain("accept")]);
+                assert!(!kernel.has_other_firewall(), "{family} {hook}: an empty chain again");
+                nft(&["add", "rule", family, "own", "base", "accept"]);
+                assert_eq!(kernel.has_other_firewall(), is_firewall, "{family} {hook}: a rule");
+                nft(&["flush", "chain", family, "own", "base"]);
+                assert!(!kernel.has_other_firewall(), "{family} {hook}: it is gone");
+                nft(&["add", "rule", family, "own", "base", "jump called"]);
+                assert_eq!(kernel.has_other_firewall(), is_firewall, "{family} {hook}: rules elsewhere");
+                nft(&["delete", "table", family, "own"]);
+            }
+        }
+        assert!(!kernel.has_other_firewall(), "nothing but ours");
+        match Command::new("ip6tables-legacy").args(["-w", "-t", "raw", "-A", "OUTPUT", "-j", "ACCEPT"]).output() {
+            Ok(output) if output.status.success() => assert!(kernel.has_other_firewall(), "of the old kind"),
+            other => eprintln!("SKIP: no ip6tables-legacy: {other:?}"),
+        }
+    });
 }
 
 #[test]

@@ -23,4 +23,5 @@ mod segments;
 mod shortcuts;
 mod translated;
 mod underlay;
+mod untracked;
 mod world;
