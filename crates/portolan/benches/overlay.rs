@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p portolan --bench overlay` runs everything; with `-- tcp` or `-- latency` one part:
 //!
-//! - `tcp`: one stream of TCP (cubic), a fifth of a second.
-//! - `latency`: one byte there and back over one connection, a thousand times.
+//! - `tcp`: one stream of TCP (cubic), a tenth of a second.
+//! - `latency`: one byte there and back over one connection, 250 times.
 //!
 //! All take turns, many times; what is compared are pairs of neighbouring turns, of which the median is said.
 //!
@@ -37,14 +37,18 @@ use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt::set_tcp_c
 use serde_json::Value;
 use world::World;
 
-/// Many short turns: the machine's speed drifts, and what is measured in a pair is measured side by side.
-const ROUNDS: usize = 101;
+/// Many short turns: the machine's speed drifts, and what is measured in a pair is measured side by side. Which threads share a
+/// processor is decided anew in each, and makes more of a difference than what is compared.
+const STREAMS: usize = 201;
+const CONVERSATIONS: usize = 401;
 /// How long a stream is left alone at first, and how long it is measured.
 const WARM_UP: Duration = Duration::from_millis(50);
-const TIME: Duration = Duration::from_millis(200);
+const TIME: Duration = Duration::from_millis(100);
 /// What is sent or received by one call.
 const BLOCK: usize = 128 << 10;
-const TRIPS: usize = 1_000;
+/// How often a byte goes there and back before it is measured, and then.
+const WARM_UP_TRIPS: usize = 25;
+const TRIPS: usize = 250;
 const LONG: Duration = Duration::from_secs(20);
 
 /// Two containers on two hosts.
@@ -78,20 +82,20 @@ fn main() -> Result<()> {
     }
     for (what, sides) in [("", &open[..]), (", encrypted", &sealed[..])] {
         if is_wanted("tcp") {
-            report(&format!("tcp, time for a gigabit{what}"), sides, tcp)?;
+            report(&format!("tcp, time for a gigabit{what}"), sides, STREAMS, tcp)?;
         }
         if is_wanted("latency") {
-            report(&format!("latency, there and back{what}"), sides, latency)?;
+            report(&format!("latency, there and back{what}"), sides, CONVERSATIONS, latency)?;
         }
     }
     Ok(())
 }
 
-fn report(what: &str, sides: &[Side], run: fn(&Side) -> Result<Duration>) -> Result<()> {
+fn report(what: &str, sides: &[Side], rounds: usize, run: fn(&Side) -> Result<Duration>) -> Result<()> {
     let mut figures: Vec<Vec<Duration>> = vec![Vec::new(); sides.len()];
     // In another order each time, so that none always has the same one before it.
     let (mut order, mut random): (Vec<usize>, u64) = ((0..sides.len()).collect(), 1);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for left in (1..order.len()).rev() {
             random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
             order.swap(left, (random >> 33) as usize % (left + 1));
@@ -101,7 +105,7 @@ fn report(what: &str, sides: &[Side], run: fn(&Side) -> Result<Duration>) -> Res
         }
     }
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
-    println!("{what}: median of {ROUNDS} rounds in turns (middle half); of pairs the median (95 %)");
+    println!("{what}: median of {rounds} rounds in turns (middle half); of pairs the median (95 %)");
     for (side, figures) in sides.iter().zip(&figures) {
         let (low, high) = quarters(figures);
         let median = micros(median(figures));
@@ -166,12 +170,16 @@ fn latency(side: &Side) -> Result<Duration> {
         });
         let mut stream = side.near.enter(|| TcpStream::connect(place))?;
         stream.set_nodelay(true)?;
-        let began = Instant::now();
-        for _ in 0..TRIPS {
-            stream.write_all(&[1])?;
-            stream.read_exact(&mut [0])?;
-        }
-        let took = began.elapsed();
+        let mut trips = |count: usize| -> Result<Duration> {
+            let began = Instant::now();
+            for _ in 0..count {
+                stream.write_all(&[1])?;
+                stream.read_exact(&mut [0])?;
+            }
+            Ok(began.elapsed())
+        };
+        trips(WARM_UP_TRIPS)?;
+        let took = trips(TRIPS)?;
         drop(stream);
         echo.join().map_err(|_| anyhow::anyhow!("the other end panicked"))??;
         Ok(took / TRIPS as u32)
