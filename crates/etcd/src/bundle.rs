@@ -7,7 +7,7 @@
 //! that it is right in the history in which it is found, also where etcd was restored from a backup meanwhile.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -24,8 +24,9 @@ const LONGEST: usize = 1_000_000;
 const MOST: usize = 16;
 /// A bundle is made anew after so many transactions for each key in it, as a part: so it costs etcd only a few times what these do.
 const PART: i64 = 4;
-/// How long to wait for what was written since.
-const CATCH_UP: Duration = Duration::from_secs(2);
+/// How long to wait for what was written since, of all that is asked for together. Not too short: who is slow because all ask at
+/// once is not to be asked for all keys as well.
+const CATCH_UP: Duration = Duration::from_secs(10);
 
 /// A prefix of which there may be a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,10 +150,11 @@ impl Client {
         let (revision, answers) = self.ranges_at(&prefixes, revision).await?;
         let mut answers = answers.into_iter();
         let mut all: Vec<Option<Vec<KeyValue>>> = Vec::with_capacity(bundled.len() + others.len());
+        let mut patience = CATCH_UP;
         for of in bundled {
             let mut next = || answers.next().unwrap_or_default();
             let (bundle, written, apart) = (next(), next(), next());
-            let mut found = self.unbundle(of, &bundle, &written, revision).await;
+            let mut found = self.unbundle(of, &bundle, &written, revision, &mut patience).await;
             found.iter_mut().for_each(|found| found.extend(apart.iter().cloned()));
             all.push(found);
         }
@@ -173,13 +175,15 @@ impl Client {
         Ok((revision, all))
     }
 
-    /// What is in a bundle, and what became of it up to `revision`; none where it is not known, or comes faster from the keys.
+    /// What is in a bundle, and what became of it up to `revision`; none where it is not known, or comes faster from the keys. Who
+    /// has no `patience` left is not waited for.
     async fn unbundle(
         &self,
         of: &Bundled,
         bundle: &[KeyValue],
         written: &[KeyValue],
         revision: i64,
+        patience: &mut Duration,
     ) -> Option<Vec<KeyValue>> {
         let Whole { revision: seen, written: unchanged, writes, kvs } = Whole::of(bundle)?;
         let last = written.first()?;
@@ -192,8 +196,11 @@ impl Client {
         }
         let found = kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
         let work = self.catch_up(of, found, seen, last.mod_revision, revision);
+        let began = Instant::now();
+        let found = timeout(*patience, work).await;
+        *patience = patience.saturating_sub(began.elapsed());
         // Whatever is in the way: the keys are there.
-        let found = timeout(CATCH_UP, work).await.ok()?.ok()?;
+        let found = found.ok()?.ok()?;
         Some(found.into_values().collect())
     }
 
