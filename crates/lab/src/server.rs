@@ -209,8 +209,11 @@ impl UdpServer {
 
 /// Binds when the port is free, which may be a moment after its server was dropped: a process that another thread is just
 /// starting has a copy of every descriptor until its execve(2).
-fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    const MOMENT: Duration = Duration::from_secs(2);
+///
+/// # Errors
+/// What `bind` says last.
+pub fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const MOMENT: Duration = Duration::from_secs(10);
     let mut bound = bind();
     let is_settled = || {
         let in_use = bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);

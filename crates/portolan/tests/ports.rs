@@ -17,7 +17,7 @@ use portolan_kernel::rtnl::Family;
 use portolan_lab::InNetns;
 use portolan_lab::probe::{Probe, tcp_probe, udp_probe};
 use portolan_lab::sctp::{SctpServer, sctp_probe};
-use portolan_lab::server::{TcpServer, UdpServer};
+use portolan_lab::server::{TcpServer, UdpServer, once_free};
 
 /// The host ports that container port `port` has, in the order they were published.
 #[track_caller]
@@ -271,7 +271,9 @@ fn a_datagram_client_follows_a_port_that_moves() {
         .map(|(c, port, banner)| UdpServer::start(c, any(Family::V6, port), banner).unwrap())
         .into();
     let client = |family, from: u16, to: u16| {
-        let socket = with_netns(world.n.netns(), || UdpSocket::bind(at(neighbour_ip(family), from))).unwrap().unwrap();
+        let socket = with_netns(world.n.netns(), || once_free(|| UdpSocket::bind(at(neighbour_ip(family), from))))
+            .unwrap()
+            .unwrap();
         socket.connect(at(host_ip(family), to)).unwrap();
         socket
     };

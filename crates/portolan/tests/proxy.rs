@@ -9,7 +9,7 @@ use common::*;
 use portolan_kernel::netns::with_netns;
 use portolan_kernel::rtnl::Family;
 use portolan_lab::probe::{tcp_probe, udp_probe};
-use portolan_lab::server::{TcpServer, UdpServer};
+use portolan_lab::server::{TcpServer, UdpServer, once_free};
 use portolan_lab::{InNetns, eventually};
 
 const LOOPBACK: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -21,7 +21,7 @@ fn world(name: &str) -> Option<World> {
 }
 
 fn listener(place: &impl InNetns, port: u16) -> TcpListener {
-    with_netns(place.netns(), || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).unwrap()
+    with_netns(place.netns(), || once_free(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))).unwrap()).unwrap()
 }
 
 fn connect(place: &impl InNetns, to: SocketAddr) -> TcpStream {

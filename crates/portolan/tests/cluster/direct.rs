@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use portolan_lab::probe::{ping, tcp_probe};
-use portolan_lab::server::TcpServer;
+use portolan_lab::server::{TcpServer, once_free};
 use portolan_lab::{Host, eventually};
 
 use crate::capture::Capture;
@@ -42,7 +42,7 @@ fn routes(node: &Node, pod: &Pod) -> Vec<String> {
 
 /// Whether a datagram that somebody sends under an address is heard by a pod.
 fn is_heard_from(place: &Host, source: &str, to: &Pod) -> bool {
-    let ear = to.place.enter(|| UdpSocket::bind("0.0.0.0:9090")).unwrap();
+    let ear = to.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9090"))).unwrap();
     ear.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mouth = place.enter(|| UdpSocket::bind((source, 0))).unwrap();
     let _ = mouth.send_to(b"here", SocketAddr::new(to.addresses[0], 9090));

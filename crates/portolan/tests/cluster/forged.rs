@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 use serde_json::Value;
 
 use crate::overlay::two_hosts;
@@ -64,7 +65,7 @@ fn containers_cannot_send_into_tunnels() {
     let stranger = world.pod(a, "other", "stranger");
     let (IpAddr::V4(of_near), IpAddr::V4(of_far)) = (near.addresses[0], far.addresses[0]) else { panic!("IPv4 first") };
     let heard = |pod: &crate::overlay::Pod| {
-        let socket = pod.place.enter(|| UdpSocket::bind("0.0.0.0:7777")).unwrap();
+        let socket = pod.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:7777"))).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         socket
     };

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 
 use crate::capture::Capture;
 use crate::forged::{MARK, VXLAN, end, frame};
@@ -35,7 +36,7 @@ fn forget(pod: &Pod) {
 }
 
 fn ear(pod: &Pod) -> UdpSocket {
-    let socket = pod.place.enter(|| UdpSocket::bind("0.0.0.0:7777")).unwrap();
+    let socket = pod.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:7777"))).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let own = v4(pod);
     pod.place.enter(|| socket.join_multicast_v4(&GROUP, &own)).unwrap();

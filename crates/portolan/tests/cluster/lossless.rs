@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 
 use crate::overlay::{Pod, two_hosts};
 use crate::world::{LONG, Node};
@@ -76,7 +77,7 @@ pub(crate) fn carried(near: &Pod, far: &Pod, gap: Duration, meanwhile: impl FnOn
     let (tally, over) = (Tally::default(), AtomicBool::new(false));
     let mut lost: Vec<(usize, usize)> = Vec::new();
     let lost_here = &mut lost;
-    let listener = far.place.enter(|| UdpSocket::bind("0.0.0.0:9000")).unwrap();
+    let listener = far.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9000"))).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&listener, 64 << 20).unwrap();
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let sender = near.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();

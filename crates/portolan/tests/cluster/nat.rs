@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use portolan_kernel::signals;
 use portolan_lab::etcd::{Etcd, is_there};
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 use portolan_lab::{Host, Lab, eventually};
 use serde_json::Value;
 
@@ -195,7 +196,7 @@ fn a_host_behind_nat_is_one_of_the_cluster() {
 /// Says the mark a few times each way; whether all of it was heard.
 fn say(one: &Pod, other: &Pod) {
     for (from, to) in [(one, other), (other, one)] {
-        let listen = to.place.enter(|| UdpSocket::bind("0.0.0.0:9999")).unwrap();
+        let listen = to.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9999"))).unwrap();
         listen.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let speak = from.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
         for _ in 0..20 {

@@ -8,6 +8,7 @@ use portolan_kernel::process::PidFd;
 use portolan_kernel::signals;
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 use serde_json::Value;
 
 use crate::capture::Capture;
@@ -29,7 +30,7 @@ pub(crate) fn times(bytes: &[u8], what: &[u8]) -> usize {
 
 /// Says the mark to all addresses of another container until told to stop.
 fn whisper(from: &Pod, to: &Pod, over: &AtomicBool, heard: &AtomicU64) {
-    let listen = to.place.enter(|| UdpSocket::bind("[::]:9999")).unwrap();
+    let listen = to.place.enter(|| once_free(|| UdpSocket::bind("[::]:9999"))).unwrap();
     listen.set_nonblocking(true).unwrap();
     let speak = from.place.enter(|| UdpSocket::bind("[::]:0")).unwrap();
     let mut buffer = [0; 256];

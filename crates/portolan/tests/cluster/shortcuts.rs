@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portolan_kernel::host::{self, EndOfTunnels};
 use portolan_lab::eventually;
 use portolan_lab::probe::{ping, tcp_probe};
-use portolan_lab::server::TcpServer;
+use portolan_lab::server::{TcpServer, once_free};
 
 use crate::overlay::{Pod, has, joined, reach, two_hosts};
 use crate::world::{LONG, Node, World};
@@ -52,7 +52,7 @@ fn remembers(node: &Node, pod: &Pod) -> bool {
 
 /// Whether a datagram from `from`, under `source` if that is given, is heard by `to`.
 pub(crate) fn is_heard(from: &Pod, source: Option<IpAddr>, to: &Pod) -> bool {
-    let ear = to.place.enter(|| UdpSocket::bind("0.0.0.0:9090")).unwrap();
+    let ear = to.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9090"))).unwrap();
     ear.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mouth = from.place.enter(|| UdpSocket::bind((source.unwrap_or([0, 0, 0, 0].into()), 0))).unwrap();
     // Where no route leads is an answer too.
@@ -139,7 +139,7 @@ fn connections_outlast_their_coming_and_going() {
         return;
     }
     assert!(eventually(LONG, || ping(&near, far.addresses[0], SHORT).is_open()));
-    let listener = far.place.enter(|| TcpListener::bind("0.0.0.0:7777")).unwrap();
+    let listener = far.place.enter(|| once_free(|| TcpListener::bind("0.0.0.0:7777"))).unwrap();
     let mut stream = near.place.enter(|| TcpStream::connect((far.addresses[0], 7777))).unwrap();
     let (mut other, _) = listener.accept().unwrap();
     for side in [&stream, &other] {
@@ -195,7 +195,7 @@ fn host_ends_know_what_they_did_not_see_and_hold_up_what_they_are_to() {
         (row["rx_packets"].as_u64().unwrap(), row["rx_bytes"].as_u64().unwrap())
     };
     let send = |count: u64| {
-        let ear = far.place.enter(|| UdpSocket::bind("0.0.0.0:9091")).unwrap();
+        let ear = far.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9091"))).unwrap();
         ear.set_read_timeout(Some(LONG)).unwrap();
         let mouth = near.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
         for _ in 0..count {

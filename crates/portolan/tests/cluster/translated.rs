@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use portolan_kernel::host;
 use portolan_lab::eventually;
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 
 use crate::capture::Capture;
 use crate::overlay::{Pod, has, joined, reach, two_hosts};
@@ -36,7 +37,7 @@ fn leaving(world: &World, node: &Node, what: impl FnOnce(), filters: [&str; 2]) 
 
 /// Sends datagrams of so many bytes in one go; how many were heard.
 fn datagrams(from: &Pod, to: &Pod, count: usize, length: usize) -> usize {
-    let ear = to.place.enter(|| UdpSocket::bind("0.0.0.0:9090")).unwrap();
+    let ear = to.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9090"))).unwrap();
     ear.set_read_timeout(Some(SHORT)).unwrap();
     let mouth = from.place.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     for number in 0..count {
@@ -56,7 +57,7 @@ fn pattern(length: usize) -> Vec<u8> {
 
 /// Sends a stream, which has to come as it is.
 fn stream(from: &Pod, to: &Pod, length: usize) {
-    let listener = to.place.enter(|| TcpListener::bind("0.0.0.0:9091")).unwrap();
+    let listener = to.place.enter(|| once_free(|| TcpListener::bind("0.0.0.0:9091"))).unwrap();
     let mut sender = from.place.enter(|| TcpStream::connect(SocketAddr::new(v4(to), 9091))).unwrap();
     let (mut receiver, peer) = listener.accept().unwrap();
     assert_eq!(peer.ip(), v4(from), "its own address");
@@ -109,7 +110,7 @@ fn what_can_be_translated_takes_no_tunnel() {
         a,
         || {
             assert_eq!(datagrams(&near, &far, 3, 4000), 3, "in pieces");
-            let ear = far.place.enter(|| UdpSocket::bind("0.0.0.0:9092")).unwrap();
+            let ear = far.place.enter(|| once_free(|| UdpSocket::bind("0.0.0.0:9092"))).unwrap();
             ear.set_read_timeout(Some(SHORT)).unwrap();
             assert!(near.place.command("python3").unwrap().args(["-c", &segments]).status().unwrap().success());
             for number in 0..7 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use portolan_kernel::netlink::Batch;
 use portolan_kernel::netns::{NetnsFd, with_netns};
 use portolan_kernel::rtnl::{Family, addr, neigh, route};
+use portolan_lab::server::once_free;
 use portolan_lab::{Host, InNetns, Lab, Lan, eventually};
 
 use crate::common::{
@@ -86,16 +87,8 @@ impl<'a> Party<'a> {
 
     /// A socket for datagrams.
     pub(crate) fn socket(&self, family: Family, port: u16) -> UdpSocket {
-        let bind = || with_netns(self.place, || UdpSocket::bind((family.unspecified(), port))).unwrap();
-        let mut bound = bind();
-        // A process that another thread is just starting has a copy of the socket that was bound before.
-        assert!(eventually(LONG, || {
-            if bound.is_err() {
-                bound = bind();
-            }
-            bound.is_ok()
-        }));
-        bound.unwrap()
+        let bind = || UdpSocket::bind((family.unspecified(), port));
+        with_netns(self.place, || once_free(bind)).unwrap().unwrap()
     }
 
     /// Writes a setting of its namespace.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use portolan_kernel::rtnl::link;
 use portolan_kernel::socket;
 use portolan_lab::probe::ping;
+use portolan_lab::server::once_free;
 use portolan_lab::{Host, eventually};
 use portolan_wireguard::kernel::{self, Carrier, KernelError};
 use portolan_wireguard::worker::WorkerError;
@@ -395,7 +396,7 @@ fn an_overlay_goes_through() {
 /// There and back.
 fn goes_through(one: &Tunnel<'_>, other: &Tunnel<'_>, to: SocketAddr) {
     const LEN: usize = 8 << 20;
-    let listener = other.host.enter(|| TcpListener::bind(to)).unwrap();
+    let listener = other.host.enter(|| once_free(|| TcpListener::bind(to))).unwrap();
     let content: Vec<u8> = (0..LEN).map(|at| ((at * at) >> 7) as u8).collect();
     let expected = content.clone();
     let server = std::thread::spawn(move || {
