@@ -186,10 +186,11 @@ fn latency(side: &Side) -> Result<Duration> {
     })
 }
 
-/// The program of a device, which is told its options last.
+/// The program of a device, which is told its options last. In a session of its own, as that of a daemon's device is: what is in one
+/// session with those who send and receive here shares its part of the processors (`autogroup`, sched(7)), and is woken otherwise.
 fn worker_program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
-    command.arg("wireguard-worker");
+    let mut command = Command::new("setsid");
+    command.args([env!("CARGO_BIN_EXE_portolan"), "wireguard-worker"]);
     command
 }
 
