@@ -53,17 +53,7 @@ impl Firewall {
             (_, Object::Shortcut(_)) => false,
             // Neither knows the frames of a bridge, or networks without one.
             (FirewallDriver::Iptables, Object::Element(element)) => {
-                element.set.table() == Table::Inet
-                    && !matches!(
-                        element.set,
-                        Set::Behind(_)
-                            | Set::Between(_)
-                            | Set::Direct(_)
-                            | Set::Excess(_)
-                            | Set::Tunnels
-                            | Set::Untracked
-                            | Set::Ends(_)
-                    )
+                element.set.table() == Table::Inet && !element.set.is_of_nftables_alone()
             }
             (FirewallDriver::Firewalld, Object::Element(element)) => holds_in_firewalld(element.set),
             _ => true,

@@ -269,6 +269,20 @@ impl Set {
         Self::PluginWaiting(Family::V6),
     ];
 
+    /// Whether the rules of iptables have nothing of it.
+    pub(crate) const fn is_of_nftables_alone(self) -> bool {
+        matches!(
+            self,
+            Self::Behind(_)
+                | Self::Between(_)
+                | Self::Direct(_)
+                | Self::Excess(_)
+                | Self::Tunnels
+                | Self::Untracked
+                | Self::Ends(_)
+        )
+    }
+
     /// Every set of a root's tables, in the order they are created and listed.
     pub const ALL: [Self; 50] = [
         Self::Port(Family::V4),

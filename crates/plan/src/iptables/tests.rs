@@ -93,19 +93,7 @@ fn names_fit() {
 #[test]
 fn every_set_but_the_guards_is_written_and_read_back() {
     let elements = elements();
-    let without_counterpart = |set: &Set| {
-        matches!(
-            set,
-            Set::Behind(_)
-                | Set::Between(_)
-                | Set::Direct(_)
-                | Set::Excess(_)
-                | Set::Tunnels
-                | Set::Untracked
-                | Set::Ends(_)
-        )
-    };
-    let ours = |set: &Set| set.table() == NftTable::Inet && !without_counterpart(set);
+    let ours = |set: &Set| set.table() == NftTable::Inet && !set.is_of_nftables_alone();
     for set in Set::ALL.into_iter().filter(ours) {
         // Nobody's sample has a port that the proxy takes.
         let is_sampled = elements.iter().any(|element| element.set == set) || set == Set::Proxied;
