@@ -5,7 +5,9 @@
 //! - `tcp`: one stream of TCP (cubic), a tenth of a second.
 //! - `latency`: one byte there and back over one connection, 250 times.
 //!
-//! All take turns, many times; what is compared are pairs of neighbouring turns, of which the median is said.
+//! All take turns, many times; what is compared are pairs of neighbouring turns, of which the median is said. Each host has a
+//! processor of its own, as two machines would: whether both ends of a connection share one makes more of a difference than what is
+//! compared, and the kernel would decide it anew in each turn.
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
 //! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
@@ -22,6 +24,7 @@ mod world;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,11 +37,11 @@ use portolan_lab::{Host, Lab, Lan, eventually};
 use portolan_wireguard::worker::{self, Options};
 use portolan_wireguard::{Config, Device as _, Peer, PrivateKey, changes};
 use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt::set_tcp_congestion};
+use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use serde_json::Value;
 use world::World;
 
-/// Many short turns: the machine's speed drifts, and what is measured in a pair is measured side by side. Which threads share a
-/// processor is decided anew in each, and makes more of a difference than what is compared.
+/// Many short turns: the machine's speed drifts, and what is measured in a pair is measured side by side.
 const STREAMS: usize = 201;
 const CONVERSATIONS: usize = 401;
 /// How long a stream is left alone at first, and how long it is measured.
@@ -50,6 +53,9 @@ const BLOCK: usize = 128 << 10;
 const WARM_UP_TRIPS: usize = 25;
 const TRIPS: usize = 250;
 const LONG: Duration = Duration::from_secs(20);
+/// The processors of the hosts on whose containers send first and answer.
+const NEAR: usize = 0;
+const FAR: usize = 1;
 
 /// Two containers on two hosts.
 struct Side {
@@ -57,8 +63,8 @@ struct Side {
     near: Host,
     far: Host,
     to: IpAddr,
-    /// What has to go on meanwhile.
-    _rest: Vec<Host>,
+    /// The hosts, in this order. Docker's are elsewhere, and have no process that carries packets.
+    hosts: Vec<Host>,
     _devices: Vec<Device>,
 }
 
@@ -79,6 +85,9 @@ fn main() -> Result<()> {
     for side in open.iter().chain(&sealed) {
         let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
         ensure!(eventually(LONG, is_reached), "{}: the other container is not reached", side.title);
+        for (host, processor) in side.hosts.iter().zip([NEAR, FAR]) {
+            keep_host_on(processor, host)?;
+        }
     }
     for (what, sides) in [("", &open[..]), (", encrypted", &sealed[..])] {
         if is_wanted("tcp") {
@@ -123,6 +132,34 @@ fn report(what: &str, sides: &[Side], rounds: usize, run: fn(&Side) -> Result<Du
 /// more of what it believed than of the path.
 const CONGESTION_CONTROL: &str = "cubic";
 
+/// Has a thread of that number, or this one, run on one processor only.
+fn keep_on(processor: usize, thread: Option<Pid>) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(processor);
+    sched_setaffinity(thread, &set).with_context(|| format!("processor {processor}: two are needed"))
+}
+
+/// The same with what runs in a host's namespace.
+fn keep_host_on(processor: usize, host: &Host) -> Result<()> {
+    let netns = host.netns_path().metadata()?.ino();
+    for process in std::fs::read_dir("/proc")? {
+        let process = process?.path();
+        // Whoever ends meanwhile needs none.
+        if !process.join("ns/net").metadata().is_ok_and(|its| its.ino() == netns) {
+            continue;
+        }
+        let Ok(threads) = std::fs::read_dir(process.join("task")) else { continue };
+        for thread in threads.flatten() {
+            let number = thread.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            match keep_on(processor, Some(number.context("a thread has a number")?)) {
+                Err(_) if !thread.path().exists() => {}
+                done => done?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One stream of TCP: how long a gigabit takes, when it is under way.
 fn tcp(side: &Side) -> Result<Duration> {
     let listener = side.far.enter(|| TcpListener::bind("0.0.0.0:7777"))?;
@@ -134,11 +171,14 @@ fn tcp(side: &Side) -> Result<Duration> {
     })?;
     let (mut receiver, _) = listener.accept()?;
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let sender = scope.spawn(move || -> Result<()> {
+            keep_on(NEAR, None)?;
             let (mut sender, bytes) = (sender, vec![7; BLOCK]);
             // Until the other end is closed.
             while sender.write_all(&bytes).is_ok() {}
+            Ok(())
         });
+        keep_on(FAR, None)?;
         let mut bytes = vec![0; BLOCK];
         let mut receive = |time: Duration| -> Result<Duration> {
             let (began, mut count) = (Instant::now(), 0);
@@ -150,6 +190,7 @@ fn tcp(side: &Side) -> Result<Duration> {
         receive(WARM_UP)?;
         let took = receive(TIME);
         drop(receiver);
+        sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
         took
     })
 }
@@ -160,6 +201,7 @@ fn latency(side: &Side) -> Result<Duration> {
     let place = SocketAddr::new(side.to, 7777);
     std::thread::scope(|scope| {
         let echo = scope.spawn(move || -> Result<()> {
+            keep_on(FAR, None)?;
             let (mut stream, _) = listener.accept()?;
             stream.set_nodelay(true)?;
             let mut byte = [0];
@@ -168,6 +210,7 @@ fn latency(side: &Side) -> Result<Duration> {
             }
             Ok(())
         });
+        keep_on(NEAR, None)?;
         let mut stream = side.near.enter(|| TcpStream::connect(place))?;
         stream.set_nodelay(true)?;
         let mut trips = |count: usize| -> Result<Duration> {
@@ -258,8 +301,8 @@ fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd, hosts: &mut Vec<Ours>) -> Result<
             pods.push((pod, address.as_str().context("no address")?.parse::<IpAddr>()?));
         }
         let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
-        let rest = hosts.iter().map(|ours| ours.host.again()).collect::<Result<_>>()?;
-        Ok(Side { title, near, far, to, _rest: rest, _devices: Vec::new() })
+        let hosts = hosts.iter().map(|ours| ours.host.again()).collect::<Result<_>>()?;
+        Ok(Side { title, near, far, to, hosts, _devices: Vec::new() })
     };
     Ok([side("web", "portolan")?, side("vault", "portolan")?])
 }
@@ -276,7 +319,7 @@ fn dockers(world: &World) -> Result<Side> {
         pods.push((Host::of(&node.name, container.netns), address));
     }
     let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
-    Ok(Side { title: "docker", near, far, to, _rest: Vec::new(), _devices: Vec::new() })
+    Ok(Side { title: "docker", near, far, to, hosts: Vec::new(), _devices: Vec::new() })
 }
 
 /// How hosts reach each other's containers.
@@ -411,5 +454,5 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
         hosts.push(host);
     }
     let ((far, to), (near, _)) = (pods.remove(1), pods.remove(0));
-    Ok(Side { title, near, far, to, _rest: hosts, _devices: devices })
+    Ok(Side { title, near, far, to, hosts, _devices: devices })
 }
