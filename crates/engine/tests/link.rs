@@ -61,7 +61,7 @@ impl World {
     fn has(&self, untracked: &[u16]) {
         let objects = self.kernel.objects();
         let of_set = objects.iter().filter_map(|(_, object)| match object {
-            Object::Element(element) if element.set == Set::Untracked => Some(element.key[1].to_string()),
+            Object::Element(element) if element.set == Set::Untracked => Some(element.key[0].to_string()),
             _ => None,
         });
         let found: BTreeSet<String> = of_set.collect();

@@ -46,7 +46,7 @@ fn samples() -> Vec<Element> {
         element(Set::Open(V4), vec![address("172.20.0.2"), tcp(), Field::Ports(80, 80)], Data::Member),
         element(Set::OpenRange(V6), vec![address("fd00::2"), tcp(), Field::Ports(80, 90)], Data::Member),
         element(Set::Proxied, vec![Field::NfProto(V6), tcp(), Field::Ports(8080, 8080)], Data::Member),
-        element(Set::Untracked, vec![tcp(), Field::Ports(51820, 51820)], Data::Member),
+        element(Set::Untracked, vec![Field::Ports(51820, 51820)], Data::Member),
         element(Set::Within, vec![name("br-0"), name("br-0")], Data::Goto(Chain::Allow)),
         element(Set::Within, vec![name("br-1"), name("br-1")], Data::Goto(Chain::WithinClosed)),
         element(Set::Behind(V4), vec![name("pv0123456789abc"), address("172.20.0.2")], Data::Member),

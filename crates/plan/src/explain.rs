@@ -203,19 +203,17 @@ impl Run<'_> {
                     "{protocol} {port} on every {family} address of the host is passed on by the proxy, but not for internal networks"
                 )
             }
-            (Set::Tunnels, [Field::Protocol(protocol), Field::Ports(port, _)]) => {
-                format!("containers send nothing to {protocol} {port} of any host, where tunnels end")
+            (Set::Tunnels, [Field::Ports(port, _)]) => {
+                format!("containers send nothing to udp {port} of any host, where tunnels end")
             }
             (Set::Ends(_), [Field::Address(address)]) => format!("tunnels from {address} end here"),
-            (Set::Untracked, [Field::Protocol(protocol), Field::Ports(port, _)])
-                if self.element.owner == SEAL_OWNER =>
-            {
+            (Set::Untracked, [Field::Ports(port, _)]) if self.element.owner == SEAL_OWNER => {
                 format!(
-                    "encrypted packets of {protocol} {port} are no connections: nobody else's rules on this host ask for any"
+                    "encrypted packets of udp {port} are no connections: nobody else's rules on this host ask for any"
                 )
             }
-            (Set::Untracked, [Field::Protocol(protocol), Field::Ports(port, _)]) => {
-                format!("tunnels' packets of {protocol} {port} are no connections")
+            (Set::Untracked, [Field::Ports(port, _)]) => {
+                format!("tunnels' packets of udp {port} are no connections")
             }
             (Set::Within, [Field::IfName(from), Field::IfName(to)]) => {
                 let who = if from.as_str().starts_with("vx-") {

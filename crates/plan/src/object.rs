@@ -191,8 +191,6 @@ pub enum Chain {
     Guard,
     /// Bridge hook postrouting: keeps questions for addresses away from where nobody need be asked.
     Hush,
-    /// The fence's hook prerouting, priority raw.
-    FenceEarly,
     /// The fence's hook prerouting, for destination translation.
     FenceNatIn,
     /// The fence's hook output, for destination translation.
@@ -225,7 +223,7 @@ impl Chain {
     pub const SHORTCUTS: [Self; 2] = [Self::ShortcutOut, Self::ShortcutIn];
 
     /// Every chain of a root's tables and its fence, in the order they are listed.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 25] = [
         Self::Allow,
         Self::Publish,
         Self::Transit,
@@ -246,7 +244,6 @@ impl Chain {
         Self::Answer,
         Self::Guard,
         Self::Hush,
-        Self::FenceEarly,
         Self::FenceNatIn,
         Self::FenceNatOut,
         Self::FenceNatSource,
@@ -277,7 +274,6 @@ impl Chain {
             Self::Answer => "answer",
             Self::Guard => "guard",
             Self::Hush => "hush",
-            Self::FenceEarly => "fence_early",
             Self::FenceNatIn => "fence_nat_in",
             Self::FenceNatOut => "fence_nat_out",
             Self::FenceNatSource => "fence_nat_source",

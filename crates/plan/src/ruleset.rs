@@ -66,6 +66,10 @@ pub enum Load {
     SourcePort,
     /// `th dport`.
     DestinationPort,
+    /// `udp sport`.
+    UdpSourcePort,
+    /// `udp dport`.
+    UdpDestinationPort,
     /// `ether saddr`.
     EtherSource,
     /// `arp saddr ether`.
@@ -244,7 +248,6 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
         Chain::Answer => at("filter", "output", 3, -300, "raw"),
         Chain::Guard => at("filter", "prerouting", 0, -300, "dstnat"),
         Chain::Hush => at("filter", "postrouting", 4, 300, "srcnat"),
-        Chain::FenceEarly => at("filter", "prerouting", 0, -300, "raw"),
         Chain::FenceNatIn => at("nat", "prerouting", 0, -100, "dstnat"),
         Chain::FenceNatOut => at("nat", "output", 3, -100, "-100"),
         Chain::FenceNatSource => at("nat", "postrouting", 4, 100, "srcnat"),
@@ -275,12 +278,9 @@ pub const fn hook(chain: Chain) -> Option<Hook> {
 pub const fn table(chain: Chain) -> Table {
     match chain {
         Chain::Guard | Chain::Hush => Table::Bridge,
-        Chain::FenceEarly
-        | Chain::FenceNatIn
-        | Chain::FenceNatOut
-        | Chain::FenceNatSource
-        | Chain::FenceForward
-        | Chain::FenceInput => Table::Fence,
+        Chain::FenceNatIn | Chain::FenceNatOut | Chain::FenceNatSource | Chain::FenceForward | Chain::FenceInput => {
+            Table::Fence
+        }
         Chain::PluginNatIn | Chain::PluginNatOut | Chain::PluginPublish | Chain::PluginNatSource => Table::Plugins,
         Chain::ShortcutOut | Chain::ShortcutIn => Table::Shortcuts,
         _ => Table::Inet,
@@ -298,7 +298,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     use Family::{V4, V6};
     use Load::{
         ArpSenderAddress, ArpSenderMac, Destination, DestinationPort, EtherSource, IifName, NeighbourTarget, NfProto,
-        OifName, Protocol, Source, SourcePort,
+        OifName, Protocol, Source,
     };
     use Part::{
         Count, Dnat, Do, Ether, FromLoopback4, HasL4Proto, Icmp6Type, IifGroup, In, L4Proto, Masquerade, NoWayBack,
@@ -373,11 +373,13 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
     // Each conversation inside is one of the outer packets' ports: as many would fill the table of connections.
     // Nothing of ours is asked of them in these chains any more.
     let untracked = |group: Part, port: Load| {
-        let parts =
-            [group, L4Proto(UDP), In(true, vec![Protocol, port], Set::Untracked), Part::NoTrack, Do(Data::Accept)];
+        let parts = [group, In(true, vec![port], Set::Untracked), Part::NoTrack, Do(Data::Accept)];
         rule("tunnels between hosts are no connections", &parts)
     };
+    let to_tunnels = || In(true, vec![Load::UdpDestinationPort], Set::Tunnels);
     let not_from_a_network = || rule("not from a network", &[IifGroup(false, Group::Bridges), Do(Data::Accept)]);
+    let past_the_guard =
+        || drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]);
     let allow = || Do(Data::Goto(Chain::Allow));
     match chain {
         Chain::Allow => vec![
@@ -389,8 +391,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         ],
         Chain::Unmark => vec![rule("nobody else sees it", &[Part::Priority(ALLOWED), Part::SetPriority(0)])],
         Chain::Early => vec![
-            drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
-            untracked(IifGroup(false, Group::Bridges), DestinationPort),
+            past_the_guard(),
+            untracked(IifGroup(false, Group::Bridges), Load::UdpDestinationPort),
             not_from_a_network(),
             drop("a container sent from a loopback address", &[FromLoopback4]),
             drop("a container sent to a loopback address", &[ToLoopback4]),
@@ -404,9 +406,9 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             name(V6, &Part::TcpDestination(DNS)),
         ],
         Chain::Answer => vec![
-            untracked(OifGroup(false, Group::Bridges), DestinationPort),
+            untracked(OifGroup(false, Group::Bridges), Load::UdpDestinationPort),
             // Encrypted ones go from this host's port to whatever NAT makes of the other's.
-            untracked(OifGroup(false, Group::Bridges), SourcePort),
+            untracked(OifGroup(false, Group::Bridges), Load::UdpSourcePort),
             rule("not to a network", &[OifGroup(false, Group::Bridges), Do(Data::Accept)]),
             answer(V4, &Part::UdpSource(DNS)),
             answer(V4, &Part::TcpSource(DNS)),
@@ -507,7 +509,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::Enter => vec![
             drop(
                 "a container sends to where another host's tunnels end",
-                &[OifGroup(false, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
+                &[OifGroup(false, Group::Bridges), to_tunnels()],
             ),
             elsewhere(V4),
             elsewhere(V6),
@@ -547,14 +549,8 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             drop("containers of this network do not reach each other", &[]),
         ],
         Chain::Input => vec![
-            drop(
-                "a container sends to where this host's tunnels end",
-                &[IifGroup(true, Group::Bridges), In(true, vec![Protocol, DestinationPort], Set::Tunnels)],
-            ),
-            rule(
-                "where this host's tunnels end",
-                &[In(true, vec![Protocol, DestinationPort], Set::Tunnels), Do(Data::Goto(Chain::Tunnel))],
-            ),
+            drop("a container sends to where this host's tunnels end", &[IifGroup(true, Group::Bridges), to_tunnels()]),
+            rule("where this host's tunnels end", &[to_tunnels(), Do(Data::Goto(Chain::Tunnel))]),
             drop(
                 "a gateway address answers its own network only",
                 &[
@@ -597,25 +593,25 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
             rule("another host measures the path", &[Part::FromLinkLocal6, Part::UdpDestination(ECHO), allow()]),
             drop("containers of other hosts do not reach the host", &[]),
         ],
-        Chain::FenceEarly => vec![
-            drop("past the bridge and its guard: frames that no bridge forwards", &[IifGroup(true, Group::Ports)]),
-            not_from_a_network(),
-            drop("a container sent from a loopback address", &[FromLoopback4]),
-            drop("a container sent to a loopback address", &[ToLoopback4]),
-        ],
         // Empty: a translation chain at a hook is what makes the kernel translate there at all.
         Chain::FenceNatIn | Chain::FenceNatOut | Chain::FenceNatSource => Vec::new(),
+        // What our own `early` drops is dropped here again, and not at a hook of its own: each costs all packets of the host.
         Chain::FenceForward => vec![
+            past_the_guard(),
             rule(
                 "neither from nor to a network",
                 &[IifGroup(false, Group::Bridges), OifGroup(false, Group::Bridges), Do(Data::Accept)],
             ),
+            drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
             rule("", &[Part::Established, Do(Data::Accept)]),
             rule("our own table let it pass", &[Part::Priority(ALLOWED), Do(Data::Accept)]),
             drop("our own table is not there", &[]),
         ],
         Chain::FenceInput => vec![
+            past_the_guard(),
             not_from_a_network(),
+            drop("a container sent from a loopback address", &[FromLoopback4]),
+            drop("a container sent to a loopback address", &[ToLoopback4]),
             rule("", &[Part::Established, Do(Data::Accept)]),
             rule("names", &[Part::UdpDestination(DNS), Do(Data::Accept)]),
             rule("names", &[Part::TcpDestination(DNS), Do(Data::Accept)]),

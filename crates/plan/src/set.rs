@@ -163,9 +163,9 @@ pub enum Set {
     /// Published on every address of a family that the container does not have, and passed on by the proxy:
     /// (family, protocol, host port).
     Proxied,
-    /// Where tunnels between hosts end, here and at the others: (protocol, port).
+    /// Where tunnels between hosts end, here and at the others: (UDP port).
     Tunnels,
-    /// Ports of packets between hosts that are no connections: (protocol, port).
+    /// Ports of packets between hosts that are no connections: (UDP port).
     Untracked,
     /// Hosts whose tunnels end here: (address).
     Ends(Family),
@@ -444,9 +444,9 @@ impl Set {
         use FieldType::{Address, Ether, IfName, NfProto, Port, Prefix, Protocol};
         match self {
             Self::Port(f) | Self::Range(f) | Self::PluginPort(f) => vec![Protocol, Address(f), Port],
-            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) | Self::Tunnels | Self::Untracked => {
-                vec![Protocol, Port]
-            }
+            Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) => vec![Protocol, Port],
+            // A key of two bytes is looked up in a bitmap (net/netfilter/nft_set_bitmap.c), which each packet between hosts is three times.
+            Self::Tunnels | Self::Untracked => vec![Port],
             Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
             Self::Proxied => vec![NfProto, Protocol, Port],
             Self::Within | Self::Trusted | Self::Hairpin => vec![IfName, IfName],

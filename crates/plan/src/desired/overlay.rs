@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use portolan_model::{
     Backend, Container, Endpoint, Family, Id, IfName, Mac, Mtu, Network, NetworkOptions, OF_CNI, Overlay, Peer,
-    Protocol, RemoteEndpoint, sealed_mtu,
+    RemoteEndpoint, sealed_mtu,
 };
 
 use super::{alias_of_network, element, elements, fnv, member};
@@ -39,7 +39,7 @@ pub(crate) const SEAL_OWNER: &str = "host link";
 /// What the host holds as long as any such network is in use, whose tunnels end at `port`: whoever could send there would be on
 /// all of them. Neither their packets are connections nor those of the encrypted link at the ports `untracked`.
 pub fn tunnel_objects(port: u16, untracked: &BTreeSet<u16>) -> Objects {
-    let key = |port: u16| vec![Field::Protocol(Protocol::Udp), Field::Ports(port, port)];
+    let key = |port: u16| vec![Field::Ports(port, port)];
     let link = untracked.iter().filter(|link| **link != port);
     let link = link.map(|link| member(Set::Untracked, key(*link), SEAL_OWNER));
     [member(Set::Tunnels, key(port), "host"), member(Set::Untracked, key(port), "host")]

@@ -111,6 +111,8 @@ fn list(loads: &[Load]) -> String {
             Load::Destination(_) => "destination",
             Load::SourcePort => "source port",
             Load::DestinationPort => "destination port",
+            Load::UdpSourcePort => "udp source port",
+            Load::UdpDestinationPort => "udp destination port",
             Load::EtherSource => "source MAC",
             Load::ArpSenderMac => "ARP sender's MAC",
             Load::ArpSenderAddress => "ARP sender's address",

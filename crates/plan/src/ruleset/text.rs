@@ -21,6 +21,8 @@ impl fmt::Display for Load {
             Self::Destination(Family::V6) => "ip6 daddr",
             Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",
+            Self::UdpSourcePort => "udp sport",
+            Self::UdpDestinationPort => "udp dport",
             Self::EtherSource => "ether saddr",
             Self::ArpSenderMac => "arp saddr ether",
             Self::ArpSenderAddress => "arp saddr ip",

@@ -155,6 +155,9 @@ impl Expressions<'_> {
                 break;
             }
         }
+        if loads.iter().any(|load| matches!(load, Load::UdpSourcePort | Load::UdpDestinationPort)) {
+            self.part(&Part::L4Proto(libc::IPPROTO_UDP as u8));
+        }
         let mut register = first;
         for load in loads {
             let len = match load {
@@ -190,11 +193,11 @@ impl Expressions<'_> {
                     self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 24, 16, register);
                     16
                 }
-                Load::SourcePort => {
+                Load::SourcePort | Load::UdpSourcePort => {
                     self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, register);
                     2
                 }
-                Load::DestinationPort => {
+                Load::DestinationPort | Load::UdpDestinationPort => {
                     self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, register);
                     2
                 }
