@@ -9,7 +9,8 @@ use portolan_engine::Kernel as _;
 use portolan_kernel::host::HostKernel;
 use portolan_kernel::netlink::Batch;
 use portolan_kernel::rtnl::link;
-use portolan_plan::{Firewall, Key, Object, Objects, Shortcut, ShortcutPart, Step, diff, ruleset};
+use portolan_model::Mac;
+use portolan_plan::{Firewall, Key, Macs, Object, Objects, Shortcut, ShortcutPart, Step, diff, ruleset};
 
 const DEVICE: &str = "vx-000100000000";
 const ENDS: [&str; 2] = ["pv00110001", "pv00120001"];
@@ -26,7 +27,11 @@ fn near(end: usize, addresses: &[&str]) -> Object {
 }
 
 fn far(block: &str, via: &str) -> Object {
-    part(ShortcutPart::Far { block: block.parse().unwrap(), via: via.parse().unwrap(), by: None }, "host b on web")
+    let macs = Macs { own: Mac::from_bytes([2, 0, 0, 0, 0, 1]), to: Mac::from_bytes([2, 0, 0, 0, 0, 2]) };
+    part(
+        ShortcutPart::Far { block: block.parse().unwrap(), via: via.parse().unwrap(), macs, by: None },
+        "host b on web",
+    )
 }
 
 fn all() -> Objects {

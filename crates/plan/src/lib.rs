@@ -29,9 +29,9 @@ pub use diff::{Step, diff, in_order_of, inverse, possible};
 pub use firewall::{Firewall, Guard};
 pub use object::{
     ALLOWED, Bridge, BridgePort, Chain, Child, ChildKind, Data, DefaultRoute, Direction, Element, Field, Forwarding,
-    Group, Groups, HostEnd, HostRoute, Inlet, Interface, Key, Neighbour, Object, Objects, Port, Route, Routed, Routers,
-    Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, Translated, TunnelPort, Vlan, Vxlan,
-    Way,
+    Group, Groups, HostEnd, HostRoute, Inlet, Interface, Key, Macs, Neighbour, Object, Objects, Port, Route, Routed,
+    Routers, Ruleset, SandboxSetting, Setting, Shaper, Shortcut, ShortcutKey, ShortcutPart, Translated, TunnelPort,
+    Vlan, Vxlan, Way,
 };
 pub use proxy::{PROXIED_PORTS, Proxied, proxied};
 pub use set::{DataType, FieldType, Set, Table};

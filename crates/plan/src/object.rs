@@ -21,7 +21,7 @@ mod tunnel;
 
 pub use objects::Objects;
 pub use port::{BridgePort, HostEnd, HostRoute, Port, Routed, Way};
-pub use shortcut::{Inlet, Shortcut, ShortcutKey, ShortcutPart, Translated};
+pub use shortcut::{Inlet, Macs, Shortcut, ShortcutKey, ShortcutPart, Translated};
 pub use tunnel::{Forwarding, TunnelPort, Vxlan};
 
 /// Which of our interfaces a rule speaks of.

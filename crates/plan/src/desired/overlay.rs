@@ -12,8 +12,8 @@ use portolan_model::{
 
 use super::{alias_of_network, element, elements, fnv, member};
 use crate::object::{
-    Chain, Data, Field, Forwarding, HostRoute, Inlet, Neighbour, Object, Objects, Shortcut, ShortcutPart, Translated,
-    TunnelPort, Vxlan, Way,
+    Chain, Data, Field, Forwarding, HostRoute, Inlet, Macs, Neighbour, Object, Objects, Shortcut, ShortcutPart,
+    Translated, TunnelPort, Vxlan, Way,
 };
 use crate::set::Set;
 
@@ -302,8 +302,10 @@ pub fn peer_objects(root: &str, network: &Network, peer: &Peer, blocks: &[IpNet]
             let fits = network.mtu.bytes() + Translated::MORE <= overlay.end.mtu.min(takes).bytes();
             let by =
                 both.filter(|_| fits).map(|(own, to)| Translated { link: seal_name(root), own, to, vni: overlay.vni });
+            let macs = Macs { own: overlay.end.mac, to: peer.mac };
             for block in without(*block, &network.gateways()) {
-                objects.insert(shortcut(network, ShortcutPart::Far { block, via, by: by.clone() }, owner.clone()));
+                let part = ShortcutPart::Far { block, via, macs, by: by.clone() };
+                objects.insert(shortcut(network, part, owner.clone()));
             }
         }
     }

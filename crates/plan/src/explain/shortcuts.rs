@@ -15,7 +15,7 @@ pub fn shortcuts<'a>(shortcuts: impl IntoIterator<Item = &'a Shortcut>) -> Vec<S
                      connection tracking and all rules"
                 )
             }
-            ShortcutPart::Far { block, via, by: None } => {
+            ShortcutPart::Far { block, via, by: None, .. } => {
                 format!(
                     "packets for containers in {block} go to {via} by {device}, and theirs come from there, past all rules"
                 )

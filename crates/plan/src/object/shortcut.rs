@@ -48,9 +48,20 @@ pub enum ShortcutPart {
         block: IpNet,
         /// That host as a neighbour at the tunnels, of the block's family.
         via: IpAddr,
+        /// The MACs of both ends of the tunnel.
+        macs: Macs,
         /// How packets get there without a tunnel, if they do.
         by: Option<Translated>,
     },
+}
+
+/// From where to where frames go in a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Macs {
+    /// This host's end.
+    pub own: Mac,
+    /// The other host's.
+    pub to: Mac,
 }
 
 /// Packets of IPv4 as packets of IPv6 on the encrypted link: each host has a prefix of 48 bits there, in which addresses of its
@@ -128,7 +139,8 @@ impl fmt::Display for Shortcut {
                 write!(f, "shortcut of `{device}` to {} by `{host_end}`", join(addresses, ", "))?;
                 f.write_str(if *queued { " and its queue" } else { "" })?;
             }
-            ShortcutPart::Far { block, via, by } => {
+            // The neighbour's entry tells its MAC.
+            ShortcutPart::Far { block, via, by, .. } => {
                 write!(f, "shortcut of `{device}` to {block} via {via}")?;
                 by.as_ref().map_or(Ok(()), |by| write!(f, ", translated by `{}` to {}", by.link, by.to))?;
             }

@@ -37,14 +37,16 @@ pub(super) mod here {
 
 /// Offsets in the value of `far`: where the containers of a block are.
 pub(super) mod far {
-    /// A `struct bpf_redir_neigh`: a family, and an address of at most 16 bytes.
+    /// The neighbour at the tunnels, for us alone: a family, and an address of at most 16 bytes.
     pub(in super::super) const NEIGHBOUR: usize = 20;
     /// The index of the link by which packets go translated; 0 if they do not.
     pub(in super::super) const LINK: usize = 20;
     /// What translated addresses there begin with, and what those of containers here do.
     pub(in super::super) const TO: usize = 24;
     pub(in super::super) const FROM: usize = 36;
-    pub(in super::super) const OWNER: usize = 48;
+    /// The other end of the tunnel and this one, as a frame begins.
+    pub(in super::super) const MACS: usize = 48;
+    pub(in super::super) const OWNER: usize = 60;
 }
 
 /// Where things are in an Ethernet frame with a packet of a family (RFC 791 §3.1, RFC 8200 §3).
@@ -91,6 +93,8 @@ fn frame(family: Family) -> Frame {
 pub(super) const HERE: i16 = -16;
 pub(super) const FAR: i16 = -40;
 const TO: i16 = -64;
+/// Bytes of that (`struct bpf_redir_neigh`): a family, and an address of at most 16.
+const NEIGHBOUR: i32 = 20;
 
 /// Registers that outlast calls: what the program is given, the start of the packet, its end, and what was found of its container.
 pub(super) const GIVEN: Reg = R6;
@@ -182,7 +186,10 @@ fn into_container(asm: &mut Asm, family: Family, maps: Maps, pass: Label) {
     asm.load(Size::Word, R1, FOUND, here::INTERFACE as i16);
     asm.copy(R2, STACK);
     asm.add(R2, i32::from(TO));
-    to_neighbour(asm);
+    asm.set(R3, NEIGHBOUR);
+    asm.set(R4, 0);
+    asm.call(Helper::RedirectNeigh);
+    asm.exit();
 }
 
 /// What comes out of a container: from its own address, for one that another host gives out.
@@ -206,16 +213,13 @@ fn out_of_container(asm: &mut Asm, family: Family, maps: Maps, device: u32, pass
     }
     asm.place(by_tunnel);
     one_hop_less(asm, family);
+    for word in 0..3 {
+        asm.load(Size::Word, R1, FOUND, far::MACS as i16 + 4 * word);
+        asm.store(Size::Word, START, 4 * word, R1);
+    }
     asm.set(R1, device.cast_signed());
-    asm.copy(R2, FOUND);
-    to_neighbour(asm);
-}
-
-/// Ends with the packet going to the neighbour that register 2 leads to, at the interface in register 1.
-fn to_neighbour(asm: &mut Asm) {
-    asm.set(R3, far::NEIGHBOUR as i32);
-    asm.set(R4, 0);
-    asm.call(Helper::RedirectNeigh);
+    asm.set(R2, 0);
+    asm.call(Helper::Redirect);
     asm.exit();
 }
 

@@ -7,8 +7,8 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use portolan_model::{IfName, Vni};
-use portolan_plan::{Shortcut, ShortcutPart, Translated};
+use portolan_model::{IfName, Mac, Vni};
+use portolan_plan::{Macs, Shortcut, ShortcutPart, Translated};
 
 use super::program::{self, Maps, far, here};
 use super::translate;
@@ -122,7 +122,7 @@ fn block(key: &[u8]) -> Option<IpNet> {
 }
 
 /// Without its link a packet goes by none.
-fn far_value(via: IpAddr, by: Option<&Translated>, owner: &str) -> [u8; FAR] {
+fn far_value(via: IpAddr, macs: Macs, by: Option<&Translated>, owner: &str) -> [u8; FAR] {
     let mut value = [0; FAR];
     let family = if via.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     value[..4].copy_from_slice(&family.to_ne_bytes());
@@ -134,10 +134,17 @@ fn far_value(via: IpAddr, by: Option<&Translated>, owner: &str) -> [u8; FAR] {
         let link = sys::interface_index(by.link.as_str()).unwrap_or(u32::MAX);
         value[far::LINK..far::TO].copy_from_slice(&link.to_ne_bytes());
         value[far::TO..far::FROM].copy_from_slice(&translate::start(by.to, by.vni));
-        value[far::FROM..far::OWNER].copy_from_slice(&translate::start(by.own, by.vni));
+        value[far::FROM..far::MACS].copy_from_slice(&translate::start(by.own, by.vni));
     }
+    value[far::MACS..far::MACS + 6].copy_from_slice(&macs.to.octets());
+    value[far::MACS + 6..far::OWNER].copy_from_slice(&macs.own.octets());
     put_text(&mut value[far::OWNER..], owner);
     value
+}
+
+fn macs(value: &[u8]) -> Option<Macs> {
+    let mac = |at: usize| Some(Mac::from_bytes(value.get(at..at + 6)?.try_into().ok()?));
+    Some(Macs { to: mac(far::MACS)?, own: mac(far::MACS + 6)? })
 }
 
 /// How packets go by the link, if they do. Of addresses the prefix alone is known.
@@ -303,8 +310,8 @@ impl Running {
     fn fill(&self, part: &Shortcut, end: u32, before: &Self) -> io::Result<()> {
         match &part.part {
             ShortcutPart::Table { .. } => Ok(()),
-            ShortcutPart::Far { block, via, by } => {
-                self.far.put(&block_key(*block), &far_value(*via, by.as_ref(), &part.owner))
+            ShortcutPart::Far { block, via, macs, by } => {
+                self.far.put(&block_key(*block), &far_value(*via, *macs, by.as_ref(), &part.owner))
             }
             ShortcutPart::Near { addresses, queued, .. } => {
                 let mut value = Near { interface: end, queued: *queued, owner: part.owner.clone() }.value();
@@ -409,9 +416,13 @@ impl Running {
             })
             .collect();
         for (key, value) in self.far.all()? {
-            let (Some(block), Some(via)) = (block(&key), via(&value)) else { return Ok(None) };
+            let (Some(block), Some(via), Some(macs)) = (block(&key), via(&value), macs(&value)) else {
+                return Ok(None);
+            };
             let is_same = |wanted: &&Shortcut| match &wanted.part {
-                ShortcutPart::Far { via, by, .. } => far_value(*via, by.as_ref(), &wanted.owner)[..] == value[..],
+                ShortcutPart::Far { via, macs, by, .. } => {
+                    far_value(*via, *macs, by.as_ref(), &wanted.owner)[..] == value[..]
+                }
                 _ => false,
             };
             if let Some(wanted) = wanted.get(&block).copied().filter(is_same) {
@@ -419,7 +430,7 @@ impl Running {
                 continue;
             }
             let (by, owner) = (by(&value, &names), text(&value[far::OWNER..]));
-            parts.push(Shortcut { device: device.clone(), part: ShortcutPart::Far { block, via, by }, owner });
+            parts.push(Shortcut { device: device.clone(), part: ShortcutPart::Far { block, via, macs, by }, owner });
         }
         Ok(Some(parts))
     }

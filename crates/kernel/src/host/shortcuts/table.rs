@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portolan_engine::KernelError;
-use portolan_model::{Family, IfName};
-use portolan_plan::{Chain, Data, Element, Field, Set, Shortcut, ShortcutPart, Table, ruleset};
+use portolan_model::{Family, IfName, Mac};
+use portolan_plan::{Chain, Data, Element, Field, Macs, Set, Shortcut, ShortcutPart, Table, ruleset};
 
 use super::super::{HostKernel, refusal};
 use super::Seen;
@@ -59,6 +60,11 @@ fn parts(
 ) -> Option<Vec<Shortcut>> {
     let own = indexes.get(device.as_str()).copied();
     let mut near: BTreeMap<IfName, (BTreeSet<IpAddr>, String)> = BTreeMap::new();
+    let of_block = |wanted: &&Shortcut| match wanted.part {
+        ShortcutPart::Far { block, macs, .. } if wanted.device == *device => Some((block, macs)),
+        _ => None,
+    };
+    let macs: BTreeMap<IpNet, Macs> = wanted.iter().filter_map(of_block).collect();
     let mut parts = Vec::new();
     for element in &content.elements {
         match (element.set, element.key.as_slice(), element.data) {
@@ -66,11 +72,13 @@ fn parts(
                 let of = near.entry(host_end.clone()).or_insert_with(|| (BTreeSet::new(), element.owner.clone()));
                 of.0.insert(*address);
             }
-            (Set::Far(_), [Field::Prefix(block)], Data::Address(via)) => parts.push(Shortcut {
-                device: device.clone(),
-                part: ShortcutPart::Far { block: *block, via, by: None },
-                owner: element.owner.clone(),
-            }),
+            // Who the neighbour is, is its own entry's to say.
+            (Set::Far(_), [Field::Prefix(block)], Data::Address(via)) => {
+                let nobody = Mac::from_bytes([0; 6]);
+                let macs = macs.get(block).copied().unwrap_or(Macs { own: nobody, to: nobody });
+                let part = ShortcutPart::Far { block: *block, via, macs, by: None };
+                parts.push(Shortcut { device: device.clone(), part, owner: element.owner.clone() });
+            }
             _ => {}
         }
     }
