@@ -602,7 +602,6 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
                 "neither from nor to a network",
                 &[IifGroup(false, Group::Bridges), OifGroup(false, Group::Bridges), Do(Data::Accept)],
             ),
-            drop("a container sent from a loopback address", &[IifGroup(true, Group::Bridges), FromLoopback4]),
             rule("", &[Part::Established, Do(Data::Accept)]),
             rule("our own table let it pass", &[Part::Priority(ALLOWED), Do(Data::Accept)]),
             drop("our own table is not there", &[]),
@@ -610,9 +609,10 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         Chain::FenceInput => vec![
             past_the_guard(),
             not_from_a_network(),
+            // What a container answers to the host's 127.0.0.1 is for that here.
+            rule("", &[Part::Established, Do(Data::Accept)]),
             drop("a container sent from a loopback address", &[FromLoopback4]),
             drop("a container sent to a loopback address", &[ToLoopback4]),
-            rule("", &[Part::Established, Do(Data::Accept)]),
             rule("names", &[Part::UdpDestination(DNS), Do(Data::Accept)]),
             rule("names", &[Part::TcpDestination(DNS), Do(Data::Accept)]),
             rule("neighbour discovery", &[Icmp6Type(NEIGHBOUR_SOLICITATION), Do(Data::Accept)]),

@@ -10,7 +10,8 @@
 //! compared, and the kernel would decide it anew in each turn.
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
-//! each host and routes, as we have, but neither rules nor connection tracking; `host-gw` has routes by the LAN instead, as
+//! each host and routes, as we have, but neither rules nor connection tracking; `beside` has the same on our own two hosts, beside what we
+//! have there; `host-gw` has routes by the LAN instead, as
 //! Flannel's backend of that name; `docker` is Docker's own overlay, of a swarm of two. An encrypted network of ours is
 //! beside a `bare` tunnel of the same WireGuard, beside one on hosts that have connections `tracked` as ours do, and beside a VXLAN
 //! by hand `inside` of such a tunnel.
@@ -79,9 +80,9 @@ fn main() -> Result<()> {
     let mut hosts = Vec::new();
     let [open, sealed] = ours(&lab, &mut lan, &etcd, &mut hosts)?;
     let docker = World::docker_or_skip("bench-overlay-docker", &["a", "b"]).context("the benchmark needs Docker")?;
-    let open = [open, by_hand(&lab, &mut lan, Way::Vxlan)?, by_hand(&lab, &mut lan, Way::Lan)?, dockers(&docker)?];
-    let [bare, tracked, inside] = [Way::WireGuard, Way::Tracked, Way::Inside].map(|way| by_hand(&lab, &mut lan, way));
-    let sealed = [sealed, bare?, tracked?, inside?];
+    let mut by_hand = |way| by_hand(&lab, &mut lan, way, &hosts);
+    let open = [open, by_hand(Way::Vxlan)?, by_hand(Way::Beside)?, by_hand(Way::Lan)?, dockers(&docker)?];
+    let sealed = [sealed, by_hand(Way::WireGuard)?, by_hand(Way::Tracked)?, by_hand(Way::Inside)?];
     for side in open.iter().chain(&sealed) {
         let is_reached = || ping(&side.near, side.to, Duration::from_secs(1)).is_open();
         ensure!(eventually(LONG, is_reached), "{}: the other container is not reached", side.title);
@@ -277,6 +278,8 @@ fn ours(lab: &Lab, lan: &mut Lan, etcd: &Etcd, hosts: &mut Vec<Ours>) -> Result<
         let host = lab.host(name)?;
         lan.connect(&host, "eth0", &[&format!("10.0.1.{}/24", 1 + number)])?;
         host.add_default_route("10.0.1.250")?;
+        // It may pass on what is not ours, as it did before: who is `beside` wants that.
+        host.enable_forwarding()?;
         let root = lab.dir().join(format!("root-{name}"));
         hosts.push(Ours { host: host.again()?, root: root.clone() });
         let verb = if number == 0 { "init" } else { "join" };
@@ -326,6 +329,8 @@ fn dockers(world: &World) -> Result<Side> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Vxlan,
+    /// On our own hosts.
+    Beside,
     Lan,
     /// By the process that carries our own encrypted networks, with nothing but IP in it.
     WireGuard,
@@ -354,9 +359,10 @@ fn delete(host: &Host, link: &str) {
 const INSIDE_OF: u32 = 1440;
 
 /// The same by hand.
-fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
+fn by_hand(lab: &Lab, lan: &mut Lan, way: Way, ours: &[Ours]) -> Result<Side> {
     let (title, net, mtu) = match way {
         Way::Vxlan => ("raw", 2, 1450),
+        Way::Beside => ("beside", 7, 1450),
         Way::Lan => ("host-gw", 3, 1500),
         Way::WireGuard => ("bare", 4, 1420),
         Way::Inside => ("inside", 5, INSIDE_OF - 70),
@@ -366,11 +372,19 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
     let keys = [PrivateKey::random(), PrivateKey::random()];
     let names = [format!("{title}-a"), format!("{title}-b")];
     for (number, name) in names.iter().enumerate() {
-        let host = lab.host(name)?;
-        let own = format!("10.0.1.{}", net * 10 + number);
-        let other = format!("10.0.1.{}", net * 10 + 1 - number);
-        lan.connect(&host, "eth0", &[&format!("{own}/24")])?;
-        host.enable_forwarding()?;
+        let address = |number: usize| match way {
+            Way::Beside => format!("10.0.1.{}", 1 + number),
+            _ => format!("10.0.1.{}", net * 10 + number),
+        };
+        let (own, other) = (address(number), address(1 - number));
+        let host = if way == Way::Beside {
+            ours[number].host.again()?
+        } else {
+            let host = lab.host(name)?;
+            lan.connect(&host, "eth0", &[&format!("{own}/24")])?;
+            host.enable_forwarding()?;
+            host
+        };
         if way == Way::Tracked {
             let rules = "add table inet t; add chain inet t c { type filter hook forward priority 0; }; \
                          add rule inet t c ct state invalid drop";
@@ -416,7 +430,7 @@ fn by_hand(lab: &Lab, lan: &mut Lan, way: Way) -> Result<Side> {
             ip(&host, &format!("route add {theirs} via {other} dev vx onlink"))
         };
         match way {
-            Way::Vxlan => vxlan((&own, &other), "")?,
+            Way::Vxlan | Way::Beside => vxlan((&own, &other), "")?,
             Way::Lan => ip(&host, &format!("route add {theirs} via {other}"))?,
             Way::WireGuard | Way::Tracked | Way::Inside => {
                 let end = |number: usize| format!("fe80:{}::1", 7 + number);

@@ -43,7 +43,7 @@ fn untracked(node: &Node) -> String {
 }
 
 fn is_untracked(node: &Node) -> bool {
-    untracked(node).contains(&format!("udp . {PORT}"))
+    untracked(node).contains(&format!("{PORT} comment"))
 }
 
 /// How many of the connections that the host knows are the link's packets.
