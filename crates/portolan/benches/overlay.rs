@@ -10,11 +10,10 @@
 //! compared, and the kernel would decide it anew in each turn.
 //!
 //! All have two hosts on a LAN, a container on each, and a veth pair between container and host. `raw` has a VXLAN interface on
-//! each host and routes, as we have, but neither rules nor connection tracking; `beside` has the same on our own two hosts, beside what we
-//! have there; `host-gw` has routes by the LAN instead, as
-//! Flannel's backend of that name; `docker` is Docker's own overlay, of a swarm of two. An encrypted network of ours is
-//! beside a `bare` tunnel of the same WireGuard, beside one on hosts that have connections `tracked` as ours do, and beside a VXLAN
-//! by hand `inside` of such a tunnel.
+//! each host and routes, as we have, but neither rules nor connection tracking; `beside` has the same on our own two hosts, beside
+//! what we have there; `host-gw` has routes by the LAN instead, as Flannel's backend of that name; `docker` is Docker's own overlay,
+//! of a swarm of two. An encrypted network of ours is beside a `bare` tunnel of the same WireGuard, beside one on hosts that have
+//! connections `tracked` as ours do, and beside a VXLAN by hand `inside` of such a tunnel.
 
 mod figures;
 #[path = "../tests/machine/mod.rs"]
