@@ -62,8 +62,6 @@ pub enum Load {
     Source(Family),
     /// `ip daddr` or `ip6 daddr`.
     Destination(Family),
-    /// `th sport`.
-    SourcePort,
     /// `th dport`.
     DestinationPort,
     /// `udp sport`.

@@ -109,7 +109,6 @@ fn list(loads: &[Load]) -> String {
             Load::OifName => "output interface",
             Load::Source(_) => "source",
             Load::Destination(_) => "destination",
-            Load::SourcePort => "source port",
             Load::DestinationPort => "destination port",
             Load::UdpSourcePort => "udp source port",
             Load::UdpDestinationPort => "udp destination port",

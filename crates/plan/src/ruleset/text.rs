@@ -19,7 +19,6 @@ impl fmt::Display for Load {
             Self::Source(Family::V6) => "ip6 saddr",
             Self::Destination(Family::V4) => "ip daddr",
             Self::Destination(Family::V6) => "ip6 daddr",
-            Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",
             Self::UdpSourcePort => "udp sport",
             Self::UdpDestinationPort => "udp dport",

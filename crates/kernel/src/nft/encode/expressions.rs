@@ -193,7 +193,7 @@ impl Expressions<'_> {
                     self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 24, 16, register);
                     16
                 }
-                Load::SourcePort | Load::UdpSourcePort => {
+                Load::UdpSourcePort => {
                     self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, register);
                     2
                 }
