@@ -593,7 +593,7 @@ pub fn rules(chain: Chain) -> Vec<Rule> {
         ],
         // Empty: a translation chain at a hook is what makes the kernel translate there at all.
         Chain::FenceNatIn | Chain::FenceNatOut | Chain::FenceNatSource => Vec::new(),
-        // What our own `early` drops is dropped here again, and not at a hook of its own: each costs all packets of the host.
+        // What our own `early` drops for good is dropped here again. A hook of its own for that would cost all packets of the host.
         Chain::FenceForward => vec![
             past_the_guard(),
             rule(

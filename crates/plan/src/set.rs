@@ -445,7 +445,8 @@ impl Set {
         match self {
             Self::Port(f) | Self::Range(f) | Self::PluginPort(f) => vec![Protocol, Address(f), Port],
             Self::AnyPort(_) | Self::AnyRange(_) | Self::PluginAnyPort(_) => vec![Protocol, Port],
-            // A key of two bytes is looked up in a bitmap (net/netfilter/nft_set_bitmap.c), which each packet between hosts is three times.
+            // Each packet between hosts is looked up three times. For keys of two bytes the kernel has a bitmap
+            // (net/netfilter/nft_set_bitmap.c).
             Self::Tunnels | Self::Untracked => vec![Port],
             Self::Open(f) | Self::OpenRange(f) => vec![Address(f), Protocol, Port],
             Self::Proxied => vec![NfProto, Protocol, Port],

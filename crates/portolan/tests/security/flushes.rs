@@ -141,6 +141,9 @@ pub(crate) fn rows() -> Option<Vec<Row>> {
             "a LAN neighbour with a route probes, every millisecond, a port published on 127.0.0.1 and one published nowhere, while `nft flush ruleset` comes again and again",
         ),
         row(4, "a container of another network does"),
-        row(2, "a container's frames to 127.0.0.1, for a service at port 53 there, while the ruleset is flushed so"),
+        row(
+            2,
+            "a container's frames to 127.0.0.1, every millisecond, for a service at port 53 there, while `nft flush ruleset` comes again and again",
+        ),
     ])
 }
