@@ -26,11 +26,14 @@ impl AtDaemon {
 
     fn ask(&self, what: Sharing) -> Result<Id, ClusterError> {
         let failed = |error: anyhow::Error| ClusterError { reason: format!("{error:#}"), hint: None };
-        let none = || ClusterError {
+        let none = || {
+            ClusterError {
             reason: "no daemon follows the cluster for this root".to_owned(),
             hint: Some(
-                "`portolan daemon start` starts one; `portolan cluster status` shows how this host stands".to_owned(),
+                "`portolan daemon start` starts one; a host that is in no cluster begins one with `portolan cluster init`, or joins one with `portolan cluster join`"
+                    .to_owned(),
             ),
+        }
         };
         let Some(mut client) = Client::connect(&self.run).map_err(failed)? else { return Err(none()) };
         match client.ask(&Request::Share { what: Box::new(what) }).map_err(failed)? {
